@@ -1,0 +1,1 @@
+"""One file per model architecture; each is a plugin."""

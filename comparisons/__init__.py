@@ -1,0 +1,1 @@
+"""One file per comparison; each is a plugin. Imports no torch."""
