@@ -1,0 +1,56 @@
+"""LFM2: layers that mix tokens by a gated short convolution, and layers that attend."""
+
+from __future__ import annotations
+
+from xatlas import Adapter, HookPoint, hookimpl
+from xatlas.adapter import PreNormAdapter, gated_thirds
+
+
+class Lfm2Adapter(PreNormAdapter):
+    """LFM2: conv or attention by layer, then a gated MLP whose modules are w1 (gate), w3 (up), w2 (down).
+
+    The conv's factors are thirds of ``in_proj``'s output. The convolution module itself is never hooked:
+    its layer reads the weight and calls a function, so that such a hook would silently never fire.
+    """
+
+    architectures = ("Lfm2ForCausalLM",)
+    final_norm_path = "model.embedding_norm"
+    mlp_name = "feed_forward"
+    mlp_norm_name = "ffn_norm"
+    out_name = "out_proj"
+    mlp_roles = {"gate": "w1", "up": "w3", "down": "w2"}  # noqa: RUF012 - declared ClassVar in the base
+
+    def operator_type(self, layer: int) -> str:
+        """Return ``conv`` or ``attention``, by which module the layer has."""
+        return "conv" if hasattr(self.layer(layer), "conv") else "attention"
+
+    def operator_path(self, layer: int) -> str:
+        """Return the path of the conv or of the attention."""
+        name = "conv" if self.operator_type(layer) == "conv" else self.attention_name
+        return f"{self.layer_path(layer)}.{name}"
+
+    def conv_path(self, layer: int) -> str | None:
+        """Return the path of the depthwise convolution, whose weight is ``(d_model, 1, kernel)``."""
+        return f"{self.operator_path(layer)}.conv" if self.operator_type(layer) == "conv" else None
+
+    def hook_points(self, layer: int) -> dict[str, HookPoint]:
+        """Return the shared sites; a conv layer adds gate (B), carrier (C) and signal (x)."""
+        points = super().hook_points(layer)
+        if self.operator_type(layer) == "conv":
+            factors = ("conv_gate", "conv_carrier", "conv_signal")
+            points |= gated_thirds(f"{self.operator_path(layer)}.in_proj", factors)
+        return points
+
+    def roles(self, layer: int) -> dict[str, str]:
+        """Return the shared roles; a conv layer adds ``conv.in`` and ``conv.out``."""
+        roles = super().roles(layer)
+        if self.operator_type(layer) == "conv":
+            path = self.operator_path(layer)
+            roles |= {"conv.in": f"{path}.in_proj", "conv.out": f"{path}.out_proj"}
+        return roles
+
+
+@hookimpl
+def xatlas_adapters() -> list[type[Adapter]]:
+    """Return the LFM2 adapter."""
+    return [Lfm2Adapter]

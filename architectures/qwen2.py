@@ -1,0 +1,18 @@
+"""Qwen2 and Qwen2.5: Llama's block with biases on queries, keys and values."""
+
+from __future__ import annotations
+
+from xatlas import Adapter, hookimpl
+from xatlas.adapter import PreNormAdapter
+
+
+class Qwen2Adapter(PreNormAdapter):
+    """Qwen2: the same places as Llama; only the projections' biases differ."""
+
+    architectures = ("Qwen2ForCausalLM",)
+
+
+@hookimpl
+def xatlas_adapters() -> list[type[Adapter]]:
+    """Return the Qwen2 adapter."""
+    return [Qwen2Adapter]

@@ -1,0 +1,180 @@
+"""The contract that names an architecture's hook points, operators and module roles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from xatlas.errors import XatlasError
+from xatlas.sites import Chunk, HeadLayout, Heads, HookPoint, Whole
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Adapter(ABC):
+    """Names the places of one model architecture; facts are read from the loaded modules.
+
+    Subclass this for blocks of any kind, or :class:`PreNormAdapter` for the common decoder block.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The loaded Hugging Face causal language model.
+    """
+
+    #: Hugging Face class names that the adapter fits, e.g. ``("LlamaForCausalLM",)``.
+    architectures: ClassVar[tuple[str, ...]]
+    #: Path of the module list of decoder layers.
+    layers_path: ClassVar[str] = "model.layers"
+    #: Paths of the embedding, the norm after the last layer, and the unembedding.
+    embedding_path: ClassVar[str] = "model.embed_tokens"
+    final_norm_path: ClassVar[str] = "model.norm"
+    unembedding_path: ClassVar[str] = "lm_head"
+    #: Keyword under which a layer takes its cache; None where one-token steps are not supported.
+    cache_argument: ClassVar[str | None] = None
+    #: Site kinds beyond the shared ones, with their dimensions.
+    extra_kinds: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.n_layers = len(self.module(self.layers_path))
+        self.d_model = int(self.module(self.embedding_path).weight.shape[1])
+
+    def module(self, path: str) -> Any:
+        """Return the module at ``path``.
+
+        Raises
+        ------
+        XatlasError
+            The model has none there: the adapter does not fit.
+        """
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            raise XatlasError(
+                f"{type(self).__name__} looks for the module '{path}', which "
+                f"{type(self.model).__name__} does not have: the adapter does not fit this model."
+            ) from None
+
+    def layer_path(self, layer: int) -> str:
+        """Return the path of decoder layer ``layer``."""
+        return f"{self.layers_path}.{layer}"
+
+    def layer(self, layer: int) -> nn.Module:
+        """Return the module of decoder layer ``layer``."""
+        return self.module(self.layer_path(layer))  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def operator_type(self, layer: int) -> str:
+        """Return what mixes tokens in this layer: ``attention``, ``conv``, ``ssm``, …"""
+
+    @abstractmethod
+    def hook_points(self, layer: int) -> dict[str, HookPoint]:
+        """Return site kind → hook point, for the kinds that this layer has."""
+
+    @abstractmethod
+    def roles(self, layer: int) -> dict[str, str]:
+        """Return role → module path for the layer's linear modules.
+
+        Roles are ``attention.q/k/v/out``, ``conv.in/out``, ``mlp.gate/up/down``, or an architecture's own.
+        """
+
+    def head_layout(self, layer: int) -> HeadLayout | None:
+        """Return the layer's heads, or None where it has none."""
+        return None
+
+    def output_projection(self, layer: int) -> str | None:
+        """Return the path of the module that turns ``heads`` into ``operator_out``, where there is one."""
+        return None
+
+    def conv_path(self, layer: int) -> str | None:
+        """Return the path of the depthwise causal convolution that this layer applies, where there is one."""
+        return None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn the stream after the last layer into logits ``(..., vocabulary)``."""
+        normed = self.module(self.final_norm_path)(hidden)
+        return self.module(self.unembedding_path)(normed)  # type: ignore[no-any-return]
+
+
+class PreNormAdapter(Adapter):
+    """The common decoder block: ``x + operator(norm(x))``, then ``x + mlp(norm(x))``.
+
+    A subclass gives the names of the modules; a layer may mix tokens by something other than attention if
+    the subclass says so in :meth:`operator_type` and :meth:`hook_points`.
+    """
+
+    #: Names inside a layer.
+    attention_name: ClassVar[str] = "self_attn"
+    mlp_name: ClassVar[str] = "mlp"
+    mlp_norm_name: ClassVar[str] = "post_attention_layernorm"
+    out_name: ClassVar[str] = "o_proj"
+    mlp_roles: ClassVar[Mapping[str, str]] = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    cache_argument = "past_key_values"
+
+    def operator_type(self, layer: int) -> str:
+        """Return ``attention``: every layer attends."""
+        return "attention"
+
+    def operator_path(self, layer: int) -> str:
+        """Return the path of the module that mixes tokens."""
+        return f"{self.layer_path(layer)}.{self.attention_name}"
+
+    def head_layout(self, layer: int) -> HeadLayout | None:
+        """Read the heads from the widths of the projections."""
+        if self.operator_type(layer) != "attention":
+            return None
+        path = self.operator_path(layer)
+        d_head = int(self.module(path).head_dim)
+        return HeadLayout(
+            n_heads=self.module(f"{path}.q_proj").out_features // d_head,
+            n_kv_heads=self.module(f"{path}.k_proj").out_features // d_head,
+            d_head=d_head,
+        )
+
+    def output_projection(self, layer: int) -> str | None:
+        """Return the attention's output projection."""
+        if self.operator_type(layer) != "attention":
+            return None
+        return f"{self.operator_path(layer)}.{self.out_name}"
+
+    def hook_points(self, layer: int) -> dict[str, HookPoint]:
+        """Return the stream's sites, and the heads of an attention layer."""
+        block = self.layer_path(layer)
+        points = {
+            "resid_pre": HookPoint(block, "input"),
+            "operator_out": HookPoint(self.operator_path(layer), "output"),
+            "resid_mid": HookPoint(f"{block}.{self.mlp_norm_name}", "input", edit_as="operator_out"),
+            "mlp_out": HookPoint(f"{block}.{self.mlp_name}", "output"),
+            "resid_post": HookPoint(block, "output"),
+        }
+        layout, projection = self.head_layout(layer), self.output_projection(layer)
+        if layout is not None and projection is not None:
+            points["heads"] = HookPoint(projection, "input", Heads(layout.n_heads, layout.d_head))
+            points["attention_pattern"] = HookPoint(self.operator_path(layer), "output", Pattern())
+        return points
+
+    def roles(self, layer: int) -> dict[str, str]:
+        """Return the roles of the attention's and the MLP's linear modules."""
+        block = self.layer_path(layer)
+        roles = {f"mlp.{role}": f"{block}.{self.mlp_name}.{name}" for role, name in self.mlp_roles.items()}
+        if self.operator_type(layer) == "attention":
+            path = self.operator_path(layer)
+            roles |= {f"attention.{role}": f"{path}.{role}_proj" for role in ("q", "k", "v")}
+            roles["attention.out"] = f"{path}.{self.out_name}"
+        return roles
+
+
+class Pattern(Whole):
+    """The attention weights, second in what an eager attention module returns; read only."""
+
+    #: Which element of a returned tuple the view reads.
+    element: ClassVar[int] = 1
+
+
+def gated_thirds(module: str, names: tuple[str, ...]) -> dict[str, HookPoint]:
+    """Return hook points for equal parts of a projection's output, in the order of ``names``."""
+    return {name: HookPoint(module, "output", Chunk(index, len(names))) for index, name in enumerate(names)}

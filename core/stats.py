@@ -1,0 +1,250 @@
+"""Statistics for per-prompt values, in numpy only.
+
+Prompts that share a template are not independent, so everything here resamples or flips whole templates
+within families and averages families with equal weight. NaN and infinite values count as absent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: Added to effects before a logarithm, in nats: effects below it can't be told from rounding.
+EPSILON = 1e-4
+#: Numerical agreement of two values, in nats and relative.
+AGREEMENT = (1e-4, 1e-5)
+DRAWS = 2000
+PERMUTATIONS = 10_000
+LEVEL = 0.95
+
+
+def agree(a: Any, b: Any) -> NDArray[np.bool_]:
+    """Return where ``a`` and ``b`` are equal within numerical agreement (NaN agrees with nothing)."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    with np.errstate(invalid="ignore"):
+        close = np.abs(a - b) <= AGREEMENT[0] + AGREEMENT[1] * np.maximum(np.abs(a), np.abs(b))
+    return np.asarray(close, dtype=bool)
+
+
+def log_ratio(effect: Any, control: Any) -> Floats:
+    """Return log((effect + ε) / (control + ε)), ε = 1e-4 nat."""
+    return np.asarray(
+        np.log((np.asarray(effect, dtype=float) + EPSILON) / (np.asarray(control, dtype=float) + EPSILON))
+    )
+
+
+class Clusters:
+    """How prompts hang together: templates within families.
+
+    A family of one template falls back on its prompts as clusters; a family of one prompt never varies.
+    Resampling draws T - 1 of a family's T templates with replacement (Rao and Wu 1988), which makes the
+    variance of a family's mean unbiased even for the four or five templates of a small suite; drawing T
+    of T would understate it by 1 / T.
+
+    Parameters
+    ----------
+    families, templates : sequence of str
+        One each per prompt; an empty or missing template makes the prompt its own cluster.
+    draws : int
+        Bootstrap draws.
+    seed : int
+        Seed of the draws and flips. The same prompts give the same draws, so differences are paired.
+    """
+
+    def __init__(
+        self, families: Sequence[Any], templates: Sequence[Any], *, draws: int = DRAWS, seed: int = 0
+    ) -> None:
+        if len(families) != len(templates):
+            raise ValueError(f"{len(families)} families but {len(templates)} templates")
+        self.draws, self.seed = draws, seed
+        self.families = tuple(sorted({str(family) for family in families}))
+        members = _cluster_members(families, templates)
+        names = sorted(members)
+        self.size = len(names)
+        #: (cluster, prompt), 1 where the prompt belongs to the cluster
+        self._member = np.zeros((len(names), len(families)))
+        for row, name in enumerate(names):
+            self._member[row, members[name]] = 1
+        owner = np.array([name[0] for name in names])
+        self._rows = [np.flatnonzero(owner == family) for family in self.families]
+        rng = np.random.default_rng(seed)
+        self._counts = [_rao_wu(len(rows), draws, rng) for rows in self._rows]
+        #: Whether any family can be resampled; without, there are no intervals.
+        self.resamples = any(len(rows) > 1 for rows in self._rows)
+
+    def _sums(self, values: Any) -> tuple[Floats, Floats, tuple[int, ...]]:
+        """Return sums and counts per cluster ``(cluster, item)`` and the shape of the items."""
+        array = np.asarray(values, dtype=float)
+        flat = array.reshape(len(array), -1)
+        finite = np.isfinite(flat)
+        return self._member @ np.where(finite, flat, 0.0), self._member @ finite, array.shape[1:]
+
+    def family_means(self, values: Any) -> Floats:
+        """Return means ``(family, *items)`` of values ``(prompt, *items)``."""
+        sums, counts, shape = self._sums(values)
+        means = [_divide(sums[rows].sum(0), counts[rows].sum(0)) for rows in self._rows]
+        return np.array(means).reshape(len(means), *shape)
+
+    def macro(self, values: Any) -> Floats:
+        """Return the mean over families ``(*items)`` of values ``(prompt, *items)``."""
+        return _mean(self.family_means(values))
+
+    def family_draws(self, values: Any, family: str) -> Floats:
+        """Return bootstrap means ``(draw, *items)`` of one family."""
+        sums, counts, shape = self._sums(values)
+        drawn = self._family(sums, counts, self.families.index(family))
+        return drawn.reshape(self.draws, *shape)
+
+    def macro_draws(self, values: Any) -> Floats:
+        """Return bootstrap family-macro averages ``(draw, *items)`` of values ``(prompt, *items)``."""
+        sums, counts, shape = self._sums(values)
+        total = np.zeros((self.draws, sums.shape[1]))
+        present = np.zeros(sums.shape[1])
+        for index in range(len(self.families)):
+            drawn = self._family(sums, counts, index)
+            there = np.isfinite(drawn[0])
+            total += np.where(there, drawn, 0.0)
+            present += there
+        return _divide(total, np.broadcast_to(present, total.shape)).reshape(self.draws, *shape)
+
+    def _family(self, sums: Floats, counts: Floats, index: int) -> Floats:
+        rows, weights = self._rows[index], self._counts[index]
+        point = _divide(sums[rows].sum(0), counts[rows].sum(0))
+        drawn = _divide(weights @ sums[rows], weights @ counts[rows])
+        # a draw that met absent values only takes the family's mean: families must not come and go
+        return np.where(np.isfinite(drawn), drawn, point)
+
+    def interval(self, draws: Floats) -> tuple[Floats, Floats]:
+        """Return the 95 % interval over the first axis; NaN where nothing can be resampled."""
+        low, high = quantile(draws, (1 - LEVEL) / 2), quantile(draws, (1 + LEVEL) / 2)
+        return (low, high) if self.resamples else (low * np.nan, high * np.nan)
+
+    def max_t(
+        self,
+        values: Any,
+        *,
+        permutations: int = PERMUTATIONS,
+        alternative: Literal["greater", "two-sided"] = "greater",
+    ) -> Floats:
+        """Test family-macro means against 0, over all items at once, by flipping signs per template.
+
+        The statistic is the mean over its spread under flips (which flips leave unchanged); each item is
+        compared with the largest statistic of all items, so that p-values are adjusted for their number
+        (Westfall and Young 1993). All flips are enumerated when there are no more than ``permutations``.
+
+        Parameters
+        ----------
+        values : array (prompt, *items)
+            Usually :func:`log_ratio` of effect and control.
+
+        Returns
+        -------
+        array (*items)
+            p-values; NaN for items without any value.
+        """
+        sums, counts, shape = self._sums(values)
+        share = np.full(sums.shape, np.nan)  # a cluster's part of the macro mean
+        for rows in self._rows:
+            share[rows] = _divide(sums[rows], np.broadcast_to(counts[rows].sum(0), sums[rows].shape))
+        families = sum(np.isfinite(share[rows]).any(0).astype(float) for rows in self._rows)
+        share = _divide(np.nan_to_num(share), np.broadcast_to(families, share.shape))
+        spread = np.sqrt((share**2).sum(0))
+        scaled = np.divide(share, spread, out=np.zeros_like(share), where=spread > 0)
+        p = _sign_flips(np.nan_to_num(scaled), permutations, self.seed, alternative == "two-sided")
+        return np.where(np.isfinite(spread), p, np.nan).reshape(shape)
+
+
+def _cluster_members(families: Sequence[Any], templates: Sequence[Any]) -> dict[tuple[str, str], list[int]]:
+    keys = [
+        (str(family), f"t:{template}" if template not in (None, "") else f"p:{index:09d}")
+        for index, (family, template) in enumerate(zip(families, templates, strict=True))
+    ]
+    alone = {family for family, _ in keys if len({key for key in keys if key[0] == family}) == 1}
+    members: dict[tuple[str, str], list[int]] = {}
+    for index, key in enumerate(keys):
+        members.setdefault((key[0], f"p:{index:09d}") if key[0] in alone else key, []).append(index)
+    return members
+
+
+def _rao_wu(size: int, draws: int, rng: np.random.Generator) -> Floats:
+    if size == 1:
+        return np.ones((draws, 1))
+    return rng.multinomial(size - 1, np.full(size, 1 / size), size=draws).astype(float)
+
+
+def _sign_flips(scaled: Floats, permutations: int, seed: int, two_sided: bool) -> Floats:
+    clusters, items = scaled.shape
+    observed = scaled.sum(0)
+    if two_sided:
+        observed = np.abs(observed)
+    exact = clusters <= 20 and 2**clusters <= permutations
+    rng = np.random.default_rng(seed)
+    total, reached = 2**clusters if exact else permutations, np.zeros(items)
+    for start in range(0, total, 2000):
+        stop = min(start + 2000, total)
+        if exact:
+            bits = np.arange(start, stop)[:, None] >> np.arange(clusters) & 1
+        else:
+            bits = rng.integers(0, 2, size=(stop - start, clusters))
+        flipped = (2.0 * bits - 1.0) @ scaled
+        largest = (np.abs(flipped) if two_sided else flipped).max(1, initial=-np.inf)
+        # sorted search: as many maxima lie at or above the observed value as don't lie below it
+        reached += len(largest) - np.searchsorted(np.sort(largest), observed - 1e-9)
+    return np.asarray(reached / total if exact else (1 + reached) / (1 + total))
+
+
+def _divide(top: Floats, bottom: Floats) -> Floats:
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
+
+
+def _mean(values: Floats) -> Floats:
+    """Return the mean over the first axis of what is finite, NaN where nothing is."""
+    finite = np.isfinite(values)
+    return _divide(np.where(finite, values, 0.0).sum(0), finite.sum(0).astype(float))
+
+
+def quantile(values: Any, q: float) -> Floats:
+    """Return the linear quantile over the first axis of what is finite, NaN where nothing is."""
+    array = np.asarray(values, dtype=float)
+    ordered = np.sort(np.where(np.isfinite(array), array, np.nan), axis=0)  # NaN sorts last
+    count = np.isfinite(ordered).sum(0)
+    place = q * np.maximum(count - 1, 0)
+    below = np.floor(place).astype(int)
+    low = np.take_along_axis(ordered, below[None], axis=0)[0]
+    high = np.take_along_axis(ordered, np.ceil(place).astype(int)[None], axis=0)[0]
+    return np.asarray(low + (high - low) * (place - below))
+
+
+def wilson(passed: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the Wilson interval of a share (Wilson 1927); NaN when nothing was tried."""
+    if total == 0:
+        return math.nan, math.nan
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, scale = passed / total, 1 + z * z / total
+    centre = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided McNemar p-value from the tests that one of two models passed alone."""
+    total = only_first + only_second
+    tail: int = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm's step-down method (Holm 1979), in the order given; NaN stays."""
+    known = sorted((value, index) for index, value in enumerate(p) if not math.isnan(value))
+    adjusted, largest = [math.nan] * len(p), 0.0
+    for rank, (value, index) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * value))
+        adjusted[index] = largest
+    return adjusted
