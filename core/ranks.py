@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from xatlas.stats import LEVEL, Floats, agree, quantile
 
 

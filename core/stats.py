@@ -201,7 +201,7 @@ def _sign_flips(scaled: Floats, permutations: int, seed: int, two_sided: bool) -
 
 
 def _divide(top: Floats, bottom: Floats) -> Floats:
-    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
+    return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0))
 
 
 def _mean(values: Floats) -> Floats:
@@ -237,7 +237,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided McNemar p-value from the tests that one of two models passed alone."""
     total = only_first + only_second
     tail: int = sum(math.comb(total, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, tail / float(2 ** max(total - 1, 0)) if total else 1.0)
 
 
 def holm(p: Sequence[float]) -> list[float]:
