@@ -1,0 +1,60 @@
+# make compare   measure and compare the three miniature models (creates .venv on first use)
+# make test      the test suite, at most ten minutes    make test-all   with the slow ones
+# make bench     the sweep benchmark                    make lint       ruff, mypy, import linter
+# make docs      write again what docs/ takes from the code
+
+PYTHON ?= python3.11
+VENV ?= .venv
+OUT ?= .
+BIN := $(VENV)/bin
+# -c pins the versions that the tests were run with
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PACKAGE := pyproject.toml constraints.txt
+
+.DELETE_ON_ERROR:
+.PHONY: compare test test-all bench lint docs clean
+
+compare: $(VENV)/.installed
+	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/sweep.py
+
+# xatlas is assembled from four folders, which static tools can't see through an editable install:
+# build/typing holds the package as they expect it, made of links.
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typing && mkdir -p build/typing/xatlas
+	for file in core/*.py core/py.typed plugins architectures comparisons; do \
+		ln -sfn "$(CURDIR)/$$file" build/typing/xatlas/; done
+	MYPYPATH=build/typing $(BIN)/mypy
+	PYTHONPATH=build/typing $(BIN)/lint-imports --config .importlinter
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python docs/generate.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(PACKAGE) | $(VENV)/bin/python
+	$(INSTALL) setuptools
+	$(INSTALL) -e '.[gguf]'
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
