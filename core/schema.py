@@ -1,4 +1,4 @@
-"""Dimensions, coordinates and attributes of every dataset: labelling and checking them. Imports no torch."""
+"""Dimensions, coordinates and attributes of datasets: labelling and checking them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ NOTES = ("absent", "dropped", "noise_floor")
 _UNLABELLED = frozenset({"kv_group"})
 
 
-def prompt_coords(prompts: Iterable[Prompt], n_tokens: Sequence[int], appended: Sequence[int]) -> dict[str, Any]:
+def prompt_coords(
+    prompts: Iterable[Prompt], n_tokens: Sequence[int], appended: Sequence[int]
+) -> dict[str, Any]:
     """Return the coordinates of the ``prompt`` dimension.
 
     Parameters
@@ -104,7 +106,8 @@ def label(
     arrays : mapping of str to array
         One array for each variable, dimensions in the declared order.
     coords : mapping
-        As :class:`xarray.Dataset` takes them; see :func:`prompt_coords`, :func:`layer_coords`, :func:`head_coords`.
+        As :class:`xarray.Dataset` takes them; see :func:`prompt_coords`, :func:`layer_coords` and
+        :func:`head_coords`.
     absent : mapping of str to str, optional
         Why values are NaN: what is absent → reason.
     dropped : mapping of str to str, optional
@@ -130,7 +133,8 @@ def label(
     try:
         dataset = xr.Dataset(data, coords=dict(coords))
     except ValueError as error:
-        raise XatlasError(f"arrays and coordinates do not fit together: {' '.join(str(error).split())}.") from error
+        reason = " ".join(str(error).split())
+        raise XatlasError(f"arrays and coordinates do not fit together: {reason}.") from error
     for name, coordinate in dataset.coords.items():
         long_name, units = COORDINATES.get(str(name), (str(name).replace("_", " "), "1"))
         coordinate.attrs.setdefault("long_name", long_name)
@@ -176,12 +180,14 @@ def _check_variable(array: xr.DataArray, variable: Variable, probe: Probe | type
         missing = [dim for dim in variable.dims if dim not in dims]
         extra = [dim for dim in dims if dim not in variable.dims]
         what = "; ".join(_lists(("missing", missing), ("not declared", extra))) or "the order is off"
-        raise _off(probe, f"'{array.name}' has dimensions ({', '.join(dims)}), declared ({', '.join(variable.dims)}): {what}")
+        has, declared = ", ".join(dims), ", ".join(variable.dims)
+        raise _off(probe, f"'{array.name}' has dimensions ({has}), declared ({declared}): {what}")
     if not _storable(array):
         hint = "use float32, float64, integers or text"
         raise _off(probe, f"'{array.name}' has dtype {array.dtype}; {hint}")
-    if array.attrs.get("units") != variable.units:
-        raise _off(probe, f"'{array.name}' has units {array.attrs.get('units')!r}, declared {variable.units!r}")
+    units = array.attrs.get("units")
+    if units != variable.units:
+        raise _off(probe, f"'{array.name}' has units {units!r}, declared {variable.units!r}")
     if not array.attrs.get("long_name"):
         raise _off(probe, f"'{array.name}' has no long_name")
 
@@ -192,7 +198,7 @@ def _check_dimension(dataset: xr.Dataset, dim: str, probe: Probe | type[Probe]) 
             raise _off(probe, f"dimension '{dim}' has no coordinate of its own")
     elif not dataset.indexes[dim].is_unique:
         twice = dataset.indexes[dim][dataset.indexes[dim].duplicated()][0]
-        raise _off(probe, f"dimension '{dim}' has the label {twice!r} twice")
+        raise _off(probe, f"dimension '{dim}' has the label {str(twice)!r} twice")
     for companion in COMPANIONS.get(dim, ()):
         if companion not in dataset.coords or dataset[companion].dims != (dim,):
             raise _off(probe, f"dimension '{dim}' lacks its coordinate '{companion}'")
@@ -209,7 +215,8 @@ def _check_attributes(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
                 value, str | int | float | np.number | np.ndarray
             ):
                 kind = type(value).__name__
-                raise _off(probe, f"attribute '{name}' of {owner} is {kind}; netCDF takes text and numbers (use JSON)")
+                hint = "netCDF takes text and numbers (use JSON)"
+                raise _off(probe, f"attribute '{name}' of {owner} is {kind}; {hint}")
     for name, array in dataset.coords.items():
         if not _storable(array):
             raise _off(probe, f"coordinate '{name}' has dtype {array.dtype}; use numbers or text")
@@ -223,7 +230,7 @@ def _check_nan(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
 
 
 def notes(dataset: xr.Dataset, name: str) -> dict[str, Any]:
-    """Return one of the JSON attributes ``absent``, ``dropped`` and ``noise_floor``; empty where there is none."""
+    """Return the JSON attribute ``absent``, ``dropped`` or ``noise_floor``; empty where there is none."""
     try:
         value = json.loads(dataset.attrs.get(name) or "{}")
     except (TypeError, ValueError):
@@ -235,7 +242,7 @@ def _storable(array: xr.DataArray) -> bool:
     """Tell whether netCDF keeps the array as it is: float16 and objects other than text fail there."""
     if array.dtype.kind == "O":
         return all(isinstance(item, str) for item in array.values.ravel())
-    return array.dtype.kind in "iubUT" or (array.dtype.kind == "f" and array.dtype.itemsize in (4, 8))
+    return array.dtype.kind in "iubU" or (array.dtype.kind == "f" and array.dtype.itemsize in (4, 8))
 
 
 def _lists(*parts: tuple[str, list[str]]) -> list[str]:
