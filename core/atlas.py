@@ -100,8 +100,7 @@ def _chosen(entry: Entry, name: str, value: Any) -> bool:
     if name not in ("suite", "reference", "key"):
         return bool(has == value)
     # A probe of the model alone has no suite: it fits any choice of one.
-    given_name = entry.provenance.get(f"{name}_name")
-    return has is None or given_name == value or (len(str(value)) >= 6 and has.startswith(str(value)))
+    return has is None or entry.name_of(name) == value or (len(str(value)) >= 6 and has.startswith(str(value)))
 
 
 def _choose(node: str, entries: list[Entry]) -> str:
@@ -120,7 +119,7 @@ def _choose(node: str, entries: list[Entry]) -> str:
 def _describe(entry: Entry) -> dict[str, str]:
     record = entry.job.record()
     for name in ("suite", "reference"):
-        record[name] = entry.provenance.get(f"{name}_name") or str(record[name])[:12]
+        record[name] = entry.name_of(name) or str(record[name])[:12]
     inner = {
         f"{group}.{name}": value
         for group in ("parameters", "inputs")

@@ -42,12 +42,17 @@ class Entry:
     job : Job
         What was measured.
     provenance : mapping
-        How: versions, device, suite name, wall time.
+        How, and on what: ``suite``, ``reference`` and ``model`` with their names, versions, device, wall time.
     """
 
     path: Path
     job: Job
     provenance: Mapping[str, Any]
+
+    def name_of(self, thing: str) -> str | None:
+        """Return the name of the ``suite``, ``reference`` or ``model``, where it was given one."""
+        about = self.provenance.get(thing)
+        return str(about["name"]) if isinstance(about, dict) and about.get("name") else None
 
 
 class Store:
@@ -99,7 +104,7 @@ class Store:
         dataset : Dataset
             Valid for the job's probe; left as it is.
         provenance : mapping
-            JSON-ready; how it was measured.
+            JSON-ready; how and on what it was measured, see :class:`Entry`.
 
         Returns
         -------
@@ -112,7 +117,7 @@ class Store:
             The disk is full or the folder not writable; nothing half-written is left.
         """
         path = self.file(job)
-        record = {"format": 1, "key": job.key, "job": job.record(), "provenance": dict(provenance)}
+        record = {**provenance, "format": 1, "key": job.key, "job": job.record()}
         result = dataset.drop_encoding()
         result.attrs[RECORD] = json.dumps(record, sort_keys=True)
         data = encode(result)
@@ -253,7 +258,7 @@ def read_entry(path: Path) -> Entry:
     try:
         with contextlib.closing(netCDF4.Dataset(path.name, memory=data)) as file:
             record = json.loads(file.getncattr(RECORD))
-        return Entry(path, Job.from_record(record["job"]), record["provenance"])
+        return Entry(path, Job.from_record(record.pop("job")), record)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, RuntimeError, XatlasError):
         raise _foreign(path) from None
 

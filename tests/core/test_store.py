@@ -77,7 +77,7 @@ def test_order_of_parameters_does_not_change_the_key():
 def test_what_is_written_is_read_again(tmp_path):
     store = Store(tmp_path / "atlas")
     assert not store.has(JOB)
-    path = store.write(JOB, result(), {"suite_name": "quick", "device": "cpu"})
+    path = store.write(JOB, result(), {"suite": {"name": "quick"}, "device": "cpu"})
     assert path == tmp_path / "atlas" / "qwen-mini" / f"layer_ablation-{JOB.key}.nc"
     assert store.has(JOB)
     again = store.read(JOB)
@@ -86,7 +86,9 @@ def test_what_is_written_is_read_again(tmp_path):
     entry = read_entry(path)
     assert entry.job == JOB
     assert entry.job.key == JOB.key
-    assert entry.provenance == {"suite_name": "quick", "device": "cpu"}
+    assert entry.name_of("suite") == "quick"
+    assert entry.name_of("reference") is None
+    assert entry.provenance["device"] == "cpu"
 
 
 def test_hash_stands_beside_as_sha256sum_reads_it(tmp_path):
@@ -245,8 +247,8 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path):
 
 def filled(tmp_path):
     store = Store(tmp_path / "atlas")
-    store.write(JOB, result(1), {"suite_name": "quick"})
-    store.write(dataclasses.replace(JOB, model="lfm2-mini"), result(2), {"suite_name": "quick"})
+    store.write(JOB, result(1), {"suite": {"name": "quick"}})
+    store.write(dataclasses.replace(JOB, model="lfm2-mini"), result(2), {"suite": {"name": "quick"}})
     store.write(Job(model="qwen-mini", weights="abc123", probe="model_card"), result(3), {})
     return store
 
@@ -267,7 +269,7 @@ def test_an_atlas_opens_as_a_tree(tmp_path):
 def test_two_jobs_of_one_probe_must_be_chosen_between(tmp_path):
     store = filled(tmp_path)
     more = dataclasses.replace(JOB, suite="8" * 64)
-    store.write(more, result(4), {"suite_name": "standard"})
+    store.write(more, result(4), {"suite": {"name": "standard"}})
     with pytest.raises(XatlasError, match="2 jobs of qwen-mini/layer_ablation fit") as caught:
         open_atlas(tmp_path)
     assert f"[key={JOB.key} suite=quick]" in str(caught.value)
