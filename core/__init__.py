@@ -38,7 +38,7 @@ _HOME = {
     "open": "api",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0604 - names are resolved on first use
+__all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def operator_type(self, layer: int) -> str:
-        """Return what mixes tokens in this layer: ``attention``, ``conv``, ``ssm``, …"""
+        """Return what mixes tokens in this layer: ``attention``, ``conv``, ``ssm`` or another word."""
 
     @abstractmethod
     def hook_points(self, layer: int) -> dict[str, HookPoint]:

@@ -11,7 +11,6 @@ from xatlas.parameters import build, canonical
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
-
     from xatlas.probe import Requirement
 
 Verdict = Literal["supported", "not supported", "undecided", "artefact"]

@@ -1,0 +1,96 @@
+"""Hooks on one hook point: reading and editing what a module takes or returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from xatlas.errors import XatlasError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+    from xatlas.sites import HookPoint, Site
+
+#: Receives the site's value; returns the new one, or None to leave it.
+SiteFunction = Callable[["Tensor"], "Tensor | None"]
+#: Receives the site's value and returns the new one.
+Editor = Callable[["Tensor"], "Tensor"]
+#: A module, its hook point, and what is called there: the arguments of :func:`attach`.
+Hook = tuple["nn.Module", "HookPoint", SiteFunction]
+
+
+def attach(module: nn.Module, point: HookPoint, function: SiteFunction) -> RemovableHandle:
+    """Call ``function`` on the site's value each time the module runs.
+
+    Parameters
+    ----------
+    module : Module
+        The one at ``point.module``.
+    point : HookPoint
+        Side and view.
+    function : callable
+        Reads the value, and may return a new one.
+
+    Returns
+    -------
+    RemovableHandle
+        Its ``remove`` takes the hook away.
+    """
+    if point.side == "input":
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+            tensor, args_, kwargs_, name = first_tensor(args, kwargs)
+            new = function(point.view.read(tensor))
+            if new is None:
+                return None
+            written = point.view.write(tensor, new)
+            if name is None:
+                return (written, *args_[1:]), kwargs_
+            return args_, {**kwargs_, name: written}
+
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+
+    element = getattr(point.view, "element", 0)
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        tensor = output[element] if isinstance(output, tuple) else output
+        if tensor is None:
+            raise XatlasError(f"{point.module} returns no attention weights: load the model with --attention eager.")
+        new = function(point.view.read(tensor))
+        if new is None:
+            return None
+        written = point.view.write(tensor, new)
+        return (*output[:element], written, *output[element + 1 :]) if isinstance(output, tuple) else written
+
+    return module.register_forward_hook(after)
+
+
+def first_tensor(args: Any, kwargs: Any) -> tuple[Tensor, Any, dict[str, Any], str | None]:
+    """Return a module's first tensor argument, the arguments, and its keyword if it was one."""
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0], args, kwargs, None
+    for name, value in kwargs.items():
+        if isinstance(value, torch.Tensor):
+            return value, args, kwargs, name
+    raise XatlasError("a hooked module was called without a tensor: its adapter names the wrong module.")
+
+
+@contextmanager
+def attached(hooks: Iterable[Hook]) -> Iterator[None]:
+    """Hold several hooks for the length of a ``with`` block; none survives it."""
+    with ExitStack() as stack:
+        for module, point, function in hooks:
+            stack.callback(attach(module, point, function).remove)
+        yield
+
+
+def keeper(values: dict[Site, Tensor], site: Site) -> SiteFunction:
+    """Return a function that keeps what it is shown as ``values[site]``."""
+
+    def keep(value: Tensor) -> None:
+        values[site] = value
+
+    return keep

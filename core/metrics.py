@@ -1,0 +1,163 @@
+"""What is read off the logits: KL, NLL change, top-1 change, logit difference."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from xatlas.prompts import TokenPrompt
+
+
+@dataclass
+class TokenLogits:
+    """Clean and intervened logits at some token positions, with what several metrics share.
+
+    Parameters
+    ----------
+    clean : Tensor
+        ``(token, vocabulary)``.
+    logits : Tensor
+        ``(condition, token, vocabulary)``.
+    labels : Tensor
+        The next token that the target has there ``(token,)``; -1 where there is none.
+    answer, foil : Tensor
+        The readout's right and wrong token ``(token,)``; -1 where there is none.
+    """
+
+    clean: Tensor
+    logits: Tensor
+    labels: Tensor
+    answer: Tensor
+    foil: Tensor
+
+    @cached_property
+    def clean_lse(self) -> Tensor:
+        """Log of the summed exponentials of the clean logits ``(token,)``."""
+        return self.clean.logsumexp(dim=-1)
+
+    @cached_property
+    def lse(self) -> Tensor:
+        """Log of the summed exponentials ``(condition, token)``."""
+        return self.logits.logsumexp(dim=-1)
+
+    def clean_logit(self, tokens: Tensor) -> Tensor:
+        """Return the clean logit of one token per position ``(token,)``."""
+        return self.clean.gather(-1, tokens.clamp(min=0)[:, None])[:, 0]
+
+    def logit(self, tokens: Tensor) -> Tensor:
+        """Return the logit of one token per position ``(condition, token)``."""
+        index = tokens.clamp(min=0)[None, :, None].expand(self.logits.shape[0], -1, 1)
+        return self.logits.gather(-1, index)[..., 0]
+
+
+class Metric(ABC):
+    """A number per prompt and condition, reduced from numbers per token."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def positions(self, prompt: TokenPrompt) -> Sequence[int]:
+        """Return the positions that are read in this prompt; without any, the result is NaN."""
+
+    @abstractmethod
+    def per_token(self, tokens: TokenLogits) -> Tensor:
+        """Return ``(condition, token)``."""
+
+    def weight(self, prompt: TokenPrompt) -> float:
+        """Return what the sum over the prompt's positions is multiplied with: by default, a mean."""
+        return 1.0 / max(1, len(self.positions(prompt)))
+
+
+class KL(Metric):
+    """KL(clean ‖ intervened) of the next-token distribution, in nats.
+
+    Parameters
+    ----------
+    scope : {"last", "all"}
+        At the readout position, or the mean over the text's positions but the first.
+    """
+
+    name = "kl"
+
+    def __init__(self, scope: str = "last") -> None:
+        self.scope = scope
+
+    def positions(self, prompt: TokenPrompt) -> Sequence[int]:
+        """Return the positions of the scope."""
+        return (prompt.readout,) if self.scope == "last" else range(1, prompt.n_text)
+
+    def per_token(self, tokens: TokenLogits) -> Tensor:
+        """Return the divergence; rounding below zero is cut off.
+
+        It is written with the difference of the logits, so that equal logits give exactly 0.
+        """
+        p = (tokens.clean - tokens.clean_lse[:, None]).exp()
+        moved = tokens.lse - tokens.clean_lse
+        expected = torch.stack([torch.linalg.vecdot(p, row - tokens.clean) for row in tokens.logits])
+        return (moved - expected).clamp(min=0)
+
+
+class DeltaNLL(Metric):
+    """Teacher-forced change of the negative log-likelihood of the whole target, in nats per byte of it."""
+
+    name = "delta_nll"
+
+    def positions(self, prompt: TokenPrompt) -> Sequence[int]:
+        """Return the positions whose next token belongs to the target."""
+        return range(prompt.n_text - 1, len(prompt.ids)) if prompt.target_ids else ()
+
+    def per_token(self, tokens: TokenLogits) -> Tensor:
+        """Return clean minus intervened log-probability of the target's token."""
+        clean = tokens.clean_logit(tokens.labels) - tokens.clean_lse
+        return clean - (tokens.logit(tokens.labels) - tokens.lse)
+
+    def weight(self, prompt: TokenPrompt) -> float:
+        """Return one over the target's bytes."""
+        return 1.0 / max(1, len((prompt.prompt.target or "").encode()))
+
+
+class Top1Changed(Metric):
+    """1 where the most likely token at the readout position is another one, else 0."""
+
+    name = "top1_changed"
+
+    def positions(self, prompt: TokenPrompt) -> Sequence[int]:
+        """Return the readout position."""
+        return (prompt.readout,)
+
+    def per_token(self, tokens: TokenLogits) -> Tensor:
+        """Return whether the maximum moved."""
+        return (tokens.logits.argmax(-1) != tokens.clean.argmax(-1)).float()
+
+
+class LogitDifference(Metric):
+    """Target's minus foil's logit at the readout position, intervened; minus the clean one if ``change``.
+
+    Parameters
+    ----------
+    change : bool
+        Return the change against the clean run.
+    """
+
+    def __init__(self, change: bool = True) -> None:
+        self.change = change
+
+    name = "logit_diff"
+
+    def positions(self, prompt: TokenPrompt) -> Sequence[int]:
+        """Return the readout position of a prompt with a foil."""
+        return (prompt.readout,) if prompt.foil_answer is not None else ()
+
+    def per_token(self, tokens: TokenLogits) -> Tensor:
+        """Return the difference."""
+        after = tokens.logit(tokens.answer) - tokens.logit(tokens.foil)
+        if not self.change:
+            return after
+        return after - (tokens.clean_logit(tokens.answer) - tokens.clean_logit(tokens.foil))

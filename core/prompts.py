@@ -1,0 +1,263 @@
+"""Prompts as tokens: joint tokenisation, the readout position, position classes, buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from xatlas.errors import XatlasError
+from xatlas.suites import Prompt, Suite
+
+#: Classes of positions, for interventions and readings.
+POSITION_CLASSES = ("first", "subject", "last", "other")
+BosHabit = Literal["always", "native"]
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """One prompt as a model reads it.
+
+    Parameters
+    ----------
+    prompt : Prompt
+        What was tokenised.
+    ids : tuple of int
+        Tokens run: beginning, text, and the target without its last token.
+    n_text : int
+        How many of them are the beginning and the text.
+    readout : int
+        Position whose next token is the first that tells target and foil apart.
+    answer, foil_answer : int or None
+        That next token in the target and in the foil.
+    target_ids : tuple of int
+        All tokens of the target.
+    subject : tuple of int
+        Positions of the tokens that overlap the marked span.
+    """
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    n_text: int
+    readout: int
+    answer: int | None
+    foil_answer: int | None
+    target_ids: tuple[int, ...]
+    subject: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the beginning and the text."""
+        return self.n_text
+
+    @property
+    def appended(self) -> int:
+        """Tokens of the target that were run."""
+        return len(self.ids) - self.n_text
+
+    def positions(self, name: str) -> tuple[int, ...]:
+        """Return the positions of class ``name``; the classes share none, ``last`` and ``first`` go before."""
+        if name == "first":
+            return (0,)
+        if name == "last":
+            return (self.readout,)
+        if name == "subject":
+            return tuple(p for p in self.subject if p not in (0, self.readout))
+        if name == "other":
+            taken = {0, self.readout, *self.subject}
+            return tuple(p for p in range(self.n_text) if p not in taken)
+        raise XatlasError(f"unknown position class '{name}'. Valid: all, {', '.join(POSITION_CLASSES)}.")
+
+
+@dataclass(frozen=True)
+class TokenSuite:
+    """A suite as one model reads it.
+
+    Parameters
+    ----------
+    prompts : tuple of TokenPrompt
+        Those that could be tokenised, in the suite's order.
+    dropped : dict
+        Prompt id → why it was left out.
+    """
+
+    prompts: tuple[TokenPrompt, ...]
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+class Reader:
+    """Turns prompts into tokens the way one model reads them.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        A fast tokenizer (spans need offsets).
+    bos : {"always", "native"}
+        ``always`` prepends the tokenizer's beginning token, or else the model's end-of-document token, so
+        that position 0 is the same kind of thing in every model; ``native`` leaves the tokenizer's habit.
+    chat_template : bool
+        Wrap the text as a user's turn.
+    context : int or None
+        Longest input the model takes.
+    end_token : int or None
+        The model's end-of-document token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        bos: BosHabit = "always",
+        chat_template: bool = False,
+        context: int | None = None,
+        end_token: int | None = None,
+    ) -> None:
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise XatlasError("this model's tokenizer has no chat template: leave --chat-template out.")
+        self.tokenizer = tokenizer
+        self.bos = bos
+        self.chat_template = chat_template
+        self.context = context
+        self.first_token = self._first_token(end_token) if bos == "always" else None
+
+    def _first_token(self, end_token: int | None) -> int:
+        for candidate in (self.tokenizer.bos_token_id, end_token, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        raise XatlasError(
+            "the tokenizer has neither a beginning nor an end token to put at position 0: use --bos native."
+        )
+
+    def suite(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
+        """Tokenise every prompt; those that can't be read as METHODS asks are dropped, with a reason.
+
+        Raises
+        ------
+        XatlasError
+            A prompt is longer than the context, or no prompt is left.
+        """
+        kept: list[TokenPrompt] = []
+        dropped: dict[str, str] = {}
+        for prompt in suite:
+            result = self.prompt(prompt)
+            if isinstance(result, str):
+                dropped[prompt.id] = result
+            else:
+                kept.append(result)
+        if not kept:
+            first = next(iter(dropped.items()), ("", "the suite is empty"))
+            raise XatlasError(f"no prompt can be used: all {len(dropped)} are dropped, e.g. {first[0]}: {first[1]}.")
+        return TokenSuite(tuple(kept), dropped)
+
+    def prompt(self, prompt: Prompt) -> TokenPrompt | str:
+        """Return the tokenised prompt, or the reason for dropping it."""
+        text, shift = self._wrap(prompt.text)
+        ids, offsets = self._encode(text)
+        target_ids: tuple[int, ...] = ()
+        foil_ids: tuple[int, ...] = ()
+        if prompt.target is not None:
+            continued = self._continuation(text, prompt.target, ids)
+            if continued is None:
+                return "the text's tokens change when the target follows"
+            if not continued:
+                return "the target has no token"
+            target_ids = continued
+        if prompt.foil is not None:
+            continued = self._continuation(text, prompt.foil, ids)
+            if continued is None:
+                return "the text's tokens change when the foil follows"
+            foil_ids = continued
+        split = self._split(target_ids, foil_ids)
+        if isinstance(split, str):
+            return split
+        run = (*ids, *target_ids[:-1])
+        if self.context is not None and len(run) > self.context:
+            raise XatlasError(
+                f"prompt '{prompt.id}' has {len(run)} tokens, the model's context is {self.context}: shorten it."
+            )
+        if not run:
+            return "the text has no token"
+        return TokenPrompt(
+            prompt=prompt,
+            ids=run,
+            n_text=len(ids),
+            readout=len(ids) - 1 + split,
+            answer=target_ids[split] if target_ids else None,
+            foil_answer=foil_ids[split] if foil_ids else None,
+            target_ids=target_ids,
+            subject=_overlap(offsets, prompt.subject, shift),
+        )
+
+    def _wrap(self, text: str) -> tuple[str, int]:
+        """Return the text as it is run, and how far the prompt's characters moved in it."""
+        if not self.chat_template:
+            return text, 0
+        turns = [{"role": "user", "content": text}]
+        rendered = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        beginning = self.tokenizer.bos_token
+        if self.bos == "always" and beginning and rendered.startswith(beginning):
+            rendered = rendered[len(beginning) :]
+        return rendered, rendered.find(text)
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return tokens and character spans, the beginning token in front."""
+        own_habit = self.bos == "native" and not self.chat_template
+        encoded = self.tokenizer(text, add_special_tokens=own_habit, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        if own_habit and ids and ids[-1] == self.tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
+            ids, offsets = ids[:-1], offsets[:-1]
+        if self.first_token is not None:
+            return [self.first_token, *ids], [(0, 0), *offsets]
+        return ids, offsets
+
+    def _continuation(self, text: str, more: str, ids: list[int]) -> tuple[int, ...] | None:
+        """Return the tokens that ``more`` adds, or None where it changes the text's own tokens."""
+        joint, _ = self._encode(text + more)
+        return tuple(joint[len(ids) :]) if joint[: len(ids)] == ids else None
+
+    def _split(self, target: Sequence[int], foil: Sequence[int]) -> int | str:
+        """Return which target token is read out, or the reason why none can be."""
+        if not target:
+            return 0
+        if not foil:
+            blank = [not self.tokenizer.decode([token]).strip() for token in target]
+            return blank.index(False) if False in blank else "the target is only whitespace"
+        for index, (ours, theirs) in enumerate(zip(target, foil, strict=False)):
+            if ours != theirs:
+                return index
+        return "target and foil share all tokens that can be compared"
+
+
+def _overlap(offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None, shift: int) -> tuple[int, ...]:
+    if span is None or shift < 0:
+        return ()
+    start, end = span[0] + shift, span[1] + shift
+    return tuple(i for i, (a, b) in enumerate(offsets) if a < end and b > start)
+
+
+def buckets(lengths: Sequence[int], most: dict[int, int] | int) -> list[np.ndarray]:
+    """Group prompts of exactly equal length, at most ``most`` (or ``most[length]``) in a group.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Token length of each prompt.
+    most : int or dict of int to int
+        Largest group.
+
+    Returns
+    -------
+    list of ndarray of int
+        Indices of the prompts, shortest first; no padding is ever needed.
+    """
+    groups: list[np.ndarray] = []
+    array = np.asarray(lengths)
+    for length in np.unique(array):
+        members = np.flatnonzero(array == length)
+        size = most if isinstance(most, int) else most[int(length)]
+        groups += [members[start : start + size] for start in range(0, len(members), size)]
+    return groups

@@ -1,0 +1,136 @@
+"""The plain way: one hooked Hugging Face forward per prompt and condition.
+
+It knows nothing of the engine: module names are written out here, hooks are torch's own, and every number
+is computed from whole logits in float64. What the engine returns must be these numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+#: Numerical agreement in float32.
+ABSOLUTE, RELATIVE = 1e-4, 1e-5
+
+#: A place ``(layer, kind)`` and a function from its value ``(1, pos, ...)`` to the new value.
+Edit = tuple[int, str, Callable[[torch.Tensor], torch.Tensor]]
+
+
+def agree(ours: Any, reference: Any) -> bool:
+    """Whether two arrays agree within 1e-4 nats + 1e-5 relative, NaN where NaN."""
+    return np.allclose(ours, reference, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
+
+
+def names(model: Any, layer: int) -> dict[str, str]:
+    """Return the modules of a layer, written out by architecture."""
+    block = f"model.layers.{layer}"
+    if type(model).__name__ == "Lfm2ForCausalLM":
+        conv = model.config.layer_types[layer] == "conv"
+        operator = f"{block}.conv" if conv else f"{block}.self_attn"
+        return {
+            "block": block,
+            "operator": operator,
+            "mlp": f"{block}.feed_forward",
+            "out": f"{operator}.out_proj",
+            "in": f"{operator}.in_proj",
+        }
+    return {
+        "block": block,
+        "operator": f"{block}.self_attn",
+        "mlp": f"{block}.mlp",
+        "out": f"{block}.self_attn.o_proj",
+    }
+
+
+def logits(model: Any, ids: Sequence[int], edits: Sequence[Edit] = ()) -> torch.Tensor:
+    """Return the logits ``(pos, vocabulary)`` of one prompt in float64, with edits in place."""
+    with ExitStack() as stack, torch.no_grad():
+        for layer, kind, change in edits:
+            for handle in _hook(model, layer, kind, change):
+                stack.callback(handle.remove)
+        return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].double()
+
+
+def values(model: Any, ids: Sequence[int], layer: int, kind: str) -> torch.Tensor:
+    """Return a site's value ``(1, pos, ...)`` in a clean run."""
+    seen: list[torch.Tensor] = []
+
+    def look(value: torch.Tensor) -> torch.Tensor:
+        seen.append(value.clone())
+        return value
+
+    logits(model, ids, [(layer, kind, look)])
+    return seen[0]
+
+
+def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
+    at = {
+        name: path and model.get_submodule(path)
+        for name, path in names(model, layer).items()
+        if path_exists(model, path)
+    }
+
+    def on_output(_: Any, __: Any, output: Any) -> Any:
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    def on_input(_: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    if kind == "resid_pre":
+        return [at["block"].register_forward_pre_hook(on_input, with_kwargs=True)]
+    if kind in ("operator_out", "mlp_out", "resid_post"):
+        module = at[{"operator_out": "operator", "mlp_out": "mlp", "resid_post": "block"}[kind]]
+        return [module.register_forward_hook(on_output)]
+    if kind == "heads":
+        attention = at["operator"]
+        width = attention.head_dim
+
+        def on_heads(_: Any, args: Any) -> Any:
+            split = args[0].reshape(*args[0].shape[:-1], -1, width)
+            return (change(split).reshape(args[0].shape),)
+
+        return [at["out"].register_forward_pre_hook(on_heads)]
+    if kind == "resid_mid":
+        entered: list[torch.Tensor] = []
+
+        def keep(_: Any, args: Any, kwargs: Any) -> None:
+            entered.append(args[0] if args else kwargs["hidden_states"])
+
+        def rewrite(_: Any, __: Any, output: Any) -> Any:
+            written = output[0] if isinstance(output, tuple) else output
+            new = change(entered[-1] + written) - entered[-1]
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return [
+            at["block"].register_forward_pre_hook(keep, with_kwargs=True),
+            at["operator"].register_forward_hook(rewrite),
+        ]
+    third = {"conv_gate": 0, "conv_carrier": 1, "conv_signal": 2}[kind]
+
+    def on_third(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        parts = list(output.chunk(3, dim=-1))
+        parts[third] = change(parts[third])
+        return torch.cat(parts, dim=-1)
+
+    return [at["in"].register_forward_hook(on_third)]
+
+
+def path_exists(model: Any, path: str) -> bool:
+    """Whether the model has a module at ``path``."""
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def kl(clean: torch.Tensor, changed: torch.Tensor) -> float:
+    """KL(clean ‖ changed) of one position's logits ``(vocabulary,)``, in nats."""
+    p, q = clean.log_softmax(-1), changed.log_softmax(-1)
+    return float((p.exp() * (p - q)).sum())
