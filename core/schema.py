@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-
 from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:
@@ -50,9 +49,7 @@ NOTES = ("absent", "dropped", "noise_floor")
 _UNLABELLED = frozenset({"kv_group"})
 
 
-def prompt_coords(
-    prompts: Iterable[Prompt], n_tokens: Sequence[int], appended: Sequence[int]
-) -> dict[str, Any]:
+def prompt_coords(prompts: Iterable[Prompt], n_tokens: Sequence[int], appended: Sequence[int]) -> dict[str, Any]:
     """Return the coordinates of the ``prompt`` dimension.
 
     Parameters
@@ -135,8 +132,8 @@ def label(
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise XatlasError(f"arrays and coordinates do not fit together: {reason}.") from error
-    for name, coordinate in dataset.coords.items():
-        long_name, units = COORDINATES.get(str(name), (str(name).replace("_", " "), "1"))
+    for called, coordinate in dataset.coords.items():
+        long_name, units = COORDINATES.get(str(called), (str(called).replace("_", " "), "1"))
         coordinate.attrs.setdefault("long_name", long_name)
         coordinate.attrs.setdefault("units", units)
     notes = zip(NOTES, (absent, dropped, noise_floor), strict=True)
@@ -166,8 +163,8 @@ def validate(dataset: Any, probe: Probe | type[Probe]) -> None:
     extra = sorted({str(name) for name in dataset.data_vars} - set(probe.variables))
     if missing or extra:
         raise _off(probe, "; ".join(_lists(("missing variables", missing), ("undeclared variables", extra))))
-    for name, variable in probe.variables.items():
-        _check_variable(dataset[name], variable, probe)
+    for declared, variable in probe.variables.items():
+        _check_variable(dataset[declared], variable, probe)
     for dim in map(str, dataset.dims):
         _check_dimension(dataset, dim, probe)
     _check_attributes(dataset, probe)
@@ -211,9 +208,7 @@ def _check_attributes(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
     holders += [(f"'{name}'", array.attrs) for name, array in dataset.variables.items()]
     for owner, attributes in holders:
         for name, value in attributes.items():
-            if isinstance(value, bool | np.bool_) or not isinstance(
-                value, str | int | float | np.number | np.ndarray
-            ):
+            if isinstance(value, bool | np.bool_) or not isinstance(value, str | int | float | np.number | np.ndarray):
                 kind = type(value).__name__
                 hint = "netCDF takes text and numbers (use JSON)"
                 raise _off(probe, f"attribute '{name}' of {owner} is {kind}; {hint}")

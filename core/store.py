@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import re
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from xatlas.checkpoint import FolderCheckpoint
 from xatlas.errors import XatlasError
-from xatlas.files import explained, hash_path, locked, read_hashed, sha256, write_atomic, write_hashed
+from xatlas.files import explained, hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.jobs import Job
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
 
 log = logging.getLogger("xatlas")
@@ -150,51 +148,6 @@ class Store:
                 yield read_entry(path)
             except XatlasError as error:
                 log.warning("passed over: %s", error)
-
-
-class FolderCheckpoint:
-    """Keeps finished parts of a long job as files, each written whole.
-
-    Parameters
-    ----------
-    folder : Path
-        Made when the first part is saved.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def load(self, key: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays saved under ``key``; None where there are none, or where they are damaged."""
-        import numpy as np
-
-        try:
-            data = self._file(key).read_bytes()
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                # The leading underscore keeps array names apart from savez's own argument names.
-                return {name[1:]: arrays[name] for name in arrays.files}
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            log.warning("%s is damaged: this part is measured again.", self._file(key))
-            return None
-
-    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep ``arrays`` under ``key``, whole or not at all.
-
-        Raises
-        ------
-        XatlasError
-            The disk is full or the folder not writable.
-        """
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **{f"_{name}": array for name, array in arrays.items()})
-        write_atomic(self._file(key), buffer.getvalue())
-
-    def _file(self, key: str) -> Path:
-        return self.folder / f"{key}.npz"
 
 
 def file_state(path: Path) -> State:

@@ -14,10 +14,11 @@ import pytest
 import xarray as xr
 from xatlas import files
 from xatlas.atlas import open_atlas
+from xatlas.checkpoint import FolderCheckpoint
 from xatlas.errors import XatlasError
 from xatlas.files import hash_path
 from xatlas.jobs import Job
-from xatlas.store import FolderCheckpoint, Store, read_entry
+from xatlas.store import Store, read_entry
 
 JOB = Job(
     model="qwen-mini",

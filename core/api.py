@@ -1,0 +1,209 @@
+"""What the command line does, from Python: ``measure``, ``compare``, ``load`` and ``open``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from xatlas import manager
+from xatlas.atlas import open_atlas
+from xatlas.comparing import Comparing, pick_comparisons
+from xatlas.comparing import compare as compare_models
+from xatlas.errors import XatlasError
+from xatlas.plan import Settings, default_suite, find_suite, steps_for
+from xatlas.probe import Inputs, Probe, Requirement
+from xatlas.resolve import Resolved, resolve
+from xatlas.run import Reporter, run
+from xatlas.store import Store
+from xatlas.suites import Suite
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from xatlas.model import HookedModel
+
+#: Folders inside the one given with ``out``.
+ATLAS, FIGURES = "atlas", "figures"
+
+open = open_atlas
+
+
+def make_settings(suite: str | Suite | None = None, reference: str | Suite | None = None, **options: Any) -> Settings:
+    """Return settings, suites found by name or path; the defaults are those that plugins declare.
+
+    Parameters
+    ----------
+    suite, reference : str or Suite, optional
+        What is measured on; where means and donors come from.
+    **options
+        Fields of :class:`xatlas.plan.Settings`.
+
+    Raises
+    ------
+    XatlasError
+        A name or value is not one that exists.
+    """
+    chosen = suite or default_suite("measure")
+    means = reference or default_suite("reference")
+    return Settings(
+        suite=chosen if isinstance(chosen, Suite) else find_suite(chosen),
+        reference=means if isinstance(means, Suite) else find_suite(means),
+        **options,
+    )
+
+
+def resolve_all(names: Sequence[str], *, hub: bool = True) -> list[Resolved]:
+    """Resolve names; two that are filed under one slug are an error, for one would hide the other.
+
+    Raises
+    ------
+    XatlasError
+        No name, an unknown one, or two that can't be told apart.
+    """
+    if not names:
+        raise XatlasError("name at least one model; 'xatlas models' lists those with a short name.")
+    found: dict[str, Resolved] = {}
+    for name in dict.fromkeys(names):
+        model = resolve(name, hub=hub)
+        other = found.setdefault(model.slug, model)
+        if other is not model:
+            raise XatlasError(f"'{other.name}' and '{model.name}' are the same model: name it once.")
+    return list(found.values())
+
+
+def load(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    bos: Literal["always", "native"] = "always",
+    chat_template: bool = False,
+) -> HookedModel:
+    """Load a model by name or path, with its hook points proved.
+
+    Raises
+    ------
+    XatlasError
+        It can't be had or loaded, no adapter fits it, or a check of its hook points fails.
+    """
+    from xatlas.loading import load as load_parts
+    from xatlas.model import HookedModel
+
+    resolved = resolve(name)
+    parts = load_parts(resolved, device=device, dtype=dtype, attention=attention)
+    return HookedModel(parts.model, parts.tokenizer, slug=resolved.slug, bos=bos, chat_template=chat_template)
+
+
+def measure(
+    model: str | HookedModel,
+    probe: str,
+    *,
+    suite: str | Suite | None = None,
+    reference: str | Suite | None = None,
+    parameters: dict[str, Any] | None = None,
+    out: str | Path = ".",
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Measure one model with one probe; a result that the atlas holds is read from it.
+
+    Parameters
+    ----------
+    model : str or HookedModel
+        A name or path; or a loaded model, of which nothing is stored.
+    probe : str
+        Name of the probe.
+    suite, reference : str or Suite, optional
+        As in :func:`make_settings`.
+    parameters : dict, optional
+        Of the probe, where they differ from the defaults.
+    out : path
+        Folder that holds ``atlas/``.
+    reporter : Reporter, optional
+        Hears how it goes.
+    **options
+        ``device``, ``dtype``, ``attention``, ``bos``, ``chat_template``, ``seed``, ``draws``.
+
+    Returns
+    -------
+    Dataset
+        As the probe declares it.
+
+    Raises
+    ------
+    XatlasError
+        A name is unknown, or the measurement failed.
+    """
+    chosen = {probe: dict(parameters or {})}
+    settings = make_settings(suite, reference, parameters=chosen, **options)
+    if not isinstance(model, str):
+        return _measure_loaded(model, manager.pick("probe", probe, manager.probes())(**chosen[probe]), settings)
+    steps = steps_for(resolve(model), [Requirement(probe)], settings)
+    store = Store(Path(out) / ATLAS)
+    outcome = run(steps, store, settings, reporter)
+    if outcome.failures:
+        raise XatlasError(str(outcome.failures[0]))
+    return store.read(steps[-1].job)
+
+
+def _measure_loaded(model: HookedModel, probe: Probe, settings: Settings) -> xr.Dataset:
+    """Measure a model in memory, its requirements first; nothing is stored."""
+    from xatlas.schema import validate
+
+    results = {}
+    for needed in probe.requires:
+        if not needed.optional:
+            inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
+            results[needed.probe] = _measure_loaded(model, inner, settings)
+    inputs = Inputs(results=results, reference=settings.reference, seed=settings.seed, draws=settings.draws)
+    dataset = probe.measure(model, settings.suite, inputs)
+    validate(dataset, probe)
+    return dataset
+
+
+def compare(
+    models: Sequence[str],
+    *,
+    comparisons: Sequence[str] | None = None,
+    suite: str | Suite | None = None,
+    reference: str | Suite | None = None,
+    parameters: dict[str, dict[str, Any]] | None = None,
+    out: str | Path = ".",
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> Comparing:
+    """Measure what comparisons need of several models, then compare them.
+
+    Parameters
+    ----------
+    models : sequence of str
+        Names or paths, in the order in which they are to be shown.
+    comparisons : sequence of str, optional
+        Names; all by default.
+    suite, reference : str or Suite, optional
+        As in :func:`make_settings`.
+    parameters : dict of str to dict, optional
+        Probe → its parameters that differ from what the comparisons require.
+    out : path
+        Folder for ``atlas/`` and ``figures/``.
+    reporter : Reporter, optional
+        Hears how it goes.
+    **options
+        As in :func:`measure`.
+
+    Returns
+    -------
+    Comparing
+        Tables, findings, files; failures too: look at them.
+
+    Raises
+    ------
+    XatlasError
+        A name is unknown or a model can't be had.
+    """
+    settings = make_settings(suite, reference, parameters=parameters or {}, **options)
+    chosen = pick_comparisons(comparisons)
+    folder = Path(out)
+    return compare_models(resolve_all(models), chosen, settings, Store(folder / ATLAS), folder / FIGURES, reporter)
