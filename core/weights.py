@@ -191,8 +191,8 @@ def _what_instead(folder: Path) -> str:
     if not pickles:
         return ""
     return (
-        f", only {pickles[0]}: pickles can run code when they are opened and are never loaded. If you trust this "
-        f'one, convert it: python -c "from transformers import AutoModelForCausalLM as M; '
+        f", only {pickles[0]}: pickles can run code when they are opened and are never loaded. If you trust "
+        f'this one, convert it: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
     )
 

@@ -1,0 +1,235 @@
+"""Names that lead to the local Hugging Face cache or to a hub that answers, refuses or is silent."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from http.server import ThreadingHTTPServer
+
+import pytest
+from loading_models import COMMIT, REPO, Hub, put_in_cache, write_tiny_llama
+from xatlas import XatlasError, fetch, manager
+from xatlas.available import available
+from xatlas.resolve import resolve
+from xatlas.sources import ModelSource
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "xatlas"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def aliases(monkeypatch, tiny):
+    known = {
+        "tiny": ModelSource("tiny", REPO, "hub", "on the hub"),
+        "tiny-mini": ModelSource("tiny-mini", str(tiny), "folder", "a folder"),
+        "gone": ModelSource("gone", "/no/such/folder", "folder", "a folder that was deleted"),
+    }
+    monkeypatch.setattr(manager, "models", lambda: known)
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    from huggingface_hub import constants
+
+    def point(url: str) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+    return point
+
+
+@pytest.fixture
+def hub(tiny, endpoint):
+    handler = type("ThisHub", (Hub,), {"model": tiny, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint(f"http://127.0.0.1:{server.server_port}")
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def closed_port(endpoint):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number = probe.getsockname()[1]
+    endpoint(f"http://127.0.0.1:{number}")
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def test_cached_model_needs_no_hub(cache, aliases, closed_port, tiny):
+    put_in_cache(cache, tiny)
+    found = resolve(REPO)
+    assert (found.slug, found.revision, found.architecture) == ("someone--tiny-llama", COMMIT, "LlamaForCausalLM")
+    assert found.context_length == 64
+    assert not found.chat_template
+    assert resolve("tiny").slug == "tiny"
+    assert resolve(f"tiny@{COMMIT}").slug == f"tiny--{COMMIT}"
+    states = {model.alias: model.state for model in available()}
+    assert states == {"tiny": "cached", "tiny-mini": "local", "gone": "missing"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_incomplete_snapshot_is_not_used(cache, aliases, closed_port, tiny, name):
+    (put_in_cache(cache, tiny) / name).unlink()
+    with pytest.raises(XatlasError, match="not in the local cache"):
+        resolve(REPO)
+
+
+def test_missing_shard_is_noticed(cache, aliases, closed_port, tiny):
+    snapshot = put_in_cache(cache, tiny)
+    (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
+    shards = '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
+    (snapshot / "model.safetensors.index.json").write_text(shards)
+    assert fetch.cached_snapshot(REPO, None) is None
+    (snapshot / "model-00002-of-00002.safetensors").touch()
+    assert fetch.cached_snapshot(REPO, None) == snapshot
+
+
+def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_port):
+    with pytest.raises(XatlasError) as caught:
+        resolve("tiny")
+    message = str(caught.value)
+    for part in (f"'tiny' ({REPO})", "is unreachable", "xatlas models fetch tiny", "Models that work now: tiny-mini."):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_hub_that_accepts_and_never_answers(cache, aliases, endpoint, monkeypatch):
+    monkeypatch.setattr(fetch, "HUB_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(XatlasError, match=r"did not answer within|is unreachable .*Timeout"):
+            resolve(REPO)
+
+
+@pytest.mark.timeout(60)
+def test_name_lookup_that_hangs_is_given_up(cache, aliases, endpoint, monkeypatch):
+    release = threading.Event()
+
+    def hang(*args, **kwargs):
+        release.wait()
+        raise OSError("never found")
+
+    monkeypatch.setattr(fetch, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    endpoint("http://some.invalid")
+    try:
+        with pytest.raises(XatlasError, match=r"some\.invalid did not answer within"):
+            resolve(REPO)
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (404, "RepoNotFound", "knows no such model"),
+        (401, "", "knows no such model"),
+        (404, "RevisionNotFound", "no such revision"),
+        (403, "GatedRepo", "gated: ask for access"),
+        (403, "", r"refused access \(HTTP 403\)"),
+        (503, "", "HTTP 503"),
+    ],
+)
+def test_refusals_are_told_apart(cache, aliases, hub, status, code, words):
+    hub.status, hub.error_code = status, code
+    with pytest.raises(XatlasError, match=words):
+        resolve(f"{REPO}@v1", progress=quiet)
+    assert hub.asked == [f"/api/models/{REPO}/revision/v1"]
+
+
+def test_wrong_token_is_no_unknown_model(cache, aliases, hub):
+    hub.status, hub.error_message = 401, "Invalid credentials in Authorization header"
+    with pytest.raises(XatlasError, match=r"refused access \(HTTP 401\): check the token"):
+        resolve(REPO)
+
+
+def test_unknown_name_suggests_an_alias(cache, aliases, hub):
+    hub.status, hub.error_code = 404, "RepoNotFound"
+    with pytest.raises(XatlasError, match=r"Did you mean 'tiny-mini'\?"):
+        resolve("tinymini")
+
+
+def test_gate_that_closes_on_the_files_only(cache, aliases, hub):
+    hub.gated_files = True
+    with pytest.raises(XatlasError, match="gated: ask for access"):
+        resolve(REPO, progress=quiet)
+
+
+def test_download_leaves_pickles_alone(cache, aliases, hub, tiny):
+    hub.extra_files = ("pytorch_model.bin", "onnx/model.onnx", "original/model.safetensors", "README.md")
+    lines: list[str] = []
+    found = resolve(REPO, progress=lines.append)
+    assert {path.name for path in found.folder.iterdir()} == {path.name for path in tiny.iterdir()}
+    assert found.revision == COMMIT
+    assert len(lines) == 1
+    asked = len(hub.asked)
+    assert resolve(REPO) == found
+    assert len(hub.asked) == asked, "a cached model asked the hub"
+
+
+def test_repository_of_pickles_is_refused_before_any_download(cache, aliases, hub):
+    hub.extra_files, hub.hidden_files = ("pytorch_model.bin",), ("model.safetensors",)
+    with pytest.raises(XatlasError, match="only pickles, which are never loaded"):
+        resolve(REPO, progress=quiet)
+    assert len(hub.asked) == 1
+
+
+def test_offline_switch_is_named(cache, aliases, hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(XatlasError, match="HF_HUB_OFFLINE is set"):
+        resolve(REPO)
+
+
+def test_not_asking_the_hub(cache, aliases, hub):
+    with pytest.raises(XatlasError, match="not to be asked"):
+        resolve(REPO, hub=False)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("./nothing", "no model folder"),
+        ("a/b/c", "no model folder"),
+        ("x.gguf", "no model folder or GGUF file"),
+        ("a b", "no alias, path or hub id"),
+        ("tiny-mini@v1", "has no revisions"),
+        ("tiny-mini+nowhere", "no LoRA weights in 'nowhere'"),
+        ("gone", "does not exist"),
+    ],
+)
+def test_names_that_mean_nothing_never_reach_the_hub(cache, aliases, hub, name, words):
+    with pytest.raises(XatlasError, match=words):
+        resolve(name)
+    assert hub.asked == []
+
+
+def test_resolving_imports_neither_torch_nor_transformers(cache, tiny):
+    code = (
+        "import sys; from xatlas.resolve import resolve; from xatlas.available import available; "
+        f"resolve({str(tiny)!r}); available(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
