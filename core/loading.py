@@ -171,6 +171,8 @@ def _merge(model: PreTrainedModel, lora: Path) -> PreTrainedModel:
     from peft import PeftModel
     from safetensors import safe_open
 
+    # Asked of the modules: transformers unties what a config calls tied when the file holds both.
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     try:
         with safe_open(lora / "adapter_model.safetensors", framework="pt") as file:
             stored = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 - no mapping
@@ -182,8 +184,7 @@ def _merge(model: PreTrainedModel, lora: Path) -> PreTrainedModel:
     stray = sorted(stored - held)
     if stray:
         raise XatlasError(f"the LoRA weights in {lora} do not fit the model: it has no module for {stray[0]}.")
-    ends = ("lm_head", "embed_tokens")
-    if model.config.tie_word_embeddings and any(end in name for name in stored for end in ends):
+    if tied and any(end in name for name in stored for end in ("lm_head", "embed_tokens")):
         raise XatlasError(
             f"the LoRA weights in {lora} change an embedding that is tied to the unembedding; "
             f"merging them would change both. Merge them yourself and give the folder."
