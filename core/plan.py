@@ -130,6 +130,14 @@ def default_suite(role: Literal["measure", "reference"]) -> str:
     raise XatlasError(f"no suite is the default to {role}: name one.")
 
 
+def larger_suite(suite: Suite) -> Suite | None:
+    """Return the smallest suite with a name that holds all prompts of ``suite`` and more; None if there is none."""
+    ids = {prompt.id for prompt in suite}
+    loaded = (spec.load() for spec in manager.suites().values() if spec.default_for != "reference")
+    larger = [other for other in loaded if len(other) > len(suite) and ids <= {prompt.id for prompt in other}]
+    return min(larger, key=len, default=None)
+
+
 def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: Settings) -> list[Step]:
     """Return the steps that the requirements come to on one model, each after those it rests on.
 
