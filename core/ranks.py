@@ -61,38 +61,50 @@ class Winner:
     spread: tuple[float, float]
 
 
-def winner(point: Floats, draws: Floats) -> Winner | None:
+def winner(point: Floats, draws: Floats, *, resamples: bool = True) -> Winner | None:
     """Find the largest of ``point (item)`` and judge it by ``draws (draw, item)``; None when all is NaN.
 
     The lead is taken over the best of *all* others in each draw, not over one fixed rival: a lead that
-    two rivals share in eating up is no lead.
+    two rivals share in eating up is no lead. Without ``resamples`` (draws that can't vary, see
+    :class:`~xatlas.stats.Clusters`) there are no intervals, and nothing is told apart from a tie.
     """
     there = np.isfinite(point)
     if not there.any():
         return None
+    bounds = _bounds if resamples else _unknown
     best = int(np.nanargmax(point))
     finite = np.where(np.isfinite(draws), draws, -np.inf)
     first = np.argmax(finite, axis=1)
     own = (
         best,
         float(point[best]),
-        *_bounds(draws[:, best]),
+        *bounds(draws[:, best]),
         float(probability_first(draws)[best]),
     )
     if there.sum() == 1:
-        return Winner(*own, -1, math.nan, math.nan, math.nan, False, (), _bounds(first))
+        return Winner(*own, -1, math.nan, math.nan, math.nan, False, (), bounds(first))
     second = int(np.argmax(np.where(np.arange(len(point)) == best, -np.inf, np.where(there, point, -np.inf))))
-    low, high = _bounds(draws[:, best] - np.delete(finite, best, axis=1).max(1))
-    equal = there & ((quantile(draws[:, [best]] - draws, 0.025) <= 0) | agree(point, point[best]))
-    equal[best] = False
-    tie = not low > 0 or bool(equal.any())
-    tied = tuple(int(index) for index in np.flatnonzero(equal)) or ((second,) if tie else ())
+    low, high = bounds(draws[:, best] - np.delete(finite, best, axis=1).max(1))
+    tie = not low > 0 or bool(agree(point[second], point[best]))
+    tied = _tied(point, draws, best) if tie else ()
     margin = float(point[best] - point[second])
-    return Winner(*own, second, margin, low, high, tie, tied, _bounds(first))
+    return Winner(*own, second, margin, low, high, tie, tied or (second,) * tie, bounds(first))
+
+
+def _tied(point: Floats, draws: Floats, best: int) -> tuple[int, ...]:
+    """Return the items whose distance to the winner has 0 in its interval, among the best dozen."""
+    rivals = np.argsort(np.where(np.isfinite(point), -point, np.inf))[:12]
+    rivals = np.array([i for i in sorted(rivals) if i != best and np.isfinite(point[i])], dtype=int)
+    near = quantile(draws[:, [best]] - draws[:, rivals], (1 - LEVEL) / 2) <= 0
+    return tuple(int(i) for i in rivals[near | agree(point[rivals], point[best])])
 
 
 def _bounds(draws: Any) -> tuple[float, float]:
     return float(quantile(draws, (1 - LEVEL) / 2)), float(quantile(draws, (1 + LEVEL) / 2))
+
+
+def _unknown(draws: Any) -> tuple[float, float]:
+    return math.nan, math.nan
 
 
 def chance_of_wins(n_layers: int, n_heads: int, wins: int) -> float:

@@ -121,6 +121,19 @@ class Clusters:
         # a draw that met absent values only takes the family's mean: families must not come and go
         return np.where(np.isfinite(drawn), drawn, point)
 
+    def parts(self, values: Any) -> Floats:
+        """Return what each cluster adds to the family-macro average: ``(cluster, *items)``, summing to it.
+
+        NaN for items without any value.
+        """
+        sums, counts, shape = self._sums(values)
+        share = np.full(sums.shape, np.nan)
+        for rows in self._rows:
+            share[rows] = _divide(sums[rows], np.broadcast_to(counts[rows].sum(0), sums[rows].shape))
+        families = sum(np.isfinite(share[rows]).any(0).astype(float) for rows in self._rows)
+        share = _divide(np.nan_to_num(share), np.broadcast_to(families, share.shape))
+        return share.reshape(self.size, *shape)
+
     def interval(self, draws: Floats) -> tuple[Floats, Floats]:
         """Return the 95 % interval over the first axis; NaN where nothing can be resampled."""
         low, high = quantile(draws, (1 - LEVEL) / 2), quantile(draws, (1 + LEVEL) / 2)
@@ -149,12 +162,8 @@ class Clusters:
         array (*items)
             p-values; NaN for items without any value.
         """
-        sums, counts, shape = self._sums(values)
-        share = np.full(sums.shape, np.nan)  # a cluster's part of the macro mean
-        for rows in self._rows:
-            share[rows] = _divide(sums[rows], np.broadcast_to(counts[rows].sum(0), sums[rows].shape))
-        families = sum(np.isfinite(share[rows]).any(0).astype(float) for rows in self._rows)
-        share = _divide(np.nan_to_num(share), np.broadcast_to(families, share.shape))
+        share = self.parts(values)
+        shape, share = share.shape[1:], share.reshape(self.size, -1)
         spread = np.sqrt((share**2).sum(0))
         scaled = np.divide(share, spread, out=np.zeros_like(share), where=spread > 0)
         p = _sign_flips(np.nan_to_num(scaled), permutations, self.seed, alternative == "two-sided")

@@ -1,0 +1,227 @@
+"""What the comparisons share: finding results in a tree, sensitivity rows, verdicts, words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas.errors import XatlasError
+from xatlas.stats import Clusters, Floats
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: What every number rests on unless a row says otherwise.
+ABLATION, SCOPE = "mean", "last"
+ABLATIONS, SCOPES, BOS = ("mean", "zero", "resample"), ("last", "all"), ("always", "native")
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One probe's result for one model, and what it was measured on.
+
+    Parameters
+    ----------
+    model : str
+        The model's slug.
+    called : str
+        The name that the user asked for it by.
+    probe : str
+        Name of the probe.
+    dataset : Dataset
+        The stored result.
+    suite, bos : str
+        Name of the suite, and ``always`` or ``native``.
+    """
+
+    model: str
+    called: str
+    probe: str
+    dataset: xr.Dataset
+    suite: str
+    bos: str
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Templates within families of the prompts that were measured."""
+        return Clusters(self.dataset["family"].values, self.dataset["template"].values)
+
+    @cached_property
+    def _drawn(self) -> dict[tuple[str, ...], tuple[Floats, Floats]]:
+        return {}
+
+    def holds(self, ablation: str, scope: str) -> bool:
+        """Tell whether this ablation kind and scope were measured."""
+        coords = self.dataset.coords
+        return ablation in coords["ablation"].values and scope in coords["scope"].values
+
+    def values(self, variable: str, ablation: str = ABLATION, scope: str = SCOPE) -> Floats:
+        """Return ``(prompt, layer, component or head)`` of one variable."""
+        chosen = self.dataset[variable].sel(ablation=ablation, scope=scope)
+        return np.asarray(chosen.values, dtype=float)
+
+    def macro(
+        self, variable: str, ablation: str = ABLATION, scope: str = SCOPE
+    ) -> tuple[Floats, Floats]:
+        """Return the family-macro average ``(layer, …)`` and its bootstrap draws ``(draw, layer, …)``."""
+        key = (variable, ablation, scope)
+        if key not in self._drawn:
+            values = self.values(*key)
+            self._drawn[key] = self.clusters.macro(values), self.clusters.macro_draws(values)
+        return self._drawn[key]
+
+
+def read(tree: xr.DataTree, model: str, probe: str) -> list[Reading]:
+    """Return a model's results of ``probe``: the main one first, then the variants by name.
+
+    Raises
+    ------
+    XatlasError
+        The main result is missing, or lacks ablation ``mean`` or scope ``last``.
+    """
+    nodes = tree.children[model].children
+    names = sorted(name for name in nodes if name == probe or name.startswith(f"{probe}@"))
+    if probe not in names:
+        raise XatlasError(
+            f"the atlas holds no {probe} of {model}; measure it with: xatlas run {model} --probes {probe}"
+        )
+    found = [_reading(nodes[name].to_dataset(), model, probe, name.partition("@")[2]) for name in names]
+    if not found[0].holds(ABLATION, SCOPE):
+        raise XatlasError(
+            f"{probe} of {model} lacks ablation '{ABLATION}' or scope '{SCOPE}', which comparisons rest on; "
+            f"measure it with: xatlas run {found[0].called} --probes {probe}"
+        )
+    return found
+
+
+def _reading(dataset: xr.Dataset, model: str, probe: str, variant: str) -> Reading:
+    about = json.loads(dataset.attrs.get("xatlas", "{}"))
+    said = dict(part.split("=", 1) for part in variant.split(",") if "=" in part)
+    suite = (about.get("suite") or {}).get("name") or said.get("suite", "unnamed")
+    bos = (about.get("job") or {}).get("bos") or said.get("bos", BOS[0])
+    asked = about.get("model")
+    called = (asked.get("name") if isinstance(asked, dict) else None) or model
+    return Reading(model, called, probe, dataset, str(suite), str(bos))
+
+
+def models(tree: xr.DataTree) -> list[str]:
+    """Return the slugs of the models in the tree, in its order.
+
+    Raises
+    ------
+    XatlasError
+        There is none.
+    """
+    found = [str(name) for name in tree.children]
+    if not found:
+        raise XatlasError("the atlas holds no model; measure one with: xatlas run MODEL")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % interval, under one setting."""
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a sensitivity row varies: ablation kind, scope, position 0, suite, with or without layer 0."""
+
+    ablation: str
+    scope: str
+    bos: str
+    suite: str
+    layer0: bool
+
+    def __str__(self) -> str:
+        ending = "" if self.layer0 else ", layer 0 excluded"
+        return f"{self.ablation}, {self.scope}, bos {self.bos}, {self.suite}{ending}"
+
+
+def settings(main: Reading, everything: Iterable[Reading]) -> list[Setting]:
+    """Return the cross of all settings, the default one first."""
+    usual = "quick" if main.suite == "standard" else "standard"
+    suites = list(dict.fromkeys([main.suite, *(reading.suite for reading in everything), usual]))
+    habits = [main.bos, *(bos for bos in BOS if bos != main.bos)]
+    return [
+        Setting(ablation, scope, bos, suite, layer0)
+        for suite in suites
+        for bos in habits
+        for layer0 in (True, False)
+        for scope in SCOPES
+        for ablation in ABLATIONS
+    ]
+
+
+def sensitivity(
+    found: Sequence[Sequence[Reading]],
+    estimate: Callable[[Reading, str, str, bool], Estimate],
+    units: str,
+    prefix: str = "sensitivity",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Estimate one number under every setting that the atlas holds.
+
+    Parameters
+    ----------
+    found : per model its readings, the main one first
+    estimate : callable
+        ``(reading, ablation, scope, layer0) → Estimate``; without layer 0 where ``layer0`` is False.
+    units : str
+        Unit of the number.
+    prefix : str
+        Name of the variables that hold the number.
+
+    Returns
+    -------
+    variables, coords
+        ``prefix``, ``prefix_low``, ``prefix_high``, and ``sensitivity_status`` (``ok`` or ``not run``),
+        ``sensitivity_command``, all ``(model, setting)``.
+    """
+    rows = settings(found[0][0], [reading for readings in found for reading in readings])
+    numbers = np.full((3, len(found), len(rows)), np.nan)
+    commands = np.full((len(found), len(rows)), "", dtype=object)
+    for i, readings in enumerate(found):
+        for j, row in enumerate(rows):
+            held = [r for r in readings if (r.suite, r.bos) == (row.suite, row.bos)]
+            held = [r for r in held if r.holds(row.ablation, row.scope)]
+            if held:
+                one = estimate(held[0], row.ablation, row.scope, row.layer0)
+                numbers[:, i, j] = one.value, one.low, one.high
+            else:
+                commands[i, j] = command(readings[0], row)
+    dims = ("model", "setting")
+    status = np.where(commands == "", "ok", "not run").astype(object)
+    variables = {
+        prefix: (dims, numbers[0], units, "the number under other settings"),
+        f"{prefix}_low": (dims, numbers[1], units, "lower end of its 95 % interval"),
+        f"{prefix}_high": (dims, numbers[2], units, "upper end of its 95 % interval"),
+        "sensitivity_status": (dims, status, "1", "whether the atlas holds what the row needs"),
+        "sensitivity_command": (dims, commands, "1", "the command that measures what is missing"),
+    }
+    coords = {"setting": [str(row) for row in rows]}
+    for name in ("ablation", "scope", "bos", "suite"):
+        coords[f"setting_{name}"] = ("setting", [getattr(row, name) for row in rows])
+    coords["setting_layer0"] = ("setting", [int(row.layer0) for row in rows])
+    return variables, coords
+
+
+def command(main: Reading, row: Setting) -> str:
+    """Return the command that measures what a sensitivity row lacks, on all scopes at once."""
+    probe, held = main.probe, main.dataset.coords
+    parts = [f"xatlas run {main.called} --probes {probe} --suite {row.suite} --bos {row.bos}"]
+    if row.scope not in held["scope"].values:
+        parts.append(f"--set {probe}.scopes={','.join(SCOPES)}")
+    if row.ablation not in held["ablation"].values:
+        parts.append(f"--set {probe}.ablations={','.join(ABLATIONS)}")
+    return " ".join(parts)
+

@@ -1,0 +1,139 @@
+"""Writes a comparison's figure beside the data it shows."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas.comparisons import style
+from xatlas.errors import XatlasError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from xatlas.comparison import Comparison
+
+
+def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str | Path) -> list[Path]:
+    """Write ``name.png``, ``name.svg``, ``name.nc`` and ``name.csv``; each appears whole or not at all.
+
+    Files that show the same data already are left alone.
+
+    Parameters
+    ----------
+    name : str
+        Stem of the files.
+    comparison : Comparison
+        Draws the figure.
+    dataset : Dataset
+        What ``comparison.compare`` returned.
+    folder : path
+        Made if missing.
+
+    Returns
+    -------
+    list of Path
+        The four files, in the order above. The same dataset gives the same PNG, SVG and CSV, byte for byte.
+
+    Raises
+    ------
+    XatlasError
+        The folder can't be written.
+    """
+    target = Path(folder)
+    paths = {kind: target / f"{name}.{kind}" for kind in ("png", "svg", "nc", "csv")}
+    table = io.StringIO()
+    write_csv(dataset, table)
+    mark = _mark(comparison, dataset, table.getvalue())
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if all(path.is_file() for path in paths.values()) and _carries(paths["png"], mark):
+            return list(paths.values())
+        drawn = comparison.plot(dataset)
+        style.arrange(drawn)
+        _write(paths["csv"], lambda path: path.write_text(table.getvalue(), "utf-8", newline=""))
+        _write(paths["nc"], lambda path: _write_netcdf(dataset, path))
+        _write(paths["svg"], lambda path: style.save(drawn, path))
+        # last, because its mark says that all four are there
+        _write(paths["png"], lambda path: style.save(drawn, path, mark))
+    except OSError as error:
+        reason = error.strerror or error
+        raise XatlasError(f"can't write the figure '{name}' to {target}: {reason}; choose another --out.") from error
+    return list(paths.values())
+
+
+def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
+    """Return a hash of everything that the four files depend on."""
+    import matplotlib
+
+    parts = [comparison.name, str(comparison.version), style.VERSION, matplotlib.__version__, table]
+    parts.append(json.dumps({name: str(value) for name, value in dataset.attrs.items()}, sort_keys=True))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _carries(path: Path, mark: str) -> bool:
+    """Tell whether a PNG of ours was made from the same data; its comment stands before the pixels."""
+    with open(path, "rb") as file:
+        return mark.encode() in file.read(1024)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Write under a temporary name in the same folder, then rename: readers never see half a file."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        with open(temporary, "rb") as done:
+            os.fsync(done.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_netcdf(dataset: xr.Dataset, path: Path) -> None:
+    numeric = [name for name, array in dataset.data_vars.items() if array.dtype.kind in "fiu"]
+    encoding = {name: {"zlib": True, "fletcher32": True} for name in numeric if dataset[name].ndim}
+    dataset.to_netcdf(path, engine="netcdf4", encoding=encoding)
+
+
+def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:
+    """Write every value of every variable as one line: ``variable``, its coordinates, ``value``, ``units``.
+
+    Dimensions that a variable lacks stay empty, and so does the value where it is NaN. Numbers are
+    written so that reading them gives back the same float.
+    """
+    dims = [str(dim) for dim in dataset.dims]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["variable", *dims, "value", "units"])
+    labels = {dim: dataset[dim].values.tolist() for dim in dims}
+    for name, array in dataset.data_vars.items():
+        units = array.attrs.get("units", "")
+        own = [str(dim) for dim in array.dims]
+        places = itertools.product(*(labels[dim] for dim in own))
+        for place, value in zip(places, np.asarray(array.values).ravel().tolist(), strict=True):
+            where = dict(zip(own, place, strict=True))
+            writer.writerow([name, *(where.get(dim, "") for dim in dims), _cell(value), units])
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if value != value else repr(value)
+    return value
