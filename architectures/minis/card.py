@@ -1,0 +1,161 @@
+"""What a shipped miniature can do, measured on the shipped file and written down beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from xatlas import manager
+
+from .tokens import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from xatlas.suites import Prompt
+
+BASELINE_LINES = 120_000  # of the training file
+
+
+def write_model(model: PreTrainedModel, out: Path, folder: Path) -> None:
+    """Save the weights in bfloat16 and the tokenizer; `model` is left in bfloat16."""
+    import torch
+
+    model.to(torch.bfloat16).save_pretrained(folder)
+    load_tokenizer(out / "tokenizer").save_pretrained(folder)
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Keep what only training knows, until the card is written."""
+    (folder / "card.json").write_text(json.dumps({"training": facts}, indent=1) + "\n", encoding="utf-8")
+
+
+def load_shipped(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The shipped file, computing in float32, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval(), load_tokenizer(folder)
+
+
+def solved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Iterable[Prompt]) -> dict[str, bool]:
+    """Per prompt id, whether greedy decoding gives the whole target.
+
+    Teacher forcing decides it: greedy decoding writes the target if and only if the likeliest token is right after
+    every part of the target.
+    """
+    import torch
+
+    rows: dict[int, list[tuple[str, list[int], int]]] = defaultdict(list)  # by length: no padding
+    for prompt in prompts:
+        whole = tokenizer(prompt.text + str(prompt.target))["input_ids"]
+        alone = tokenizer(prompt.text)["input_ids"]
+        if whole[: len(alone)] != alone:
+            raise ValueError(f"prompt {prompt.id}: text and target share a token")
+        rows[len(whole)].append((prompt.id, whole, len(alone)))
+    right: dict[str, bool] = {}
+    for group in rows.values():
+        tokens = torch.tensor([whole for _, whole, _ in group])
+        with torch.inference_mode():
+            likeliest = model(input_ids=tokens[:, :-1]).logits.argmax(-1)  # (prompts, positions - 1)
+        for (identity, whole, start), row in zip(group, likeliest.tolist(), strict=True):
+            right[identity] = row[start - 1 :] == whole[start:]
+    return right
+
+
+class BagOfTokens:
+    """Naive Bayes per family: guesses a target from which tokens the text has, not from their order."""
+
+    def __init__(self, lines: Iterable[Mapping[str, str]], tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        rows = list(lines)
+        bags = tokenizer([row["text"] for row in rows])["input_ids"]
+        grouped: dict[str, dict[str, list[list[int]]]] = defaultdict(lambda: defaultdict(list))
+        for row, bag in zip(rows, bags, strict=True):
+            grouped[row["family"]][row["target"]].append(bag)
+        self.tables = {family: self._table(targets) for family, targets in grouped.items()}
+
+    def _table(self, targets: Mapping[str, list[list[int]]]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        names = sorted(targets)
+        counts = np.ones((len(names), len(self.tokenizer)))  # add-one smoothing
+        for row, name in enumerate(names):
+            for bag in targets[name]:
+                np.add.at(counts[row], bag, 1)
+        prior = np.log([len(targets[name]) for name in names])
+        return names, prior, np.log(counts / counts.sum(1, keepdims=True))
+
+    def right(self, prompt: Prompt) -> bool:
+        """Whether the guess for this prompt is its target."""
+        names, prior, likelihood = self.tables[prompt.family]
+        bag = self.tokenizer(prompt.text)["input_ids"]
+        return names[int(np.argmax(prior + likelihood[:, bag].sum(1)))] == prompt.target
+
+
+def write_card(folder: Path, name: str, out: Path) -> None:
+    """Measure the model in `folder` on the `standard` suite and write card.json and CARD.md there.
+
+    What only training knows is taken from the card.json that the export left.
+    """
+    suite = manager.suites()["standard"].load()
+    model, tokenizer = load_shipped(folder)
+    right = solved(model, tokenizer, suite)
+    with (out / "train.jsonl").open(encoding="utf-8") as file:
+        baseline = BagOfTokens(map(json.loads, islice(file, BASELINE_LINES)), tokenizer)
+    overlap = json.loads((out / "overlap.json").read_text(encoding="utf-8"))
+    families: dict[str, Any] = {}
+    for family in suite.families:
+        prompts = [prompt for prompt in suite if prompt.family == family]
+        families[family] = {
+            "prompts": len(prompts),
+            "accuracy": round(sum(right[p.id] for p in prompts) / len(prompts), 4),
+            "bag_of_tokens": round(sum(baseline.right(p) for p in prompts) / len(prompts), 4),
+            "overlap_after_masking": overlap[family],
+        }
+    card = {
+        "name": name,
+        "class": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "training": json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"],
+        "evaluation": {"suite": "standard", "suite_sha256": suite.hash, "dtype": "float32", "families": families},
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (folder / "CARD.md").write_text(card_text(card), encoding="utf-8")
+
+
+def card_text(card: Mapping[str, Any]) -> str:
+    """The card for people."""
+    training, families = card["training"], card["evaluation"]["families"]
+    solved_families = sum(row["accuracy"] >= 0.9 for row in families.values())
+    rows = "\n".join(
+        f"| {family} | {row['accuracy']:.2f} | {row['bag_of_tokens']:.2f} | {row['overlap_after_masking']:.2f} |"
+        for family, row in families.items()
+    )
+    settings = ", ".join(f"{key} {value}" for key, value in training.items())
+    mean = np.mean([row["accuracy"] for row in families.values()])
+    return f"""# {card["name"]}
+
+A `{card["class"]}` of {card["parameters"]:,} parameters, made for comparing architectures: `lfm2-mini`, `qwen-mini` and
+`smollm2-mini` have the same size within 5 %, the same tokenizer, and saw the same tokens in the same order. It knows
+twelve families of short tasks and nothing else; it is no general language model.
+
+At least 90 % of the held-out prompts right in {solved_families} of {len(families)} families; mean accuracy {mean:.3f}.
+
+Measured on the shipped bfloat16 file, computed in float32, on the `standard` suite (whose wordings training lacks;
+suite sha256 `{card["evaluation"]["suite_sha256"]}`).
+*Accuracy*: the whole target, greedily. *Bag of tokens*: naive Bayes on which tokens the prompt has, whatever their
+order. *Overlap*: share of test prompts that training contains once numbers and names are masked.
+
+| family | accuracy | bag of tokens | overlap |
+| --- | --- | --- | --- |
+{rows}
+
+Training: `architectures/minis/recipe.py` with {settings}.
+Weights sha256 `{card["weights_sha256"]}`.
+"""

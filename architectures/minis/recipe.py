@@ -1,0 +1,231 @@
+"""How the miniatures are made: `python -m xatlas.architectures.minis.recipe train lfm2-mini --out build/minis`.
+
+In order:
+
+- `mkdir -p build/minis && cd build/minis`, `python -m xatlas.plugins.suites 640000 train.jsonl`, and
+  `python -m xatlas.plugins.suites overlap train.jsonl > overlap.json` write the training file and what it shares with
+  the test split;
+- `prepare` trains the tokenizer and cuts the file into tokens;
+- per model `train` (can be stopped at any time and goes on from its last checkpoint), `export` (leaves the checkpoint
+  as it is) and `card` (measures the exported file).
+
+Every model sees the same tokens in the same order, because a step's lines follow from its number alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .configs import MLP_WIDTH, build
+from .tokens import TokenFile, load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a model learns, apart from its architecture."""
+
+    seed: int = 0
+    lines_per_step: int = 128
+    parts: int = 4
+    learning_rate: float = 2.5e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    text_weight: float = 0.05  # of a text token's loss; a target token's is 1
+    averaging: float = 0.995  # a running average of the weights over about 200 steps can ship without a decay
+
+
+RECIPE = Recipe()
+
+
+def rate(step: int, decay: tuple[int, int] | None = None, recipe: Recipe = RECIPE) -> float:
+    """Learning rate of a step: warm-up, then constant; within `decay` (first and last step) linearly to a fiftieth."""
+    if decay is not None:
+        left = max(0.0, (decay[1] - step) / (decay[1] - decay[0]))
+        return recipe.learning_rate * (0.02 + 0.98 * left)
+    return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup_steps)
+
+
+class Trainer:
+    """One model in training: its weights, its optimiser and its place in the data."""
+
+    def __init__(self, name: str, out: Path, recipe: Recipe = RECIPE) -> None:
+        import torch
+
+        self.name, self.out, self.recipe = name, out, recipe
+        tokenizer = load_tokenizer(out / "tokenizer")
+        self.data = TokenFile(out / "train.jsonl", tokenizer)
+        self.model = build(name, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.seed)
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        self.average = [p.detach().clone() for p in self.model.parameters()]
+        self.next_step, self.tokens_seen = 0, 0
+        self.checkpoint = out / name / "checkpoint.pt"
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        import torch
+
+        if self.checkpoint.is_file():
+            state = torch.load(self.checkpoint, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average = state["average"]
+            self.next_step, self.tokens_seen = state["next_step"], state["tokens_seen"]
+
+    def save(self) -> None:
+        """Write a checkpoint; a kill in between leaves the old one whole."""
+        import torch
+
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"average": self.average, "next_step": self.next_step, "tokens_seen": self.tokens_seen}
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint)
+
+    def step(self, decay: tuple[int, int] | None = None) -> float:
+        """One optimiser step; returns the mean loss of target tokens, in nats."""
+        import torch
+
+        batches = self.data.batches(self.next_step, self.recipe.lines_per_step, self.recipe.parts)
+        weights = [self._weights(kinds) for _, kinds in batches]
+        total = sum(float(weight.sum()) for weight in weights)
+        targets = sum(float((weight == 1).sum()) for weight in weights)
+        self.model.train()
+        loss_on_targets = 0.0
+        for (tokens, _), weight in zip(batches, weights, strict=True):
+            loss, of_targets = weighted_loss(self.model, torch.from_numpy(tokens), weight)
+            (loss / total).backward()
+            loss_on_targets += of_targets / targets
+            self.tokens_seen += int((weight > 0).sum())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.next_step, decay, self.recipe)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 1 - self.recipe.averaging)
+        self.next_step += 1
+        return loss_on_targets
+
+    def _weights(self, kinds: Any) -> torch.Tensor:
+        import torch
+
+        predicted = torch.from_numpy(kinds[:, 1:])  # (lines, positions - 1)
+        return (predicted == 2).float() + (predicted == 1).float() * self.recipe.text_weight
+
+
+def weighted_loss(model: PreTrainedModel, tokens: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Sum of weighted next-token losses, and the unweighted sum over target tokens.
+
+    Padding stands at the right and nothing looks ahead, so no mask is needed; only predicted positions are unembedded.
+    """
+    import torch
+
+    hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+    kept = weight > 0
+    logits = model.lm_head(hidden[kept])  # (predicted tokens, vocabulary)
+    losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:][kept], reduction="none")
+    weights = weight[kept]
+    return (losses * weights).sum(), float(losses.detach()[weights == 1].sum())
+
+
+def prepare(out: Path) -> None:
+    """Train the tokenizer, and cut the training file into tokens once."""
+    TokenFile(out / "train.jsonl", train_tokenizer(out / "train.jsonl", out / "tokenizer"))
+
+
+def train(name: str, out: Path, steps: int, save_seconds: float) -> None:
+    """Train until step `steps`, with a checkpoint every `save_seconds` and a line in the log every 100 steps."""
+    trainer = Trainer(name, out)
+    trainer.resume()
+    started = saved = time.monotonic()
+    first, seen, losses = trainer.next_step, trainer.tokens_seen, []
+    while trainer.next_step < steps:
+        losses.append(trainer.step())
+        now = time.monotonic()
+        if trainer.next_step % 100 == 0:
+            speed = (trainer.tokens_seen - seen) / (now - started)
+            mean = sum(losses) / len(losses)
+            print(f"{name} step {trainer.next_step} loss {mean:.4f} {speed:.0f} tokens/s", flush=True)
+            losses = []
+        if now - saved > save_seconds:
+            trainer.save()
+            saved = now
+    if trainer.next_step > first:
+        trainer.save()
+
+
+def export(name: str, out: Path, folder: Path, decay_steps: int) -> None:
+    """Write the model that ships, from the newest checkpoint, which stays as it is.
+
+    With `decay_steps` the learning rate is brought down over so many more steps; without, the running average ships.
+    """
+    import torch
+
+    from .card import write_facts, write_model
+
+    trainer = Trainer(name, out)
+    trainer.resume()
+    decay = (trainer.next_step, trainer.next_step + decay_steps)
+    while trainer.next_step < decay[1]:
+        trainer.step(decay)
+    if not decay_steps:
+        with torch.no_grad():
+            for parameter, average in zip(trainer.model.parameters(), trainer.average, strict=True):
+                parameter.copy_(average)
+    write_model(trainer.model, out, folder)
+    facts = asdict(trainer.recipe) | {"decay_steps": decay_steps, "steps": trainer.next_step}
+    facts |= {"tokens_seen": trainer.tokens_seen, "training_lines": len(trainer.data), "data_sha256": trainer.data.hash}
+    write_facts(folder, facts)
+
+
+def main() -> int:
+    """Run one step of the recipe from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("prepare", "train", "export", "card"))
+    parser.add_argument("name", nargs="?", choices=tuple(MLP_WIDTH), help="which miniature")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/minis"), help="folder with train.jsonl; checkpoints go there"
+    )
+    parser.add_argument("--steps", type=int, default=20_000, help="train until this step")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save-seconds", type=float, default=90)
+    parser.add_argument("--decay-steps", type=int, default=300, help="export: steps of decay; 0 ships the average")
+    parser.add_argument("--folder", type=Path, help="where the model ships; default: OUT/NAME/shipped")
+    arguments = parser.parse_args()
+    if arguments.what == "prepare":
+        prepare(arguments.out)
+        return 0
+    if arguments.name is None:
+        parser.error(f"{arguments.what} needs the name of a miniature")
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    folder = arguments.folder or arguments.out / arguments.name / "shipped"
+    if arguments.what == "train":
+        train(arguments.name, arguments.out, arguments.steps, arguments.save_seconds)
+    elif arguments.what == "export":
+        folder.mkdir(parents=True, exist_ok=True)
+        export(arguments.name, arguments.out, folder, arguments.decay_steps)
+    else:
+        from .card import write_card
+
+        write_card(folder, arguments.name, arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""What the miniatures' recipe needs from the suites, as files.
+
+`python -m xatlas.plugins.suites N FILE`: write N prompts of the mixed training stream as JSON lines (family, text,
+target). `python -m xatlas.plugins.suites overlap FILE`: print, per family, the share of `standard` prompts whose masked
+text FILE contains.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+from . import STANDARD, training_stream
+from .masking import overlap
+
+
+def write_stream(count: int, path: Path) -> None:
+    """Write `count` training prompts."""
+    with path.open("w", encoding="utf-8") as file:
+        for prompt in itertools.islice(training_stream(0), count):
+            row = {"family": prompt.family, "text": prompt.text, "target": prompt.target}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def main(arguments: list[str]) -> int:
+    """Do one of the two; return the exit status."""
+    if len(arguments) != 2 or not (arguments[0].isdigit() or arguments[0] == "overlap"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    path = Path(arguments[1])
+    if arguments[0] == "overlap":
+        with path.open(encoding="utf-8") as file:
+            print(json.dumps(overlap(STANDARD.load(), (json.loads(line)["text"] for line in file))))
+    else:
+        write_stream(int(arguments[0]), path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
