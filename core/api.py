@@ -11,10 +11,11 @@ from xatlas.atlas import open_atlas
 from xatlas.comparing import Comparing, pick_comparisons
 from xatlas.comparing import compare as compare_models
 from xatlas.errors import XatlasError
+from xatlas.outcome import Reporter
 from xatlas.plan import Settings, default_suite, find_suite, steps_for
 from xatlas.probe import Inputs, Probe, Requirement
 from xatlas.resolve import Resolved, resolve
-from xatlas.run import Reporter, run
+from xatlas.run import run
 from xatlas.store import Store
 from xatlas.suites import Suite
 

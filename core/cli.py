@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xatlas.comparing import Comparing
     from xatlas.plan import Settings, Step
     from xatlas.resolve import Resolved
-    from xatlas.run import Failure
+    from xatlas.outcome import Failure
 
 app = typer.Typer(
     name="xatlas",
@@ -52,7 +52,7 @@ def start(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Where does behaviour live in this language model, and is it in the same place in that one?"""
+    """Measure where behaviour lives in language models, and compare."""
     listen(verbose)
 
 

@@ -18,7 +18,8 @@ from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:
     from xatlas.comparing import Compared
-    from xatlas.run import Failure, Step
+    from xatlas.outcome import Failure
+    from xatlas.plan import Step
 
 P = ParamSpec("P")
 R = TypeVar("R")

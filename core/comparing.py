@@ -15,8 +15,9 @@ from xatlas.comparison import Comparison, Finding
 from xatlas.files import hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.jobs import digest
 from xatlas.lineup import build_tree, nodes_for
+from xatlas.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.plan import Settings, Step, steps_for
-from xatlas.run import Failure, Outcome, Reporter, explain, run
+from xatlas.run import explain, run
 from xatlas.store import Store, file_state
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def compare(
             log.debug("comparison %s failed", comparison.name, exc_info=True)
             failure = Failure(comparison.name, explain(error))
             done.failures.append(failure)
-            (reporter or Reporter()).fail(failure)
+            (reporter or Silent()).fail(failure)
     done.results = _adjusted(done.results)
     return done
 

@@ -6,11 +6,11 @@ import gc
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError
+from xatlas.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.plan import Settings, Step
 from xatlas.provenance import provenance
 from xatlas.store import Store
@@ -21,61 +21,6 @@ if TYPE_CHECKING:
     from xatlas.probe import Inputs
 
 log = logging.getLogger("xatlas")
-
-
-class Reporter:
-    """Hears how a run goes, and says nothing; the command line draws bars instead."""
-
-    def loading(self, model: str) -> None:
-        """A model is being loaded."""
-
-    def start(self, step: Step) -> None:
-        """A measurement begins."""
-
-    def progress(self, label: str, done: int, total: int) -> None:
-        """Part of it is done; called often."""
-
-    def finish(self, step: Step, seconds: float) -> None:
-        """It is done and kept."""
-
-    def fail(self, failure: Failure) -> None:
-        """It failed; the others go on."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One thing that went wrong and did not stop the rest.
-
-    Parameters
-    ----------
-    what : str
-        ``layer_ablation on qwen-mini``, or the name of a comparison.
-    reason : str
-        One line.
-    """
-
-    what: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.reason}"
-
-
-@dataclass
-class Outcome:
-    """What became of the steps of a run.
-
-    Parameters
-    ----------
-    measured, reused : list of Step
-        Those done now, and those whose results were there.
-    failures : list of Failure
-        The rest.
-    """
-
-    measured: list[Step] = field(default_factory=list)
-    reused: list[Step] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
 
 
 def run(steps: Iterable[Step], store: Store, settings: Settings, reporter: Reporter | None = None) -> Outcome:
@@ -109,7 +54,7 @@ def run(steps: Iterable[Step], store: Store, settings: Settings, reporter: Repor
             missing.append(step)
     # Consecutive steps only: sorting would pull a step ahead of one that it rests on.
     for _, group in groupby(missing, key=lambda step: (step.job.model, step.job.attention)):
-        _Worker(store, settings, reporter or Reporter(), outcome).work(list(group))
+        _Worker(store, settings, reporter or Silent(), outcome).work(list(group))
     return outcome
 
 
