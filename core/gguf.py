@@ -10,9 +10,11 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from xatlas.errors import XatlasError
+from xatlas.pretrained import first_line, quiet_transformers, refuse_gaps
 from xatlas.weights import cache_folder, missing_parts
 
 
@@ -62,8 +64,11 @@ def convert(path: Path, sha256: str, say: Callable[[str], None]) -> Path:
         with FileLock(f"{folder}.lock"):
             if is_converted(sha256):  # another process did it meanwhile
                 return folder
+            partial = f".partial-{folder.name}-"
+            for left_over in folder.parent.glob(f"{partial}*"):  # we hold the lock: of a process that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
             say(f"converting {path.name} to safetensors, once; this takes about half a minute")
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as work:
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=partial) as work:
                 fresh = Path(work) / "model"
                 _write(path, sha256, fresh)
                 shutil.rmtree(folder, ignore_errors=True)  # an incomplete one; complete ones returned above
@@ -76,26 +81,38 @@ def convert(path: Path, sha256: str, say: Callable[[str], None]) -> Path:
 def _write(path: Path, sha256: str, folder: Path) -> None:
     """Unpack with transformers, save in the layout that it reads fastest."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from xatlas.quiet import quiet_transformers
 
     with quiet_transformers(), torch.inference_mode(False):
-        try:
-            found = dict(gguf_file=path.name, local_files_only=True, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **found)
-            model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **found)
-        except Exception as error:  # the reader raises whatever a damaged or foreign file makes it
-            detail = (str(error).splitlines() or [""])[0]
-            raise XatlasError(
-                f"{path} cannot be read as GGUF ({type(error).__name__}: {detail}); check the file, or "
-                f"whether transformers {version('transformers')} supports its architecture."
-            ) from error
+        model, tokenizer = _read(path)
         # The weights are plain float32 now; only this note still calls the model quantised, and
         # save_pretrained refuses quantised ones.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        try:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # safetensors has its own error for a full disk
+            raise XatlasError(f"cannot write the conversion of {path} in {folder}: {first_line(error)}") from error
     note = {"file": path.name, "sha256": sha256, "transformers": version("transformers")}
     (folder / "xatlas-conversion.json").write_text(json.dumps(note), encoding="utf-8")
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    """Return model and tokenizer of a GGUF file, the weights unpacked to float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    how = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **how)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, output_loading_info=True, **how
+        )
+    except Exception as error:  # the reader raises whatever a damaged or foreign file makes it
+        raise XatlasError(
+            f"{path} cannot be read as GGUF ({first_line(error)}) Check the file, or whether transformers "
+            f"{version('transformers')} supports its architecture."
+        ) from error
+    refuse_gaps(report, path)
+    return model, tokenizer

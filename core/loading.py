@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas.available import AvailableModel, available
 from xatlas.errors import XatlasError, unknown
+from xatlas.pretrained import first_line, quiet_transformers, refuse_gaps
 from xatlas.resolve import Resolved, fetch, resolve
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", at
     chosen = pick_device(device)
 
     import torch
-    from xatlas.quiet import quiet_transformers
 
     _full_precision()
     number_format: torch.dtype = getattr(torch, dtype)
@@ -153,15 +153,8 @@ def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str) -> PreTr
     except MemoryError as error:
         raise XatlasError(f"not enough memory to load '{resolved.name}'.") from error
     except Exception as error:  # transformers and safetensors raise a dozen kinds; none names the model
-        raise XatlasError(f"'{resolved.name}' in {resolved.folder} cannot be loaded: {_first_line(error)}") from error
-    # transformers fills what a checkpoint lacks with random numbers and goes on.
-    wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise XatlasError(
-            f"the weights of '{resolved.name}' do not fit its config: {wrong[0]}{more} missing or of another "
-            f"shape in {resolved.folder}."
-        )
+        raise XatlasError(f"'{resolved.name}' in {resolved.folder} cannot be loaded: {first_line(error)}") from error
+    refuse_gaps(report, resolved.folder)
     result: PreTrainedModel = model
     return result
 
@@ -180,7 +173,7 @@ def _merge(model: PreTrainedModel, lora: Path) -> PreTrainedModel:
         held = {name.replace(".default", "") for name in tuned.state_dict()}
         merged: Any = tuned.merge_and_unload(safe_merge=True)
     except Exception as error:  # wrong shapes, no such modules, damaged files: peft raises many kinds
-        raise XatlasError(f"the LoRA weights in {lora} do not fit the model: {_first_line(error)}") from error
+        raise XatlasError(f"the LoRA weights in {lora} do not fit the model: {first_line(error)}") from error
     stray = sorted(stored - held)
     if stray:
         raise XatlasError(f"the LoRA weights in {lora} do not fit the model: it has no module for {stray[0]}.")
@@ -201,7 +194,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # any kind, depending on the tokenizer's files
-        raise XatlasError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise XatlasError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
     return found
 
 
@@ -216,8 +209,3 @@ def _to_device(model: PreTrainedModel, device: str, resolved: Resolved) -> PreTr
         ) from error
     result: PreTrainedModel = moved
     return result
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."

@@ -86,7 +86,8 @@ def say_on_stderr(line: str) -> None:
 def resolve(name: str, *, hub: bool = True, progress: Callable[[str], None] = say_on_stderr) -> Resolved:
     """Turn a name into a complete local folder, fetching and converting what is missing.
 
-    Looked up in this order: alias, local folder or GGUF file, local cache, hub. An unreachable hub is
+    Looked up in this order: alias, local folder or GGUF file, local cache, hub (a folder named like an
+    alias is reached as ``./name``). An unreachable hub is
     answered within 6 s.
 
     Parameters

@@ -162,7 +162,7 @@ def test_incomplete_folder_is_explained(tiny, name):
 
 def test_missing_weights_are_never_filled_with_noise(tiny):
     edit_config(tiny, num_hidden_layers=3)
-    with pytest.raises(XatlasError, match="do not fit its config"):
+    with pytest.raises(XatlasError, match="do not fit the model's config"):
         loading.load(loading.resolve(str(tiny)), device="cpu")
 
 
@@ -277,10 +277,13 @@ def test_foreign_and_damaged_gguf(tiny, tmp_path):
     with pytest.raises(XatlasError, match="is no GGUF file"):
         loading.resolve(str(tmp_path / "no.gguf"))
     (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes(20))
+    digest = weights.file_sha256(tmp_path / "cut.gguf")
+    left_over = gguf.converted_folder(digest).parent / f".partial-{gguf.converted_folder(digest).name}-killed"
+    left_over.mkdir(parents=True)
     with pytest.raises(XatlasError, match="cannot be read as GGUF") as caught:
         loading.resolve(str(tmp_path / "cut.gguf"), progress=lambda line: None)
     assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "cache" / "gguf").glob(".partial-*")), "a failed conversion left files"
+    assert not list((tmp_path / "cache" / "gguf").glob(".partial-*")), "a failed or killed conversion left files"
     (tiny / "model.safetensors").unlink()
     shutil.copy(tmp_path / "cut.gguf", tiny)
     with pytest.raises(XatlasError, match=r"only GGUF; name the file: .*cut\.gguf"):
