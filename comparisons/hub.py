@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons import hub_figure, readings, summary
 from xatlas.comparisons.readings import Estimate, Reading
@@ -67,11 +66,7 @@ class Hub(Comparison):
         """State each model's ``joint`` hub, then each pair's difference in depth."""
         hubs = [_hub_finding(dataset, i) for i in range(dataset.sizes["model"])]
         verdicts = [finding.verdict for finding in hubs]
-        pairs = [
-            _pair_finding(dataset, i, j, verdicts)
-            for i in range(len(hubs))
-            for j in range(i + 1, len(hubs))
-        ]
+        pairs = [_pair_finding(dataset, i, j, verdicts) for i in range(len(hubs)) for j in range(i + 1, len(hubs))]
         return hubs + pairs
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from xatlas.comparisons import style
 
 if TYPE_CHECKING:
@@ -84,7 +83,8 @@ def _effects(axes: Axes, one: xr.Dataset, colour: str) -> None:
     _mark_hub(axes, one, joint)
     style.log_axis(axes)
     axes.set_ylim(bottom=style.FLOOR)
-    axes.set_ymargin(0.12)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.06)  # room for the name of the hub
     style.layer_axis(axes, n_layers)
     axes.tick_params(labelbottom=False)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons import mlp_ratio_figure, readings, summary
 from xatlas.comparisons.readings import ABLATION, SCOPE, Estimate, Reading
@@ -83,9 +82,7 @@ class MlpRatio(Comparison):
             row["verdict"] = finding.verdict
             for component in COMPONENTS:
                 types, judged = one.sel(component=component), _type_finding(dataset, i, component)
-                cells = (
-                    summary.interval(*summary.triple(types.sel(part=p), "conv_over_attention")) for p in PARTS[:2]
-                )
+                cells = (summary.interval(*summary.triple(types.sel(part=p), "conv_over_attention")) for p in PARTS[:2])
                 text = ", within tertiles ".join(cells)
                 row[f"conv / attention, {component}"] = f"{text}: {judged.verdict}" if judged else "–"
             same = dataset["sensitivity"].values[i] == float(one["peak"])

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from xatlas.errors import XatlasError
 from xatlas.stats import Clusters, Floats
 
@@ -66,9 +65,7 @@ class Reading:
         chosen = self.dataset[variable].sel(ablation=ablation, scope=scope)
         return np.asarray(chosen.values, dtype=float)
 
-    def macro(
-        self, variable: str, ablation: str = ABLATION, scope: str = SCOPE
-    ) -> tuple[Floats, Floats]:
+    def macro(self, variable: str, ablation: str = ABLATION, scope: str = SCOPE) -> tuple[Floats, Floats]:
         """Return the family-macro average ``(layer, …)`` and its bootstrap draws ``(draw, layer, …)``."""
         key = (variable, ablation, scope)
         if key not in self._drawn:
@@ -224,4 +221,3 @@ def command(main: Reading, row: Setting) -> str:
     if row.ablation not in held["ablation"].values:
         parts.append(f"--set {probe}.ablations={','.join(ABLATIONS)}")
     return " ".join(parts)
-

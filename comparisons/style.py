@@ -25,7 +25,7 @@ FIXED = {
     "smollm2-135m-q4": "#882255",
 }
 #: Colours for all others; none of them is a fixed one.
-OTHERS = ("#332288", "#44AA99", "#999933", "#AA4499", "#CC6677", "#117733", "#661100", "#6699CC")
+OTHERS = ("#332288", "#999933", "#AA4499", "#661100", "#6699CC", "#B8A000", "#DD6677", "#225555")
 CONTROL = "#8A8A8A"
 INK = "#222222"
 #: Markers by operator type; any other type takes a diamond.

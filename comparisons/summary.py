@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from xatlas.comparison import Comparison, Verdict
 from xatlas.comparisons.readings import ABLATION, SCOPE, Reading
 from xatlas.stats import DRAWS, Floats
@@ -98,9 +97,7 @@ def footer(mains: Sequence[Reading]) -> str:
     return f"{'; '.join(parts)}; ablation {ABLATION}, KL at the {SCOPE} position; 95 % intervals over templates"
 
 
-def verdict(
-    clears: bool, kinds_agree: bool, *, against: bool = False, published: bool = False
-) -> Verdict:
+def verdict(clears: bool, kinds_agree: bool, *, against: bool = False, published: bool = False) -> Verdict:
     """Judge a claim.
 
     Parameters
@@ -121,16 +118,12 @@ def verdict(
     return "not supported" if against else "undecided"
 
 
-def kinds(
-    dataset: xr.Dataset, model: int, prefix: str = "sensitivity"
-) -> Iterator[tuple[float, float, float]]:
+def kinds(dataset: xr.Dataset, model: int, prefix: str = "sensitivity") -> Iterator[tuple[float, float, float]]:
     """Yield (value, low, high) under each other ablation kind that was measured, all else as in the main run."""
     varied = np.column_stack([dataset[f"setting_{name}"].values.astype(str) for name in _HELD])
     ran = dataset["sensitivity_status"].values[model] == "ok"
     for row in np.flatnonzero((varied == varied[0]).all(1) & ran)[1:]:  # the first is the main one
-        value, low, high = (
-            float(dataset[f"{prefix}{end}"].values[model, row]) for end in ("", "_low", "_high")
-        )
+        value, low, high = (float(dataset[f"{prefix}{end}"].values[model, row]) for end in ("", "_low", "_high"))
         yield value, low, high
 
 
