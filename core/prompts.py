@@ -48,8 +48,8 @@ class TokenPrompt:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the beginning and the text."""
-        return self.n_text
+        """Tokens that are run, position 0 included."""
+        return len(self.ids)
 
     @property
     def appended(self) -> int:

@@ -12,6 +12,7 @@ from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:
     from xatlas.probe import Probe, Variable
+    from xatlas.prompts import TokenSuite
     from xatlas.suites import Prompt
 
 CONVENTIONS = "CF-1.11"
@@ -67,6 +68,12 @@ def prompt_coords(prompts: Iterable[Prompt], n_tokens: Sequence[int], appended: 
         "n_tokens": ("prompt", np.asarray(n_tokens, dtype=np.int64)),
         "appended": ("prompt", np.asarray(appended, dtype=np.int64)),
     }
+
+
+def suite_coords(tokens: TokenSuite) -> dict[str, Any]:
+    """Return the coordinates of the ``prompt`` dimension for a suite as a model read it."""
+    kept = tokens.prompts
+    return prompt_coords([p.prompt for p in kept], [p.n_tokens for p in kept], [p.appended for p in kept])
 
 
 def layer_coords(operator_types: Sequence[str]) -> dict[str, Any]:

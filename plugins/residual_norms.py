@@ -1,0 +1,105 @@
+"""Norms of the residual stream, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xatlas import Inputs, ReadingProbe, Suite, Variable, hookimpl
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray as xr
+    from xatlas import HookedModel, Probe
+    from xatlas.model import Capture
+
+SITES = ("resid_pre", "resid_mid", "resid_post")
+
+
+class ResidualNorms(ReadingProbe):
+    """L2 norm of the stream at single tokens, by class of position.
+
+    Definition: ``norm`` is the mean over the class's tokens of each token's L2 norm; ``top_share`` the mean
+    share of the largest coordinate in the squared norm; ``jump_layer`` the layer with the largest ratio of
+    the norm leaving it to the norm entering it. A norm over a whole prompt would show one spike at the first
+    token as an explosion of the stream, so tokens are never pooled before the norm is taken.
+
+    Unit: ``norm`` in units of the stream; the others without.
+
+    Control: none; position classes stand beside each other.
+
+    Source: Sun et al. 2402.17762; Xiao et al. 2309.17453.
+    """
+
+    name = "residual_norms"
+    version = 1
+    sites = SITES
+    variables = {  # noqa: RUF012 - declared ClassVar in the base
+        "norm": Variable(("prompt", "layer", "site", "position"), "1", "L2 norm of the stream at a token"),
+        "top_share": Variable(
+            ("prompt", "layer", "site", "position"), "1", "share of the largest coordinate in the squared norm"
+        ),
+        "jump_layer": Variable(("prompt", "position"), "1", "layer with the largest ratio of norms"),
+    }
+
+    def start(self, model: HookedModel, suite: Suite, inputs: Inputs) -> None:
+        """Make room for every prompt."""
+        import numpy as np
+        from xatlas.prompts import POSITION_CLASSES
+
+        self.model = model
+        self.tokens = model.read(suite)
+        shape = (len(self.tokens), model.n_layers, len(SITES), len(POSITION_CLASSES))
+        self.norm, self.share = np.full(shape, np.nan), np.full(shape, np.nan)
+
+    def update(self, capture: Capture) -> None:
+        """Take norms at every token, then means over each class of positions."""
+        from xatlas.prompts import POSITION_CLASSES
+
+        for site, value in capture.values.items():
+            squared = value.double().square() if value.device.type != "mps" else value.float().square()
+            total = squared.sum(-1)
+            norm, share = total.sqrt().cpu().numpy(), (squared.amax(-1) / total).cpu().numpy()
+            for row, (prompt, index) in enumerate(zip(capture.prompts, capture.index, strict=True)):
+                for p, name in enumerate(POSITION_CLASSES):
+                    positions = list(prompt.positions(name))
+                    if positions:
+                        cell = (index, site.layer, SITES.index(site.kind), p)
+                        self.norm[cell] = norm[row, positions].mean()
+                        self.share[cell] = share[row, positions].mean()
+
+    def finish(self) -> xr.Dataset:
+        """Return ``norm (prompt, layer, site, position)`` and its companions."""
+        from xatlas.prompts import POSITION_CLASSES
+        from xatlas.schema import label, layer_coords, suite_coords
+
+        absent = {"subject": "prompts without a marked span have no subject"}
+        if not self.model.sites("resid_mid"):
+            absent["resid_mid"] = "the block has no stream between operator and MLP"
+        return label(
+            self.variables,
+            {"norm": self.norm, "top_share": self.share, "jump_layer": _jump(self.norm)},
+            {
+                **suite_coords(self.tokens),
+                **layer_coords(self.model.operator_types),
+                "site": list(SITES),
+                "position": list(POSITION_CLASSES),
+            },
+            absent=absent,
+            dropped=self.tokens.dropped,
+        )
+
+
+def _jump(norm: np.ndarray) -> np.ndarray:
+    """Return ``(prompt, position)`` from ``norm (prompt, layer, site, position)``."""
+    import numpy as np
+
+    ratio = norm[:, :, SITES.index("resid_post")] / norm[:, :, SITES.index("resid_pre")]
+    jump = np.argmax(np.nan_to_num(ratio, nan=-1.0), axis=1).astype(float)
+    jump[np.isnan(ratio).all(axis=1)] = np.nan
+    return jump
+
+
+@hookimpl
+def xatlas_probes() -> list[type[Probe]]:
+    """Return the probe."""
+    return [ResidualNorms]
