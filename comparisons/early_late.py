@@ -1,4 +1,4 @@
-"""Do the early layers matter more than the late ones, and do models share the profile over depth?"""
+"""Whether early layers matter more than late ones, and whether models share the profile over depth."""
 
 from __future__ import annotations
 

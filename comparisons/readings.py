@@ -57,8 +57,17 @@ class Reading:
 
     def holds(self, ablation: str, scope: str) -> bool:
         """Tell whether this ablation kind and scope were measured."""
-        coords = self.dataset.coords
-        return ablation in coords["ablation"].values and scope in coords["scope"].values
+        return ablation in self.ablations and scope in self.scopes
+
+    @cached_property
+    def ablations(self) -> frozenset[str]:
+        """Ablation kinds that were measured."""
+        return frozenset(map(str, self.dataset["ablation"].values))
+
+    @cached_property
+    def scopes(self) -> frozenset[str]:
+        """Scopes that were measured."""
+        return frozenset(map(str, self.dataset["scope"].values))
 
     def values(self, variable: str, ablation: str = ABLATION, scope: str = SCOPE) -> Floats:
         """Return ``(prompt, layer, component or head)`` of one variable."""
@@ -214,10 +223,10 @@ def sensitivity(
 
 def command(main: Reading, row: Setting) -> str:
     """Return the command that measures what a sensitivity row lacks, on all scopes at once."""
-    probe, held = main.probe, main.dataset.coords
+    probe = main.probe
     parts = [f"xatlas run {main.called} --probes {probe} --suite {row.suite} --bos {row.bos}"]
-    if row.scope not in held["scope"].values:
+    if row.scope not in main.scopes:
         parts.append(f"--set {probe}.scopes={','.join(SCOPES)}")
-    if row.ablation not in held["ablation"].values:
+    if row.ablation not in main.ablations:
         parts.append(f"--set {probe}.ablations={','.join(ABLATIONS)}")
     return " ".join(parts)

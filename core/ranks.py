@@ -116,10 +116,7 @@ def chance_of_wins(n_layers: int, n_heads: int, wins: int) -> float:
         return 1.0
     ways = [1] + [0] * n_layers  # sequences of length n over the indices taken so far
     for _ in range(n_heads):
-        ways = [
-            sum(math.comb(n, k) * ways[n - k] for k in range(min(wins - 1, n) + 1))
-            for n in range(n_layers + 1)
-        ]
+        ways = [sum(math.comb(n, k) * ways[n - k] for k in range(min(wins - 1, n) + 1)) for n in range(n_layers + 1)]
     total: int = n_heads**n_layers
     return (total - ways[n_layers]) / total
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -58,9 +59,7 @@ class Clusters:
         Seed of the draws and flips. The same prompts give the same draws, so differences are paired.
     """
 
-    def __init__(
-        self, families: Sequence[Any], templates: Sequence[Any], *, draws: int = DRAWS, seed: int = 0
-    ) -> None:
+    def __init__(self, families: Sequence[Any], templates: Sequence[Any], *, draws: int = DRAWS, seed: int = 0) -> None:
         if len(families) != len(templates):
             raise ValueError(f"{len(families)} families but {len(templates)} templates")
         self.draws, self.seed = draws, seed
@@ -105,14 +104,25 @@ class Clusters:
     def macro_draws(self, values: Any) -> Floats:
         """Return bootstrap family-macro averages ``(draw, *items)`` of values ``(prompt, *items)``."""
         sums, counts, shape = self._sums(values)
-        total = np.zeros((self.draws, sums.shape[1]))
-        present = np.zeros(sums.shape[1])
-        for index in range(len(self.families)):
-            drawn = self._family(sums, counts, index)
-            there = np.isfinite(drawn[0])
-            total += np.where(there, drawn, 0.0)
-            present += there
-        return _divide(total, np.broadcast_to(present, total.shape)).reshape(self.draws, *shape)
+        drawn = np.full((self.draws, sums.shape[1]), np.nan)
+        size = self._member.sum(1)
+        whole = (counts == size[:, None]).all(0)
+        if whole.any():  # nothing absent, as a rule: the same weights serve all items
+            drawn[:, whole] = self._weights(size) @ sums[:, whole]
+        partly = ~whole & counts.any(0)
+        if partly.any():
+            families = [self._family(sums[:, partly], counts[:, partly], i) for i in range(len(self.families))]
+            present = [np.isfinite(family[0]) for family in families]
+            total = sum(np.where(there, family, 0.0) for there, family in zip(present, families, strict=True))
+            drawn[:, partly] = total / np.sum(present, axis=0)
+        return drawn.reshape(self.draws, *shape)
+
+    def _weights(self, size: Floats) -> Floats:
+        """Return each draw's weight of the sum over every cluster ``(draw, cluster)``."""
+        weights = np.empty((self.draws, self.size))
+        for rows, counts in zip(self._rows, self._counts, strict=True):
+            weights[:, rows] = counts / (counts @ size[rows])[:, None] / len(self.families)
+        return weights
 
     def _family(self, sums: Floats, counts: Floats, index: int) -> Floats:
         rows, weights = self._rows[index], self._counts[index]
@@ -164,6 +174,8 @@ class Clusters:
         """
         share = self.parts(values)
         shape, share = share.shape[1:], share.reshape(self.size, -1)
+        if not np.isfinite(share).any():
+            return np.full(shape, np.nan)
         spread = np.sqrt((share**2).sum(0))
         scaled = np.divide(share, spread, out=np.zeros_like(share), where=spread > 0)
         p = _sign_flips(np.nan_to_num(scaled), permutations, self.seed, alternative == "two-sided")
@@ -193,20 +205,25 @@ def _sign_flips(scaled: Floats, permutations: int, seed: int, two_sided: bool) -
     observed = scaled.sum(0)
     if two_sided:
         observed = np.abs(observed)
-    exact = clusters <= 20 and 2**clusters <= permutations
-    rng = np.random.default_rng(seed)
-    total, reached = 2**clusters if exact else permutations, np.zeros(items)
+    signs, exact = _signs(clusters, permutations, seed)
+    total, reached = len(signs), np.zeros(items)
     for start in range(0, total, 2000):
-        stop = min(start + 2000, total)
-        if exact:
-            bits = np.arange(start, stop)[:, None] >> np.arange(clusters) & 1
-        else:
-            bits = rng.integers(0, 2, size=(stop - start, clusters))
-        flipped = (2.0 * bits - 1.0) @ scaled
+        flipped = signs[start : start + 2000] @ scaled
         largest = (np.abs(flipped) if two_sided else flipped).max(1, initial=-np.inf)
         # sorted search: as many maxima lie at or above the observed value as don't lie below it
         reached += len(largest) - np.searchsorted(np.sort(largest), observed - 1e-9)
     return np.asarray(reached / total if exact else (1 + reached) / (1 + total))
+
+
+@lru_cache(maxsize=8)
+def _signs(clusters: int, permutations: int, seed: int) -> tuple[Floats, bool]:
+    """Return signs ``(flip, cluster)``, and whether they are all there are."""
+    exact = clusters <= 20 and 2**clusters <= permutations
+    if exact:
+        bits = np.arange(2**clusters)[:, None] >> np.arange(clusters) & 1
+    else:
+        bits = np.random.default_rng(seed).integers(0, 2, size=(permutations, clusters))
+    return 2.0 * bits - 1.0, exact
 
 
 def _divide(top: Floats, bottom: Floats) -> Floats:
