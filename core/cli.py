@@ -11,6 +11,7 @@ import typer
 from xatlas import cli_lists, cli_options
 from xatlas.cli_words import (
     FAILED,
+    INTERRUPTED,
     Bars,
     command_line,
     listen,
@@ -88,7 +89,7 @@ def compare(
     named = resolve_all(_names(models))
     store = Store(out / ATLAS)
     steps = plan_comparison(named, chosen, settings)
-    bars = Bars(sum(not store.has(step.job) for step in steps))
+    bars = Bars(sum(store.state(step.job) != "done" for step in steps))
     done = compare_models(named, chosen, settings, store, out / FIGURES, bars)
     if as_json:
         print_json(_comparing_record(done, steps, settings, store))
@@ -126,7 +127,7 @@ def run(
     )  # fmt: skip
     store = Store(out / ATLAS)
     steps = _steps(resolve_all(_names(model)), _names(probes), settings)
-    done = run_steps(steps, store, settings, Bars(sum(not store.has(step.job) for step in steps)))
+    done = run_steps(steps, store, settings, Bars(sum(store.state(step.job) != "done" for step in steps)))
     rows = [_step_row(step, store, step in done.measured) for step in steps if store.state(step.job) == "done"]
     if as_json:
         print_json({"jobs": rows, "failures": [str(failure) for failure in done.failures]})
@@ -281,7 +282,10 @@ cli_lists.add_to(app)
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command had begun
+        raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == "__main__":

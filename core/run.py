@@ -44,6 +44,11 @@ def run(steps: Iterable[Step], store: Store, settings: Settings, reporter: Repor
     -------
     Outcome
         What was measured, what was there, what failed.
+
+    Raises
+    ------
+    XatlasError
+        Nothing can be measured: there is no such device, or the store's folder can't be written to.
     """
     outcome = Outcome()
     missing = []
@@ -52,6 +57,12 @@ def run(steps: Iterable[Step], store: Store, settings: Settings, reporter: Repor
             outcome.reused.append(step)
         else:
             missing.append(step)
+    if missing:
+        from xatlas.loading import pick_device
+
+        # What would fail every step is said once, before the first.
+        pick_device(settings.device)
+        store.prepare()
     # Consecutive steps only: sorting would pull a step ahead of one that it rests on.
     for _, group in groupby(missing, key=lambda step: (step.job.model, step.job.attention)):
         _Worker(store, settings, reporter or Silent(), outcome).work(list(group))
@@ -74,8 +85,10 @@ class _Worker:
         try:
             self._load(steps[0])
         except Exception as error:
-            for step in steps:
-                self._fail(step, explain(error))
+            log.debug("loading %s failed", steps[0].job.model, exc_info=True)
+            failure = Failure(steps[0].job.model, explain(error))
+            self.outcome.failures.append(failure)
+            self.reporter.fail(failure)
             return
         done = self._read_together(steps)
         for step in steps:

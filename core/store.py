@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -64,6 +66,19 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+
+    def prepare(self) -> None:
+        """Make the folder, before hours are spent on what could not be kept.
+
+        Raises
+        ------
+        XatlasError
+            It can't be made or written to.
+        """
+        with explained(self.path / "atlas"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK):
+                raise PermissionError(errno.EACCES, "not writable")
 
     def file(self, job: Job) -> Path:
         """Return where the job's result stands, or will stand."""

@@ -1,0 +1,325 @@
+"""Runs: only what is missing, nothing that others rest on is lost, every failure named."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+from running import Counting, another, plugged, seeds, suite_file, tiny
+from xatlas.api import compare, load, make_settings, measure
+from xatlas.errors import XatlasError
+from xatlas.plan import parse_parameters, steps_for
+from xatlas.probe import ReadingProbe, Requirement
+from xatlas.resolve import resolve
+from xatlas.run import run
+from xatlas.store import Store, read_entry
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tiny(folder)
+    suite_file(folder / "suite.jsonl")
+    suite_file(folder / "reference.jsonl", "abcd", 12)
+    return folder
+
+
+@pytest.fixture
+def settings(folder):
+    return make_settings(str(folder / "suite.jsonl"), str(folder / "reference.jsonl"), device="cpu")
+
+
+@pytest.fixture
+def model(folder):
+    return resolve(str(folder / "tiny"))
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    Counting.calls.clear()
+
+
+def go(model, settings, store, *names):
+    return run(steps_for(model, [Requirement(name) for name in names], settings), store, settings)
+
+
+def test_what_is_there_is_not_measured_again(model, settings, tmp_path):
+    store = Store(tmp_path)
+    with plugged(xatlas_probes=[Counting]):
+        first = go(model, settings, store, "counting")
+        again = go(model, settings, store, "counting")
+        other = go(model, dataclasses.replace(settings, seed=3), store, "counting")
+    assert [len(first.measured), len(again.measured), len(again.reused), len(other.measured)] == [1, 0, 1, 1]
+    assert len(Counting.calls) == 2
+    assert float(store.read(other.measured[0].job).value[0]) == 3
+
+
+def test_provenance_says_how_it_was_measured(model, settings, tmp_path):
+    store = Store(tmp_path)
+    with plugged(xatlas_probes=[Counting]):
+        step = go(model, settings, store, "counting").measured[0]
+    entry = read_entry(store.file(step.job))
+    assert entry.job == step.job
+    assert entry.name_of("suite") == "suite"
+    assert entry.provenance["suite"]["hash"] == settings.suite.hash
+    assert entry.provenance["model"]["weights_hash"] == model.weights_hash
+    assert {"xatlas", "torch", "transformers", "numpy"} <= set(entry.provenance["versions"])
+    assert entry.provenance["device"] == "cpu"
+    assert entry.provenance["wall_time_s"] >= 0
+
+
+def raising(self, model, suite, inputs):
+    raise ValueError("two\nlines")
+
+
+def off_contract(self, model, suite, inputs):
+    return seeds(self.variables, suite, inputs).drop_vars("family")
+
+
+def training(self, model, suite, inputs):
+    with __import__("torch").no_grad():
+        next(model.model.parameters()).add_(1)
+    return seeds(self.variables, suite, inputs)
+
+
+@pytest.mark.parametrize(
+    ("measure_", "reason"),
+    [
+        (raising, "ValueError: two lines"),
+        (off_contract, "'prompt' lacks its coordinate 'family'"),
+        (training, "it changed the model's weights"),
+    ],
+)
+def test_a_probe_that_fails_is_named_and_stops_nothing_else(model, settings, tmp_path, measure_, reason):
+    store = Store(tmp_path)
+    with plugged(xatlas_probes=[another("bad", measure_), Counting]):
+        outcome = go(model, settings, store, "bad", "counting")
+    assert [step.job.probe for step in outcome.measured] == ["counting"]
+    assert [failure.what for failure in outcome.failures] == [f"bad on {model.slug}"]
+    assert reason in outcome.failures[0].reason
+    assert not list(tmp_path.glob("*/bad-*.nc"))
+
+
+def test_a_probe_that_trains_gets_a_model_that_nobody_else_sees(model, settings, tmp_path):
+    seen = []
+
+    def look(self, model, suite, inputs):
+        seen.append(model.checksum())
+        return training(self, model, suite, inputs) if self.mutates else seeds(self.variables, suite, inputs)
+
+    probes = [another("trains", look, mutates=True), another("looks", look)]
+    with plugged(xatlas_probes=probes):
+        outcome = go(model, settings, Store(tmp_path), "looks", "trains", "looks")
+        outcome = go(model, dataclasses.replace(settings, seed=1), Store(tmp_path), "trains", "looks")
+    assert not outcome.failures
+    assert len(seen) == 4
+    assert len(set(seen)) == 1
+
+
+def test_results_of_required_probes_are_given_and_enter_the_key(model, settings, tmp_path):
+    def twice(self, model, suite, inputs):
+        result = seeds(self.variables, suite, inputs)
+        result["value"] += 2 * inputs.results["counting"].value
+        return result
+
+    needs = property(lambda self: (Requirement("counting"),))
+    store = Store(tmp_path)
+    with plugged(xatlas_probes=[another("twice", twice, requires=needs), Counting]):
+        outcome = go(model, dataclasses.replace(settings, seed=5), store, "twice")
+    assert [step.job.probe for step in outcome.measured] == ["counting", "twice"]
+    first, second = (step.job for step in outcome.measured)
+    assert second.inputs == {"counting": first.key}
+    assert float(store.read(second).value[0]) == 15
+
+
+def test_what_rests_on_a_failed_probe_fails_with_that_reason(model, settings, tmp_path):
+    needs = property(lambda self: (Requirement("bad"),))
+    probes = [another("bad", raising), another("upper", Counting.measure, requires=needs)]
+    with plugged(xatlas_probes=probes):
+        outcome = go(model, settings, Store(tmp_path), "upper")
+    assert "rests on bad, which could not be measured" in outcome.failures[1].reason
+
+
+def test_probes_in_a_circle_are_an_error(model, settings):
+    def needs(name):
+        return property(lambda self: (Requirement(name),))
+
+    probes = [
+        another("left", Counting.measure, requires=needs("right")),
+        another("right", Counting.measure, requires=needs("left")),
+    ]
+    with plugged(xatlas_probes=probes), pytest.raises(XatlasError, match="left → right → left"):
+        steps_for(model, [Requirement("left")], settings)
+
+
+def test_reading_probes_share_one_pass_and_a_bad_one_spoils_no_other(model, settings, tmp_path, monkeypatch):
+    from xatlas.model import HookedModel
+
+    passes = []
+    original = HookedModel.capture
+    monkeypatch.setattr(
+        HookedModel, "capture", lambda self, ids, sites: passes.append(len(ids)) or original(self, ids, sites)
+    )
+
+    def reader(name, finish):
+        def start(self, model, suite, inputs):
+            self.suite, self.inputs = suite, inputs
+
+        attributes = {
+            "name": name, "sites": ("resid_pre",), "variables": Counting.variables, "start": start,
+            "update": lambda self, capture: None, "finish": finish,
+        }  # fmt: skip
+        return type(name, (ReadingProbe,), attributes)
+
+    def fine(self):
+        return seeds(self.variables, self.suite, self.inputs)
+
+    def bad(self):
+        raise ValueError("no")
+
+    with plugged(xatlas_probes=[reader("one", fine), reader("two", fine)]):
+        outcome = go(model, settings, Store(tmp_path / "a"), "one", "two")
+    assert len(outcome.measured) == 2
+    assert sum(passes) == len(settings.suite)
+    with plugged(xatlas_probes=[reader("one", fine), reader("bad", bad)]):
+        outcome = go(model, settings, Store(tmp_path / "b"), "bad", "one")
+    assert [step.job.probe for step in outcome.measured] == ["one"]
+    assert [failure.what for failure in outcome.failures] == [f"bad on {model.slug}"]
+
+
+def test_a_model_that_cannot_be_loaded_does_not_stop_the_next(model, settings, tmp_path):
+    broken = dataclasses.replace(model, slug="broken", folder=tmp_path / "gone")
+    with plugged(xatlas_probes=[Counting]):
+        steps = [*steps_for(broken, [Requirement("counting")], settings)]
+        steps += steps_for(model, [Requirement("counting")], settings)
+        outcome = run(steps, Store(tmp_path / "atlas"), settings)
+    assert [failure.what for failure in outcome.failures] == ["broken"]
+    assert [step.job.model for step in outcome.measured] == [model.slug]
+
+
+def test_a_device_that_is_not_there_is_said_once(model, settings, tmp_path):
+    with plugged(xatlas_probes=[Counting]), pytest.raises(XatlasError, match="cuda:99"):
+        go(model, dataclasses.replace(settings, device="cuda:99"), Store(tmp_path), "counting")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float31"}, "unknown dtype 'float31'"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"device": "cuda:x"}, "unknown device"),
+        ({"bos": "never"}, "unknown BOS habit 'never'"),
+        ({"attention": "flash"}, "unknown attention implementation 'flash'"),
+        ({"draws": 0}, "whole number from 1"),
+        ({"parameters": {"layer_ablatoin": {}}}, "did you mean 'layer_ablation'"),
+        ({"parameters": {"layer_ablation": {"scope": "all"}}}, "did you mean 'scopes'"),
+    ],
+)
+def test_settings_refuse_what_does_not_exist(settings, change, message):
+    with pytest.raises(XatlasError, match=message):
+        dataclasses.replace(settings, **change)
+
+
+def test_parameters_are_parsed_from_texts():
+    assert parse_parameters(["p.a=1,2", "p.b=x=y", "q.c="]) == {"p": {"a": "1,2", "b": "x=y"}, "q": {"c": ""}}
+    for text in ("p=1", "p.a", ".a=1", "p.=1"):
+        with pytest.raises(XatlasError, match=r"PROBE\.NAME=VALUE"):
+            parse_parameters([text])
+
+
+def test_measure_gives_what_the_atlas_then_holds(folder, tmp_path):
+    arguments = {
+        "suite": str(folder / "suite.jsonl"),
+        "reference": str(folder / "reference.jsonl"),
+        "parameters": {"ablations": ["zero"]},
+    }
+    stored = measure(str(folder / "tiny"), "layer_ablation", out=tmp_path, device="cpu", **arguments)
+    direct = measure(load(str(folder / "tiny"), device="cpu"), "layer_ablation", **arguments)
+    assert list((tmp_path / "atlas").glob("*/layer_ablation-*.nc"))
+    np.testing.assert_array_equal(stored.kl, direct.kl)
+    assert stored.kl.dims == ("prompt", "layer", "component", "ablation", "scope")
+
+
+def test_compare_is_made_again_only_when_its_inputs_change(folder, tmp_path):
+    other = tiny(tmp_path, "other", seed=1)
+    arguments = {"suite": str(folder / "suite.jsonl"), "reference": str(folder / "reference.jsonl")}
+    names = [str(folder / "tiny"), other]
+
+    def again(**more):
+        return compare(names, comparisons=["hub"], out=tmp_path, device="cpu", **arguments, **more)
+
+    first, second = again(), again()
+    assert not first.failures
+    assert [first.results[0].reused, second.results[0].reused] == [False, True]
+    assert second.results[0].table == first.results[0].table
+    assert len(second.results[0].findings) == len(first.results[0].findings)
+    figure = first.results[0].files[0]
+    figure.write_bytes(b"scribbled over")
+    assert not again().results[0].reused
+    assert figure.read_bytes() != b"scribbled over"
+    # A sensitivity run that lands in the atlas is news for the comparison.
+    measure(names[0], "layer_ablation", out=tmp_path, device="cpu", bos="native", **arguments)
+    assert not again().results[0].reused
+
+
+def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model, tmp_path):
+    from xatlas.lineup import build_tree, variants
+
+    store = Store(tmp_path)
+    with plugged(xatlas_probes=[Counting]):
+        main = go(model, settings, store, "counting").measured[0].job
+        for change in ({"bos": "native"}, {"seed": 1}, {"dtype": "bfloat16"}):
+            go(model, dataclasses.replace(settings, **change), store, "counting")
+        longer = suite_file(tmp_path / "longer.jsonl", "abc", 6)
+        both = make_settings(longer, settings.reference, bos="native", device="cpu")
+        go(model, both, store, "counting")
+        stale = tmp_path / "suite.jsonl"
+        suite_file(stale, "ab", 2)
+        go(model, make_settings(str(stale), settings.reference, device="cpu"), store, "counting")
+    found = variants(main, settings, store)
+    root = f"/{model.slug}/counting"
+    assert sorted(found) == [f"{root}@bos=native", f"{root}@bos=native,suite=longer"]
+    tree = build_tree([(root, store.file(main)), *found.items()])
+    assert tree[f"{root}@bos=native,suite=longer"].sizes["prompt"] == 18
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_killed_a_hundred_times_loses_no_finished_bucket(folder, settings, model, tmp_path):
+    """SIGKILL at random moments, again and again: what is finished stays, and the end is the same."""
+    steps = steps_for(model, [Requirement("layer_ablation")], settings)
+    whole = Store(tmp_path / "whole")
+    started = time.monotonic()
+    assert not run(steps, whole, settings).failures
+    duration = time.monotonic() - started
+    expected = whole.read(steps[0].job).drop_attrs()
+    draw = random.Random(0)
+    kills = finished = rounds = 0
+    while kills < 100:
+        rounds += 1
+        store = Store(tmp_path / f"round{rounds}")
+        kept: set[str] = set()
+        while store.state(steps[0].job) != "done":
+            child = os.fork()
+            if child == 0:
+                failed = run(steps, store, settings).failures
+                os._exit(1 if failed else 0)
+            time.sleep(draw.uniform(0, duration))
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+            kills += os.WIFSIGNALED(status)
+            parts = store.checkpoint(steps[0].job)
+            there = {file.stem for file in parts.folder.glob("*.npz")}
+            if store.state(steps[0].job) != "done":
+                assert kept <= there
+                assert all(parts.load(key) is not None for key in there)
+            kept, finished = there, max(finished, len(there))
+        xr.testing.assert_identical(store.read(steps[0].job).drop_attrs(), expected)
+    assert finished > 1, "no kill met a run with finished buckets: the test shows nothing"
