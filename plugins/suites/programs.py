@@ -68,9 +68,11 @@ CODE_SEMANTICS = Family(
 
 
 def _reached(generator: random.Random, live: tuple[str, ...], dead: tuple[str, ...]) -> Content:
-    """A guard that lets the next statement run, or one that does not; the twin has the other."""
+    """A guard that lets the next statement run, or one that does not; the twin has its counterpart."""
     alive = generator.random() < 0.5
-    guards = (generator.choice(dead), generator.choice(live))
+    # one number per outcome is drawn, whichever is used: so what follows does not depend on the outcome
+    number = [generator.randrange(len(outcome)) for outcome in (dead, live)][alive]
+    guards = (dead[number], live[number])
     gaps = {"g": guards[alive], "f": generator.choice(FUNCTIONS), "v": generator.choice(VARIABLES)}
     words = ("dead", "live")
     return Content(gaps, {**gaps, "g": guards[not alive]}, words[alive], words[not alive], f"{gaps['f']}{gaps['v']}")

@@ -169,6 +169,8 @@ def differing_span(text: str, other: str) -> tuple[int, int]:
     start = next((i for i in range(shorter) if text[i] != other[i]), shorter)
     back = next((i for i in range(shorter - start) if text[-1 - i] != other[-1 - i]), shorter - start)
     end = len(text) - back
+    if start == end:  # the other text only has something more: mark the word that follows
+        end = next((i + 1 for i in range(start, len(text)) if text[i].isalnum()), len(text))
     while start > 0 and text[start].isalnum() and text[start - 1].isalnum():
         start -= 1
     while end < len(text) and end > 0 and text[end - 1].isalnum() and text[end].isalnum():

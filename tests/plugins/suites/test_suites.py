@@ -1,0 +1,156 @@
+"""The built-in suites: what they promise, checked on every prompt."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from suite_solvers import SOLVERS
+from xatlas import XatlasError, manager
+from xatlas.plugins.suites import FAMILIES, TRANSFER, training_stream
+from xatlas.plugins.suites.masking import mask, overlap
+from xatlas.plugins.suites.wording import differing_span
+from xatlas.suites import read_suite, write_suite
+
+NAMES = ("quick", "standard", "train", "transfer", "transfer-train")
+SUITES = {name: manager.suites()[name].load() for name in NAMES}
+ALL = FAMILIES | TRANSFER
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_prompt_is_complete(name):
+    for prompt in SUITES[name]:
+        assert prompt.text == prompt.text.rstrip()
+        assert prompt.target.startswith(" ")
+        assert prompt.target != prompt.foil
+        start, end = prompt.subject
+        assert prompt.text[start:end].strip()
+        assert prompt.text[:start] == prompt.corrupt_text[:start]  # they differ inside the span only
+        assert prompt.text[end:] == prompt.corrupt_text[len(prompt.corrupt_text) - len(prompt.text[end:]) :]
+        assert prompt.text[start:end] != prompt.corrupt_text[start : len(prompt.corrupt_text) - len(prompt.text[end:])]
+        assert len(prompt.text.split()) == len(prompt.corrupt_text.split())
+
+
+def test_sizes():
+    assert {name: len(suite) for name, suite in SUITES.items()} == {
+        "quick": 60,
+        "standard": 600,
+        "train": 600,
+        "transfer": 100,
+        "transfer-train": 100,
+    }
+    assert len(SUITES["standard"].families) == 12
+    assert not set(SUITES["transfer"].families) & set(FAMILIES)
+
+
+def test_defaults():
+    assert {name: spec.default_for for name, spec in manager.suites().items() if name in NAMES} == {
+        "quick": "measure",
+        "standard": None,
+        "train": "reference",
+        "transfer": None,
+        "transfer-train": None,
+    }
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_balanced_over_templates(family):
+    """`quick` has one prompt per template, `standard` ten, and the first is a part of the second."""
+    quick, standard = ALL[family].generate("test", 5), ALL[family].generate("test", 50)
+    assert standard[:5] == quick
+    assert len({prompt.template for prompt in quick}) == 5
+    assert set(Counter(prompt.template for prompt in standard).values()) == {10}
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_independent_answers(family):
+    """Target and foil are what a second way of solving finds in the text and in the twin."""
+    prompts = ALL[family].generate("test", 50) + ALL[family].generate("train", 60, seed=3)
+    for prompt in prompts:
+        assert SOLVERS[family](prompt.text) == prompt.target.strip(), prompt.text
+        assert SOLVERS[family](prompt.corrupt_text) == prompt.foil.strip(), prompt.corrupt_text
+
+
+def test_same_in_every_process():
+    """Suites come out the same whatever PYTHONHASHSEED says."""
+    script = (
+        "from xatlas.plugins.suites import xatlas_suites, training_stream\n"
+        "import itertools\n"
+        "print(*[s.load().hash for s in xatlas_suites()], [p.text for p in itertools.islice(training_stream(0), 99)])"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+def test_seeds_differ():
+    family = FAMILIES["copying"]
+    assert family.generate("test", 20, seed=1) != family.generate("test", 20, seed=2)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_train_and_test_share_nothing(family):
+    """No prompt in common, also after masking numbers and names; texts are unique within a suite."""
+    test = ALL[family].generate("test", 50)
+    train = [prompt.text for prompt in ALL[family].generate("train", 60, seed=5)]
+    stream = ALL[family].stream("train", 1)
+    train += [next(stream).text for _ in range(2000)]
+    assert len({prompt.text for prompt in test}) == 50
+    assert overlap(test, train) == {family: 0.0}
+    assert overlap(test, [prompt.text for prompt in test]) == {family: 1.0}  # the measure itself can be 1
+
+
+def test_no_family_shares_another_ones_wording():
+    """Overlap is nil across families too, in the very mixture that trains the miniatures."""
+    stream = training_stream(0)
+    texts = [next(stream).text for _ in range(20_000)]
+    assert set(overlap(SUITES["standard"], texts).values()) == {0.0}
+
+
+def test_held_out_contents():
+    """Sums of the test split don't occur in training in any wording."""
+    test = {tuple(p.text.split()[-4:]) for p in FAMILIES["arithmetic"].generate("test", 50) if p.template == "plus-0"}
+    stream = FAMILIES["arithmetic"].stream("train", 1)
+    seen = {tuple(prompt.text.split()[-4:]) for _, prompt in zip(range(20_000), stream, strict=False)}
+    assert test
+    assert not test & seen
+
+
+def test_mask():
+    assert mask("The capital of France is 12 and cat") == "The capital of _ is 0 and _"
+
+
+def test_mixture_follows_the_weights():
+    stream = training_stream(0)
+    counts = Counter(next(stream).family for _ in range(20_000))
+    total = sum(family.weight for family in FAMILIES.values())
+    for name, family in FAMILIES.items():
+        assert counts[name] == pytest.approx(20_000 * family.weight / total, rel=0.12)
+
+
+def test_round_trip(tmp_path):
+    write_suite(SUITES["standard"], tmp_path / "standard.jsonl")
+    assert read_suite(tmp_path / "standard.jsonl").hash == SUITES["standard"].hash
+
+
+def test_span_covers_whole_words():
+    assert differing_span("a bat is", "a cat is") == (2, 5)
+    assert differing_span("x = 12", "x = 13") == (4, 6)
+    assert differing_span("if True:", "if not True:") == (3, 7)
+    with pytest.raises(XatlasError, match="equal"):
+        differing_span("a", "a")
+
+
+def test_too_many_prompts_asked_for():
+    with pytest.raises(XatlasError, match="factual_recall"):
+        FAMILIES["factual_recall"].generate("test", 2000)
+
+
+def test_unknown_split():
+    with pytest.raises(XatlasError, match="train, test"):
+        FAMILIES["copying"].generate("dev", 5)
