@@ -40,7 +40,10 @@ def draw(dataset: xr.Dataset) -> Figure:
         for empty in axes[len(models) :]:
             empty.set_visible(False)
         if drawn is not None:
-            maps.colorbar(drawn, ax=list(axes), label="KL(clean ‖ ablated), nats", pad=0.01).minorticks_off()
+            bar = maps.colorbar(drawn, ax=list(axes), label="KL(clean ‖ ablated), nats", pad=0.01)
+            bar.minorticks_off()
+            ticks = style.round_ticks(norm.vmin, norm.vmax)
+            bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         _shares(below.subplots(), dataset, palette)
     return made
 
@@ -84,20 +87,14 @@ def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
         axes.plot([value], [y], "o", color=palette[model], ms=5, gid=f"share-{model}")
         axes.plot([float(one["top_share_control"])], [y], "|", color=style.CONTROL, ms=13, mew=2)
         axes.plot([float(one["top_share_chance"])], [y], "|", color=style.INK, ms=13, mew=1)
+        axes.text(0.995, y, _wins_text(one), ha="right", va="center", fontsize=7.5, color="#444444")
     axes.set(xlim=(0, 1), ylim=(-len(models) + 0.4, 0.6))
     axes.set_yticks([-i for i in range(len(models))], models)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("share of the summed effect; grey tick: control, black: layers shuffled (95 %)")
     axes.set_title("Top five heads")
-    beside = axes.twinx()  # as tick labels, the words at the right are part of the layout
-    beside.set(ylim=axes.get_ylim())
-    beside.set_yticks([-i for i in range(len(models))], [_wins_text(dataset.isel(model=i)) for i in range(len(models))])
-    beside.tick_params(length=0, labelsize=7.5, labelcolor="#444444")
-    beside.grid(visible=False)
 
 
 def _wins_text(one: xr.Dataset) -> str:
-    if one["n_heads"] == 0:
-        return ""
     wins, layers = int(one["index_wins"]), int(one["n_layers_won"])
-    return f"one head index wins in {wins} of {layers} layers, by chance {float(one['index_wins_chance']):.1f}"
+    return f"one index wins {wins} of {layers} layers, chance {float(one['index_wins_chance']):.1f}"

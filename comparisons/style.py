@@ -131,12 +131,17 @@ def log_axis(axes: Axes, which: str = "y") -> None:
     getattr(axes, f"{which}axis").set_minor_locator(NullLocator())
 
 
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2, 5, 10, … between two numbers; powers of ten only where that would be many."""
+    steps = (1, 2, 5) if high / low < 400 else (1,)
+    return [step * 10.0**power for power in range(-9, 10) for step in steps if low <= step * 10.0**power <= high]
+
+
 def plain_ticks(axes: Axes, which: str = "y") -> None:
     """Give a logarithmic axis of ratios ticks at 1, 2, 5, 10, … and room to at least 0.5 and 2."""
     low, high = getattr(axes, f"get_{which}lim")()
     low, high = min(low, 0.5), max(high, 2.0)
-    step = (1, 2, 5) if high / low < 400 else (1,)
-    ticks = [n * 10.0**e for e in range(-9, 10) for n in step if low <= n * 10.0**e <= high]
+    ticks = round_ticks(low, high)
     axes.set(**{f"{which}lim": (low, high)})
     getattr(axes, f"set_{which}ticks")(ticks, [f"{tick:g}" for tick in ticks])
 

@@ -157,10 +157,12 @@ def side(low: float, high: float, *marks: float) -> int:
 
 
 def number(value: float) -> str:
-    """Return a number in three digits; ``–`` for none."""
+    """Return a number in three digits, a whole one without any after the point; ``–`` for none."""
     if math.isnan(value):
         return "–"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".") if value else "0"
+    if abs(value) >= 1000 or value == round(value):
+        return f"{value:.0f}"
+    return f"{value:#.3g}".rstrip(".")
 
 
 def interval(value: float, low: float, high: float) -> str:
