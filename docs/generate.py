@@ -1,0 +1,150 @@
+"""Write the pages of docs/ that are taken from the program: its commands, its prompts, its measured speed.
+
+Run ``make docs``; a test fails when a page is not what this file writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+MADE = "*Written by `make docs`; don't edit.*"
+
+
+def commands() -> str:
+    """Return cli.md, from the command line's own definitions."""
+    import typer.main
+    from xatlas.cli import app
+
+    head = (
+        f"# The command line\n\n{MADE}\n\n"
+        "Results go to stdout, progress and logs to stderr. Exit code 0: all done; 1: something failed (it is named "
+        "at the\nend, the rest is kept); 2: the command was not understood.\n"
+    )
+    return "\n".join([head, *_command(typer.main.get_command(app), "xatlas")])
+
+
+def _command(command: Any, path: str) -> list[str]:
+    lines = [f"## `{path}`", "", (command.help or "").strip(), ""]
+    arguments = [item for item in command.params if item.param_type_name == "argument"]
+    options = [item for item in command.params if item.param_type_name == "option"]
+    if arguments:
+        lines += ["| argument | |", "| --- | --- |", *(_argument(item) for item in arguments), ""]
+    if options:
+        lines += ["| option | default | |", "| --- | --- | --- |", *(_option(item) for item in options), ""]
+    for name, inner in getattr(command, "commands", {}).items():
+        lines += _command(inner, f"{path} {name}")
+    return lines
+
+
+def _argument(item: Any) -> str:
+    name = (item.name or "").upper()
+    return f"| `{name}` | {_cell(item.help)}{'' if item.required else ' (may be left out)'} |"
+
+
+def _option(item: Any) -> str:
+    names = ", ".join(f"`{name}`" for name in (*item.opts, *item.secondary_opts))
+    value = f" `{item.metavar}`" if item.metavar else ""
+    if item.required:
+        default = "required"
+    elif item.is_flag or item.default in (None, "", ()) or item.show_default is False:
+        default = ""
+    else:
+        default = f"`{item.default}`"
+    return f"| {names}{value} | {default} | {_cell(item.help)} |"
+
+
+def _cell(text: str | None) -> str:
+    return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def families() -> str:
+    """Return families.md: one prompt of each family, as the suites hold it."""
+    from xatlas.manager import suites
+
+    lines = ["# The built-in families", "", MADE, "", "The first prompt of each. `⏎` stands for a line break."]
+    for name in ("quick", "transfer"):
+        suite = suites()[name].load()
+        lines += ["", f"## Suite `{name}`", "", "| family | text | target | foil |", "| --- | --- | --- | --- |"]
+        for family in suite.families:
+            first = next(prompt for prompt in suite if prompt.family == family)
+            cells = (_code(text) for text in (first.text, first.target, first.foil))
+            lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str | None) -> str:
+    return "–" if text is None else f"`` {text.replace(chr(10), '⏎').replace('|', chr(92) + '|')} ``"
+
+
+SPEED = """# Speed
+
+{made}
+
+`make bench` runs [`benchmarks/sweep.py`](../benchmarks/sweep.py). It does the same sweep in three ways, in one process
+and in turn:
+
+1. the engine;
+2. *prompt by prompt*: hooks on whole Hugging Face forwards, one prompt and one condition at a time;
+3. *bucketed*: the same, but all prompts of one length in a forward, and `logits_to_keep=1`.
+
+The layer sweep replaces each layer's operator output, MLP output and both by their means, with a random-direction
+control each; the head sweep does the same to every attention head. KL is read at the readout position, and prompts end
+there. All three get the same prompts, means, random directions (the baselines get them ready made) and the same evenly
+spaced subset of conditions. *Rate* is the share of the machine's matrix-multiply rate that the engine reaches: flop of
+all linear layers that it ran, per second, over the rate of the bare multiplications on the model's own layer shapes with
+the same threads. *Over weights* is the peak memory of the process, less the weights.
+
+`smollm2-135m-q4` are trained weights that were quantised to 4 bits and are computed in float32;
+`lfm2.5-230m-shape` has random weights in the exact shape of LFM2.5-230M.
+
+## Measured
+"""
+SPEED_HEAD = (
+    "| model | sweep | conditions × prompts | engine | over prompt by prompt | over bucketed | rate "
+    "| largest difference (nats) | over weights |"
+)
+
+
+def speed() -> str:
+    """Return benchmarks.md, with one table for each file in benchmarks/results."""
+    lines = [SPEED.format(made=MADE)]
+    files = sorted((FOLDER.parent / "benchmarks" / "results").glob("*.json"))
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        where = "" if found["device"].startswith("cuda") else f", {found['threads']} thread(s)"
+        lines += [f"### {found['machine']}{where}, {found['dtype']}, torch {found['torch']}", ""]
+        lines += [SPEED_HEAD, "| --- " * 9 + "|", *(_speed_row(row) for row in found["rows"]), ""]
+        if found.get("scaling"):
+            lines += ["Time and memory as prompts grow (layer sweep, engine alone):", ""]
+            lines += ["| model | prompts | tokens | seconds | µs per token and condition | over weights |"]
+            lines += ["| --- " * 6 + "|", *(_scaling_row(row) for row in found["scaling"]), ""]
+    if not files:
+        lines.append("Nothing has been measured yet.\n")
+    return "\n".join(lines)
+
+
+def _speed_row(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['model']} | {row['sweep']} | {row['conditions']} × {row['prompts']} | {row['engine_s']:.1f} s "
+        f"| {row['ratio_prompt_by_prompt']:.1f} × | {row['ratio_bucketed']:.1f} × "
+        f"| {row['share_of_multiply_rate']:.2f} | {row['difference']:.0e} | {row['peak_over_weights_gb']:.2f} GB |"
+    )
+
+
+def _scaling_row(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['model']} | {row['prompts']} | {row['tokens']} | {row['engine_s']:.1f} "
+        f"| {row['us_per_token_and_condition']:.0f} | {row['peak_over_weights_gb']:.2f} GB |"
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": commands, "families.md": families, "benchmarks.md": speed}
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")
