@@ -1,0 +1,276 @@
+"""The command line: results on stdout, one line per mistake on stderr, exit codes that mean something."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from running import Counting, another, plugged, seeds, suite_file, tiny
+from typer.testing import CliRunner
+from xatlas.cli import app
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    tiny(folder)
+    tiny(folder, "other", seed=1)
+    suite_file(folder / "suite.jsonl")
+    suite_file(folder / "reference.jsonl", "abcd", 12)
+    return folder
+
+
+@pytest.fixture
+def cli(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+
+    def call(*words, out=True):
+        measuring = words[0] in ("compare", "run", "plan") and out
+        more = ["--out", str(tmp_path), "--reference", "reference.jsonl"] if measuring else []
+        if measuring and "--suite" not in words:
+            more += ["--suite", "suite.jsonl"]
+        monkeypatch.setattr(sys, "argv", ["xatlas", *words, *more])
+        return CliRunner().invoke(app, [*words, *more])
+
+    return call
+
+
+def one_line(result, code):
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("xatlas: ")
+    return lines[0]
+
+
+EMPTY, SAME = "empty.jsonl", "same.jsonl"
+MISTAKES = {
+    "model": (["run", "no-such-model", "--probes", "residual_norms"], "no-such-model"),
+    "model path": (["run", "./nowhere"], "./nowhere"),
+    "probe": (["run", "tiny", "--probes", "layer_ablatio"], "did you mean 'layer_ablation'"),
+    "comparison": (["compare", "-m", "tiny", "--comparisons", "hubb"], "did you mean 'hub'"),
+    "suite": (["run", "tiny", "--suite", "quik"], "did you mean 'quick'"),
+    "suite file": (["run", "tiny", "--suite", "none.jsonl"], "none.jsonl"),
+    "device": (["run", "tiny", "--device", "tpu"], "unknown device 'tpu'"),
+    "dtype": (["run", "tiny", "--dtype", "float8"], "unknown dtype 'float8'"),
+    "bos": (["run", "tiny", "--bos", "maybe"], "unknown BOS habit 'maybe'"),
+    "attention": (["run", "tiny", "--attention", "flash"], "unknown attention implementation"),
+    "set": (["run", "tiny", "--set", "layer_ablation"], "PROBE.NAME=VALUE"),
+    "set probe": (["run", "tiny", "--set", "nope.a=1"], "unknown probe 'nope'"),
+    "set name": (["run", "tiny", "--set", "layer_ablation.scope=all"], "did you mean 'scopes'"),
+    "empty suite": (["run", "tiny", "--suite", EMPTY], "holds no prompt"),
+    "same ids": (["run", "tiny", "--suite", SAME], "line 2"),
+    "explain": (["explain", "hub"], "unknown probe 'hub'"),
+    "show nothing": (["show", "nowhere"], "nothing has been measured there"),
+    "show foreign": (["show", "suite.jsonl"], "no hash beside it"),
+    "fetch": (["models", "fetch", "./nowhere"], "./nowhere"),
+    "check": (["check", "nope"], "unknown plugin 'nope'"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_2(case, cli, folder):
+    (folder / EMPTY).write_text("\n")
+    (folder / SAME).write_text('{"id": "a", "family": "f", "text": "x"}\n' * 2)
+    words, message = MISTAKES[case]
+    assert message in one_line(cli(*words), 2)
+
+
+@pytest.mark.parametrize("words", [["compare"], ["run"], ["nonsense"], ["run", "tiny", "--nonsense"]])
+def test_bad_usage_is_exit_2(words):
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_out_that_is_a_file_is_one_line(cli, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    result = cli("run", "tiny", "--probes", "residual_norms", "--suite", "suite.jsonl", "--out", str(taken), out=False)
+    assert "is not a folder" in one_line(result, 2)
+    assert taken.read_text() == "mine"
+
+
+def raising(self, model, suite, inputs):
+    raise ValueError("no\nwords")
+
+
+def test_a_failing_probe_is_named_at_the_end_with_exit_1(cli):
+    with plugged(xatlas_probes=[another("bad", raising), Counting]):
+        result = cli("run", "tiny", "--probes", "bad,counting")
+    assert result.exit_code == 1
+    assert "counting" in result.stdout
+    assert "bad on tiny" in result.stderr.splitlines()[-1]
+    assert "ValueError: no words" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_prompt_longer_than_the_context_is_exit_1_with_its_id(cli, folder):
+    line = {"id": "long-one", "family": "f", "text": "x" * 200, "target": " y"}
+    (folder / "long.jsonl").write_text(json.dumps(line) + "\n")
+    result = cli("run", "tiny", "--probes", "residual_norms", "--suite", "long.jsonl")
+    assert result.exit_code == 1
+    assert "prompt 'long-one' has 20" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_interrupting_is_130_and_says_that_work_is_kept(cli):
+    def interrupted(self, model, suite, inputs):
+        raise KeyboardInterrupt
+
+    with plugged(xatlas_probes=[another("stopped", interrupted)]):
+        result = cli("run", "tiny", "--probes", "stopped")
+    assert result.exit_code == 130
+    assert "is kept" in result.stderr.splitlines()[-1]
+
+
+def test_run_prints_json_for_programs(cli):
+    with plugged(xatlas_probes=[Counting]):
+        first = json.loads(cli("run", "tiny", "--probes", "counting", "--json").stdout)
+        again = json.loads(cli("run", "tiny", "--probes", "counting", "--json").stdout)
+    assert [row["state"] for row in first["jobs"] + again["jobs"]] == ["measured", "was there"]
+    assert first["failures"] == []
+
+
+def test_set_reaches_the_probe(cli):
+    words = ["run", "tiny", "--probes", "layer_ablation", "--set", "layer_ablation.ablations=zero", "--json"]
+    path = json.loads(cli(*words).stdout)["jobs"][0]["file"]
+    shown = json.loads(cli("show", path, "--json").stdout)
+    assert shown["job"]["parameters"]["ablations"] == ["zero"]
+    assert shown["suite"]["name"] == "suite"
+    assert "layer_ablation" in cli("show", path).stdout
+
+
+def test_plan_measures_nothing_and_agrees_with_what_then_runs(cli, tmp_path):
+    words = ["-m", "tiny,other", "--json"]
+    planned = json.loads(cli("plan", *words).stdout)
+    assert {row["state"] for row in planned} == {"to do"}
+    assert all(row["minutes"] >= 0 and row["GB"] > 0 for row in planned)
+    assert not (tmp_path / "atlas").exists()
+    compared = json.loads(cli("compare", *words).stdout)
+    assert {row["key"] for row in compared["jobs"]} == {row["key"] for row in planned}
+    assert {row["state"] for row in json.loads(cli("plan", *words).stdout)} == {"done"}
+
+
+def test_compare_prints_tables_files_and_suite(cli, tmp_path):
+    result = cli("compare", "--models", "tiny,other")
+    assert result.exit_code == 0, result.output
+    for name in ("hub", "mlp_ratio", "early_late", "head_specialisation"):
+        assert f"\n{name}: " in result.stdout
+        assert (tmp_path / "figures" / f"{name}.svg").exists()
+    assert "Suite 'suite': 12 prompts of 3 families" in result.stdout
+    assert str(tmp_path / "figures") in result.stdout
+    assert "Nothing has changed" in cli("compare", "--models", "tiny,other").stdout
+
+
+def test_the_command_for_the_larger_suite_is_the_same_command(cli, monkeypatch):
+    from xatlas import cli as module
+    from xatlas.plan import find_suite, larger_suite
+
+    assert larger_suite(find_suite("quick")).name == "standard"
+    assert larger_suite(find_suite("standard")) is None
+    monkeypatch.setattr(sys, "argv", ["xatlas", "compare", "-m", "a b,c", "--suite", "quick", "--seed", "2"])
+    assert module._again("--suite", "standard") == "xatlas compare -m 'a b,c' --seed 2 --suite standard"
+
+
+@pytest.mark.parametrize("command", ["models", "probes", "architectures", "comparisons", "suites"])
+def test_lists_print_tables_and_json(cli, command):
+    rows = json.loads(cli(command, "--json").stdout)
+    table = cli(command).stdout
+    assert rows
+    assert all(str(next(iter(row.values()))) in table for row in rows)
+
+
+def test_explain_prints_definition_units_and_parameters(cli):
+    text = cli("explain", "layer_ablation").stdout
+    for part in ("Definition", "Unit", "Control", "Source", "nats", "layer_ablation.ablations", "zero,mean,resample"):
+        assert part in text
+
+
+def test_show_lists_an_atlas_and_passes_over_what_is_foreign(cli, tmp_path):
+    with plugged(xatlas_probes=[Counting]):
+        cli("run", "tiny", "--probes", "counting")
+    (tmp_path / "atlas" / "foreign").mkdir()
+    (tmp_path / "atlas" / "foreign" / "x.nc").write_bytes(b"no")
+    result = cli("show", str(tmp_path))
+    assert result.exit_code == 0
+    assert "counting" in result.stdout
+    assert "x.nc" not in result.stdout
+    assert "x.nc" in result.stderr
+
+
+def commands(group, path=()):
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+
+
+def test_every_option_and_argument_has_help():
+    import typer
+
+    for path, command in commands(typer.main.get_command(app)):
+        assert command.help, path
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), (path, parameter.name)
+
+
+def heavy_modules(*words, cwd):
+    script = (
+        "import sys; from xatlas.cli import app\n"
+        "try: app(sys.argv[1:], standalone_mode=False)\n"
+        "except SystemExit: pass\n"
+        "print(*[m for m in ('torch', 'transformers', 'xarray', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=cwd, capture_output=True, text=True, check=True)
+    return done.stderr.strip().splitlines()[-1:] or [""]
+
+
+def test_help_and_an_unchanged_compare_import_nothing_heavy(cli, folder, tmp_path):
+    assert heavy_modules("--help", cwd=folder) == [""]
+    words = ["compare", "-m", "tiny,other"]
+    assert cli(*words).exit_code == 0
+    more = ["--out", str(tmp_path), "--reference", "reference.jsonl", "--suite", "suite.jsonl"]
+    assert heavy_modules(*words, *more, cwd=folder) == [""]
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_one_folder(folder, tmp_path):
+    command = [sys.executable, "-m", "xatlas.cli", "run", "tiny", "--probes", "layer_ablation", "--out", str(tmp_path)]
+    command += ["--suite", "suite.jsonl", "--reference", "reference.jsonl", "--json"]
+    runs = [subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [json.loads(run.communicate(timeout=200)[0])["jobs"][0]["state"] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sorted(said) == ["measured", "was there"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_real_run_cleanly(folder, tmp_path):
+    command = [sys.executable, "-m", "xatlas.cli", "run", "tiny", "--probes", "head_ablation", "--out", str(tmp_path)]
+    command += ["--suite", "suite.jsonl", "--reference", "reference.jsonl", "--draws", "500"]
+    run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    while "head_ablation" not in run.stderr.readline():
+        assert run.poll() is None
+    time.sleep(1)
+    run.send_signal(signal.SIGINT)
+    rest = run.communicate(timeout=100)[1]
+    assert run.returncode == 130
+    assert "is kept" in rest
+    assert "Traceback" not in rest
+
+
+def test_values_of_seeds_are_floats():
+    # Guards the helper: a dataset off its contract would make the failing-probe tests pass for a wrong reason.
+    from types import SimpleNamespace
+
+    from xatlas.schema import validate
+    from xatlas.suites import Prompt, Suite
+
+    suite = Suite("s", (Prompt("a", "f", "x"),))
+    validate(seeds(Counting.variables, suite, SimpleNamespace(seed=1)), Counting)
