@@ -93,10 +93,10 @@ and in turn:
 
 The layer sweep replaces each layer's operator output, MLP output and both by their means, with a random-direction
 control each; the head sweep does the same to every attention head. KL is read at the readout position, and prompts end
-there. All three get the same prompts, means, random directions (the baselines get them ready made) and the same evenly
-spaced subset of conditions. *Rate* is the share of the machine's matrix-multiply rate that the engine reaches: flop of
-all linear layers that it ran, per second, over the rate of the bare multiplications on the model's own layer shapes with
-the same threads. *Over weights* is the peak memory of the process, less the weights.
+there. All three get the same prompts, means, random directions (the baselines get them ready made) and the same
+evenly spaced subset of conditions. *Rate* is the share of the machine's matrix-multiply rate that the engine reaches:
+flop of all linear layers that it ran, per second, over the rate of the bare multiplications on the model's own layer
+shapes with the same threads. *Over weights* is the peak memory of the process, less the weights.
 
 `smollm2-135m-q4` are trained weights that were quantised to 4 bits and are computed in float32;
 `lfm2.5-230m-shape` has random weights in the exact shape of LFM2.5-230M.

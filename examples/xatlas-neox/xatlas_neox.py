@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from torch.nn.functional import cosine_similarity
 from xatlas import Adapter, HeadLayout, HookPoint, Inputs, Probe, ReadingProbe, Site, Variable, hookimpl
 from xatlas.adapter import Pattern
-from xatlas.schema import label, layer_coords, prompt_coords
 from xatlas.sites import Heads
 
 
@@ -87,6 +84,8 @@ class WriteAgreement(ReadingProbe):
 
     def start(self, model: Any, suite: Any, inputs: Inputs) -> None:
         """Make room for one row per prompt."""
+        import numpy as np  # imported late: listing the probes loads nothing
+
         self.model = model
         self.read = model.read(suite)
         shape = (len(self.read), model.n_layers)
@@ -94,6 +93,8 @@ class WriteAgreement(ReadingProbe):
 
     def update(self, capture: Any) -> None:
         """Compare the two writes of every layer, prompt by prompt."""
+        from torch.nn.functional import cosine_similarity
+
         rows, readout = range(len(capture.prompts)), [prompt.readout for prompt in capture.prompts]
         index = list(capture.index)
         for layer in range(self.model.n_layers):
@@ -105,13 +106,12 @@ class WriteAgreement(ReadingProbe):
 
     def finish(self) -> Any:
         """Label the rows."""
-        kept = self.read.prompts
-        lengths, appended = [len(item.ids) for item in kept], [item.appended for item in kept]
-        coords = prompt_coords([item.prompt for item in kept], lengths, appended)
+        from xatlas.schema import label, layer_coords, suite_coords
+
         return label(
             self.variables,
             {"cosine": self.cosine, "cosine_control": self.control},
-            coords | layer_coords(self.model.operator_types),
+            suite_coords(self.read) | layer_coords(self.model.operator_types),
             absent={"cosine_control": "no other prompt of the same token length was in the batch"},
             dropped=self.read.dropped,
         )

@@ -49,9 +49,7 @@ def test_every_head_is_the_slice_that_the_projection_reads(model):
     hooked = xatlas.HookedModel(model, None)
     ids = torch.arange(9)[None]
     seen = []
-    handle = model.gpt_neox.layers[1].attention.dense.register_forward_pre_hook(
-        lambda _, args: seen.append(args[0])
-    )
+    handle = model.gpt_neox.layers[1].attention.dense.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     heads = hooked.capture(ids, [Site(1, "heads")])[Site(1, "heads")]
     handle.remove()
     assert heads.shape == (1, 9, 4, 8)
