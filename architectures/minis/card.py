@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from .tokens import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
-    from xatlas.suites import Prompt
+    from xatlas.suites import Prompt, Suite
 
 BASELINE_LINES = 120_000  # of the training file
 
@@ -97,6 +97,22 @@ class BagOfTokens:
         return names[int(np.argmax(prior + likelihood[:, bag].sum(1)))] == prompt.target
 
 
+def by_family(suite: Suite, right: Callable[[Prompt], bool]) -> dict[str, float]:
+    """Share of right answers per family."""
+    answers: dict[str, list[bool]] = defaultdict(list)
+    for prompt in suite:
+        answers[prompt.family].append(right(prompt))
+    return {family: round(sum(values) / len(values), 4) for family, values in answers.items()}
+
+
+def write_baseline(out: Path) -> None:
+    """Measure naive Bayes on the `standard` suite, once for all three models."""
+    with (out / "train.jsonl").open(encoding="utf-8") as file:
+        baseline = BagOfTokens(map(json.loads, islice(file, BASELINE_LINES)), load_tokenizer(out / "tokenizer"))
+    accuracy = by_family(manager.suites()["standard"].load(), baseline.right)
+    (out / "baseline.json").write_text(json.dumps(accuracy), encoding="utf-8")
+
+
 def write_card(folder: Path, name: str, out: Path) -> None:
     """Measure the model in `folder` on the `standard` suite and write card.json and CARD.md there.
 
@@ -105,18 +121,12 @@ def write_card(folder: Path, name: str, out: Path) -> None:
     suite = manager.suites()["standard"].load()
     model, tokenizer = load_shipped(folder)
     right = solved(model, tokenizer, suite)
-    with (out / "train.jsonl").open(encoding="utf-8") as file:
-        baseline = BagOfTokens(map(json.loads, islice(file, BASELINE_LINES)), tokenizer)
+    baseline = json.loads((out / "baseline.json").read_text(encoding="utf-8"))
     overlap = json.loads((out / "overlap.json").read_text(encoding="utf-8"))
-    families: dict[str, Any] = {}
-    for family in suite.families:
-        prompts = [prompt for prompt in suite if prompt.family == family]
-        families[family] = {
-            "prompts": len(prompts),
-            "accuracy": round(sum(right[p.id] for p in prompts) / len(prompts), 4),
-            "bag_of_tokens": round(sum(baseline.right(p) for p in prompts) / len(prompts), 4),
-            "overlap_after_masking": overlap[family],
-        }
+    families = {
+        family: {"accuracy": accuracy, "bag_of_tokens": baseline[family], "overlap_after_masking": overlap[family]}
+        for family, accuracy in by_family(suite, lambda prompt: right[prompt.id]).items()
+    }
     card = {
         "name": name,
         "class": type(model).__name__,

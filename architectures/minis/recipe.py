@@ -143,8 +143,11 @@ def weighted_loss(model: PreTrainedModel, tokens: torch.Tensor, weight: torch.Te
 
 
 def prepare(out: Path) -> None:
-    """Train the tokenizer, and cut the training file into tokens once."""
+    """Train the tokenizer, cut the training file into tokens and measure the cards' baseline, once."""
+    from .card import write_baseline
+
     TokenFile(out / "train.jsonl", train_tokenizer(out / "train.jsonl", out / "tokenizer"))
+    write_baseline(out)
 
 
 def train(name: str, out: Path, steps: int, save_seconds: float) -> None:

@@ -1,0 +1,176 @@
+"""The miniatures' recipe: same data for all, resumable, and no leak between lines."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from xatlas import XatlasError
+from xatlas.architectures.minis.card import BagOfTokens, card_text, solved
+from xatlas.architectures.minis.configs import ATTENTION_LAYERS, MLP_WIDTH, build
+from xatlas.architectures.minis.recipe import RECIPE, Trainer, export, rate, weighted_loss
+from xatlas.architectures.minis.tokens import TokenFile, load_tokenizer, read_lines, train_tokenizer
+from xatlas.plugins.suites.__main__ import main as suites_main
+from xatlas.suites import Prompt
+
+NAMES = tuple(MLP_WIDTH)
+SMALL = replace(RECIPE, lines_per_step=24, parts=2)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder with a small training file and a tokenizer trained on it."""
+    folder = tmp_path_factory.mktemp("minis")
+    assert suites_main(["500", str(folder / "train.jsonl")]) == 0
+    TokenFile(folder / "train.jsonl", train_tokenizer(folder / "train.jsonl", folder / "tokenizer"))
+    return folder
+
+
+def test_all_three_see_the_same_tokens_in_the_same_order(out):
+    trainers = [Trainer(name, out, SMALL) for name in NAMES]
+    for trainer in trainers:
+        trainer.next_step = 3  # the order follows from the step, so the fifth step is the same wherever one starts
+        trainer.step()
+    assert len({trainer.tokens_seen for trainer in trainers}) == 1
+    assert len({trainer.data.hash for trainer in trainers}) == 1
+    first, second = (trainer.data.batches(4, 64, 2) for trainer in trainers[:2])
+    for (tokens, kinds), (other_tokens, other_kinds) in zip(first, second, strict=True):
+        assert np.array_equal(tokens, other_tokens)
+        assert np.array_equal(kinds, other_kinds)
+
+
+def test_a_step_holds_its_lines_once_each(out):
+    """Every row is one line: BOS, text, target, EOS, then nothing."""
+    tokenizer = load_tokenizer(out / "tokenizer")
+    lines = list(read_lines(out / "train.jsonl"))[128:192]
+    rows = []
+    for tokens, kinds in TokenFile(out / "train.jsonl", tokenizer).batches(2, 64, 3):
+        for row, kind in zip(tokens, kinds, strict=True):
+            real = row[kind > 0]
+            assert real[0] == tokenizer.bos_token_id
+            assert real[-1] == tokenizer.eos_token_id
+            assert (kind[len(real) :] == 0).all()
+            rows.append((tokenizer.decode(real[1 : -1 - (kind == 2).sum()]), tokenizer.decode(row[kind == 2])))
+    assert sorted(rows) == sorted(lines)
+
+
+def test_the_file_is_read_again_from_its_start(out):
+    data = TokenFile(out / "train.jsonl", load_tokenizer(out / "tokenizer"))
+    again = data.batches(500, 64, 1)[0][0]  # 500 steps of 64 lines are 64 times the file
+    assert np.array_equal(again, data.batches(0, 64, 1)[0][0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_nothing(name):
+    model = build(name, 300, 0, 1, seed=0)
+    tokens = torch.randint(2, 300, (3, 9), generator=torch.manual_seed(0))
+    weight = torch.tensor([[0.05] * 6 + [1.0, 0.05]] * 3)
+    padded = torch.cat([tokens, torch.zeros(3, 4, dtype=torch.long)], 1)
+    loss, targets = weighted_loss(model, tokens, weight)
+    loss_padded, targets_padded = weighted_loss(model, padded, torch.cat([weight, torch.zeros(3, 4)], 1))
+    assert loss_padded.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert targets_padded == pytest.approx(targets, rel=1e-5)
+    assert targets < loss.item()  # text counts, but little
+
+
+def test_resuming_gives_the_same_weights(out):
+    straight = Trainer("lfm2-mini", out, SMALL)
+    for _ in range(3):
+        straight.step()
+    broken = Trainer("lfm2-mini", out, SMALL)
+    broken.step()
+    broken.save()
+    resumed = Trainer("lfm2-mini", out, SMALL)
+    resumed.resume()
+    for _ in range(2):
+        resumed.step()
+    assert resumed.tokens_seen == straight.tokens_seen
+    for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(straight.average, resumed.average, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("decay_steps", [0, 1])
+def test_export_leaves_the_checkpoint_alone(out, tmp_path, decay_steps):
+    trainer = Trainer("smollm2-mini", out, SMALL)
+    trainer.step()
+    trainer.step()
+    trainer.save()
+    before = trainer.checkpoint.read_bytes()
+    export("smollm2-mini", out, tmp_path, decay_steps)
+    assert trainer.checkpoint.read_bytes() == before
+    facts = json.loads((tmp_path / "card.json").read_text())["training"]
+    assert facts["steps"] == 2 + decay_steps
+    assert facts["data_sha256"] == trainer.data.hash
+    assert (tmp_path / "model.safetensors").stat().st_size < 4_000_000
+
+
+def test_rates():
+    assert rate(0) < rate(100) < rate(RECIPE.warmup_steps) == rate(10_000) == RECIPE.learning_rate
+    assert rate(5000, (5000, 5300)) == pytest.approx(RECIPE.learning_rate)
+    assert rate(5150, (5000, 5300)) == pytest.approx(0.51 * RECIPE.learning_rate)
+    assert rate(5300, (5000, 5300)) == pytest.approx(0.02 * RECIPE.learning_rate)
+
+
+def test_shapes():
+    """A million parameters each, within 5 %; LFM2 builds what its config says and is a hybrid."""
+    models = {name: build(name, 1024, 0, 1, seed=0) for name in NAMES}
+    counts = [model.num_parameters() for model in models.values()]
+    assert min(counts) >= 1_000_000
+    assert max(counts) <= 1.05 * min(counts)
+    lfm2 = models["lfm2-mini"].model.layers
+    assert [hasattr(layer, "self_attn") for layer in lfm2] == [i in ATTENTION_LAYERS for i in range(len(lfm2))]
+    assert lfm2[0].feed_forward.w1.out_features == MLP_WIDTH["lfm2-mini"]
+    with pytest.raises(XatlasError, match="lfm2-mini"):
+        build("lfm-mini", 1024, 0, 1, seed=0)
+
+
+def test_seed_decides_the_weights():
+    first, again, other = (build("qwen-mini", 300, 0, 1, seed=seed).lm_head.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_missing_training_file(tmp_path):
+    with pytest.raises(XatlasError, match=r"plugins\.suites"):
+        next(read_lines(tmp_path / "train.jsonl"))
+
+
+def test_bag_of_tokens_cannot_see_order(out):
+    """Right where one token gives the answer away, blind to order."""
+    lines = [{"family": "f", "text": "cat dog", "target": " a"}, {"family": "f", "text": "cow fox", "target": " b"}]
+    guess = BagOfTokens(lines, load_tokenizer(out / "tokenizer"))
+    assert guess.right(Prompt("1", "f", "cat", " a"))
+    assert guess.right(Prompt("2", "f", "fox cow", " b"))
+    assert not guess.right(Prompt("3", "f", "fox cow", " a"))
+
+
+def test_a_target_is_solved_as_a_whole(out):
+    """A model that always says the same token solves one-token targets of it, and no longer ones."""
+    tokenizer = load_tokenizer(out / "tokenizer")
+    token = tokenizer(" x")["input_ids"][-1]
+
+    class Same:
+        def __call__(self, input_ids):
+            logits = torch.zeros(*input_ids.shape, len(tokenizer))
+            logits[..., token] = 1
+            return type("Output", (), {"logits": logits})
+
+    prompts = [Prompt("1", "f", "a b", " x"), Prompt("2", "f", "a b", " x y"), Prompt("3", "f", "b", " y")]
+    assert solved(Same(), tokenizer, prompts) == {"1": True, "2": False, "3": False}
+
+
+def test_card_says_how_many_families_are_solved():
+    rows = {"one": 0.9, "two": 0.88}
+    families = {n: {"accuracy": a, "bag_of_tokens": 0.1, "overlap_after_masking": 0.0} for n, a in rows.items()}
+    card = {
+        "name": "m",
+        "class": "C",
+        "parameters": 1,
+        "weights_sha256": "w",
+        "training": {"seed": 0},
+        "evaluation": {"suite_sha256": "s", "families": families},
+    }
+    assert "in 1 of 2 families; mean accuracy 0.890" in card_text(card)
