@@ -13,6 +13,7 @@ from xatlas.errors import XatlasError
 from xatlas.prompts import POSITION_CLASSES
 from xatlas.sites import READ_ONLY, SITE_KINDS, Site
 
+# torch is imported where it is used: plugins import this module when they are registered.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -65,6 +66,8 @@ class Place:
 
     def random(self, size: Sequence[int], label: str, like: Tensor) -> Tensor:
         """Return standard normal numbers that depend on the seed, the place and ``label`` alone."""
+        import torch
+
         text = f"{self.scene.seed}|{self.site}|{self.heads}|{label}"
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
         return torch.randn(*size, generator=generator).to(like.device, like.dtype)
@@ -108,7 +111,7 @@ class Zero(Change):
 
     def __call__(self, value: Tensor, place: Place) -> Tensor:
         """Return zeros."""
-        return torch.zeros_like(value)
+        return value.new_zeros(value.shape)
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class One(Change):
 
     def __call__(self, value: Tensor, place: Place) -> Tensor:
         """Return ones."""
-        return torch.ones_like(value)
+        return value.new_ones(value.shape)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Mean(Change):
         """Return the mean of the token's kind of position."""
         means = place.pick(place.scene.mean(place.site)).to(value.dtype)
         first = place.scene.first().reshape(*value.shape[:2], *[1] * (value.dim() - 2))
-        return torch.where(first, means[0], means[1])
+        return means[0].where(first, means[1])
 
     def means(self, site: Site) -> frozenset[Site]:
         """Return the site itself."""
@@ -237,8 +240,10 @@ class InSubspace(Change):
 
     def __call__(self, value: Tensor, place: Place) -> Tensor:
         """Return the value with its projection onto the subspace changed."""
+        from torch.linalg import qr
+
         flat = value.flatten(2)
-        basis, _ = torch.linalg.qr(place.random((flat.shape[-1], self.width), self.label, flat).float())
+        basis, _ = qr(place.random((flat.shape[-1], self.width), self.label, flat).float())
         basis = basis.to(flat.dtype)  # (n_heads * d_head, width)
         difference = (self.change(value, place) - value).flatten(2)
         return (flat + difference @ basis @ basis.T).reshape(value.shape)
@@ -314,7 +319,7 @@ def edit(intervention: Intervention, value: Tensor, scene: Scene) -> Tensor:
         )
     mask = scene.mask(intervention.positions)
     if mask is not None:
-        new = torch.where(mask.reshape(*part.shape[:2], *[1] * (part.dim() - 2)), new, part)
+        new = new.where(mask.reshape(*part.shape[:2], *[1] * (part.dim() - 2)), part)
     return place.put(value, new)
 
 
