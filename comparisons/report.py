@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -72,9 +73,8 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
 
 def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
     """Return a hash of everything that the four files depend on."""
-    import matplotlib
-
-    parts = [comparison.name, str(comparison.version), style.VERSION, matplotlib.__version__, table]
+    drawer = version("matplotlib")  # asked without importing it, which takes longer than all else here
+    parts = [comparison.name, str(comparison.version), style.VERSION, drawer, table]
     parts.append(json.dumps({name: str(value) for name, value in dataset.attrs.items()}, sort_keys=True))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -1,0 +1,209 @@
+import csv
+import io
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+from xatlas import XatlasError
+from xatlas.comparisons import report, style
+from xatlas.comparisons.early_late import EarlyLate
+from xatlas.comparisons.head_specialisation import HeadSpecialisation
+from xatlas.comparisons.hub import Hub
+from xatlas.comparisons.mlp_ratio import MlpRatio
+
+HYBRID = ["conv", "attention", "conv", "attention", "conv"]
+ALL = [Hub, MlpRatio, EarlyLate, HeadSpecialisation]
+
+
+class Plain(EarlyLate):
+    """Draws next to nothing: for tests of how files are written."""
+
+    def plot(self, dataset):
+        with style.context():
+            return style.figure(2, 1, dataset.attrs["suite"])
+
+
+@pytest.fixture(scope="module")
+def tree(synthetic):
+    """A hybrid, a model of one layer and a longer one with an absent prompt and a layer without effect."""
+
+    def odd(kl):
+        kl[3] = np.nan
+        kl[:, 2] = 0
+        return kl
+
+    shapes = {"lfm2_mini": (HYBRID, None), "tiny": (["conv"], None), "other": (["attention"] * 7, odd)}
+    return synthetic.tree_of(
+        **{
+            name: {
+                "layer_ablation": synthetic.layer_result(types, plant, seed=i),
+                "head_ablation": synthetic.head_result(types, 4, seed=i),
+            }
+            for i, (name, (types, plant)) in enumerate(shapes.items())
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_comparison_exports_four_files(kind, tree, tmp_path):
+    comparison = kind()
+    dataset = comparison.compare(tree)
+    paths = report.export(comparison.name, comparison, dataset, tmp_path / "figures")
+    assert [path.name for path in paths] == [f"{comparison.name}.{end}" for end in ("png", "svg", "nc", "csv")]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in paths)
+    with xr.open_dataset(paths[2]) as again:
+        xr.testing.assert_equal(again.load(), dataset)
+    svg = paths[1].read_text()
+    assert "suite quick" in svg  # text stays text, and says what it rests on
+    assert "<dc:date>" not in svg
+    assert {row["model"] for row in comparison.table(dataset)} == {"lfm2-mini", "tiny", "other"}
+    for finding in comparison.findings(dataset):
+        assert finding.verdict in {"supported", "not supported", "undecided", "artefact"}
+
+
+def test_figures_are_the_same_byte_for_byte(tree, tmp_path):
+    dataset = MlpRatio().compare(tree)
+    first, second = (report.export("ratio", MlpRatio(), dataset, tmp_path / name) for name in "ab")
+    for one, other in zip(first, second, strict=True):
+        if one.suffix != ".nc":
+            assert one.read_bytes() == other.read_bytes()
+
+
+def test_user_settings_do_not_change_figures(tree, tmp_path):
+    import matplotlib
+
+    dataset = MlpRatio().compare(tree)
+    first = report.export("a", MlpRatio(), dataset, tmp_path)
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": False}):
+        second = report.export("b", MlpRatio(), dataset, tmp_path)
+    for one, other in zip(first[:2], second[:2], strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_csv_equals_the_dataset(tree):
+    dataset = Hub().compare(tree)
+    file = io.StringIO()
+    report.write_csv(dataset, file)
+    rows = list(csv.DictReader(io.StringIO(file.getvalue())))
+    assert len(rows) == sum(array.size for array in dataset.data_vars.values())
+    effects = [row for row in rows if row["variable"] == "effect"]
+    for row in effects:
+        where = {"model": row["model"], "component": row["component"], "layer": int(row["layer"])}
+        value = float(dataset["effect"].sel(where))
+        assert row["value"] == "" if np.isnan(value) else float(row["value"]) == value
+    assert {row["units"] for row in effects} == {"nats"}
+    assert {row["layer"] for row in rows if row["variable"] == "hub"} == {""}
+
+
+def test_unchanged_figures_are_left_alone_and_changed_data_redrawn(tree, tmp_path):
+    dataset = Plain().compare(tree)
+    paths = report.export("a", Plain(), dataset, tmp_path)
+    before = [path.stat().st_mtime_ns for path in paths]
+    report.export("a", Plain(), dataset, tmp_path)
+    assert [path.stat().st_mtime_ns for path in paths] == before
+    paths[1].unlink()
+    report.export("a", Plain(), dataset, tmp_path)
+    assert paths[1].exists()
+    changed = dataset.copy(deep=True)
+    changed["early_over_late"].values[0] += 1e-9
+    old = paths[3].read_bytes()
+    report.export("a", Plain(), changed, tmp_path)
+    assert paths[3].read_bytes() != old
+
+
+def test_a_failed_write_leaves_what_was_there(tree, tmp_path, monkeypatch):
+    dataset = Plain().compare(tree)
+    paths = report.export("a", Plain(), dataset, tmp_path)
+    before = [path.read_bytes() for path in paths]
+    dataset["early_over_late"].values[0] += 1
+
+    def full(made, path, mark=""):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(style, "save", full)
+    with pytest.raises(XatlasError, match="No space left"):
+        report.export("a", Plain(), dataset, tmp_path)
+    assert [path.read_bytes() for path in paths[:2]] == before[:2]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_files_are_as_readable_as_others(tree, tmp_path):
+    paths = report.export("a", Plain(), Plain().compare(tree), tmp_path)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {stat.S_IMODE(os.stat(path).st_mode) for path in paths} == {stat.S_IMODE(os.stat(plain).st_mode)}
+
+
+def test_hub_figure_marks_hub_and_control(tree):
+    dataset = Hub().compare(tree)
+    figure = Hub().plot(dataset)
+    axes = figure.axes
+    assert len(axes) == 2 * dataset.sizes["model"]
+    top = axes[0]
+    assert top.get_title(loc="left") == "lfm2-mini"
+    assert top.get_yscale() == "log"
+    assert "nats" in top.get_ylabel()
+    hub = int(dataset["hub"].sel(component="joint").values[0])
+    rings = [line for line in top.lines if line.get_gid() == "hub"]
+    assert rings[0].get_xdata().tolist() == [hub]
+    effect = dataset["effect"].sel(component="joint").values[0, :5]
+    assert any(np.array_equal(line.get_ydata(), effect) for line in top.lines)
+    assert any(line.get_color() == style.CONTROL for line in top.lines)
+    heights = [bar.get_height() for bar in axes[1].patches]
+    np.testing.assert_array_equal(heights, dataset["p_rank1"].sel(component="joint").values[0, :5])
+
+
+def test_mlp_figure_marks_operator_types(tree):
+    dataset = MlpRatio().compare(tree)
+    curves, types = MlpRatio().plot(dataset).axes
+    assert {line.get_marker() for line in curves.lines} >= {"o", "^"}
+    assert curves.get_yscale() == types.get_xscale() == "log"
+    drawn = {line.get_gid(): line for line in types.lines}
+    value = dataset["conv_over_attention"].sel(model="lfm2-mini", component="mlp", part="within")
+    assert drawn["lfm2-mini-mlp-within"].get_xdata()[0] == value.item()
+
+
+def test_mlp_figure_has_one_panel_without_hybrids(synthetic):
+    dataset = MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": synthetic.layer_result(["conv"] * 3)}))
+    assert len(MlpRatio().plot(dataset).axes) == 1
+
+
+def test_head_map_rings_the_top_five(tree):
+    dataset = HeadSpecialisation().compare(tree)
+    figure = HeadSpecialisation().plot(dataset)
+    ringed = next(line for axes in figure.axes for line in axes.lines if line.get_gid() == "top")
+    effect = dataset["effect"].sel(model="lfm2-mini").values
+    expected = sorted(np.sort(effect[np.isfinite(effect)])[-5:])
+    found = sorted(effect[y, x] for x, y in zip(ringed.get_xdata(), ringed.get_ydata(), strict=True))
+    assert found == expected
+
+
+def test_colours_are_fixed_and_apart():
+    models = ["qwen-mini", "lfm2-mini", "mine", "yours", "other", "more"]
+    found = style.colours(models)
+    assert len(set(found.values())) == len(models)
+    assert found["lfm2-mini"] == style.colours(["lfm2-mini"])["lfm2-mini"] == style.FIXED["lfm2-mini"]
+    assert style.colours(["mine"])["mine"] == style.colours(["mine", "qwen"])["mine"]
+    assert not set(style.OTHERS) & set(style.FIXED.values())
+
+
+def test_figures_leave_the_users_matplotlib_alone(tree):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    EarlyLate().plot(EarlyLate().compare(tree))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_comparisons_load_neither_torch_nor_drawing():
+    names = ["hub", "mlp_ratio", "early_late", "head_specialisation", "report", "style"]
+    imports = "; ".join(f"import xatlas.comparisons.{name}" for name in names)
+    heavy = "{'torch', 'transformers', 'xarray', 'matplotlib', 'pandas'}"
+    code = f"import sys; {imports}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
