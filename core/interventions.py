@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-import torch
 from xatlas.errors import XatlasError
 from xatlas.prompts import POSITION_CLASSES
 from xatlas.sites import READ_ONLY, SITE_KINDS, Site
