@@ -101,7 +101,13 @@ def compare(
 @app.command()
 @told
 def run(
-    model: Annotated[str, typer.Argument(help="Name or path of a model; several comma-separated.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Name or path of a model; several comma-separated.",
+            autocompletion=cli_options.complete("models"),
+        ),
+    ],
     probes: cli_options.Probes = "",
     suite: cli_options.SuiteName = "",
     reference: cli_options.Reference = "",

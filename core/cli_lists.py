@@ -42,7 +42,7 @@ def models(context: typer.Context, as_json: cli_options.Json = False) -> None:
 @models_app.command()
 @told
 def fetch(
-    name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=cli_options._complete("models"))],
+    name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=cli_options.complete("models"))],
 ) -> None:
     """Get a model now, so that later runs need no network."""
     from xatlas.resolve import fetch as fetch_model
@@ -85,7 +85,7 @@ def show(
 
 
 def explain(
-    probe: Annotated[str, typer.Argument(help="Name of a probe.", autocompletion=cli_options._complete("probes"))],
+    probe: Annotated[str, typer.Argument(help="Name of a probe.", autocompletion=cli_options.complete("probes"))],
 ) -> None:
     """Explain a probe: definition, unit, control, source, variables and parameters."""
     from xatlas import manager

@@ -9,23 +9,23 @@ from typing import Annotated
 import typer
 
 
-def _complete(registry: str) -> Callable[[str], list[str]]:
+def complete(registry: str) -> Callable[[str], list[str]]:
     """Return a completer for comma-separated names of one registry of :mod:`xatlas.manager`."""
 
-    def complete(incomplete: str) -> list[str]:
+    def matching(incomplete: str) -> list[str]:
         from xatlas import manager
 
         before, comma, last = incomplete.rpartition(",")
         return [f"{before}{comma}{name}" for name in getattr(manager, registry)() if name.startswith(last)]
 
-    return complete
+    return matching
 
 
 def _one_of(*values: str) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
+    def matching(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
 
-    return complete
+    return matching
 
 
 Models = Annotated[
@@ -34,14 +34,14 @@ Models = Annotated[
         "--models",
         "-m",
         help="Models by name or path, comma-separated; 'xatlas models' lists names.",
-        autocompletion=_complete("models"),
+        autocompletion=complete("models"),
     ),
 ]
 Comparisons = Annotated[
     str,
     typer.Option(
         help="Comparisons, comma-separated; all when left out.",
-        autocompletion=_complete("comparisons"),
+        autocompletion=complete("comparisons"),
         show_default=False,
     ),
 ]
@@ -49,7 +49,7 @@ Probes = Annotated[
     str,
     typer.Option(
         help="Probes, comma-separated; all when left out.",
-        autocompletion=_complete("probes"),
+        autocompletion=complete("probes"),
         show_default=False,
     ),
 ]
@@ -58,7 +58,7 @@ SuiteName = Annotated[
     typer.Option(
         "--suite",
         help="Suite to measure on, by name or as a JSON-lines file; 'xatlas suites' says which is the default.",
-        autocompletion=_complete("suites"),
+        autocompletion=complete("suites"),
         show_default=False,
     ),
 ]
@@ -66,7 +66,7 @@ Reference = Annotated[
     str,
     typer.Option(
         help="Suite that means and donors are taken from, by name or file; the train split when left out.",
-        autocompletion=_complete("suites"),
+        autocompletion=complete("suites"),
         show_default=False,
     ),
 ]

@@ -14,7 +14,7 @@ from xatlas import manager
 from xatlas.comparison import Comparison, Finding
 from xatlas.files import hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.jobs import digest
-from xatlas.lineup import build_tree, nodes_for
+from xatlas.lineup import build_tree, lacking, nodes_for
 from xatlas.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.plan import Settings, Step, steps_for
 from xatlas.run import explain, run
@@ -118,13 +118,22 @@ def compare(
     outcome = run(plan_comparison(models, comparisons, settings), store, settings, reporter)
     done = Comparing(outcome, failures=list(outcome.failures))
     for comparison in comparisons:
+        # A model that could not be measured is left out of what is still comparable, and named.
+        complete = [model for model in models if not lacking(comparison, model, settings, store)]
+        failures = [
+            Failure(f"{comparison.name} of {model.slug}", "left out, for it could not be measured.")
+            for model in models
+            if model not in complete
+        ]
         try:
-            done.results.append(_one(comparison, models, settings, store, figures))
+            if complete:
+                done.results.append(_one(comparison, complete, settings, store, figures))
         except Exception as error:
             log.debug("comparison %s failed", comparison.name, exc_info=True)
-            failure = Failure(comparison.name, explain(error))
-            done.failures.append(failure)
+            failures.append(Failure(comparison.name, explain(error)))
+        for failure in failures:
             (reporter or Silent()).fail(failure)
+        done.failures += failures
     done.results = _adjusted(done.results)
     return done
 

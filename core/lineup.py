@@ -24,6 +24,13 @@ log = logging.getLogger("xatlas")
 VARIED = ("suite", "bos", "parameters")
 
 
+def lacking(comparison: Comparison, model: Resolved, settings: Settings, store: Store) -> list[str]:
+    """Return the probes without whose results the comparison can't show the model."""
+    needed = [requirement for requirement in comparison.requires if not requirement.optional]
+    steps = [steps_for(model, [requirement], settings)[-1] for requirement in needed]
+    return [step.job.probe for step in steps if store.state(step.job) != "done"]
+
+
 def nodes_for(
     comparison: Comparison, models: Sequence[Resolved], settings: Settings, store: Store
 ) -> list[tuple[str, Path]]:
@@ -38,22 +45,15 @@ def nodes_for(
     settings : Settings
         How the main results were measured.
     store : Store
-        Where they are.
-
-    Raises
-    ------
-    XatlasError
-        A result that it can't do without is not there.
+        Where they are; see :func:`lacking`.
     """
     nodes: dict[str, Path] = {}
     for model in models:
         for needed in comparison.requires:
             step = steps_for(model, [replace(needed, optional=False)], settings)[-1]
-            if store.has(step.job):
+            if store.state(step.job) == "done":
                 nodes[f"/{model.slug}/{needed.probe}"] = store.file(step.job)
                 nodes |= variants(step.job, settings, store)
-            elif not needed.optional:
-                raise XatlasError(f"it rests on {step}, which could not be measured.")
     return list(nodes.items())
 
 

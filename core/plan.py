@@ -153,13 +153,31 @@ def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: Se
     Raises
     ------
     XatlasError
-        An unknown probe or parameter, or probes that require each other in a circle.
+        An unknown probe or parameter, probes that require each other in a circle, or a model that could
+        not be measured.
     """
+    check_model(model, settings)
     steps: dict[str, Step] = {}
     for requirement in requirements:
         if not requirement.optional:
             _add(steps, model, requirement, settings, ())
     return list(steps.values())
+
+
+def check_model(model: Resolved, settings: Settings) -> None:
+    """Refuse, before weights are read, a model that could not be measured.
+
+    Raises
+    ------
+    XatlasError
+        No adapter fits its architecture, or a chat template is asked for that it does not have.
+    """
+    known = manager.adapters()
+    if model.architecture not in known:
+        hint = f"'{model.name}' needs an adapter that names its hook points: docs/adapters.md shows how to write one."
+        raise unknown("architecture", model.architecture, known, hint)
+    if settings.chat_template and not model.chat_template:
+        raise XatlasError(f"'{model.name}' has no chat template: leave --chat-template out.")
 
 
 def _add(

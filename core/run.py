@@ -172,7 +172,7 @@ class _Worker:
         self._keep(step, dataset, started)
 
     def _keep(self, step: Step, dataset: xr.Dataset, started: float) -> None:
-        from xatlas.schema import validate
+        from xatlas.schema import notes, validate
 
         validate(dataset, step.probe)
         if self.model is not None and self.model.checksum() != self.checksum:
@@ -185,6 +185,10 @@ class _Worker:
         self.store.write(step.job, dataset, {**self.about, "wall_time_s": round(seconds, 3)})
         self.outcome.measured.append(step)
         self.reporter.finish(step, seconds)
+        dropped = notes(dataset, "dropped")
+        if dropped:
+            prompt, reason = next(iter(dropped.items()))
+            log.warning("%s: prompts left out: %d, e.g. %s: %s", step, len(dropped), prompt, reason)
 
     def _inputs(self, step: Step) -> Inputs:
         from xatlas.probe import Inputs

@@ -221,6 +221,21 @@ def test_every_option_and_argument_has_help():
             assert getattr(parameter, "help", None), (path, parameter.name)
 
 
+def test_a_shell_completes_names(folder):
+    def complete(*words):
+        environment = {
+            "_XATLAS_COMPLETE": "complete_bash",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        command = [sys.executable, "-c", "from xatlas.cli import app; app(prog_name='xatlas')"]
+        done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert complete("xatlas", "run", "lfm2,smo") == ["lfm2,smollm2", "lfm2,smollm2-135m-q4", "lfm2,smollm2-mini"]
+    assert complete("xatlas", "run", "tiny", "--probes", "layer_") == ["layer_ablation"]
+
+
 def heavy_modules(*words, cwd):
     script = (
         "import sys; from xatlas.cli import app\n"

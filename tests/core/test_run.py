@@ -203,6 +203,52 @@ def test_a_model_that_cannot_be_loaded_does_not_stop_the_next(model, settings, t
     assert [step.job.model for step in outcome.measured] == [model.slug]
 
 
+def test_an_architecture_without_adapter_is_refused_before_loading(model, settings):
+    strange = dataclasses.replace(model, architecture="LlamaForCausalLMs")
+    with plugged(xatlas_probes=[Counting]), pytest.raises(XatlasError) as caught:
+        steps_for(strange, [Requirement("counting")], settings)
+    assert "did you mean 'LlamaForCausalLM'" in str(caught.value)
+    assert "docs/adapters.md" in str(caught.value)
+
+
+def test_a_chat_template_that_is_not_there_is_refused_before_loading(model, settings):
+    with pytest.raises(XatlasError, match="has no chat template"):
+        steps_for(model, [Requirement("layer_ablation")], dataclasses.replace(settings, chat_template=True))
+
+
+def test_prompts_left_out_are_said(model, settings, tmp_path, caplog):
+    def leaving_out(self, model, suite, inputs):
+        result = seeds(self.variables, suite, inputs)
+        result.attrs["dropped"] = '{"a0": "logits not finite"}'
+        return result
+
+    with plugged(xatlas_probes=[another("partial", leaving_out)]):
+        go(model, settings, Store(tmp_path), "partial")
+    assert "prompts left out: 1, e.g. a0: logits not finite" in caplog.text
+
+
+def test_a_comparison_goes_on_without_the_model_that_failed(folder, tmp_path, monkeypatch):
+    from xatlas import run as module
+
+    def load(step, settings, original=module.load_hooked):
+        if step.job.model.startswith("other"):
+            raise XatlasError("the weights are damaged.")
+        return original(step, settings)
+
+    monkeypatch.setattr(module, "load_hooked", load)
+    names = [str(folder / "tiny"), tiny(tmp_path, "other", seed=1)]
+    done = compare(
+        names,
+        comparisons=["hub"],
+        suite=str(folder / "suite.jsonl"),
+        reference=str(folder / "reference.jsonl"),
+        out=tmp_path,
+        device="cpu",
+    )
+    assert [row["model"].partition("-")[0] for row in done.results[0].table[:1]] == ["tiny"]
+    assert ["other" in failure.what for failure in done.failures] == [True, True]
+
+
 def test_a_device_that_is_not_there_is_said_once(model, settings, tmp_path):
     with plugged(xatlas_probes=[Counting]), pytest.raises(XatlasError, match="cuda:99"):
         go(model, dataclasses.replace(settings, device="cuda:99"), Store(tmp_path), "counting")
@@ -295,8 +341,9 @@ def test_a_run_killed_a_hundred_times_loses_no_finished_bucket(folder, settings,
     """SIGKILL at random moments, again and again: what is finished stays, and the end is the same."""
     steps = steps_for(model, [Requirement("layer_ablation")], settings)
     whole = Store(tmp_path / "whole")
-    started = time.monotonic()
     assert not run(steps, whole, settings).failures
+    started = time.monotonic()  # by now all that is needed is imported, as it will be in the children
+    run(steps, Store(tmp_path / "timed"), settings)
     duration = time.monotonic() - started
     expected = whole.read(steps[0].job).drop_attrs()
     draw = random.Random(0)
