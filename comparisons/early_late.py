@@ -194,10 +194,10 @@ def _ratio_finding(dataset: xr.Dataset, index: int) -> Finding:
     main = summary.side(low, high, 1, control)
     agree = all(summary.side(low, high, 1) == main for _, low, high in summary.kinds(dataset, index))
     verdict = summary.verdict(main != 0 and p <= summary.ALPHA, agree, against=high < control and low > 1)
-    half = "first" if not value < 1 else "second"
+    what = {1: "matters more than", -1: "matters less than", 0: "can't be told from"}[main]
     sentence = (
-        f"In {model} the {half} half of the layers matters more: early over late "
-        f"{summary.interval(value, low, high)}, control {summary.number(control)}."
+        f"In {model} the first half of the layers {what} the second: ratio {summary.interval(value, low, high)}, "
+        f"control {summary.number(control)}."
     )
     return Finding(sentence, value, low, high, control, p, verdict, model)
 

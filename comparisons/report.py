@@ -73,7 +73,14 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
 def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
     """Return a hash of what the figure depends on: not of when and where its data were measured."""
     drawer = version("matplotlib")  # asked without importing it, which takes longer than all else here
-    parts = [comparison.name, str(comparison.version), style.VERSION, drawer, str(dataset.attrs.get("suite", "")), table]
+    parts = [
+        comparison.name,
+        str(comparison.version),
+        style.VERSION,
+        drawer,
+        str(dataset.attrs.get("suite", "")),
+        table,
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

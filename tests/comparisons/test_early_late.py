@@ -40,7 +40,7 @@ def test_early_effects_are_supported_and_lost_when_shuffled(synthetic):
     (finding,) = EarlyLate().findings(dataset)
     assert finding.verdict == "supported"
     assert finding.low > 1
-    assert "first half" in finding.sentence
+    assert "matters more" in finding.sentence
     for seed in range(5):
         shuffled = compare(synthetic, a=synthetic.shuffle_layers(result, seed))
         assert EarlyLate().findings(shuffled)[0].verdict != "supported"
@@ -49,7 +49,7 @@ def test_early_effects_are_supported_and_lost_when_shuffled(synthetic):
 def test_late_effects_are_told_from_early_ones(synthetic):
     (finding,) = EarlyLate().findings(compare(synthetic, a=synthetic.layer_result(["conv"] * 8, falling(0.7))))
     assert finding.verdict == "supported"
-    assert "second half" in finding.sentence
+    assert "matters less" in finding.sentence
 
 
 def test_what_the_control_does_too_is_not_supported(synthetic):
