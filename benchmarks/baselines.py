@@ -50,9 +50,7 @@ def plain_conditions(model, conditions, controls, means, seed):
         if controlled:
             (added,) = condition
             module, side, columns = _place(model, added)
-            shape = (
-                (columns.stop - columns.start,) if added.heads is None else (1, columns.stop - columns.start)
-            )
+            shape = (columns.stop - columns.start,) if added.heads is None else (1, columns.stop - columns.start)
             like = next(model.model.parameters())
             direction = Place(stub, added.site, added.heads).random(shape, "direction 0", like).flatten()
             control = (module, side, columns, direction / direction.norm())

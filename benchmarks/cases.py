@@ -25,18 +25,16 @@ class Case:
     reference: TokenSuite
 
 
-def smollm2(n_prompts, device, dtype):
-    """Return SmolLM2-135M-Instruct, trained weights that were quantised to 4 bits, on the quick suite."""
+def smollm2(n_prompts, bucket, device, dtype):
+    """Return SmolLM2-135M-Instruct, trained weights that were quantised to 4 bits, on the standard suite."""
     parts = load(resolve("smollm2-135m-q4"), device=device, dtype=dtype)
     model = HookedModel(parts.model, parts.tokenizer, slug="smollm2-135m-q4")
-    by_default = {spec.default_for: spec for spec in suites().values()}
-    prompts = [up_to_readout(item) for item in model.read(by_default["measure"].load()).prompts]
-    return Case(
-        "smollm2-135m-q4", model, _spread(prompts, n_prompts), model.read(by_default["reference"].load())
-    )
+    prompts = [up_to_readout(item) for item in model.read(suites()["standard"].load()).prompts]
+    reference = model.read(suites()["train"].load())
+    return Case("smollm2-135m-q4", model, in_buckets(prompts, n_prompts, bucket), reference)
 
 
-def lfm2_shape(n_prompts, device, dtype):
+def lfm2_shape(n_prompts, bucket, device, dtype):
     """Return a random model of LFM2.5-230M's shape; its prompts are random tokens, 12 to 40 of them.
 
     Weights are drawn wider than usual, so that ablations move the logits by more than rounding does.
@@ -57,17 +55,16 @@ def lfm2_shape(n_prompts, device, dtype):
     )
     model = Lfm2ForCausalLM(config).eval().requires_grad_(False)
     model = model.to(dtype=getattr(torch, dtype), device=device)
-    suite = TokenSuite(tuple(random_prompts(n_prompts, config.vocab_size, seed=1)))
-    reference = TokenSuite(tuple(random_prompts(80, config.vocab_size, seed=2)))
-    return Case(
-        "lfm2.5-230m-shape", HookedModel(model, None, slug="lfm2-shape"), list(suite.prompts), reference
-    )
+    suite = TokenSuite(tuple(random_prompts(n_prompts, bucket, config.vocab_size, seed=1)))
+    reference = TokenSuite(tuple(random_prompts(80, 4, config.vocab_size, seed=2)))
+    return Case("lfm2.5-230m-shape", HookedModel(model, None, slug="lfm2-shape"), list(suite.prompts), reference)
 
 
-def random_prompts(number, vocabulary, seed):
-    """Return prompts of random tokens; lengths come in fours, as templates make them."""
+def random_prompts(number, bucket, vocabulary, seed):
+    """Return prompts of random tokens, ``bucket`` of each length."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(12, 41, ((number + 3) // 4,), generator=generator).repeat_interleave(4)[:number]
+    lengths = torch.randint(12, 41, (-(-number // bucket),), generator=generator)
+    lengths = lengths.repeat_interleave(bucket)[:number]
     prompts = []
     for index, length in enumerate(lengths.tolist()):
         ids = tuple(torch.randint(5, vocabulary, (length,), generator=generator).tolist())
@@ -109,7 +106,12 @@ def head_conditions(model):
     return conditions, controls
 
 
-def _spread(prompts, number):
-    """Return ``number`` prompts, evenly spaced over the suite."""
-    step = max(1.0, len(prompts) / number)
-    return [prompts[int(i * step)] for i in range(min(number, len(prompts)))]
+def in_buckets(prompts, number, bucket):
+    """Choose prompts so that ``bucket`` share each length: lengths spread evenly over those that are common."""
+    by_length = {}
+    for item in prompts:
+        by_length.setdefault(len(item.ids), []).append(item)
+    full = [by_length[length][:bucket] for length in sorted(by_length) if len(by_length[length]) >= bucket]
+    groups = -(-number // bucket)
+    chosen = [full[int((i + 0.5) * len(full) / groups)] for i in range(min(groups, len(full)))]
+    return [item for group in chosen for item in group][:number]

@@ -22,9 +22,10 @@ import machine
 import numpy as np
 import torch
 from baselines import bucketed, plain_conditions, prompt_by_prompt
+from xatlas.budget import Budget
 from xatlas.means import reference_means
 from xatlas.metrics import KL
-from xatlas.sweep import Budget, sweep
+from xatlas.sweep import sweep
 
 SEED = 0
 CASES = {"smollm2-135m-q4": cases.smollm2, "lfm2.5-230m-shape": cases.lfm2_shape}
@@ -56,22 +57,18 @@ SCALING_COLUMNS = (
 
 def parse():
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--prompts", type=int, default=12, help="prompts per model")
-    parser.add_argument(
-        "--conditions", type=int, default=90, help="conditions per sweep, evenly spaced; 0: all"
-    )
+    parser.add_argument("--prompts", type=int, default=8, help="prompts per model")
+    parser.add_argument("--bucket", type=int, default=4, help="prompts of each token length")
+    parser.add_argument("--conditions", type=int, default=120, help="conditions per sweep, evenly spaced; 0: all")
     parser.add_argument("--rounds", type=int, default=2, help="turns of the three methods")
     parser.add_argument("--models", default=",".join(CASES), help="comma-separated")
     parser.add_argument("--sweeps", default=",".join(SWEEPS), help="comma-separated")
-    parser.add_argument(
-        "--scaling", action="store_true", help="also time the engine alone on 1, 2 and 4 x prompts"
-    )
+    parser.add_argument("--scaling", action="store_true", help="also time the engine alone on 1, 2 and 4 x prompts")
+    parser.add_argument("--clock", choices=machine.CLOCKS, default="wall", help="cpu: with --threads 1 only")
     parser.add_argument("--json", metavar="FILE", help="write the results there too")
     return parser.parse_args()
 
@@ -97,10 +94,10 @@ def measure(case, kind, options):
     times, values = {name: [] for name in methods}, {}
     for turn in range(options.rounds):
         for name, method in methods.items():
-            taken, values[name] = machine.seconds(method, device)
+            taken, values[name] = machine.seconds(method, device, options.clock)
             times[name].append(taken)
             print(f"  {case.name} {kind}, round {turn + 1}: {name} {taken:.1f} s", file=sys.stderr)
-    rate = machine.multiply_rate(model, Budget.for_device(device).tile_tokens)
+    rate = machine.multiply_rate(model, Budget.for_device(device).tile_tokens, options.clock)
     return _row(case, kind, len(conditions), times, values, flop[0], rate, peak)
 
 
@@ -141,7 +138,7 @@ def scaling(name, options):
     """Time the engine's layer sweep on 1, 2 and 4 times the prompts: seconds per prompt should not grow."""
     rows = []
     for factor in (1, 2, 4):
-        case = CASES[name](factor * options.prompts, options.device, options.dtype)
+        case = CASES[name](factor * options.prompts, options.bucket, options.device, options.dtype)
         conditions, controls = _subset(*SWEEPS["layers"](case.model), options.conditions)
         sites = {part.site for i, c in enumerate(conditions) for part in controls[i] or c}
         means = reference_means(case.model, case.reference, sites).values
@@ -149,6 +146,7 @@ def scaling(name, options):
         taken, _ = machine.seconds(
             lambda: sweep(case.model, case.prompts, conditions, [KL("last")], means=means),  # noqa: B023
             case.model.device,
+            options.clock,
         )
         peak = machine.peak_bytes(case.model.device) - machine.weight_bytes(case.model)
         tokens = sum(len(prompt.ids) for prompt in case.prompts)
@@ -170,14 +168,14 @@ def table(rows, columns):
     cells = [[title for _, title, _ in columns]]
     cells += [[form.format(row[key]) for key, _, form in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells
-    )
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
 
 
 def main():
     """Run what was asked for and print it."""
     options = parse()
+    if options.clock == "cpu" and (options.threads != 1 or options.device != "cpu"):
+        sys.exit("--clock cpu compares methods only with --threads 1 on the CPU: waiting threads count too.")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     about = {
@@ -185,12 +183,13 @@ def main():
         "device": options.device,
         "threads": options.threads,
         "dtype": options.dtype,
+        "clock": options.clock,
         "torch": torch.__version__,
     }
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     rows, scaled = [], []
     for name in options.models.split(","):
-        case = CASES[name](options.prompts, options.device, options.dtype)
+        case = CASES[name](options.prompts, options.bucket, options.device, options.dtype)
         rows += [measure(case, kind, options) for kind in options.sweeps.split(",")]
         del case
         scaled += scaling(name, options) if options.scaling else []

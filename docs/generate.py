@@ -116,7 +116,8 @@ def speed() -> str:
     for file in files:
         found = json.loads(file.read_text(encoding="utf-8"))
         where = "" if found["device"].startswith("cuda") else f", {found['threads']} thread(s)"
-        lines += [f"### {found['machine']}{where}, {found['dtype']}, torch {found['torch']}", ""]
+        clock = ", CPU time" if found["clock"] == "cpu" else ""
+        lines += [f"### {found['machine']}{where}, {found['dtype']}, torch {found['torch']}{clock}", ""]
         lines += [SPEED_HEAD, "| --- " * 9 + "|", *(_speed_row(row) for row in found["rows"]), ""]
         if found.get("scaling"):
             lines += ["Time and memory as prompts grow (layer sweep, engine alone):", ""]
