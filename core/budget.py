@@ -27,7 +27,7 @@ class Budget:
 
     stream_bytes: int = 192 << 20
     logit_bytes: int = 48 << 20
-    tile_tokens: int = 1024
+    tile_tokens: int = 2048
 
     @classmethod
     def for_device(cls, device: torch.device) -> Budget:

@@ -88,6 +88,10 @@ class Change(ABC):
         """Return interventions whose sites' clean values the change looks at."""
         return ()
 
+    def looks_at(self, site: Site) -> tuple[Site, ...]:
+        """Return further sites of the layer whose clean values the change needs when made at ``site``."""
+        return ()
+
     def inner(self) -> tuple[Change, ...]:
         """Return changes that this one is made of."""
         return tuple(intervention.change for intervention in self.reads())

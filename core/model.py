@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -250,30 +250,9 @@ class HookedModel:
     @torch.inference_mode()
     def record(self, ids: Tensor) -> CleanRun:
         """Run ``ids`` ``(prompt, pos)`` once and keep what each layer was called with."""
-        inputs: list[Tensor] = []
-        calls: list[LayerCall] = []
-        final: list[Tensor] = []
-        rows = ids.shape[0]
-
-        def before(_: Any, args: Any, kwargs: Any) -> None:
-            hidden, args, kwargs, name = first_tensor(args, kwargs)
-            inputs.append(hidden)
-            rest = args[1:] if name is None else args
-            named = {key: value for key, value in kwargs.items() if key != name}
-            calls.append(LayerCall(*one_row((tuple(rest), named), rows)))
-
-        handles = [
-            self.adapter.layer(layer).register_forward_pre_hook(before, with_kwargs=True)
-            for layer in range(self.n_layers)
-        ]
-        last = Site(self.n_layers - 1, "resid_post")
-        handles.append(attach(*self.hook(last, final.append)))
-        try:
+        with recording(self, ids.shape[0]) as record:
             self.run(ids)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return CleanRun(inputs, calls, final[0])
+        return record()
 
     def run_layer(self, layer: int, hidden: Tensor, call: LayerCall, cache: Any = None) -> Tensor:
         """Call one Hugging Face layer on ``hidden`` ``(row, pos, d_model)`` with recorded arguments."""
@@ -309,6 +288,37 @@ class HookedModel:
 
         with holding(self, interventions, means or {}, seed):
             yield
+
+
+@contextmanager
+def recording(model: HookedModel, rows: int) -> Iterator[Callable[[], CleanRun]]:
+    """Keep what each layer is called with while a forward of ``rows`` prompts runs.
+
+    Yields
+    ------
+    callable
+        Returns the record, once the forward is done.
+    """
+    inputs: list[Tensor] = []
+    calls: list[LayerCall] = []
+    final: list[Tensor] = []
+
+    def before(_: Any, args: Any, kwargs: Any) -> None:
+        hidden, args, kwargs, name = first_tensor(args, kwargs)
+        inputs.append(hidden)
+        rest = args[1:] if name is None else args
+        skipped = (name, model.adapter.cache_argument, "use_cache")
+        named = {key: value for key, value in kwargs.items() if key not in skipped}
+        calls.append(LayerCall(*one_row((tuple(rest), named), rows)))
+
+    layers = [model.adapter.layer(layer) for layer in range(model.n_layers)]
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    handles.append(attach(*model.hook(Site(model.n_layers - 1, "resid_post"), final.append)))
+    try:
+        yield lambda: CleanRun(inputs, calls, final[0])
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def adapter_for(model: Any) -> Adapter:

@@ -41,7 +41,7 @@ class Readout:
             {(row, p) for metric in metrics for row, prompt in enumerate(prompts) for p in metric.positions(prompt)}
         )
         self.rows = torch.tensor([row for row, _ in self.pairs], device=model.device, dtype=torch.long)
-        self.positions = torch.tensor([p for _, p in self.pairs], device=model.device, dtype=torch.long)
+        self.positions = torch.tensor([p - scene.offset for _, p in self.pairs], device=model.device, dtype=torch.long)
         self.final = scene.recorded.final[self.rows, self.positions]  # (token, d_model)
         self.weights = [_weights(metric, prompts, self.pairs) for metric in metrics]
         self.labels = torch.tensor([_label(prompts[row], p) for row, p in self.pairs], device=model.device)

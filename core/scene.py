@@ -9,6 +9,7 @@ import torch
 from xatlas.errors import XatlasError
 from xatlas.hooks import attached, keeper
 from xatlas.sites import Site
+from xatlas.step import Past, StepCache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,8 @@ class BucketScene:
         Reference means ``(2, ...)``.
     seed : int
         Seed of random directions.
+    past : Past, optional
+        Given where only the last position of every prompt is run.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class BucketScene:
         rows: Mapping[str, Tensor],
         means: Mapping[Site, Tensor],
         seed: int,
+        past: Past | None = None,
     ) -> None:
         self.model = model
         self.prompts = prompts
@@ -54,6 +58,7 @@ class BucketScene:
         self.rows = rows
         self.means = means
         self.seed = seed
+        self.past = past
         self._layer = -1
         self._values: dict[Site, Tensor] = {}
         self._masks: dict[str, Tensor | None] = {"all": None}
@@ -61,8 +66,13 @@ class BucketScene:
 
     @property
     def length(self) -> int:
-        """Positions in every prompt."""
-        return len(self.prompts[0].ids)
+        """Positions that are run in every prompt."""
+        return self.recorded.final.shape[1]
+
+    @property
+    def offset(self) -> int:
+        """Positions before the first that is run."""
+        return len(self.prompts[0].ids) - self.length
 
     def expect(self, conditions: Sequence[Condition]) -> None:
         """Learn which kinds the changes of a walk look at, so that each layer is captured once."""
@@ -70,13 +80,20 @@ class BucketScene:
         for condition in conditions:
             for intervention in condition:
                 for needed in (intervention, *_nested(intervention)):
-                    kinds.setdefault(needed.site.layer, set()).add(needed.site.kind)
+                    for site in (needed.site, *needed.change.looks_at(needed.site)):
+                        kinds.setdefault(site.layer, set()).add(site.kind)
         self._kinds = {layer: tuple(sorted(found)) for layer, found in kinds.items()}
         self._layer = -1
 
     def clean_input(self, layer: int) -> Tensor:
         """Return the stream entering a layer in the clean run ``(prompt, pos, d_model)``."""
         return self.recorded.inputs[layer][: len(self.prompts)]
+
+    def run_layer(self, layer: int, hidden: Tensor, prompts: int | None = None) -> Tensor:
+        """Call a layer on blocks of prompts ``(block * prompt, pos, d_model)``."""
+        prompts = prompts or len(self.prompts)
+        cache = None if self.past is None else StepCache(self.past, prompts, hidden.shape[0] // prompts)
+        return self.model.run_layer(layer, hidden, self.recorded.calls[layer], cache)
 
     def first(self) -> Tensor:
         """Return which tokens are at position 0 ``(prompt, pos)``."""
@@ -87,10 +104,10 @@ class BucketScene:
     def mask(self, positions: str) -> Tensor | None:
         """Return which tokens belong to a position class ``(prompt, pos)``; None stands for all."""
         if positions not in self._masks:
-            mask = torch.zeros(len(self.prompts), self.length, dtype=torch.bool)
+            mask = torch.zeros(len(self.prompts), len(self.prompts[0].ids), dtype=torch.bool)
             for row, prompt in enumerate(self.prompts):
                 mask[row, list(prompt.positions(positions))] = True
-            self._masks[positions] = mask.to(self.model.device)
+            self._masks[positions] = mask[:, self.offset :].to(self.model.device)
         return self._masks[positions]
 
     def mean(self, site: Site) -> Tensor:
@@ -120,7 +137,8 @@ class BucketScene:
 
     def _capture_layer(self, layer: int, sites: Sequence[Site]) -> None:
         with attached([self.model.hook(site, keeper(self._values, site)) for site in sites]):
-            self.model.run_layer(layer, self.recorded.inputs[layer], self.recorded.calls[layer])
+            hidden = self.recorded.inputs[layer]
+            self.run_layer(layer, hidden, prompts=hidden.shape[0])
 
 
 def _nested(intervention: Intervention) -> list[Intervention]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from xatlas.budget import Budget
 from xatlas.errors import XatlasError
-from xatlas.interventions import Condition, means_needed
+from xatlas.interventions import Condition, Intervention, means_needed
 from xatlas.metrics import Metric
 from xatlas.probe import Checkpoint, NoCheckpoint, no_progress
 from xatlas.prompts import TokenPrompt, buckets
 from xatlas.readout import Readout
 from xatlas.scene import BucketScene
 from xatlas.sites import Site
+from xatlas.step import can_step, record_step
 from xatlas.walk import Walk
 
 if TYPE_CHECKING:
@@ -87,6 +89,10 @@ def sweep(
     _check(model, prompts, conditions, runs, means)
     checkpoint = checkpoint or NoCheckpoint()
     budget = budget or Budget.for_device(model.device)
+    if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
+        # Nothing after the readout position is read, and by causality nothing there matters before it.
+        runs = {n: [t and t[: p.readout + 1] for t, p in zip(run, prompts, strict=True)] for n, run in runs.items()}
+        prompts = [replace(prompt, ids=prompt.ids[: prompt.readout + 1]) for prompt in prompts]
     result = np.full((len(metrics), len(prompts), len(conditions)), np.nan)
     done = 0
     for group in _groups(model, prompts, runs, budget):
@@ -151,18 +157,31 @@ class _Part:
         pieces = []
         for start in range(0, len(self.prompts), most):
             rows = slice(start, start + most)
-            scene = self._scene(rows, means, seed)
-            reader = Readout(self.model, scene, metrics, budget)
-            values = np.full((len(metrics), len(scene.prompts), len(conditions)), np.nan)
-            for chosen in _walks(self.model, scene, conditions, budget):
-                walk = Walk(self.model, scene, [conditions[i] for i in chosen], budget.tile_tokens)
-                finals = dict(walk.run())
-                values[:, :, chosen] = reader.measure([finals[i] for i in range(len(chosen))], walk.touched)
+            values = np.full((len(metrics), len(self.prompts[rows]), len(conditions)), np.nan)
+            alone, whole = self._split(conditions, metrics)
+            for chosen, step in ((alone, True), (whole, False)):
+                if chosen:
+                    scene = self._scene(rows, means, seed, step)
+                    some = [conditions[i] for i in chosen]
+                    values[:, :, chosen] = _measure_scene(self.model, scene, some, metrics, budget)
             self._blank_missing(values, rows, conditions)
             pieces.append(values)
         return np.concatenate(pieces, axis=1)
 
-    def _scene(self, rows: slice, means: Mapping[Site, Tensor], seed: int) -> BucketScene:
+    def _split(self, conditions: Sequence[Condition], metrics: Sequence[Metric]) -> tuple[list[int], list[int]]:
+        """Tell conditions that need only the last position recomputed from the others."""
+        last = len(self.prompts[0].ids) - 1
+        read = {p for metric in metrics for prompt in self.prompts for p in metric.positions(prompt)}
+        possible = read <= {last} and can_step(self.model, last + 1)
+        possible = possible and all(prompt.readout == last for prompt in self.prompts)
+        alone: list[int] = []
+        whole: list[int] = []
+        for index, condition in enumerate(conditions):
+            local = possible and all(_at_last(part) for part in condition)
+            (alone if local else whole).append(index)
+        return alone, whole
+
+    def _scene(self, rows: slice, means: Mapping[Site, Tensor], seed: int, step: bool) -> BucketScene:
         """Record the clean pass over the prompts and over every distinct other run."""
         prompts = self.prompts[rows]
         ids = [prompt.ids for prompt in prompts]
@@ -177,8 +196,9 @@ class _Part:
                     ids.append(tokens)
                 index.append(place[tokens])
             chosen[name] = torch.tensor(index, device=self.model.device)
-        clean = self.model.record(torch.tensor(ids, device=self.model.device))
-        return BucketScene(self.model, prompts, clean, chosen, means, seed)
+        tokens = torch.tensor(ids, device=self.model.device)
+        clean, past = record_step(self.model, tokens) if step else (self.model.record(tokens), None)
+        return BucketScene(self.model, prompts, clean, chosen, means, seed, past)
 
     def _blank_missing(self, values: np.ndarray, rows: slice, conditions: Sequence[Condition]) -> None:
         """Set to NaN what looks at a run that a prompt doesn't have."""
@@ -187,6 +207,28 @@ class _Part:
             users = [i for i, condition in enumerate(conditions) if any(name in p.change.runs() for p in condition)]
             if missing and users:
                 values[:, np.ix_(missing, users)[0], np.ix_(missing, users)[1]] = np.nan
+
+
+def _measure_scene(
+    model: HookedModel,
+    scene: BucketScene,
+    conditions: Sequence[Condition],
+    metrics: Sequence[Metric],
+    budget: Budget,
+) -> np.ndarray:
+    """Return ``(metric, prompt, condition)`` of one scene."""
+    reader = Readout(model, scene, metrics, budget)
+    values = np.full((len(metrics), len(scene.prompts), len(conditions)), np.nan)
+    for chosen in _walks(model, scene, conditions, budget):
+        walk = Walk(model, scene, [conditions[i] for i in chosen], budget.tile_tokens)
+        finals = dict(walk.run())
+        values[:, :, chosen] = reader.measure([finals[i] for i in range(len(chosen))], walk.touched)
+    return values
+
+
+def _at_last(part: Intervention) -> bool:
+    """Whether an intervention, and all that it looks at, is at the readout position alone."""
+    return part.positions == "last" and all(_at_last(inner) for inner in part.change.reads())
 
 
 def _most_prompts(model: HookedModel, length: int, n_runs: int, budget: Budget) -> int:

@@ -109,7 +109,7 @@ class Walk:
         """Take blocks through the layer."""
         blocks = [self.streams[index] if index in self.streams else self.scene.clean_input(layer) for index in indices]
         hidden = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-        output = self.model.run_layer(layer, hidden, self.scene.recorded.calls[layer])
+        output = self.scene.run_layer(layer, hidden)
         for index, block in zip(indices, output.split(self.prompts), strict=True):
             self.streams[index] = block
 
