@@ -1,0 +1,177 @@
+"""Small random models, a tokenizer and a suite, made on the spot: what plugins are checked on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from xatlas.errors import XatlasError
+from xatlas.manager import adapters
+from xatlas.model import HookedModel
+from xatlas.suites import Prompt, Suite
+
+if TYPE_CHECKING:
+    from xatlas.adapter import Adapter
+
+#: Sizes, under the names that configs of Hugging Face models have for them.
+_SIZES = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+#: Kinds of layers tried beside a hybrid config's own, to have as many of an adapter's operators as can be.
+_LAYER_TYPES = ("conv", "linear_attention", "mamba", "full_attention")
+#: Wordings by family; those in one column are of equal length, so that donors can be found.
+_WORDINGS = {
+    "sums": ("{a} plus {b} makes", "the sum of {a} and {b} is"),
+    "echo": ("{a} then {b} again", "now {a} and then {b} next"),
+    "order": ("{a} from {b} leads", "it went {a} to {b} and to"),
+}
+
+
+def small_model(adapter: type[Adapter], *, seed: int = 0, attention: str = "sdpa") -> HookedModel:
+    """Return a small random model of an adapter's first architecture, with a tokenizer of bytes.
+
+    A config that gives each layer a type is made to alternate, so that both kinds of layers are there.
+
+    Parameters
+    ----------
+    adapter : type of Adapter
+        Names the Hugging Face class.
+    seed : int
+        Of the weights.
+    attention : {"sdpa", "eager"}
+        Attention implementation.
+
+    Raises
+    ------
+    XatlasError
+        transformers does not know the class, its config can't be made small, or the adapter is wrong.
+    """
+    import transformers
+
+    name = adapter.architectures[0]
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise XatlasError(f"transformers has no class {name}: check the adapter on a loaded model instead.")
+    try:
+        models = [_randomised(cls, config, seed, attention) for config in _configs(cls.config_class)]
+    except Exception as error:
+        raise XatlasError(
+            f"{name} can't be made small ({type(error).__name__}: {error}): check on a loaded model instead."
+        ) from None
+    tokenizer = byte_tokenizer()
+    hooked = [HookedModel(hf, tokenizer, slug="small", adapter=adapter(hf)) for hf in models]
+    return max(hooked, key=lambda model: len(set(model.operator_types)))
+
+
+def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
+    """Return a small model of a registered architecture that has all the site kinds asked for.
+
+    Raises
+    ------
+    XatlasError
+        No registered architecture has them all.
+    """
+    wanted = set(kinds)
+    attention = "eager" if "attention_pattern" in wanted else "sdpa"
+    found = []
+    for adapter in dict.fromkeys(adapters().values()):
+        try:
+            model = small_model(adapter, seed=seed, attention=attention)
+        except XatlasError:  # its own check tells; here another architecture may do
+            continue
+        if all(model.sites(kind) for kind in wanted):
+            found.append(model)
+    if not found:
+        raise XatlasError(
+            f"no registered architecture has the sites {', '.join(sorted(wanted)) or '(any)'} in a small model: "
+            "pass a HookedModel that has them."
+        )
+    return max(found, key=lambda model: len(set(model.operator_types)))
+
+
+def byte_tokenizer() -> Any:
+    """Return a fast tokenizer with a token for every byte and one for each end of a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<begin>", eos_token="<end>")
+
+
+def small_suite(name: str = "small", digits: str = "123") -> Suite:
+    """Return short prompts of three families, two templates each, with targets, foils and twins."""
+    prompts = []
+    for family, wordings in _WORDINGS.items():
+        for w, wording in enumerate(wordings):
+            for a, b in itertools.pairwise(digits):
+                text, start = wording.format(a=a, b=b), wording.index("{a}")
+                prompts.append(
+                    Prompt(
+                        id=f"{name}-{family}-{w}-{a}{b}",
+                        family=family,
+                        text=text,
+                        target=f" {(3 * int(a) + int(b)) % 10}",
+                        foil=f" {(3 * int(a) + int(b) + 3) % 10}",
+                        corrupt_text=wording.format(a=(int(a) + 1) % 10, b=b),
+                        subject=(start, start + 1),
+                        template=f"{family}-{w}",
+                    )
+                )
+    return Suite(name, tuple(prompts))
+
+
+def small_reference() -> Suite:
+    """Return a reference for means and donors: the same families, other digits, more than 500 tokens."""
+    return small_suite("small-reference", "567890123406172839")
+
+
+def _configs(config_class: Any) -> list[Any]:
+    """Return small configs: as the class would have it, and one per further type that layers can have."""
+    default = config_class()
+    sizes = {name: size for name, size in _SIZES.items() if hasattr(default, name)}
+    ends = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}
+    types = list(getattr(default, "layer_types", None) or ())
+    if not types:
+        return [config_class(**sizes, **ends)]
+    found = [config_class(**sizes, **ends, layer_types=[types[0]] * 4)]
+    for other in _LAYER_TYPES:
+        try:
+            config = config_class(**sizes, **ends, layer_types=[other, types[0]] * 2)
+            _randomised(_model_class(config), config, 0, "sdpa")
+        except Exception:  # this architecture has no such layers
+            continue
+        found.append(config)
+    return found
+
+
+def _model_class(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM._model_mapping[type(config)]
+
+
+def _randomised(cls: Any, config: Any, seed: int, attention: str) -> Any:
+    """Return a model with weights so large that every layer matters, once it has run."""
+    config._attn_implementation = attention
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = cls(config).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv1d) and weight is not None:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[-1] ** -0.5)
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
+    return model.requires_grad_(False)
