@@ -28,6 +28,22 @@ def write_model(model: PreTrainedModel, out: Path, folder: Path) -> None:
 
     model.to(torch.bfloat16).save_pretrained(folder)
     load_tokenizer(out / "tokenizer").save_pretrained(folder)
+    if model.config.model_type == "qwen2":
+        _keep_own_tokenizer(folder / "tokenizer_config.json")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
+def _keep_own_tokenizer(path: Path) -> None:
+    """Stop AutoTokenizer from cutting text in Qwen2's way instead of the saved tokenizer's.
+
+    For model type qwen2 transformers 5 distrusts the class named in tokenizer_config.json and builds a Qwen2Tokenizer
+    around the vocabulary, with other rules and one more token; an empty auto_map (no remote code) makes it go by the
+    named class.
+    """
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["auto_map"] = {"AutoTokenizer": [None, None]}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -36,12 +52,13 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def load_shipped(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """The shipped file, computing in float32, and its tokenizer."""
+    """The shipped file, computing in float32, and its tokenizer, both as anybody would load them."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return model.eval(), load_tokenizer(folder)
+    how = {"local_files_only": True, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, **how)
 
 
 def solved(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Iterable[Prompt]) -> dict[str, bool]:
