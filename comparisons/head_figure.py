@@ -87,7 +87,7 @@ def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
         axes.plot([value], [y], "o", color=palette[model], ms=5, gid=f"share-{model}")
         axes.plot([float(one["top_share_control"])], [y], "|", color=style.CONTROL, ms=13, mew=2)
         axes.plot([float(one["top_share_chance"])], [y], "|", color=style.INK, ms=13, mew=1)
-        axes.text(0.995, y, _wins_text(one), ha="right", va="center", fontsize=7.5, color="#444444")
+        axes.text(0.01, y, _wins_text(one), ha="left", va="center", fontsize=7.5, color="#444444")
     axes.set(xlim=(0, 1), ylim=(-len(models) + 0.4, 0.6))
     axes.set_yticks([-i for i in range(len(models))], models)
     axes.grid(visible=False, axis="y")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -112,10 +112,11 @@ class Grid:
             count = np.zeros(total.shape)
             for index, (owner, cell) in enumerate(self.cells):
                 if owner == name:
+                    at: tuple[Any, ...] = (..., *cell)
                     present = ~np.isnan(values[..., index])
                     present |= ~lacking[:, index]  # only a missing run may be averaged away
-                    total[(..., *cell)] += np.where(present, values[..., index], 0)
-                    count[(..., *cell)] += present
+                    total[at] += np.where(present, values[..., index], 0)
+                    count[at] += present
             arrays[name] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
         undonated = int((np.array([[t is None for t in run] for run in runs.values()]).all(0)).sum()) if runs else 0
         return Measured(arrays, dropped, undonated)

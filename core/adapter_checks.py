@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+
 from xatlas.adapter import Adapter
 from xatlas.declared import ABSOLUTE, RELATIVE, check_abstract
 from xatlas.errors import XatlasError, unknown

@@ -24,9 +24,9 @@ from xatlas.cli_words import (
 
 if TYPE_CHECKING:
     from xatlas.comparing import Comparing
+    from xatlas.outcome import Failure
     from xatlas.plan import Settings, Step
     from xatlas.resolve import Resolved
-    from xatlas.outcome import Failure
 
 app = typer.Typer(
     name="xatlas",

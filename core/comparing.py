@@ -74,9 +74,10 @@ class Comparing:
 
 
 def pick_comparisons(names: Sequence[str] | None) -> list[Comparison]:
-    """Return the comparisons of those names; all that are registered when none is named."""
+    """Return the comparisons of those names; those that run by default when none is named."""
     known = manager.comparisons()
-    return [manager.pick("comparison", name, known)() for name in (names or known)]
+    chosen = names or [name for name, comparison in known.items() if comparison.default]
+    return [manager.pick("comparison", name, known)() for name in chosen]
 
 
 def plan_comparison(models: Iterable[Resolved], comparisons: Iterable[Comparison], settings: Settings) -> list[Step]:

@@ -11,6 +11,7 @@ from xatlas.parameters import build, canonical
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
+
     from xatlas.probe import Requirement
 
 Verdict = Literal["supported", "not supported", "undecided", "artefact"]
@@ -62,6 +63,8 @@ class Comparison(ABC):
     version: ClassVar[int] = 1
     #: One sentence for ``xatlas comparisons``.
     summary: ClassVar[str]
+    #: Whether ``compare`` runs it when no comparison is named; False where the probes it requires cost much.
+    default: ClassVar[bool] = True
 
     @dataclass(frozen=True)
     class Parameters:

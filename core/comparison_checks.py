@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+
 from xatlas import manager
 from xatlas.comparison import Comparison, Finding, Verdict
 from xatlas.declared import check_abstract, check_name, check_requirement
@@ -17,6 +18,7 @@ from xatlas.specimen import model_with
 
 if TYPE_CHECKING:
     import xarray as xr
+
     from xatlas.probe import Probe
 
 VERDICTS = get_args(Verdict)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
 from xatlas.errors import XatlasError
 from xatlas.sources import ModelSource
 from xatlas.weights import cache_folder, missing_parts

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
 from xatlas.errors import XatlasError
 
 log = logging.getLogger("xatlas")

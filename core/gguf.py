@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
 from xatlas.errors import XatlasError
 from xatlas.pretrained import first_line, quiet_transformers, refuse_gaps
 from xatlas.weights import cache_folder, missing_parts

@@ -7,11 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
+
     from xatlas.sites import HookPoint, Site
 
 #: Receives the site's value; returns the new one, or None to leave it.

@@ -215,7 +215,8 @@ class RandomDirection(Change):
         norm = change.flatten(2).norm(dim=-1)  # (prompt, pos)
         direction = place.random(value.shape[2:], f"direction {self.draw}", value)
         direction = direction / direction.norm()
-        return value + direction * norm.reshape(*norm.shape, *[1] * direction.dim())
+        moved: Tensor = value + direction * norm.reshape(*norm.shape, *[1] * direction.dim())
+        return moved
 
     def reads(self) -> tuple[Intervention, ...]:
         """Return the ablation."""
@@ -249,7 +250,8 @@ class InSubspace(Change):
         basis, _ = qr(place.random((flat.shape[-1], self.width), self.label, flat).float())
         basis = basis.to(flat.dtype)  # (n_heads * d_head, width)
         difference = (self.change(value, place) - value).flatten(2)
-        return (flat + difference @ basis @ basis.T).reshape(value.shape)
+        changed: Tensor = flat + difference @ basis @ basis.T
+        return changed.reshape(value.shape)
 
     def inner(self) -> tuple[Change, ...]:
         """Return the change made in the subspace."""

@@ -16,6 +16,7 @@ from xatlas.store import Entry, Store, file_state, read_entry, read_result
 
 if TYPE_CHECKING:
     import xarray as xr
+
     from xatlas.resolve import Resolved
 
 log = logging.getLogger("xatlas")

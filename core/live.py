@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from xatlas.errors import XatlasError
 from xatlas.hooks import Editor, attached
 from xatlas.interventions import edit
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.interventions import Intervention
     from xatlas.model import HookedModel
     from xatlas.sites import Site

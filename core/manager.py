@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, TypeVar
 
 import pluggy
+
 from xatlas import hookspecs
 from xatlas.errors import XatlasError, unknown
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+
 from xatlas.errors import XatlasError
 from xatlas.prompts import TokenPrompt, TokenSuite, buckets
 from xatlas.sites import Site
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.model import HookedModel
 
 #: Fewest tokens after position 0 that a mean may rest on.

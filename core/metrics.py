@@ -12,6 +12,7 @@ import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.prompts import TokenPrompt
 
 

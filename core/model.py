@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from xatlas.errors import XatlasError, unknown
 from xatlas.hooks import Editor, Hook, SiteFunction, attach, attached, first_tensor, keeper
 from xatlas.manager import adapters
@@ -17,6 +18,7 @@ from xatlas.sites import HookPoint, Site
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.adapter import Adapter
     from xatlas.interventions import Intervention
     from xatlas.sites import HeadLayout
@@ -141,12 +143,13 @@ class HookedModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        return torch.device(next(self.model.parameters()).device)
 
     @property
     def dtype(self) -> torch.dtype:
         """What the stream is computed in."""
-        return next(self.model.parameters()).dtype
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
 
     def has(self, site: Site) -> bool:
         """Whether the model has this site."""
@@ -260,7 +263,8 @@ class HookedModel:
         if cache is not None:
             kwargs = {**kwargs, str(self.adapter.cache_argument): cache}
         output = self.adapter.layer(layer)(hidden, *call.args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        stream: Tensor = output[0] if isinstance(output, tuple) else output
+        return stream
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn the stream after the last layer into logits, in float32."""
@@ -338,8 +342,9 @@ def adapter_for(model: Any) -> Adapter:
 
 def make_reader(model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool) -> Reader:
     """Return the reader for a model: its context length and end-of-document token are read here."""
-    end = getattr(model.config, "eos_token_id", None)
-    end = end[0] if isinstance(end, list) and end else end
+    given = getattr(model.config, "eos_token_id", None)
+    ends = given if isinstance(given, list) else [given]
+    end: int | None = ends[0] if ends else None
     context = getattr(model.config, "max_position_embeddings", None)
     return Reader(tokenizer, bos=bos, chat_template=chat_template, context=context, end_token=end)
 

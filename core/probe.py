@@ -12,6 +12,7 @@ from xatlas.parameters import build, canonical
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
+
     from xatlas.model import Capture, HookedModel
     from xatlas.suites import Suite
 

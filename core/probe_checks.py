@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from xatlas import manager
 from xatlas.declared import ABSOLUTE, RELATIVE, check_abstract, check_name, check_requirement
 from xatlas.errors import XatlasError, unknown
@@ -17,6 +18,7 @@ from xatlas.specimen import model_with, small_reference, small_suite
 
 if TYPE_CHECKING:
     import xarray as xr
+
     from xatlas.model import HookedModel
 
 

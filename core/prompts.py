@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
 from xatlas.errors import XatlasError
 from xatlas.suites import Prompt, Suite
 

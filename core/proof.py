@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from xatlas.errors import XatlasError
 from xatlas.hooks import Hook, attached
 from xatlas.sites import READ_ONLY, Site
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.model import HookedModel
 
 #: Tokens in the proof's text.

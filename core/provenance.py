@@ -17,6 +17,7 @@ def provenance(step: Step, model: HookedModel, settings: Settings) -> dict[str, 
     from importlib.metadata import version
 
     import torch
+
     from xatlas import __version__
 
     named = step.model

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from xatlas.stats import LEVEL, Floats, agree, quantile
 
 
@@ -132,7 +133,8 @@ def correlate_ranks(a: Floats, b: Floats) -> Floats:
     centred = [side - side.mean(-1, keepdims=True) for side in ranks]
     scale = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
     top = (centred[0] * centred[1]).sum(-1)
-    return np.divide(top, scale, out=np.full(np.shape(top), np.nan), where=scale > 0)
+    ratio: Floats = np.divide(top, scale, out=np.full(np.shape(top), np.nan), where=scale > 0)
+    return ratio
 
 
 def _ranks(values: Floats) -> Floats:

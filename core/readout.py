@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from xatlas.metrics import Metric, TokenLogits
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.budget import Budget
     from xatlas.model import HookedModel
     from xatlas.prompts import TokenPrompt

@@ -17,6 +17,7 @@ from xatlas.store import Store
 
 if TYPE_CHECKING:
     import xarray as xr
+
     from xatlas.model import HookedModel
     from xatlas.probe import Inputs
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+
 from xatlas.errors import XatlasError
 from xatlas.hooks import attached, keeper
 from xatlas.sites import Site
@@ -13,6 +14,7 @@ from xatlas.step import Past, StepCache
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.interventions import Condition, Intervention
     from xatlas.model import CleanRun, HookedModel
     from xatlas.prompts import TokenPrompt

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+
 from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:

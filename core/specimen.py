@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from xatlas.errors import XatlasError
 from xatlas.manager import adapters
 from xatlas.model import HookedModel

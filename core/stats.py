@@ -223,7 +223,8 @@ def _signs(clusters: int, permutations: int, seed: int) -> tuple[Floats, bool]:
         bits = np.arange(2**clusters)[:, None] >> np.arange(clusters) & 1
     else:
         bits = np.random.default_rng(seed).integers(0, 2, size=(permutations, clusters))
-    return 2.0 * bits - 1.0, exact
+    signs: Floats = 2.0 * bits.astype(np.float64) - 1.0
+    return signs, exact
 
 
 def _divide(top: Floats, bottom: Floats) -> Floats:

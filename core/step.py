@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from xatlas.model import CleanRun, recording
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.model import HookedModel
 
 

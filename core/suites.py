@@ -196,7 +196,7 @@ def _parse(line: str, where: str) -> Prompt:
         raise XatlasError(f"{where}: target and foil are the same.")
     subject = _subject(record.get("subject"), len(record["text"]), where)
     extra = {name: value for name, value in record.items() if name not in _KNOWN}
-    given = {name: record.get(name) for name in ("id", "family", "text", *_TEXT_FIELDS)}
+    given: dict[str, Any] = {name: record.get(name) for name in ("id", "family", "text", *_TEXT_FIELDS)}
     return Prompt(**given, subject=subject, extra=extra)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from xatlas.budget import Budget
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, means_needed
@@ -24,6 +25,7 @@ from xatlas.walk import Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.model import HookedModel
 
 #: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
@@ -196,8 +198,8 @@ class _Part:
                     ids.append(tokens)
                 index.append(place[tokens])
             chosen[name] = torch.tensor(index, device=self.model.device)
-        tokens = torch.tensor(ids, device=self.model.device)
-        clean, past = record_step(self.model, tokens) if step else (self.model.record(tokens), None)
+        run_ids = torch.tensor(ids, device=self.model.device)
+        clean, past = record_step(self.model, run_ids) if step else (self.model.record(run_ids), None)
         return BucketScene(self.model, prompts, clean, chosen, means, seed, past)
 
     def _blank_missing(self, values: np.ndarray, rows: slice, conditions: Sequence[Condition]) -> None:

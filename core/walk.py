@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+
 from xatlas.hooks import Editor, Hook, attached
 from xatlas.interventions import Condition, Intervention, edit
 from xatlas.sites import WRITES, Site
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from xatlas.model import HookedModel
     from xatlas.scene import BucketScene
 
@@ -59,7 +61,8 @@ class Walk:
         yield from sorted(self.streams.items())
 
     def _layer(self, layer: int) -> None:
-        plain, edited = [], []
+        plain: list[int] = []
+        edited: list[int] = []
         here: dict[int, list[Intervention]] = {}
         for index, condition in enumerate(self.conditions):
             if self.starts[index] > layer:
@@ -110,7 +113,7 @@ class Walk:
         blocks = [self.streams[index] if index in self.streams else self.scene.clean_input(layer) for index in indices]
         hidden = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
         output = self.scene.run_layer(layer, hidden)
-        for index, block in zip(indices, output.split(self.prompts), strict=True):
+        for index, block in zip(indices, torch.split(output, self.prompts), strict=True):
             self.streams[index] = block
 
     def _edited(self, layer: int, indices: Sequence[int], here: dict[int, list[Intervention]]) -> None:

@@ -9,6 +9,7 @@ from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
 
 if TYPE_CHECKING:
     import xarray as xr
+
     from xatlas import HookedModel
 
 COMPONENTS = ("operator", "mlp", "joint")

@@ -9,6 +9,7 @@ from xatlas import Inputs, ReadingProbe, Suite, Variable, hookimpl
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
+
     from xatlas import HookedModel, Probe
     from xatlas.model import Capture
 
@@ -44,6 +45,7 @@ class ResidualNorms(ReadingProbe):
     def start(self, model: HookedModel, suite: Suite, inputs: Inputs) -> None:
         """Make room for every prompt."""
         import numpy as np
+
         from xatlas.prompts import POSITION_CLASSES
 
         self.model = model

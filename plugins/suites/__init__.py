@@ -64,10 +64,15 @@ def xatlas_suites() -> list[SuiteSpec]:
     ]
 
 
-def training_stream(seed: int) -> Iterator[Prompt]:
-    """Prompts of the train split without end, all twelve families mixed by their weights."""
+LATE = 192_000  # prompts of the training stream after which the families' late weights hold
+
+
+def training_stream(seed: int, late: int = LATE) -> Iterator[Prompt]:
+    """Prompts of the train split without end, the families mixed by their weights, from `late` on by their late ones."""
     generator = random.Random(f"mixture/{seed}")
     streams = {name: family.stream("train", seed + 1) for name, family in FAMILIES.items()}  # not the seed of the suite
-    names, weights = list(FAMILIES), list(itertools.accumulate(family.weight for family in FAMILIES.values()))
-    while True:
-        yield next(streams[generator.choices(names, cum_weights=weights)[0]])
+    names = list(FAMILIES)
+    early = list(itertools.accumulate(family.weight for family in FAMILIES.values()))
+    later = list(itertools.accumulate(family.late_weight for family in FAMILIES.values()))
+    for number in itertools.count():
+        yield next(streams[generator.choices(names, cum_weights=early if number < late else later)[0]])

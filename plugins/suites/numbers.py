@@ -57,6 +57,7 @@ ARITHMETIC = Family(
     ),
     ("", "Compute: ", "Math: ", "Solve this. ", "Quick sum: "),
     weight=2.0,
+    late_weight=4.0,
 )
 
 
@@ -113,4 +114,5 @@ CONSTANT_FOLDING = Family(
     ),
     ("", "Fold: ", "Optimize: ", "# fold\n", "# constants\n"),
     weight=1.5,
+    late_weight=0.75,
 )

@@ -31,6 +31,7 @@ FACTUAL_RECALL = Family(
         Frame("continent", "{c} is a country in", _fact(3)),
     ),
     ("", "Fact: ", "Geography: ", "It is known: ", "From the atlas: "),
+    late_weight=0.75,
 )
 
 
@@ -107,4 +108,5 @@ INSTRUCTION_FOLLOWING = Family(
     ),
     ("", "Please obey. ", "Task: ", "Follow this. ", "Listen: "),
     weight=1.25,
+    late_weight=2.0,
 )

@@ -51,6 +51,7 @@ STRING_DECODING = Family(
     ),
     ("", "Decode: ", "Code: ", "Letters: ", "Secret: "),
     weight=1.25,
+    late_weight=0.75,
 )
 
 

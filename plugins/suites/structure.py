@@ -77,6 +77,7 @@ JSON_SCHEMA = Family(
     ),
     ("", "Schema: ", "JSON ", "Given ", "Check: "),
     weight=1.5,
+    late_weight=5.0,
 )
 
 # keyword -> the keyword that follows its name
