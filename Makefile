@@ -1,7 +1,7 @@
 # make compare   measure and compare the three miniature models (creates .venv on first use)
 # make test      the test suite, at most ten minutes    make test-all   with the slow ones
 # make bench     the sweep benchmark                    make lint       ruff, mypy, import linter
-# make docs      write again what docs/ takes from the code
+# make docs      write again what docs/ takes from the code; make picture: the README's picture and table
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -12,7 +12,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 PACKAGE := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: compare test test-all bench lint docs clean
+.PHONY: compare test test-all bench lint docs picture clean
 
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
@@ -39,6 +39,10 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/generate.py
+
+# the README's picture and table, from what make compare left
+picture: compare
+	$(BIN)/python docs/generate.py $(OUT)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+
 from xatlas.interventions import Place
 
 #: Prompts per forward of the second baseline: more gain nothing on a CPU, and memory stays small.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+
 from xatlas import HookedModel, Intervention, Prompt, Site
 from xatlas.interventions import Mean, RandomDirection
 from xatlas.loading import load, resolve

@@ -22,6 +22,7 @@ import machine
 import numpy as np
 import torch
 from baselines import bucketed, plain_conditions, prompt_by_prompt
+
 from xatlas.budget import Budget
 from xatlas.means import reference_means
 from xatlas.metrics import KL

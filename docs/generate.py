@@ -5,7 +5,10 @@ Run ``make docs``; a test fails when a page is not what this file writes.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ MADE = "*Written by `make docs`; don't edit.*"
 def commands() -> str:
     """Return cli.md, from the command line's own definitions."""
     import typer.main
+
     from xatlas.cli import app
 
     head = (
@@ -146,6 +150,31 @@ def _scaling_row(row: dict[str, Any]) -> str:
 PAGES: dict[str, Callable[[], str]] = {"cli.md": commands, "families.md": families, "benchmarks.md": speed}
 
 
+def picture(out: Path) -> None:
+    """Put the hub's figure and table, as ``xatlas compare`` made them below ``out``, into the README."""
+    import shutil
+
+    import xarray as xr
+
+    from xatlas.cli_words import print_table
+    from xatlas.manager import comparisons
+
+    hub = comparisons()["hub"]()
+    with xr.open_dataset(out / "figures" / "hub.nc") as dataset:
+        rows = hub.table(dataset.load())
+    (FOLDER / "images").mkdir(exist_ok=True)
+    shutil.copy(out / "figures" / "hub.png", FOLDER / "images" / "hub.png")
+    readme = FOLDER.parent / "README.md"
+    before, start, rest = readme.read_text(encoding="utf-8").partition("<!-- table: written by `make picture` -->\n")
+    _, end, after = rest.partition("<!-- end of table -->")
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_table(rows)
+    readme.write_text(f"{before}{start}```\n{text.getvalue()}```\n{end}{after}", encoding="utf-8")
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        picture(Path(sys.argv[1]))
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page(), encoding="utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from typer.testing import CliRunner
+
 from xatlas.cli import app
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,10 @@ from importlib.metadata import entry_points
 
 import pytest
 import torch
-import xatlas
 import xatlas_neox
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+import xatlas
 from xatlas import Site
 from xatlas.manager import adapters, probes
 
