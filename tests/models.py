@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from xatlas.prompts import TokenPrompt
+from xatlas.suites import Prompt
+
 VOCABULARY = 97
 
 
@@ -77,3 +80,30 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lfm2-1-layer": ("lfm2", {"num_hidden_layers": 1, "layer_types": ["conv"]}),
 }
+
+
+def token_prompt(
+    name: str, text: int, target: int = 0, seed: int = 0, family: str = "f", subject: tuple[int, ...] = (2,)
+) -> TokenPrompt:
+    """Return random tokens: ``text`` of them, then a target of ``target``, read out at its last token.
+
+    A prompt with a target has a foil that differs from it in that token.
+    """
+    generator = torch.Generator().manual_seed(1000 * seed + 10 * text + target)
+    ids = tuple(torch.randint(3, VOCABULARY, (text + target,), generator=generator).tolist())
+    prompt = Prompt(name, family, "x", target="abc" if target else None, foil="abd" if target else None)
+    return TokenPrompt(
+        prompt=prompt,
+        ids=ids[: text + max(target - 1, 0)],
+        n_text=text,
+        readout=text - 1 + max(target - 1, 0),
+        answer=ids[-1] if target else None,
+        foil_answer=(ids[-1] + 7) % VOCABULARY if target else None,
+        target_ids=ids[text:],
+        subject=subject,
+    )
+
+
+def donor_for(prompt: TokenPrompt, seed: int = 99) -> tuple[int, ...]:
+    """Return other random tokens of the prompt's length."""
+    return token_prompt("donor", len(prompt.ids), seed=seed).ids

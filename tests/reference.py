@@ -55,6 +55,23 @@ def logits(model: Any, ids: Sequence[int], edits: Sequence[Edit] = ()) -> torch.
         return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].double()
 
 
+def every_value(model: Any, ids: Sequence[int], sites: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
+    """Return the values ``(1, pos, ...)`` of several sites in one clean run."""
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+
+    def looker(site: tuple[int, str]) -> Callable[[torch.Tensor], torch.Tensor]:
+        def look(value: torch.Tensor) -> torch.Tensor:
+            seen[site] = value.clone()
+            return value
+
+        return look
+
+    # One site per forward would do as well: a value is read before anything is written.
+    for start in ("resid_mid", ""):
+        logits(model, ids, [(*site, looker(site)) for site in sites if (site[1] == "resid_mid") == bool(start)])
+    return seen
+
+
 def values(model: Any, ids: Sequence[int], layer: int, kind: str) -> torch.Tensor:
     """Return a site's value ``(1, pos, ...)`` in a clean run."""
     seen: list[torch.Tensor] = []
@@ -134,3 +151,27 @@ def kl(clean: torch.Tensor, changed: torch.Tensor) -> float:
     """KL(clean ‖ changed) of one position's logits ``(vocabulary,)``, in nats."""
     p, q = clean.log_softmax(-1), changed.log_softmax(-1)
     return float((p.exp() * (p - q)).sum())
+
+
+def measure(model: Any, prompt: Any, edits: Sequence[Edit], clean: torch.Tensor) -> list[float]:
+    """Return KL last, KL all, change of NLL per byte, top-1 changed, change of the logit difference.
+
+    ``clean`` holds the prompt's unedited logits; NaN where a prompt has no target or foil.
+    """
+    changed = logits(model, prompt.ids, edits)
+    here, there = clean[prompt.readout], changed[prompt.readout]
+    nll = diff = float("nan")
+    if prompt.target_ids:
+        places = list(enumerate(prompt.target_ids, start=prompt.n_text - 1))
+        lost = sum(clean[p].log_softmax(-1)[token] - changed[p].log_softmax(-1)[token] for p, token in places)
+        nll = float(lost) / len(prompt.prompt.target.encode())
+    if prompt.foil_answer is not None:
+        gaps = [row[prompt.answer] - row[prompt.foil_answer] for row in (here, there)]
+        diff = float(gaps[1] - gaps[0])
+    return [
+        kl(here, there),
+        float(np.mean([kl(clean[p], changed[p]) for p in range(1, prompt.n_text)])),
+        nll,
+        float(here.argmax() != there.argmax()),
+        diff,
+    ]
