@@ -1,0 +1,264 @@
+"""Steering: what adding a direction to the stream at the readout position does, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, XatlasError, hookimpl
+from xatlas.errors import unknown
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import Tensor
+
+    from xatlas import HookedModel
+
+SCALES = ("absolute", "relative")
+#: Conditions that are handed to the engine at a time: they share its walks, and its lists stay short.
+AT_ONCE = 4096
+
+
+class Steering(Probe):
+    """KL and logit change when a unit direction times a strength is added at the readout position.
+
+    Definition: the vector is added to ``resid_post`` of one layer at the readout position; ``kl`` =
+    KL(clean ‖ steered) of the next token there, ``delta_logit_diff`` the change of target minus foil logit.
+    A relative strength is a multiple of the layer's median norm at that position over the suite's prompts; an
+    absolute one is the same length in every layer, a multiple of the parameter ``unit`` (by default the median
+    of those norms over layers). ``length`` holds what was added. At one absolute strength a random vector
+    measures little but 1 / norm of the stream: hence both scales. Directions: ``family``, from the mean of the
+    other families to the mean of one at the readout position on the reference, layer by layer, of unit length;
+    a prompt of another family shows its off-task effect. They are kept in ``direction_vector``.
+
+    Unit: nats; logits.
+
+    Control: ``random``, at least 20 unit vectors, the same in every layer, whose label names the seed; and
+    ``shuffled``, the family directions with the reference's family labels shuffled.
+
+    Source: Turner et al. 2308.10248; Rimsky et al. 2312.06681; Pres et al. 2410.17245.
+    """
+
+    name = "steering"
+    version = 1
+    sites = ("resid_post",)
+    uses_reference = True
+    _cell = ("prompt", "layer", "direction", "strength", "scale")
+    variables = {  # noqa: RUF012 - declared ClassVar in the base
+        "kl": Variable(_cell, "nats", "KL(clean || steered)"),
+        "delta_logit_diff": Variable(_cell, "logits", "change of the target's minus the foil's logit"),
+        "length": Variable(("layer", "strength", "scale"), "1", "length of the vector that was added"),
+        "median_norm": Variable(("layer",), "1", "median norm of the stream at the readout position"),
+        "direction_vector": Variable(("direction", "layer", "d_model"), "1", "unit direction"),
+    }
+
+    @dataclass(frozen=True)
+    class Parameters:
+        """What is measured.
+
+        Parameters
+        ----------
+        strengths : tuple of float
+            Multiples of the scale's unit; a negative one points away from the direction.
+        random : int
+            How many random directions.
+        families : tuple of str
+            Families whose directions are tried; all of the reference's when empty.
+        shuffled : bool
+            Whether the same families are tried with shuffled labels.
+        unit : float or None
+            Length of absolute strength 1; the median of the layers' median norms when none is given.
+        """
+
+        strengths: tuple[float, ...] = (-1.0, -0.25, 0.1, 0.25, 0.5, 1.0)
+        random: int = 20
+        families: tuple[str, ...] = ()
+        shuffled: bool = True
+        unit: float | None = None
+
+        def __post_init__(self) -> None:
+            if not self.strengths or any(s == 0 or not math.isfinite(s) for s in self.strengths):
+                raise XatlasError(
+                    f"steering.strengths = {','.join(f'{s:g}' for s in self.strengths) or 'nothing'} does not fit: "
+                    "it takes numbers other than 0, which changes nothing."
+                )
+            if len(set(self.strengths)) < len(self.strengths):
+                raise XatlasError("steering.strengths holds a number twice: give each once.")
+            if self.random < 0:
+                raise XatlasError(f"steering.random = {self.random} does not fit: it takes a whole number from 0.")
+            if self.unit is not None and not (math.isfinite(self.unit) and self.unit > 0):
+                raise XatlasError(f"steering.unit = {self.unit:g} does not fit: it takes a number above 0.")
+
+    def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
+        """Return ``kl``, ``delta_logit_diff (prompt, layer, direction, strength, scale)`` and what was added."""
+        from xatlas.directions import median_norms, readout_values
+        from xatlas.noise import noise_floor
+        from xatlas.schema import label, layer_coords, suite_coords
+
+        tokens = model.read(suite)
+        directions = self._directions(model, inputs)
+        norms = median_norms(readout_values(model, tokens.prompts)).numpy()
+        length = self._lengths(norms)
+        values = _sweep(model, tokens.prompts, directions.vectors, length, inputs)
+        lost = np.isnan(values[0]).sum((1, 2, 3, 4))
+        told = {i: f"logits were not finite in {n} of {values[0, i].size} conditions" for i, n in enumerate(lost) if n}
+        absent = directions.absent()
+        foilless = sum(prompt.foil_answer is None for prompt in tokens.prompts)
+        if foilless:
+            absent["delta_logit_diff"] = f"{foilless} prompts have no foil"
+        return label(
+            self.variables,
+            {
+                "kl": values[0],
+                "delta_logit_diff": values[1],
+                "length": length,
+                "median_norm": norms,
+                "direction_vector": directions.vectors.numpy(),
+            },
+            {
+                **suite_coords(tokens),
+                **layer_coords(model.operator_types),
+                **directions.coords(),
+                "strength": list(self.parameters.strengths),
+                "scale": list(SCALES),
+                "d_model": np.arange(model.d_model),
+            },
+            absent=absent,
+            dropped=tokens.dropped | {tokens.prompts[i].prompt.id: reason for i, reason in told.items()},
+            noise_floor=noise_floor(model, tokens.prompts),
+        )
+
+    def _lengths(self, norms: np.ndarray) -> np.ndarray:
+        """Return what is added ``(layer, strength, scale)``, the direction's sense with it."""
+        unit = float(np.median(norms)) if self.parameters.unit is None else self.parameters.unit
+        units = np.stack([np.full_like(norms, unit), norms], axis=-1)  # (layer, scale)
+        return units[:, None, :] * np.array(self.parameters.strengths, dtype=norms.dtype)[:, None]
+
+    def _directions(self, model: HookedModel, inputs: Inputs) -> Directions:
+        """Return all directions, the random ones first."""
+        import torch
+
+        from xatlas.directions import contrasts, random_direction, readout_values, shuffle
+
+        found = Directions([], [], [], [], torch.empty(0))
+        vectors: list[Tensor] = []
+        for i in range(self.parameters.random):
+            seed = 1000 * inputs.seed + i
+            found.add(f"random:{seed}", "random", "", f"standard normal numbers of torch's seed {seed}")
+            vectors.append(random_direction(model.d_model, seed).expand(model.n_layers, -1))
+        if inputs.reference is None:
+            raise XatlasError("family directions need a reference suite: pass --reference FILE.")
+        reference = model.read(inputs.reference).prompts
+        families = [prompt.prompt.family for prompt in reference]
+        wanted = self.parameters.families or sorted(set(families))
+        for family in wanted:
+            if family not in families:
+                raise unknown("family", family, set(families), f"They are those of '{inputs.reference.name}'.")
+        values = readout_values(model, reference)
+        recipe = f"mean of the family minus mean of the rest of suite {inputs.reference.name} "
+        recipe += f"({inputs.reference.hash[:12]}), resid_post at the readout position"
+        kinds = [("family", "", families, recipe)]
+        if self.parameters.shuffled:
+            shuffled = shuffle(families, inputs.seed)
+            kinds.append(("shuffled", "shuffled:", shuffled, f"{recipe}, labels shuffled with seed {inputs.seed}"))
+        for kind, prefix, labels, told in kinds:
+            for family, vector in contrasts(values, labels).items():
+                if family in wanted:
+                    found.add(f"{prefix}{family}", kind, family, told)
+                    vectors.append(vector)
+        if not vectors:
+            raise XatlasError("no direction is left: ask for random ones, or give a reference of several families.")
+        found.vectors = torch.stack(vectors)
+        return found
+
+
+@dataclass
+class Directions:
+    """Directions with their names, kinds, families and recipes, and ``vectors (direction, layer, d_model)``."""
+
+    labels: list[str]
+    kinds: list[str]
+    families: list[str]
+    recipes: list[str]
+    vectors: Tensor
+
+    def add(self, label: str, kind: str, family: str, recipe: str) -> None:
+        """Name one more direction."""
+        self.labels.append(label)
+        self.kinds.append(kind)
+        self.families.append(family)
+        self.recipes.append(recipe)
+
+    def coords(self) -> dict[str, Any]:
+        """Return the coordinates of the ``direction`` dimension."""
+        return {
+            "direction": self.labels,
+            "direction_kind": ("direction", self.kinds),
+            "direction_family": ("direction", self.families),
+            "recipe": ("direction", self.recipes),
+        }
+
+    def absent(self) -> dict[str, str]:
+        """Return why values are NaN, where they are."""
+        missing = self.vectors.isnan().any(-1).any(-1)
+        if not missing.any():
+            return {}
+        names = ", ".join(label for label, gone in zip(self.labels, missing.tolist(), strict=True) if gone)
+        return {"direction": f"in some layers the family's mean is the rest's: {names}"}
+
+
+def _sweep(
+    model: HookedModel, prompts: Sequence[Any], vectors: Tensor, length: np.ndarray, inputs: Inputs
+) -> np.ndarray:
+    """Return ``(metric, prompt, layer, direction, strength, scale)``, float32."""
+    import torch
+
+    from xatlas.metrics import KL, LogitDifference
+    from xatlas.sweep import sweep
+
+    lengths = torch.from_numpy(length)
+    cell = (vectors.shape[0], *length.shape[1:])
+    values = np.empty((2, len(prompts), model.n_layers, *cell), dtype=np.float32)
+    parts = list(_parts(model.n_layers, math.prod(cell)))
+    for number, layers in enumerate(parts):
+        conditions = []
+        for layer in layers:
+            added = vectors[:, layer, None, None, :] * lengths[layer, None, :, :, None]
+            conditions += _conditions(layer, added.flatten(0, 2).to(model.device))
+        measured = sweep(
+            model,
+            prompts,
+            conditions,
+            [KL(), LogitDifference()],
+            seed=inputs.seed,
+            checkpoint=inputs.checkpoint,
+            progress=lambda label, done, total, n=number: inputs.progress(label, n * total + done, len(parts) * total),
+            label=f"steering, layers {layers[0]} to {layers[-1]}",
+        )
+        values[:, :, layers] = measured.reshape(2, len(prompts), len(layers), *cell)
+    return values
+
+
+def _parts(n_layers: int, per_layer: int) -> Iterator[list[int]]:
+    """Split the layers so that a part has few enough conditions."""
+    size = max(1, AT_ONCE // per_layer)
+    for start in range(0, n_layers, size):
+        yield list(range(start, min(start + size, n_layers)))
+
+
+def _conditions(layer: int, added: Tensor) -> list[tuple[Intervention, ...]]:
+    """Return one condition per row of ``added (condition, d_model)``."""
+    from xatlas.interventions import Add
+
+    site = Site(layer, "resid_post")
+    return [(Intervention(site, Add(vector), positions="last"),) for vector in added]
+
+
+@hookimpl
+def xatlas_probes() -> list[type[Probe]]:
+    """Return the probe."""
+    return [Steering]
