@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from suite_solvers import SOLVERS
+
 from xatlas import XatlasError, manager
 from xatlas.plugins.suites import FAMILIES, TRANSFER, training_stream
 from xatlas.plugins.suites.masking import mask, overlap
@@ -126,11 +127,12 @@ def test_mask():
 
 
 def test_mixture_follows_the_weights():
-    stream = training_stream(0)
-    counts = Counter(next(stream).family for _ in range(20_000))
-    total = sum(family.weight for family in FAMILIES.values())
-    for name, family in FAMILIES.items():
-        assert counts[name] == pytest.approx(20_000 * family.weight / total, rel=0.12)
+    stream = training_stream(0, late=10_000)
+    for weight in ("weight", "late_weight"):
+        counts = Counter(next(stream).family for _ in range(10_000))
+        total = sum(getattr(family, weight) for family in FAMILIES.values())
+        for name, family in FAMILIES.items():
+            assert counts[name] == pytest.approx(10_000 * getattr(family, weight) / total, rel=0.15, abs=20), name
 
 
 def test_round_trip(tmp_path):
