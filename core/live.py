@@ -51,10 +51,7 @@ class LiveScene:
 
     def _refuse(self, kwargs: dict[str, Any]) -> None:
         if kwargs.get("past_key_values") is not None and "attention" not in self.model.operator_types:
-            raise XatlasError(
-                "this model has no attention layer, so Hugging Face's cache can't count its tokens: "
-                "pass use_cache=False."
-            )
+            raise _no_attention()
 
     def _warn(self, real: Tensor) -> None:
         paths = [self.model.adapter.conv_path(layer) for layer in range(self.model.n_layers)]
@@ -123,8 +120,19 @@ def holding(
     try:
         with attached(hooks):
             yield
+    except ValueError as error:
+        # generate() asks its cache for a length before the first forward; without attention there is none.
+        if "get_seq_length" not in str(error) or "attention" in model.operator_types:
+            raise
+        raise _no_attention() from None
     finally:
         handle.remove()
+
+
+def _no_attention() -> XatlasError:
+    return XatlasError(
+        "this model has no attention layer, so Hugging Face's cache can't count its tokens: pass use_cache=False."
+    )
 
 
 def _editor(intervention: Intervention, scene: LiveScene) -> Editor:

@@ -1,0 +1,107 @@
+"""HookedModel: capture and edit sites, refuse what is not there, tell whether weights were touched."""
+
+from __future__ import annotations
+
+import pytest
+import reference as ref
+import torch
+from models import SHAPES, build
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from xatlas.errors import XatlasError
+from xatlas.hooks import attached
+from xatlas.model import HookedModel, one_row
+from xatlas.sites import READ_ONLY, SITE_KINDS, Site
+
+IDS = torch.tensor([[5, 17, 60, 3, 44], [9, 2, 71, 30, 8]])
+
+
+def editable(model):
+    kinds = [kind for kind in SITE_KINDS if kind not in READ_ONLY]
+    return [site for kind in kinds for site in model.sites(kind)]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_captured_values_are_those_of_plain_hooks(shape, name):
+    model = shape(name)
+    sites = editable(model)
+    values = model.capture(IDS, [*sites, sites[0]])
+    for row, ids in enumerate(IDS.tolist()):
+        plain = ref.every_value(model.model, ids, [(site.layer, site.kind) for site in sites])
+        for site in sites:
+            torch.testing.assert_close(values[site][row], plain[site.layer, site.kind][0], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2-kernel-4-biased"])
+def test_edits_are_those_of_plain_hooks_and_leave_nothing_behind(shape, name):
+    model = shape(name)
+    before = model.model(input_ids=IDS).logits
+    for site in editable(model):
+        with torch.no_grad(), attached(model.edit_hooks(site, lambda value: value * 0.5 + 0.1)):
+            ours = model.model(input_ids=IDS[:1], use_cache=False).logits[0].double()
+        plain = ref.logits(model.model, IDS[0].tolist(), [(site.layer, site.kind, lambda v: v * 0.5 + 0.1)])
+        torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-5)
+    assert torch.equal(model.model(input_ids=IDS).logits, before)
+
+
+def test_an_edit_that_fails_leaves_no_hook(shape):
+    model = shape("llama")
+
+    def failing(value):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"), attached(model.edit_hooks(Site(1, "resid_mid"), failing)):
+        model.model(input_ids=IDS)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
+
+
+def test_attention_patterns_are_read_with_eager_attention_and_refused_without():
+    hf = build("llama")
+    with pytest.raises(XatlasError, match=r"layers\.0\.self_attn returns no attention weights.*--attention eager"):
+        HookedModel(hf, None).capture(IDS, [Site(0, "attention_pattern")])
+    eager = build("llama")
+    eager.set_attn_implementation("eager")
+    pattern = HookedModel(eager, None).capture(IDS, [Site(0, "attention_pattern")])[Site(0, "attention_pattern")]
+    assert pattern.shape == (2, 4, 5, 5)
+    torch.testing.assert_close(pattern.sum(-1), torch.ones(2, 4, 5))
+    assert pattern.triu(1).abs().max() == 0
+
+
+def test_sites_that_are_not_there_are_named(shape):
+    model = shape("lfm2")
+    with pytest.raises(XatlasError, match="layer 3 is out of range: the model has layers 0 to 2"):
+        model.point(Site(3, "mlp_out"))
+    with pytest.raises(XatlasError, match=r"unknown site kind in layer 0 \(conv\) 'heads'.*Valid: conv_carrier"):
+        model.point(Site(0, "heads"))
+    with pytest.raises(XatlasError, match="did you mean 'mlp_out'"):
+        model.point(Site(0, "mlp_ot"))
+    assert not model.has(Site(-1, "mlp_out"))
+    assert [site.layer for site in model.sites("conv_gate")] == [0, 2]
+
+
+def test_a_model_without_an_adapter_is_told_what_to_do():
+    tiny = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
+    with pytest.raises(XatlasError, match=r"unknown architecture 'GPT2LMHeadModel'.*docs/adapters.md"):
+        HookedModel(tiny, None)
+
+
+def test_a_model_without_a_tokenizer_can_not_read_a_suite(shape):
+    with pytest.raises(XatlasError, match="without a tokenizer"):
+        shape("llama").read([])
+
+
+def test_the_checksum_notices_one_changed_number():
+    model = HookedModel(build("llama"), None)
+    before = model.checksum()
+    assert before == HookedModel(build("llama"), None).checksum()
+    with torch.no_grad():
+        model.model.model.layers[1].mlp.down_proj.weight[3, 5] += 1e-6
+    assert model.checksum() != before
+
+
+def test_an_argument_that_differs_between_rows_is_refused():
+    """One row's arguments stand for all rows, which is wrong as soon as rows are padded differently."""
+    same, odd = torch.ones(3, 4), torch.tensor([[1, 1], [0, 1], [1, 1]])
+    assert one_row({"a": (same, 2)}, 3)["a"][0].shape == (1, 4)
+    with pytest.raises(XatlasError, match="differs between prompts"):
+        one_row({"mask": odd}, 3)

@@ -1,0 +1,184 @@
+"""The load-time proof refuses adapters that are wrong in the ways in which adapters are wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import SHAPES, build
+
+from xatlas.architectures.lfm2 import Lfm2Adapter
+from xatlas.architectures.llama import LlamaAdapter
+from xatlas.errors import XatlasError
+from xatlas.model import HookedModel
+from xatlas.sites import HeadLayout, Heads, HookPoint, Whole
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_right_adapters_pass_on_every_shape(name, dtype):
+    kind, overrides = SHAPES[name]
+    HookedModel(build(kind, **overrides).to(dtype), None)
+
+
+def wrong(base=LlamaAdapter, layer=None, **points):
+    """Return an adapter with some hook points replaced, in one layer or in all; None takes one away."""
+
+    class Wrong(base):
+        def hook_points(self, at):
+            found = super().hook_points(at)
+            if layer in (None, at):
+                block = self.layer_path(at)
+                changed = {kind: point(block) for kind, point in points.items() if point is not None}
+                found = {kind: point for kind, point in (found | changed).items() if points.get(kind, 0) is not None}
+            return found
+
+    return Wrong
+
+
+class HalfWritten(Whole):
+    """Writes only half of what it was given."""
+
+    def write(self, tensor, value):
+        return torch.cat([value[..., :5], tensor[..., 5:] * 0], dim=-1)
+
+
+class Deaf(Whole):
+    """Writes nothing back: an edit would silently do nothing."""
+
+    def write(self, tensor, value):
+        return tensor
+
+
+CASES = {
+    "modules swapped": (
+        wrong(
+            operator_out=lambda block: HookPoint(f"{block}.mlp", "output"),
+            mlp_out=lambda block: HookPoint(f"{block}.self_attn", "output"),
+        ),
+        r"wrong about L0\.resid_mid .*don't add up",
+    ),
+    "another layer's MLP": (
+        wrong(layer=1, mlp_out=lambda block: HookPoint("model.layers.0.mlp", "output")),
+        r"wrong about L1\.resid_post \(module model\.layers\.1\): resid_pre and what the layer wrote",
+    ),
+    "the stream behind the norm": (
+        wrong(resid_pre=lambda block: HookPoint(f"{block}.input_layernorm", "output")),
+        r"wrong about L0\.resid_mid .*don't add up",
+    ),
+    "a module inside the MLP": (
+        wrong(mlp_out=lambda block: HookPoint(f"{block}.mlp.up_proj", "output")),
+        r"wrong about L0\.mlp_out \(module model\.layers\.0\.mlp\.up_proj\): its shape is",
+    ),
+    "a module that is not called": (
+        wrong(layer=2, mlp_out=lambda block: HookPoint(f"{block}.mlp.spare", "output")),
+        r"wrong about L2\.mlp_out \(module model\.layers\.2\.mlp\.spare\): the hook fired 0 times",
+    ),
+    "a module that is called for every layer": (
+        wrong(layer=0, operator_out=lambda block: HookPoint("shared", "output")),
+        r"wrong about L0\.operator_out \(module shared\): the hook fired 3 times",
+    ),
+    "heads before the attention": (
+        wrong(heads=lambda block: HookPoint(f"{block}.self_attn.q_proj", "output", Heads(4, 8))),
+        r"wrong about L0\.heads \(module model\.layers\.0\.self_attn\.q_proj\): through .*o_proj it does not give",
+    ),
+    "heads split otherwise than laid out": (
+        wrong(heads=lambda block: HookPoint(f"{block}.self_attn.o_proj", "input", Heads(8, 4))),
+        r"wrong about L0\.heads .*its shape is .*the adapter says HeadLayout",
+    ),
+    "a view that writes what it did not read": (
+        wrong(layer=1, mlp_out=lambda block: HookPoint(f"{block}.mlp", "output", HalfWritten())),
+        r"L1\.mlp_out|changes the logits",
+    ),
+    "a view that writes nothing": (
+        wrong(layer=1, mlp_out=lambda block: HookPoint(f"{block}.mlp", "output", Deaf())),
+        r"wrong about L1\.mlp_out .*does not reach the logits",
+    ),
+    "a module that is not there": (
+        wrong(mlp_out=lambda block: HookPoint(f"{block}.feed_forward", "output")),
+        r"looks for the module 'model\.layers\.0\.feed_forward', which LlamaForCausalLM does not have",
+    ),
+}
+
+
+def model_with_extras():
+    """A tiny Llama with a module that is never called and one that every layer calls."""
+    hf = build("llama")
+    hf.shared = torch.nn.Identity()
+    for layer in hf.model.layers:
+        layer.mlp.spare = torch.nn.Identity()
+        layer.self_attn.register_forward_hook(lambda module, args, output: (hf.shared(output[0]), *output[1:]))
+    return hf
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_adapter_is_refused_by_name(name):
+    adapter, told = CASES[name]
+    hf = model_with_extras() if "called" in name else build("llama")
+    with pytest.raises(XatlasError, match=told) as error:
+        HookedModel(hf, None, adapter=adapter(hf))
+    assert "\n" not in str(error.value)
+
+
+class WithoutFinalNorm(LlamaAdapter):
+    final_norm_path = "model.layers.0.input_layernorm"
+
+
+class WrongRole(LlamaAdapter):
+    def roles(self, layer):
+        return super().roles(layer) | {"mlp.down": f"{self.layer_path(layer)}.mlp.w2"}
+
+
+class WrongHeads(LlamaAdapter):
+    """Says more heads than there are."""
+
+    def head_layout(self, layer):
+        return HeadLayout(2, 2, 16)
+
+    def hook_points(self, layer):
+        points = super().hook_points(layer)
+        return points | {"heads": HookPoint(points["heads"].module, "input", Heads(4, 8))}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        (WithoutFinalNorm, r"input_layernorm and lm_head does not give the model's logits"),
+        (WrongRole, r"looks for the module 'model\.layers\.0\.mlp\.w2'"),
+        (WrongHeads, r"wrong about L0\.heads"),
+    ],
+)
+def test_wrong_facts_are_refused_by_name(adapter, told):
+    hf = build("llama")
+    with pytest.raises(XatlasError, match=told):
+        HookedModel(hf, None, adapter=adapter(hf))
+
+
+class HooksTheConvolution(Lfm2Adapter):
+    """The classic: the convolution's module is never called, its weight is handed to a function."""
+
+    def hook_points(self, layer):
+        points = super().hook_points(layer)
+        if "conv_signal" in points:
+            points["conv_signal"] = HookPoint(f"{self.operator_path(layer)}.conv", "input")
+        return points
+
+
+def test_a_hook_on_lfm2s_convolution_is_refused():
+    hf = build("lfm2")
+    with pytest.raises(XatlasError, match=r"L0\.conv_signal \(module model\.layers\.0\.conv\.conv\): .*fired 0 times"):
+        HookedModel(hf, None, adapter=HooksTheConvolution(hf))
+
+
+def test_a_site_read_by_zero_weights_only_need_not_move_the_logits():
+    hf = build("llama")
+    with torch.no_grad():
+        hf.model.layers[1].self_attn.o_proj.weight.zero_()
+    HookedModel(hf, None)
+
+
+def test_the_proof_leaves_no_hook_and_no_changed_weight():
+    hf = build("lfm2")
+    weights = {name: weight.clone() for name, weight in hf.state_dict().items()}
+    HookedModel(hf, None)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
+    assert all(torch.equal(weight, weights[name]) for name, weight in hf.state_dict().items())
