@@ -1,4 +1,4 @@
-"""Where does behaviour live in this language model, and is it in the same place in that one?
+"""Tell where behaviour lives in a language model, and whether it is in the same place in another.
 
 Names are loaded when they are first used, so that importing ``xatlas`` stays instant.
 """

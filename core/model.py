@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xatlas.errors import XatlasError, unknown
-from xatlas.hooks import Editor, Hook, SiteFunction, attach, attached, first_tensor, keeper
+from xatlas.hooks import Editor, Hook, SiteFunction, attached, keeper
 from xatlas.manager import adapters
 from xatlas.prompts import BosHabit, Reader, TokenPrompt
+from xatlas.record import CleanRun, LayerCall, recording
 from xatlas.sites import HookPoint, Site
 
 if TYPE_CHECKING:
@@ -22,33 +23,6 @@ if TYPE_CHECKING:
     from xatlas.adapter import Adapter
     from xatlas.interventions import Intervention
     from xatlas.sites import HeadLayout
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """The arguments that a layer was called with besides the stream, cut to one row."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CleanRun:
-    """One clean pass over prompts of equal length.
-
-    Parameters
-    ----------
-    inputs : list of Tensor
-        The stream entering each layer ``(prompt, pos, d_model)``.
-    calls : list of LayerCall
-        The rest of each layer's arguments.
-    final : Tensor
-        The stream leaving the last layer ``(prompt, pos, d_model)``.
-    """
-
-    inputs: list[Tensor]
-    calls: list[LayerCall]
-    final: Tensor
 
 
 @dataclass(frozen=True)
@@ -294,37 +268,6 @@ class HookedModel:
             yield
 
 
-@contextmanager
-def recording(model: HookedModel, rows: int) -> Iterator[Callable[[], CleanRun]]:
-    """Keep what each layer is called with while a forward of ``rows`` prompts runs.
-
-    Yields
-    ------
-    callable
-        Returns the record, once the forward is done.
-    """
-    inputs: list[Tensor] = []
-    calls: list[LayerCall] = []
-    final: list[Tensor] = []
-
-    def before(_: Any, args: Any, kwargs: Any) -> None:
-        hidden, args, kwargs, name = first_tensor(args, kwargs)
-        inputs.append(hidden)
-        rest = args[1:] if name is None else args
-        skipped = (name, model.adapter.cache_argument, "use_cache")
-        named = {key: value for key, value in kwargs.items() if key not in skipped}
-        calls.append(LayerCall(*one_row((tuple(rest), named), rows)))
-
-    layers = [model.adapter.layer(layer) for layer in range(model.n_layers)]
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    handles.append(attach(*model.hook(Site(model.n_layers - 1, "resid_post"), final.append)))
-    try:
-        yield lambda: CleanRun(inputs, calls, final[0])
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def adapter_for(model: Any) -> Adapter:
     """Return an adapter instance for a loaded model.
 
@@ -347,24 +290,3 @@ def make_reader(model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool) 
     end: int | None = ends[0] if ends else None
     context = getattr(model.config, "max_position_embeddings", None)
     return Reader(tokenizer, bos=bos, chat_template=chat_template, context=context, end_token=end)
-
-
-def one_row(value: Any, rows: int) -> Any:
-    """Cut every tensor with a batch dimension to one row, which stands for all: there is no padding.
-
-    Raises
-    ------
-    XatlasError
-        The rows differ, so one can't stand for all.
-    """
-    if isinstance(value, torch.Tensor):
-        if rows == 1 or value.dim() < 2 or value.shape[0] != rows:
-            return value
-        if not torch.equal(value, value[:1].expand_as(value)):
-            raise XatlasError("a layer takes an argument that differs between prompts of equal length.")
-        return value[:1]
-    if isinstance(value, dict):
-        return {key: one_row(item, rows) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(one_row(item, rows) for item in value)
-    return value

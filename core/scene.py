@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas.interventions import Condition, Intervention
-    from xatlas.model import CleanRun, HookedModel
+    from xatlas.model import HookedModel
     from xatlas.prompts import TokenPrompt
+    from xatlas.record import CleanRun
 
 
 class BucketScene:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xatlas.model import CleanRun, recording
+from xatlas.record import CleanRun, recording
 
 if TYPE_CHECKING:
     from torch import Tensor
