@@ -109,9 +109,7 @@ def _choose(node: str, entries: list[Entry]) -> str:
     common = set.intersection(*(set(description.items()) for description in described))
     lines = []
     for entry, description in zip(entries, described, strict=True):
-        own = ", ".join(
-            f"{name}={value}" for name, value in description.items() if (name, value) not in common
-        )
+        own = ", ".join(f"{name}={value}" for name, value in description.items() if (name, value) not in common)
         lines.append(f"[key={entry.job.key} {own}]")
     return f"{len(entries)} jobs of {node[1:]} fit; choose one by what differs: {' '.join(lines)}"
 
@@ -121,8 +119,6 @@ def _describe(entry: Entry) -> dict[str, str]:
     for name in ("suite", "reference"):
         record[name] = entry.name_of(name) or str(record[name])[:12]
     inner = {
-        f"{group}.{name}": value
-        for group in ("parameters", "inputs")
-        for name, value in record.pop(group).items()
+        f"{group}.{name}": value for group in ("parameters", "inputs") for name, value in record.pop(group).items()
     }
     return {name: str(value) for name, value in (record | inner).items()}

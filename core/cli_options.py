@@ -40,7 +40,7 @@ Models = Annotated[
 Comparisons = Annotated[
     str,
     typer.Option(
-        help="Comparisons, comma-separated; all when left out.",
+        help="Comparisons, comma-separated; those that cost little when left out.",
         autocompletion=complete("comparisons"),
         show_default=False,
     ),

@@ -74,9 +74,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            what = (
-                f"the disk is full: {path} could not be written. Finished results are kept; free some space."
-            )
+            what = f"the disk is full: {path} could not be written. Finished results are kept; free some space."
         elif error.errno in _CLOSED:
             what = f"the folder {path.parent} is not writable: choose another one with --out."
         elif error.errno in (errno.ENOTDIR, errno.EEXIST):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from loading_models import write_tiny_llama
+
 from xatlas import Probe, Variable, hookimpl, manager
 from xatlas.schema import label, prompt_coords
 

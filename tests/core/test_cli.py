@@ -12,6 +12,7 @@ import time
 import pytest
 from running import Counting, another, plugged, seeds, suite_file, tiny
 from typer.testing import CliRunner
+
 from xatlas.cli import app
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from running import Counting, another, plugged, seeds, suite_file, tiny
+
 from xatlas.api import compare, load, make_settings, measure
 from xatlas.errors import XatlasError
 from xatlas.plan import parse_parameters, steps_for

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from xatlas.errors import XatlasError
 from xatlas.probe import Variable
 from xatlas.schema import head_coords, label, layer_coords, notes, prompt_coords, validate

@@ -12,6 +12,7 @@ import textwrap
 import numpy as np
 import pytest
 import xarray as xr
+
 from xatlas import files
 from xatlas.atlas import open_atlas
 from xatlas.checkpoint import FolderCheckpoint
