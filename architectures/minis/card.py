@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from xatlas import manager
 
 from .tokens import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
     from xatlas.suites import Prompt, Suite
 
 BASELINE_LINES = 120_000  # of the training file

@@ -2,7 +2,7 @@
 
 In order:
 
-- `mkdir -p build/minis && cd build/minis`, `python -m xatlas.plugins.suites 640000 train.jsonl`, and
+- `mkdir -p build/minis && cd build/minis`, `python -m xatlas.plugins.suites 512000 train.jsonl`, and
   `python -m xatlas.plugins.suites overlap train.jsonl > overlap.json` write the training file and what it shares with
   the test split;
 - `prepare` trains the tokenizer and cuts the file into tokens;

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 1024
+CHUNK = 20_000  # lines tokenised at a time
 TOKENIZER_LINES = 30_000  # of the training file
 BOS, EOS = "<|begin|>", "<|end|>"
 # Words, digits and signs take a leading space along; every digit and every sign is a token of its own, and so is a
@@ -32,7 +34,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         If the file is missing.
     """
     if not path.is_file():
-        raise XatlasError(f"no training file {path}; make it with: python -m xatlas.plugins.suites 640000 {path}")
+        raise XatlasError(f"no training file {path}; make it with: python -m xatlas.plugins.suites 512000 {path}")
     with path.open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
@@ -141,16 +143,22 @@ class TokenFile:
 
 
 def _tokenize(path: Path, tokenizer: PreTrainedTokenizerFast, cache: Path) -> None:
-    texts, targets = zip(*read_lines(path), strict=True)
-    whole = tokenizer([text + target for text, target in zip(texts, targets, strict=True)])["input_ids"]
-    alone = tokenizer(list(texts))["input_ids"]
-    lengths = np.array([len(row) + 1 for row in whole])
     eos = tokenizer.eos_token_id
+    tokens: list[np.ndarray] = []
+    lengths: list[int] = []
+    targets: list[int] = []
+    lines = read_lines(path)
+    while part := list(islice(lines, CHUNK)):
+        whole = tokenizer([text + target for text, target in part])["input_ids"]
+        alone = tokenizer([text for text, _ in part])["input_ids"]
+        tokens.append(np.array([token for row in whole for token in (*row, eos)], dtype=np.int16))
+        lengths += [len(row) + 1 for row in whole]
+        targets += [len(row) - len(text) for row, text in zip(whole, alone, strict=True)]
     partial = cache.with_name(cache.name + ".partial.npz")
     np.savez(
         partial,
-        tokens=np.array([token for row in whole for token in (*row, eos)], dtype=np.int16),
+        tokens=np.concatenate(tokens),
         starts=np.concatenate([[0], np.cumsum(lengths)]),
-        targets=np.array([len(row) - len(text) for row, text in zip(whole, alone, strict=True)], dtype=np.int16),
+        targets=np.array(targets, dtype=np.int16),
     )
     partial.replace(cache)

@@ -64,11 +64,11 @@ def xatlas_suites() -> list[SuiteSpec]:
     ]
 
 
-LATE = 192_000  # prompts of the training stream after which the families' late weights hold
+LATE = 256_000  # prompts of the training stream after which the families' late weights hold
 
 
 def training_stream(seed: int, late: int = LATE) -> Iterator[Prompt]:
-    """Prompts of the train split without end, families mixed by their weights, and from `late` on by their late ones."""
+    """Prompts of the train split without end, mixed by the families' weights, and from `late` on by their late ones."""
     generator = random.Random(f"mixture/{seed}")
     streams = {name: family.stream("train", seed + 1) for name, family in FAMILIES.items()}  # not the seed of the suite
     names = list(FAMILIES)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from xatlas import XatlasError
 from xatlas.architectures.minis.card import BagOfTokens, card_text, solved
 from xatlas.architectures.minis.configs import ATTENTION_LAYERS, MLP_WIDTH, build

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer
+
 from xatlas import manager
 from xatlas.architectures.minis.card import by_family, card_text, load_shipped, solved
 from xatlas.suites import Suite

@@ -1,0 +1,158 @@
+"""Layer ablation: planted layers come out as planted, joint at zero is skipping, blocks can't be zeroed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from models import build, token_prompt
+
+from xatlas.errors import XatlasError
+from xatlas.interventions import Intervention, Zero
+from xatlas.metrics import KL
+from xatlas.model import HookedModel
+from xatlas.plugins.layer_ablation import COMPONENTS, LayerAblation
+from xatlas.probe import Inputs
+from xatlas.schema import notes, validate
+from xatlas.sites import Site
+from xatlas.specimen import byte_tokenizer, small_reference, small_suite
+from xatlas.suites import Prompt, Suite
+from xatlas.sweep import sweep
+
+BYTES = {"vocab_size": 260}
+SUITE = Suite("few", small_suite().prompts[::2])
+
+
+def hooked(hf):
+    return HookedModel(hf, byte_tokenizer())
+
+
+def measure(hf, suite=SUITE, draws=1, **parameters):
+    probe = LayerAblation(**parameters)
+    dataset = probe.measure(hooked(hf), suite, Inputs(reference=small_reference(), draws=draws))
+    validate(dataset, probe)
+    return dataset
+
+
+def test_a_layer_of_zero_weights_gives_exactly_0():
+    hf = build("llama", **BYTES)
+    with torch.no_grad():
+        hf.model.layers[1].self_attn.o_proj.weight.zero_()
+        hf.model.layers[1].mlp.down_proj.weight.zero_()
+    dataset = measure(hf, scopes="last,all")
+    assert np.abs(dataset.kl.sel(layer=1)).max() == 0
+    assert np.abs(dataset.kl_control.sel(layer=1)).max() == 0
+    assert np.abs(dataset.delta_nll.sel(layer=1)).max() == 0
+    assert dataset.kl.sel(layer=[0, 2]).mean("prompt").min() > 1e-3
+
+
+def test_two_equal_layers_that_commute_are_a_tie():
+    """MLPs whose hidden units are constants write the same vector, wherever they stand."""
+    hf = build("llama", **BYTES, mlp_bias=True, num_hidden_layers=2)
+    with torch.no_grad():
+        for layer in hf.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.gate_proj.weight.zero_()
+            layer.mlp.up_proj.weight.zero_()
+            layer.mlp.down_proj.weight.copy_(hf.model.layers[0].mlp.down_proj.weight)
+            for name in ("gate_proj", "up_proj", "down_proj"):
+                bias = getattr(hf.model.layers[0].mlp, name).bias
+                getattr(layer.mlp, name).bias.copy_(bias)
+            layer.mlp.gate_proj.bias.fill_(1)
+    dataset = measure(hf, ablations="zero")
+    first, second = (dataset.kl.sel(layer=layer, component="mlp").values for layer in (0, 1))
+    assert ref.agree(first, second)
+    assert first.max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["llama", "lfm2"])
+def test_the_probe_gives_the_numbers_of_the_reference_loop(kind):
+    hf = build(kind, **BYTES)
+    dataset = measure(hf, ablations="zero")
+    tokens = hooked(hf).read(SUITE)
+    edits = {"operator": ["operator_out"], "mlp": ["mlp_out"], "joint": ["operator_out", "mlp_out"]}
+    for row, prompt in enumerate(tokens.prompts[:3]):
+        clean = ref.logits(hf, prompt.ids)
+        for layer in range(3):
+            for component, kinds in edits.items():
+                numbers = ref.measure(hf, prompt, [(layer, kind, torch.zeros_like) for kind in kinds], clean)
+                ours = dataset.isel(prompt=row).sel(layer=layer, component=component, ablation="zero")
+                assert ref.agree([ours.kl.item(), ours.delta_nll.item(), ours.top1_changed.item()], [*numbers[:1], *numbers[2:4]])
+
+
+def test_draws_average_donors_and_controls():
+    hf = build("llama", **BYTES)
+    one, three = measure(hf, ablations="zero,resample"), measure(hf, draws=3, ablations="zero,resample")
+    zero = {"ablation": "zero"}
+    assert ref.agree(one.kl.sel(zero), three.kl.sel(zero))  # nothing is drawn there
+    assert not ref.agree(one.kl_control.sel(zero), three.kl_control.sel(zero))
+    assert not ref.agree(one.kl.sel(ablation="resample"), three.kl.sel(ablation="resample"))
+
+
+def test_a_prompt_without_a_donor_is_nan_and_counted():
+    lonely = Prompt("lonely", "sums", "a text of a length that no donor has at all", target=" 1")
+    dataset = measure(build("llama", **BYTES), Suite("s", (*SUITE.prompts[:2], lonely)))
+    assert np.isnan(dataset.kl.sel(prompt="lonely", ablation="resample")).all()
+    assert not np.isnan(dataset.kl.sel(ablation=["zero", "mean"])).any()
+    assert not np.isnan(dataset.kl.isel(prompt=[0, 1])).any()
+    assert notes(dataset, "absent") == {"resample": "no donor of equal token length for 1 prompts"}
+
+
+def test_numbers_that_are_not_finite_are_told_by_prompt():
+    hf = build("llama", **BYTES)
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[byte_tokenizer()("+")["input_ids"][0]] = torch.inf
+    hot = Prompt("hot", "sums", "1 + 2 is", target=" 3")
+    model = HookedModel(hf, byte_tokenizer(), prove=False)
+    suite = Suite("s", (*SUITE.prompts[:2], hot))
+    dataset = LayerAblation(ablations="zero").measure(model, suite, Inputs())
+    assert np.isnan(dataset.kl.sel(prompt="hot")).all()
+    assert not np.isnan(dataset.kl.isel(prompt=[0, 1])).any()
+    assert list(notes(dataset, "dropped")) == ["hot"]
+    assert "not finite" in notes(dataset, "dropped")["hot"]
+
+
+def test_what_stands_in_the_attributes(shape):
+    dataset = measure(build("lfm2", **BYTES), ablations="zero")
+    assert list(dataset.operator_type.values) == ["conv", "attention", "conv"]
+    assert list(dataset.component.values) == list(COMPONENTS)
+    assert 0 <= json.loads(dataset.attrs["noise_floor"])["kl"] < 1e-4
+    assert dataset.appended.values.tolist() == [1] * len(SUITE)  # a space, then the digit is read out
+
+
+def test_mean_ablation_without_a_reference_is_one_clear_line():
+    with pytest.raises(XatlasError, match="mean and resample ablation need a reference suite: pass --reference FILE"):
+        LayerAblation().measure(hooked(build("llama", **BYTES)), SUITE, Inputs())
+
+
+# -- why a block's output is never zeroed -----------------------------------------------------------
+
+
+def test_zeroing_the_blocks_output_gives_the_same_number_at_every_layer():
+    """It erases the stream: without biases nothing is left to tell the layers apart."""
+    hf = build("llama", num_hidden_layers=4, tie_word_embeddings=False)
+    prompts = [token_prompt("a", 5), token_prompt("b", 7)]
+    erased = [(Intervention(Site(layer, "resid_post"), Zero()),) for layer in range(4)]
+    values = sweep(HookedModel(hf, None), prompts, erased, [KL()])[0]
+    assert values.min() > 1e-2
+    assert ref.agree(values, values[:, :1].repeat(4, axis=1))
+    # And all of them give the model without any input at all: uniform logits.
+    logits = ref.logits(hf, prompts[0].ids, [(1, "resid_post", torch.zeros_like)])
+    assert logits.abs().max() == 0
+
+
+def test_no_parameter_of_the_probe_asks_for_it():
+    """Components are fixed, and none of the ablation's conditions edits the stream itself."""
+    from xatlas.plugins.layer_ablation import _conditions
+
+    with pytest.raises(XatlasError, match="unknown parameter of layer_ablation 'components'"):
+        LayerAblation(components="resid_post")
+    with pytest.raises(XatlasError, match="unknown ablation 'resid_post'"):
+        measure(build("llama", **BYTES), ablations="resid_post")
+    model = hooked(build("lfm2", **BYTES))
+    for kind in ("zero", "mean", "resample"):
+        for condition, _ in (pair for layer in range(3) for pair in _conditions(model, layer, kind, 0).values()):
+            assert {part.site.kind for part in condition} <= {"operator_out", "mlp_out"}
