@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xatlas import cli_lists, cli_options
+from xatlas import cli_lists, cli_options, cli_steer
 from xatlas.cli_words import (
     FAILED,
     INTERRUPTED,
@@ -62,6 +63,7 @@ def start(
 def compare(
     models: cli_options.Models,
     comparisons: cli_options.Comparisons = "",
+    probes: cli_options.MoreProbes = "",
     suite: cli_options.SuiteName = "",
     reference: cli_options.Reference = "",
     out: cli_options.Out = Path("."),
@@ -88,9 +90,9 @@ def compare(
     chosen = pick_comparisons(_names(comparisons))
     named = resolve_all(_names(models))
     store = Store(out / ATLAS)
-    steps = plan_comparison(named, chosen, settings)
+    steps = plan_comparison(named, chosen, settings, _names(probes))
     bars = Bars(sum(store.state(step.job) != "done" for step in steps))
-    done = compare_models(named, chosen, settings, store, out / FIGURES, bars)
+    done = compare_models(named, chosen, settings, store, out / FIGURES, bars, _names(probes))
     if as_json:
         print_json(_comparing_record(done, steps, settings, store))
     else:
@@ -283,11 +285,14 @@ def _end(failures: Sequence[Failure]) -> None:
         raise typer.Exit(FAILED)
 
 
+cli_steer.add_to(app)
 cli_lists.add_to(app)
 
 
 def main() -> None:
     """Run the command line."""
+    # Standard error is for this program's own words; a wish of the user's goes before.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except KeyboardInterrupt:  # before a command had begun
