@@ -53,6 +53,15 @@ Probes = Annotated[
         show_default=False,
     ),
 ]
+MoreProbes = Annotated[
+    str,
+    typer.Option(
+        "--probes",
+        help="Probes to measure besides what the comparisons need, comma-separated.",
+        autocompletion=complete("probes"),
+        show_default=False,
+    ),
+]
 SuiteName = Annotated[
     str,
     typer.Option(

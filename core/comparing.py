@@ -17,6 +17,7 @@ from xatlas.jobs import digest
 from xatlas.lineup import build_tree, lacking, nodes_for
 from xatlas.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.plan import Settings, Step, steps_for
+from xatlas.probe import Requirement
 from xatlas.run import explain, run
 from xatlas.store import Store, file_state
 
@@ -80,9 +81,12 @@ def pick_comparisons(names: Sequence[str] | None) -> list[Comparison]:
     return [manager.pick("comparison", name, known)() for name in chosen]
 
 
-def plan_comparison(models: Iterable[Resolved], comparisons: Iterable[Comparison], settings: Settings) -> list[Step]:
-    """Return the union of what the comparisons require, model by model."""
+def plan_comparison(
+    models: Iterable[Resolved], comparisons: Iterable[Comparison], settings: Settings, probes: Sequence[str] = ()
+) -> list[Step]:
+    """Return the union of what the comparisons require, and further probes, model by model."""
     requirements = [needed for comparison in comparisons for needed in comparison.requires]
+    requirements += [Requirement(name) for name in probes]
     return [step for model in models for step in steps_for(model, requirements, settings)]
 
 
@@ -93,6 +97,7 @@ def compare(
     store: Store,
     figures: Path,
     reporter: Reporter | None = None,
+    probes: Sequence[str] = (),
 ) -> Comparing:
     """Measure what is missing, then compare; a comparison whose inputs are unchanged is not made again.
 
@@ -110,13 +115,15 @@ def compare(
         Folder for figures and their data.
     reporter : Reporter, optional
         Hears how it goes.
+    probes : sequence of str
+        Measured besides what the comparisons require.
 
     Returns
     -------
     Comparing
         A comparison that fails does not stop the others.
     """
-    outcome = run(plan_comparison(models, comparisons, settings), store, settings, reporter)
+    outcome = run(plan_comparison(models, comparisons, settings, probes), store, settings, reporter)
     done = Comparing(outcome, failures=list(outcome.failures))
     for comparison in comparisons:
         # A model that could not be measured is left out of what is still comparable, and named.
