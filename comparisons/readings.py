@@ -83,13 +83,13 @@ class Reading:
         return self._drawn[key]
 
 
-def read(tree: xr.DataTree, model: str, probe: str) -> list[Reading]:
+def find(tree: xr.DataTree, model: str, probe: str) -> list[Reading]:
     """Return a model's results of ``probe``: the main one first, then the variants by name.
 
     Raises
     ------
     XatlasError
-        The main result is missing, or lacks ablation ``mean`` or scope ``last``.
+        The main result is missing.
     """
     nodes = tree.children[model].children
     names = sorted(name for name in nodes if name == probe or name.startswith(f"{probe}@"))
@@ -97,7 +97,18 @@ def read(tree: xr.DataTree, model: str, probe: str) -> list[Reading]:
         raise XatlasError(
             f"the atlas holds no {probe} of {model}; measure it with: xatlas run {model} --probes {probe}"
         )
-    found = [_reading(nodes[name].to_dataset(), model, probe, name.partition("@")[2]) for name in names]
+    return [_reading(nodes[name].to_dataset(), model, probe, name.partition("@")[2]) for name in names]
+
+
+def read(tree: xr.DataTree, model: str, probe: str) -> list[Reading]:
+    """Return what :func:`find` does, of a probe that ablates.
+
+    Raises
+    ------
+    XatlasError
+        The main result is missing, or lacks ablation ``mean`` or scope ``last``.
+    """
+    found = find(tree, model, probe)
     if not found[0].holds(ABLATION, SCOPE):
         raise XatlasError(
             f"{probe} of {model} lacks ablation '{ABLATION}' or scope '{SCOPE}', which comparisons rest on; "

@@ -36,6 +36,7 @@ def assemble(
     variables: Mapping[str, tuple[Any, ...]],
     coords: Mapping[str, Any],
     absent: Mapping[str, str],
+    measured: str = "",
 ) -> xr.Dataset:
     """Make the dataset of a comparison.
 
@@ -45,6 +46,7 @@ def assemble(
     variables : name → (dims, values, units, long name)
     coords : further coordinates, as xarray takes them
     absent : what is NaN → why
+    measured : what was done and read, where it is not the usual ablation
 
     Returns
     -------
@@ -76,7 +78,7 @@ def assemble(
     }
     attrs = {
         "title": comparison.summary,
-        "suite": footer(mains),
+        "suite": footer(mains, measured),
         "absent": json.dumps(dict(absent), sort_keys=True),
         "xatlas": json.dumps(about, sort_keys=True),
         "Conventions": "CF-1.11",
@@ -84,8 +86,8 @@ def assemble(
     return xr.Dataset(data, coords={**shared, **coords}, attrs=attrs)
 
 
-def footer(mains: Sequence[Reading]) -> str:
-    """Say what numbers rest on: suites, families, prompts, ablation, scope, position 0."""
+def footer(mains: Sequence[Reading], measured: str = "") -> str:
+    """Say what numbers rest on: suites, families, prompts, what was done and read, position 0."""
     groups: dict[tuple[str, int, str], list[int]] = {}
     for main in mains:
         key = (main.suite, len(main.clusters.families), main.bos)
@@ -94,7 +96,8 @@ def footer(mains: Sequence[Reading]) -> str:
     for (suite, families, bos), sizes in groups.items():
         count = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
         parts.append(f"suite {suite} ({families} families, {count} prompts), bos {bos}")
-    return f"{'; '.join(parts)}; ablation {ABLATION}, KL at the {SCOPE} position; 95 % intervals over templates"
+    measured = measured or f"ablation {ABLATION}, KL at the {SCOPE} position"
+    return f"{'; '.join(parts)}; {measured}; 95 % intervals over templates"
 
 
 def verdict(clears: bool, kinds_agree: bool, *, against: bool = False, published: bool = False) -> Verdict:
