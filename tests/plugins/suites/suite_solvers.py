@@ -128,6 +128,12 @@ def instruction_following(text: str) -> str:
     return re.findall(r"[sS]ay (\w+)", text)[0]
 
 
+def pairs(text: str) -> str:
+    """The value beside the first mention of the key that is mentioned last."""
+    words = re.findall(r"\w+", re.sub(r"^(Pairs:|Look up:|Table:|Given:) |\. Found$|Find | and\b", "", text))
+    return words[words.index(words[-1]) + 1]
+
+
 def opposite_recall(text: str) -> str:
     both = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
     asked = [word for word in re.findall(r"\w+", text) if word in both]
@@ -153,6 +159,7 @@ SOLVERS = {
         constant_folding,
         string_decoding,
         instruction_following,
+        pairs,
         opposite_recall,
         letter_doubling,
     )
