@@ -53,7 +53,7 @@ def test_a_head_that_alone_copies_comes_out_first(layer, head):
     dataset = measure(copying_model(layer, head), ablations="zero,mean,resample")
     for kind in ("zero", "mean", "resample"):
         effect = dataset.kl.sel(ablation=kind, scope="last").mean("prompt")
-        best = np.unravel_index(int(effect.argmax()), effect.shape)
+        best = np.unravel_index(int(effect.values.argmax()), effect.shape)
         assert best == (layer, head)
         others = np.delete(effect.values.ravel(), layer * 4 + head)
         assert others.max() == 0

@@ -80,7 +80,8 @@ def test_the_probe_gives_the_numbers_of_the_reference_loop(kind):
             for component, kinds in edits.items():
                 numbers = ref.measure(hf, prompt, [(layer, kind, torch.zeros_like) for kind in kinds], clean)
                 ours = dataset.isel(prompt=row).sel(layer=layer, component=component, ablation="zero")
-                assert ref.agree([ours.kl.item(), ours.delta_nll.item(), ours.top1_changed.item()], [*numbers[:1], *numbers[2:4]])
+                found = [ours.kl.item(), ours.delta_nll.item(), ours.top1_changed.item()]
+                assert ref.agree(found, [numbers[0], *numbers[2:4]])
 
 
 def test_draws_average_donors_and_controls():
@@ -102,10 +103,10 @@ def test_a_prompt_without_a_donor_is_nan_and_counted():
 
 
 def test_numbers_that_are_not_finite_are_told_by_prompt():
-    hf = build("llama", **BYTES)
+    hf = build("llama", **BYTES, tie_word_embeddings=False)
     with torch.no_grad():
         hf.model.embed_tokens.weight[byte_tokenizer()("+")["input_ids"][0]] = torch.inf
-    hot = Prompt("hot", "sums", "1 + 2 is", target=" 3")
+    hot = Prompt("hot", "sums", "1 plus+2 makes", target=" 3")  # of the others' length
     model = HookedModel(hf, byte_tokenizer(), prove=False)
     suite = Suite("s", (*SUITE.prompts[:2], hot))
     dataset = LayerAblation(ablations="zero").measure(model, suite, Inputs())
@@ -115,7 +116,7 @@ def test_numbers_that_are_not_finite_are_told_by_prompt():
     assert "not finite" in notes(dataset, "dropped")["hot"]
 
 
-def test_what_stands_in_the_attributes(shape):
+def test_what_stands_in_coordinates_and_attributes():
     dataset = measure(build("lfm2", **BYTES), ablations="zero")
     assert list(dataset.operator_type.values) == ["conv", "attention", "conv"]
     assert list(dataset.component.values) == list(COMPONENTS)
