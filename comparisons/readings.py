@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from xatlas.errors import XatlasError
 from xatlas.stats import Clusters, Floats
 

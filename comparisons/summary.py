@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from xatlas.comparison import Comparison, Verdict
 from xatlas.comparisons.readings import ABLATION, SCOPE, Reading
 from xatlas.stats import DRAWS, Floats
