@@ -1,0 +1,82 @@
+"""Suites on disk: read back unchanged, hashed by content, refused with line numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from xatlas.errors import XatlasError
+from xatlas.suites import Prompt, Suite, read_suite, write_suite
+
+GOOD = {"id": "a", "family": "f", "text": "one two", "target": " three"}
+
+
+def written(path, *records):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    return path
+
+
+def test_what_is_written_is_read_back_with_fields_of_its_own(tmp_path):
+    full = Prompt("a", "f", "über x", " t", " u", "über y", (5, 6), "t1", {"note": [1, {"deep": None}]})
+    suite = Suite("mine", (full, Prompt("b", "g", "plain")))
+    write_suite(suite, tmp_path / "mine.jsonl")
+    again = read_suite(tmp_path / "mine.jsonl")
+    assert again == suite
+    assert again.hash == suite.hash
+    assert again.families == ("f", "g")
+
+
+def test_the_hash_sees_every_field_and_the_order_but_not_the_name():
+    base = (Prompt("a", "f", "x", target="t"), Prompt("b", "f", "y"))
+    suite = Suite("one", base)
+    assert Suite("two", base).hash == suite.hash
+    changed = [Prompt("a", "f", "x", target="u"), Prompt("a", "f", "x", target="t", extra={"k": 1})]
+    assert len({suite.hash, Suite("one", base[::-1]).hash, *(Suite("one", (p, base[1])).hash for p in changed)}) == 4
+
+
+def test_empty_lines_are_passed_over_but_counted(tmp_path):
+    path = written(tmp_path / "s.jsonl", GOOD, "", "not json")
+    with pytest.raises(XatlasError, match=r"s\.jsonl, line 3: not JSON"):
+        read_suite(path)
+    assert len(read_suite(written(path, "", GOOD, ""))) == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ("[1]", "one JSON object per line is needed, not list"),
+        ({"id": "b", "family": "f"}, "'text' must be a text"),
+        (GOOD | {"id": ""}, "'id' must be a text that is not empty"),
+        (GOOD | {"id": 3}, "'id' must be a text"),
+        (GOOD | {"target": ""}, "'target' must be a text that is not empty, or left out"),
+        (GOOD | {"text": "one "}, "'text' ends in a space; begin the target with it"),
+        ({"id": "b", "family": "f", "text": "x", "foil": "y"}, "a foil needs a target"),
+        (GOOD | {"foil": " three"}, "target and foil are the same"),
+        (GOOD | {"subject": [3, 99]}, "0 <= start < end <= 7"),
+        (GOOD | {"subject": [2, 2]}, "'subject' must be"),
+        (GOOD | {"subject": [True, 2]}, "'subject' must be"),
+        (GOOD | {"subject": "0-2"}, "'subject' must be"),
+        (GOOD, "the id 'a' stands already in line 1"),
+    ],
+)
+def test_a_line_that_is_off_is_named_by_its_number(tmp_path, record, told):
+    with pytest.raises(XatlasError, match=rf"s\.jsonl, line 2: .*{told}"):
+        read_suite(written(tmp_path / "s.jsonl", GOOD, record))
+
+
+def test_files_that_are_no_suite_are_one_clear_line(tmp_path):
+    with pytest.raises(XatlasError, match=r"cannot read the suite .*missing"):
+        read_suite(tmp_path / "missing.jsonl")
+    with pytest.raises(XatlasError, match="holds no prompt"):
+        read_suite(written(tmp_path / "empty.jsonl", ""))
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(XatlasError, match="cannot read the suite"):
+        read_suite(tmp_path / "binary.jsonl")
+
+
+def test_suites_made_in_python_are_checked_too():
+    with pytest.raises(XatlasError, match="suite 'none' is empty"):
+        Suite("none", ())
+    with pytest.raises(XatlasError, match="has the id 'a' twice"):
+        Suite("s", (Prompt("a", "f", "x"), Prompt("a", "f", "y")))

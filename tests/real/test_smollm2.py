@@ -1,0 +1,112 @@
+"""Real trained weights: the engine, the proof and the best-known fact about small Llamas' MLPs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+
+from xatlas.errors import XatlasError
+from xatlas.interventions import Intervention, Mean, RandomDirection, Zero
+from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
+from xatlas.model import HookedModel
+from xatlas.proof import prove
+from xatlas.sites import Site
+from xatlas.suites import Prompt
+from xatlas.sweep import sweep
+
+pytestmark = pytest.mark.real
+
+PROMPTS = [
+    Prompt("france", "facts", "The capital of France is", target=" Paris", foil=" Rome"),
+    Prompt("copy", "copying", "red blue green red blue", target=" green", foil=" red"),
+    Prompt("sum", "sums", "2 + 3 =", target=" 5", foil=" 7"),
+    Prompt("days", "order", "Monday, Tuesday,", target=" Wednesday", foil=" Sunday"),
+    Prompt("count", "order", "one two three", target=" four", foil=" two"),
+    Prompt("close", "code", "print(x", target=")", foil="]"),
+]
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    from xatlas.loading import load
+    from xatlas.resolve import resolve
+
+    try:
+        resolved = resolve("smollm2-135m-q4")
+    except XatlasError as error:
+        pytest.skip(f"smollm2-135m-q4 can't be had here: {error}")
+    parts = load(resolved, device="cpu")
+    return HookedModel(parts.model, parts.tokenizer, prove=False)
+
+
+@pytest.fixture(scope="session")
+def tokens(smollm2):
+    found = smollm2.read(PROMPTS)
+    assert not found.dropped
+    return found.prompts
+
+
+def test_the_proof_passes_on_every_layer(smollm2):
+    prove(smollm2)
+    assert smollm2.n_layers == 30
+    assert {(layout.n_heads, layout.n_kv_heads, layout.d_head) for layout in smollm2.head_layouts} == {(9, 3, 64)}
+
+
+def without(*heads):
+    def change(value):
+        value = value.clone()
+        value[:, :, list(heads)] = 0
+        return value
+
+    return change
+
+
+def test_the_engine_gives_the_numbers_of_the_reference_loop(smollm2, tokens):
+    zero = torch.zeros_like
+    cases = []
+    for layer in (0, 14, 29):
+        operator, mlp = Site(layer, "operator_out"), Site(layer, "mlp_out")
+        both = (Intervention(operator, Zero()), Intervention(mlp, Zero()))
+        cases += [
+            (both[:1], [(layer, "operator_out", zero)]),
+            (both[1:], [(layer, "mlp_out", zero)]),
+            (both, [(layer, "operator_out", zero), (layer, "mlp_out", zero)]),
+            ((Intervention(Site(layer, "heads"), Zero(), heads=(3, 4, 5)),), [(layer, "heads", without(3, 4, 5))]),
+        ]
+    metrics = [KL(), KL("all"), DeltaNLL(), Top1Changed(), LogitDifference()]
+    ours = sweep(smollm2, tokens[:3], [condition for condition, _ in cases], metrics)
+    theirs = np.empty_like(ours)
+    for row, prompt in enumerate(tokens[:3]):
+        clean = ref.logits(smollm2.model, prompt.ids)
+        for column, (_, edits) in enumerate(cases):
+            theirs[:, row, column] = ref.measure(smollm2.model, prompt, edits, clean)
+    # The logits themselves, thousands of them per prompt, are summed here in float64 and there in float32.
+    assert ref.agree(ours, theirs), np.abs(ours - theirs).max((1, 2))
+
+
+def test_zeroing_mlps_finds_layer_0(smollm2, tokens):
+    conditions = [(Intervention(site, Zero()),) for site in smollm2.sites("mlp_out")]
+    effect = sweep(smollm2, tokens, conditions, [KL()])[0].mean(0)
+    assert effect.argmax() == 0
+    assert effect[0] >= 3 * effect[1:].max()
+
+
+def test_the_finding_is_not_a_matter_of_norm_alone(smollm2, tokens):
+    """A random change of the same norm, at the same place and with the same seed, does something else."""
+    own = (Intervention(Site(0, "mlp_out"), Zero()),)
+    control = (Intervention(Site(0, "mlp_out"), RandomDirection(own)),)
+    values = sweep(smollm2, tokens[:3], [own, control], [KL()])[0]
+    assert np.isfinite(values).all()
+    assert not np.allclose(values[:, 0], values[:, 1], rtol=0.05)
+
+
+def test_mean_ablation_at_a_prompts_own_values_is_nothing(smollm2, tokens):
+    """With the prompt's two means at a text of two tokens, mean ablation leaves the model as it is."""
+    short = smollm2.reader.prompt(Prompt("short", "f", "Hello"))
+    site = Site(3, "mlp_out")
+    value = smollm2.capture(smollm2.tokens([short]), [site])[site]
+    assert value.shape[1] == 2
+    kl = sweep(smollm2, [short], [(Intervention(site, Mean()),)], [KL()], means={site: value[0]})
+    assert kl.max() < 1e-8
