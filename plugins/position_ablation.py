@@ -67,11 +67,16 @@ class PositionAblation(Probe):
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, component, position, scope)`` and its control."""
         from xatlas.ablation import Grid
+        from xatlas.errors import unknown
         from xatlas.metrics import KL
         from xatlas.noise import noise_floor
+        from xatlas.prompts import POSITION_CLASSES
         from xatlas.schema import label, layer_coords, suite_coords
 
         chosen = self.parameters
+        for name in chosen.positions:
+            if name not in ("all", *POSITION_CLASSES):
+                raise unknown("position class", name, ("all", *POSITION_CLASSES))
         tokens = model.read(suite)
         empty = _without_tokens(tokens, chosen.positions)
         shape = (model.n_layers, len(COMPONENTS), len(chosen.positions))

@@ -7,8 +7,8 @@ writes anything, and the unembedding reads nothing else.
 
 from __future__ import annotations
 
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
 from xatlas.model import HookedModel
 from xatlas.specimen import byte_tokenizer
 from xatlas.suites import Prompt, Suite

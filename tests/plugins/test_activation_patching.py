@@ -1,0 +1,212 @@
+"""Patching finds what was planted, gives the plain loop's numbers, and refuses what says nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reference
+import torch
+from models import SHAPES, VOCABULARY
+from planted_patching import planted, suite
+
+from xatlas.errors import XatlasError
+from xatlas.patching import recovery
+from xatlas.plugins.activation_patching import ActivationPatching
+from xatlas.probe import Inputs
+from xatlas.prompts import TokenPrompt
+from xatlas.schema import validate
+from xatlas.suites import Prompt, Suite
+from xatlas.twins import Pair, Pairs, read_pairs
+
+SITES, POSITIONS = ("resid_post", "operator_out", "mlp_out"), ("first", "subject", "last", "other")
+
+
+def some_pairs(count=2):
+    """Return pairs of random tokens: of five and of seven, the subject at 1 and 2, the readout last.
+
+    Their distance is said to be 1, so that recovery is the change in logits.
+    """
+    rng = np.random.default_rng(0)
+    pairs = []
+    for i, length in enumerate((5, 7, 5)[:count]):
+        ids = rng.integers(3, VOCABULARY, size=length)
+        twin = ids.copy()
+        twin[[1, 2, 3]] = rng.integers(3, VOCABULARY, size=3)
+        clean, corrupt = (
+            TokenPrompt(Prompt(f"p{i}", "f", "text"), tuple(map(int, row)), length, length - 1, 7, 11, (7,), (1, 2))
+            for row in (ids, twin)
+        )
+        pairs.append(Pair(clean, corrupt))
+    return Pairs(tuple(pairs), np.ones(count), np.zeros(count), {})
+
+
+def difference(logits):
+    return float(logits[-1, 7] - logits[-1, 11])
+
+
+def by_hand(model, pair, layer, kind, positions, mode):
+    """Patch one value with the plain loop."""
+    into, source = (pair.corrupt, pair.clean) if mode == "denoise" else (pair.clean, pair.corrupt)
+    there = reference.values(model, source.ids, layer, kind)
+
+    def patch(value):
+        new = value.clone()
+        new[:, list(positions)] = there[:, list(positions)]
+        return new
+
+    moved = difference(reference.logits(model, into.ids, [(layer, kind, patch)]))
+    change = moved - difference(reference.logits(model, into.ids))
+    return change if mode == "denoise" else -change
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("mode", ["denoise", "noise"])
+def test_patches_are_the_plain_loops(shape, name, mode):
+    model = shape(name)
+    pairs = some_pairs()
+    kinds, places = ("resid_pre", "operator_out", "resid_mid", "mlp_out", "resid_post"), ("all", *POSITIONS)
+    ours, _ = recovery(model, pairs, kinds, places, mode, Inputs(), "test", control=False)
+    expected = np.array(
+        [
+            [
+                [
+                    [by_hand(model.model, pair, layer, kind, chosen(pair.clean, place), mode) for place in places]
+                    for kind in kinds
+                ]
+                for layer in range(model.n_layers)
+            ]
+            for pair in pairs.pairs
+        ]
+    )
+    assert reference.agree(ours, expected)
+    assert np.abs(expected).max() > 0.01
+
+
+def chosen(prompt, place):
+    return range(len(prompt.ids)) if place == "all" else prompt.positions(place)
+
+
+def test_what_the_last_layer_mixes_is_patched_at_other_positions_too(shape):
+    model = shape("lfm2")
+    pairs = some_pairs(1)
+    ours, _ = recovery(model, pairs, ("conv_signal",), ("other",), "denoise", Inputs(), "test", control=False)
+    last = model.n_layers - 1
+    places = pairs.pairs[0].clean.positions("other")
+    expected = by_hand(model.model, pairs.pairs[0], last, "conv_signal", places, "denoise")
+    assert expected != 0
+    assert ours[0, last, 0, 0] == pytest.approx(expected, abs=1e-4)
+    assert np.isnan(ours[0, 1]).all()  # attention has no such site
+
+
+def measured(model=None, prompts=None, **parameters):
+    probe = ActivationPatching(**parameters)
+    dataset = probe.measure(model or planted(), prompts or suite(), Inputs())
+    validate(dataset, probe)
+    return dataset
+
+
+def test_a_planted_head_is_exactly_what_is_found():
+    dataset = measured()
+    assert set(dataset["mode"].values) == {"denoise", "noise"}
+    expected = np.zeros((3, 4, 3))  # (site, position, layer)
+    expected[0, 1, 0] = 1  # the stream holds it at the subject after the MLP of layer 0 …
+    expected[0, 2, 1:] = 1  # … and at the readout after the head of layer 1
+    expected[1, 2, 1] = 1
+    expected[2, 1, 0] = 1
+    for mode in ("denoise", "noise"):
+        found = dataset["recovery"].sel(mode=mode).transpose("prompt", "site", "position", "layer")
+        assert list(found["site"].values) == list(SITES)
+        assert list(found["position"].values) == list(POSITIONS)
+        wanted = np.broadcast_to(expected, found.shape).copy()
+        wanted[np.isnan(found.values)] = np.nan
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    # the control moves as far, in directions that nothing reads
+    assert float(np.abs(dataset["recovery_control"]).max()) < 0.5
+
+
+def test_a_class_without_tokens_is_nan_with_a_reason():
+    dataset = measured(prompts=suite(subject=None))
+    assert np.isnan(dataset["recovery"].sel(position="subject")).all()
+    assert np.isfinite(dataset["recovery"].sel(position=["first", "last"])).all()
+    assert "no token of this class" in json.loads(dataset.attrs["absent"])["position subject"]
+
+
+def test_pairs_that_say_nothing_are_dropped_with_their_reason():
+    good = suite().prompts[0]
+    odd = (
+        good,
+        replace(good, id="long", corrupt_text="B is not ="),
+        replace(good, id="no-foil", foil=None),
+        replace(good, id="no-twin", corrupt_text=None),
+        replace(good, id="same", corrupt_text=good.text),
+        replace(good, id="wrong", target="q", foil="p"),
+        replace(good, id="neither", corrupt_text="C is ="),
+        replace(good, id="elsewhere", text="AA is =", corrupt_text="ABBis =", subject=(1, 2)),
+    )
+    pairs = read_pairs(planted(), Suite("odd", odd), 0.5)
+    assert [pair.clean.prompt.id for pair in pairs.pairs][:1] == [good.id]
+    told = pairs.dropped
+    assert told["long"] == "text and twin differ in token length"
+    assert told["no-foil"] == told["no-twin"] == "no foil or no corrupt twin"
+    assert told["same"] == "text and twin are the same tokens"
+    assert "clean run does not prefer the target by 0.5" in told["wrong"]
+    assert "corrupt run does not prefer the foil by 0.5" in told["neither"]
+
+
+def test_a_subject_at_other_tokens_in_the_twin_is_dropped():
+    first = suite().prompts[0]
+    moved = replace(first, id="moved", text="A é=", corrupt_text="BB  =", subject=(0, 1))  # é is two tokens
+    pairs = read_pairs(planted(), Suite("moved", (first, moved)), 0.5)
+    assert pairs.dropped == {"moved": "the subject lies at other tokens in the twin"}
+
+
+def test_answers_of_several_tokens_are_told_apart_where_they_differ():
+    model = planted()
+    prompts = tuple(replace(p, text=p.text[:-1], corrupt_text=p.corrupt_text[:-1]) for p in suite())
+    # the "=" now belongs to the answers: the readout lies behind the text, and the answers go on differently
+    prompts = tuple(replace(p, target="=pxyz", foil="=q") for p in prompts)
+    pairs = read_pairs(model, Suite("split", prompts), 0.5)
+    assert len(pairs) == len(prompts)
+    assert all(pair.clean.readout == len(pair.clean.ids) - 1 == pair.clean.n_text for pair in pairs.pairs)
+    assert (pairs.clean > 0.5).all()
+    assert (pairs.corrupt < -0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "parameters", "told"),
+    [
+        (suite(foil=None), {}, "Families with a foil: none; with a corrupt_text: f0, f1"),
+        (suite(corrupt_text=None), {}, "Families with a foil: f0, f1; with a corrupt_text: none"),
+        (suite(target="q", foil="p"), {}, "all 8 are dropped: 8 × the clean run does not prefer the target"),
+        (suite(), {"least": 0.0}, "least = 0 does not fit"),
+        (suite(), {"sites": "mlp_in"}, "unknown site kind 'mlp_in'"),
+        (suite(), {"positions": "middle"}, "unknown position class 'middle'"),
+        (suite(), {"modes": "both"}, "unknown mode 'both'"),
+    ],
+)
+def test_what_can_not_be_patched_is_told_in_one_line(prompts, parameters, told):
+    with pytest.raises(XatlasError) as caught:
+        measured(prompts=prompts, **parameters)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.real
+def test_the_capital_moves_with_the_patch():
+    import xatlas
+
+    torch.set_num_threads(2)
+    model = xatlas.load("smollm2-135m-q4", device="cpu")
+    text, twin = "The capital of France is", "The capital of Japan is"
+    prompt = Prompt("capital", "recall", text, " Paris", " Tokyo", twin, (15, 21))
+    probe = ActivationPatching(sites="resid_post", positions="subject,last", modes="denoise")
+    dataset = probe.measure(model, Suite("capitals", (prompt,)), Inputs())
+    stream = dataset["recovery"].isel(prompt=0, site=0, mode=0)
+    assert float(stream.sel(position="subject", layer=0)) > 0.9
+    assert float(stream.sel(position="last", layer=0)) < 0.1
+    assert float(stream.sel(position="last", layer=model.n_layers - 2)) > 0.9
+    assert float(stream.sel(position="subject", layer=model.n_layers - 2)) < 0.1
+    assert float(np.abs(dataset["recovery_control"].sel(position="last")).max()) < 0.5

@@ -1,0 +1,122 @@
+"""The gradients are the plain loop's, and the guess is held against exact patching."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import reference
+import torch
+from models import SHAPES, VOCABULARY
+from planted_patching import planted, suite
+
+from xatlas.attribution import attribution
+from xatlas.errors import XatlasError
+from xatlas.plugins.activation_patching import ActivationPatching
+from xatlas.plugins.attribution_patching import AttributionPatching
+from xatlas.probe import Inputs
+from xatlas.prompts import TokenPrompt
+from xatlas.schema import validate
+from xatlas.suites import Prompt
+from xatlas.twins import Pair, Pairs
+
+KINDS = ("resid_pre", "operator_out", "resid_mid", "mlp_out", "resid_post", "heads", "conv_gate")
+
+
+def some_pairs():
+    rng = np.random.default_rng(1)
+    pairs = []
+    for i, length in enumerate((5, 7, 5)):
+        ids = rng.integers(3, VOCABULARY, size=length)
+        twin = ids.copy()
+        twin[[1, 3]] = rng.integers(3, VOCABULARY, size=2)
+        clean, corrupt = (
+            TokenPrompt(Prompt(f"p{i}", "f", "text"), tuple(map(int, row)), length, length - 1, 7, 11, (7,), (1, 2))
+            for row in (ids, twin)
+        )
+        pairs.append(Pair(clean, corrupt))
+    return Pairs(tuple(pairs), np.ones(3), np.zeros(3), {})
+
+
+def slope(model, pair, layer, kind, positions):
+    """Return the derivative of the logit difference on the way from the corrupt to the clean value."""
+    clean, corrupt = (reference.values(model, run.ids, layer, kind) for run in (pair.clean, pair.corrupt))
+    step = torch.zeros_like(clean)
+    step[:, list(positions)] = (clean - corrupt)[:, list(positions)]
+    way = torch.zeros((), requires_grad=True)
+    handles = reference._hook(model, layer, kind, lambda value: value + way * step)
+    with torch.enable_grad():
+        logits = model(input_ids=torch.tensor([list(pair.corrupt.ids)]), use_cache=False).logits[0, -1]
+        (result,) = torch.autograd.grad(logits[7] - logits[11], way)
+    for handle in handles:
+        handle.remove()
+    return float(result)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_attributions_are_the_plain_derivatives(shape, name):
+    model = shape(name)
+    kinds = [kind for kind in KINDS if model.sites(kind)]
+    pairs = some_pairs()
+    ours = attribution(model, pairs, kinds, ("subject", "last", "other"))
+    assert ours.shape == (3, model.n_layers, len(kinds), 3)
+    for s, kind in enumerate(kinds):
+        for site in model.sites(kind):
+            for row, pair in enumerate(pairs.pairs):
+                for p, place in enumerate(("subject", "last", "other")):
+                    expected = slope(model.model, pair, site.layer, kind, pair.clean.positions(place))
+                    assert reference.agree(ours[row, site.layer, s, p], expected), (site, place)
+    absent = np.isnan(ours).all(axis=(0, 3))  # (layer, site)
+    assert absent.sum() == sum(model.n_layers - len(model.sites(kind)) for kind in kinds)
+
+
+def test_weights_get_no_gradient(shape):
+    model = shape("qwen2")
+    attribution(model, some_pairs(), ("mlp_out",), ("last",))
+    assert all(weight.grad is None for weight in model.model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
+
+
+def measured(model=None, **parameters):
+    probe = AttributionPatching(**parameters)
+    dataset = probe.measure(model or planted(), suite(), Inputs())
+    validate(dataset, probe)
+    return dataset
+
+
+def test_only_what_was_planted_gets_any():
+    dataset = measured()
+    exact = ActivationPatching(modes="denoise").measure(planted(), suite(), Inputs())["recovery"].isel(mode=0)
+    guess = dataset["attribution"].transpose(*exact.dims)
+    planted_there = (exact > 0.5).values
+    assert (guess.values[planted_there] > 0.3).all()
+    np.testing.assert_allclose(
+        guess.values[~planted_there], np.where(np.isnan(exact.values), np.nan, 0)[~planted_there], atol=1e-6
+    )
+
+
+def test_its_rank_correlation_to_exact_patching_is_stored():
+    model = weak_second_mover()
+    dataset = measured(model, exact_prompts=3)
+    stored = dict(zip(dataset["site"].values, dataset["rank_correlation"].values, strict=True))
+    assert stored["operator_out"] == pytest.approx(1)
+    assert -1 <= stored["resid_post"] <= 1
+    assert np.isnan(measured(model, exact_prompts=0)["rank_correlation"]).all()
+
+
+def weak_second_mover():
+    """Return a model whose second head moves half as much, so that there is something to rank."""
+    model = planted((1, 2))
+    model.model.model.layers[2].self_attn.o_proj.weight.mul_(0.5)
+    return model
+
+
+def test_missing_correlations_have_a_reason():
+    dataset = measured(exact_prompts=0)
+    assert "no prompt was patched exactly" in json.loads(dataset.attrs["absent"])["rank_correlation"]
+
+
+def test_a_suite_without_twins_is_refused():
+    with pytest.raises(XatlasError, match="Families with a foil: f0, f1; with a corrupt_text: none"):
+        AttributionPatching().measure(planted(), suite(corrupt_text=None), Inputs())
