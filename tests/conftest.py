@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 from models import SHAPES, build
+
 from xatlas.model import HookedModel
 
 
