@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from xatlas import check_adapter, check_comparison, check_probe, manager
 
 
