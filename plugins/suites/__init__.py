@@ -6,14 +6,9 @@ lacks.
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator
-
 from xatlas import hookimpl
-from xatlas.suites import Prompt, Suite, SuiteSpec
+from xatlas.suites import Suite, SuiteSpec
 
-from .lessons import PAIRS
 from .numbers import ARITHMETIC, CONSTANT_FOLDING
 from .programs import CODE_SEMANTICS, DEAD_CODE, VARIABLE_RENAMING
 from .recall import COPYING, FACTUAL_RECALL, INSTRUCTION_FOLLOWING
@@ -39,7 +34,6 @@ FAMILIES: dict[str, Family] = {
     )
 }
 TRANSFER: dict[str, Family] = {family.name: family for family in (OPPOSITE_RECALL, LETTER_DOUBLING)}
-LESSONS: dict[str, Family] = {PAIRS.name: PAIRS}  # in the training stream only
 SEED = 0
 
 
@@ -64,18 +58,3 @@ def xatlas_suites() -> list[SuiteSpec]:
         _suite("transfer", TRANSFER, "test", 50),
         _suite("transfer-train", TRANSFER, "train", 50),
     ]
-
-
-LATE = 256_000  # prompts of the training stream after which the families' late weights hold
-
-
-def training_stream(seed: int, late: int = LATE) -> Iterator[Prompt]:
-    """Prompts of the train split without end, mixed by the families' weights, and from `late` on by their late ones."""
-    generator = random.Random(f"mixture/{seed}")
-    families = FAMILIES | LESSONS
-    streams = {name: family.stream("train", seed + 1) for name, family in families.items()}  # not the seed of the suite
-    names = list(families)
-    early = list(itertools.accumulate(family.weight for family in families.values()))
-    later = list(itertools.accumulate(family.late_weight for family in families.values()))
-    for number in itertools.count():
-        yield next(streams[generator.choices(names, cum_weights=early if number < late else later)[0]])

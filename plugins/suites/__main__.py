@@ -12,8 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from . import STANDARD, training_stream
+from . import STANDARD
 from .masking import overlap
+from .mixture import training_stream
 
 
 def write_stream(count: int, path: Path) -> None:

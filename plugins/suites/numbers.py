@@ -56,8 +56,6 @@ ARITHMETIC = Family(
         Frame("less", "{a} minus {b} equals", _difference),
     ),
     ("", "Compute: ", "Math: ", "Solve this. ", "Quick sum: "),
-    weight=2.0,
-    late_weight=4.0,
 )
 
 
@@ -113,6 +111,4 @@ CONSTANT_FOLDING = Family(
         Frame("logic", "{v} = {a} {o} {b} folds to {v} =", _logic),
     ),
     ("", "Fold: ", "Optimize: ", "# fold\n", "# constants\n"),
-    weight=1.5,
-    late_weight=0.75,
 )

@@ -63,8 +63,6 @@ CODE_SEMANTICS = Family(
         Frame("tuple", "{a}, {b} = {m}, {n}\nprint({asked}) # prints", _two_variables),
     ),
     ("", "# code\n", "# example\n", "# trace\n", "import sys\n"),
-    weight=1.5,
-    late_weight=3.0,
 )
 
 
@@ -108,7 +106,6 @@ DEAD_CODE = Family(
         Frame("either", "if not {g}:\n    {v} = {m}\nelse:\n    {v} = {n}\nprint({v}) # prints", _assigned),
     ),
     ("", "# code\n", "# dead or live\n", "# check\n", "import sys\n"),
-    late_weight=2.0,
 )
 
 
@@ -145,5 +142,4 @@ VARIABLE_RENAMING = Family(
         Frame("arrows", "{a} -> {b}, {c} -> {d}. The new name of {asked} is", _two_renamed),
     ),
     ("", "Refactor: ", "# rename\n", "Edit: ", "Step one. "),
-    late_weight=3.0,
 )

@@ -31,7 +31,6 @@ FACTUAL_RECALL = Family(
         Frame("continent", "{c} is a country in", _fact(3)),
     ),
     ("", "Fact: ", "Geography: ", "It is known: ", "From the atlas: "),
-    late_weight=0.75,
 )
 
 
@@ -66,7 +65,6 @@ COPYING = Family(
         Frame("lines", "{words}\n{again}", _list_copy),
     ),
     ("", "List: ", "Repeat: ", "Words: ", "Two times: "),
-    weight=1.5,
 )
 
 
@@ -107,6 +105,4 @@ INSTRUCTION_FOLLOWING = Family(
         Frame("signal", "On {a} say {x}, on {b} say {y}. It is {shown}. Say:", _condition),
     ),
     ("", "Please obey. ", "Task: ", "Follow this. ", "Listen: "),
-    weight=1.25,
-    late_weight=2.0,
 )

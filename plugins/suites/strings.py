@@ -50,8 +50,6 @@ STRING_DECODING = Family(
         Frame("next", "{a} -> {b}, {x} ->", _next_letter),
     ),
     ("", "Decode: ", "Code: ", "Letters: ", "Secret: "),
-    weight=1.25,
-    late_weight=0.75,
 )
 
 

@@ -46,7 +46,6 @@ DELIMITER_TRACKING = Family(
         Frame("middle", "{q} {o} {x} {p} {y} {P}", _brackets("o")),
     ),
     ("", "Close: ", "Brackets: ", "Balance this: ", "Match: "),
-    weight=1.5,
 )
 
 TYPES = ("string", "number", "boolean", "array", "object", "null")
@@ -76,8 +75,6 @@ JSON_SCHEMA = Family(
         Frame("list", "[{k}: {s}, {l}: {t}] so {asked} must be", _schema),
     ),
     ("", "Schema: ", "JSON ", "Given ", "Check: "),
-    weight=1.5,
-    late_weight=5.0,
 )
 
 # keyword -> the keyword that follows its name

@@ -76,17 +76,12 @@ class Family:
         The tasks' wordings.
     leads : tuple of str
         Openings, as many as frames; with their own trailing space or newline.
-    weight, late_weight : float, optional
-        How often the miniatures' training stream draws from this family, relative to the others: at first, and later,
-        when families that are learned early give way.
     """
 
     name: str
     summary: str
     frames: tuple[Frame, ...]
     leads: tuple[str, ...]
-    weight: float = 1.0
-    late_weight: float = 0.5
 
     def wordings(self, split: Split) -> list[tuple[Frame, int]]:
         """Pairs of a frame and a lead's number that belong to `split`, frames taking turns."""

@@ -9,14 +9,16 @@ import pytest
 from suite_solvers import SOLVERS
 
 from xatlas import XatlasError, manager
-from xatlas.plugins.suites import FAMILIES, LESSONS, TRANSFER, training_stream
+from xatlas.plugins.suites import FAMILIES, TRANSFER
 from xatlas.plugins.suites.masking import mask, overlap
+from xatlas.plugins.suites.mixture import LESSONS, PHASES, proportions, training_stream
 from xatlas.plugins.suites.wording import differing_span
 from xatlas.suites import read_suite, write_suite
 
 NAMES = ("quick", "standard", "train", "transfer", "transfer-train")
 SUITES = {name: manager.suites()[name].load() for name in NAMES}
 ALL = FAMILIES | TRANSFER | LESSONS
+EARLY = tuple((number * 8_000, weights) for number, (_, weights) in enumerate(PHASES))  # all phases, but soon
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,7 +79,8 @@ def test_independent_answers(family):
 def test_same_in_every_process():
     """Suites come out the same whatever PYTHONHASHSEED says."""
     script = (
-        "from xatlas.plugins.suites import xatlas_suites, training_stream\n"
+        "from xatlas.plugins.suites import xatlas_suites\n"
+        "from xatlas.plugins.suites.mixture import training_stream\n"
         "import itertools\n"
         "print(*[s.load().hash for s in xatlas_suites()], [p.text for p in itertools.islice(training_stream(0), 99)])"
     )
@@ -109,7 +112,7 @@ def test_train_and_test_share_nothing(family):
 
 def test_no_family_shares_another_ones_wording():
     """Overlap is nil across families too, in the very mixtures that train the miniatures."""
-    stream = training_stream(0, late=10_000)
+    stream = training_stream(0, EARLY)
     texts = [next(stream).text for _ in range(20_000)]
     assert set(overlap(SUITES["standard"], texts).values()) == {0.0}
 
@@ -127,15 +130,19 @@ def test_mask():
     assert mask("The capital of France is 12 and cat") == "The capital of _ is 0 and _"
 
 
-def test_mixture_follows_the_weights():
-    stream = training_stream(0, late=10_000)
-    for weight in ("weight", "late_weight"):
-        counts = Counter(next(stream).family for _ in range(10_000))
-        total = sum(getattr(family, weight) for family in (FAMILIES | LESSONS).values())
-        for name, family in (FAMILIES | LESSONS).items():
-            assert counts[name] == pytest.approx(10_000 * getattr(family, weight) / total, abs=120), (
-                name
-            )  # three deviations
+def test_mixture_follows_the_phases():
+    stream = training_stream(0, EARLY)
+    for _, weights in PHASES:
+        counts = Counter(next(stream).family for _ in range(8_000))
+        for name, share in proportions(weights).items():
+            assert counts[name] == pytest.approx(8_000 * share, abs=110), name  # more than three deviations
+
+
+def test_proportions():
+    shares = proportions({"copying": 3.0, "pairs": 0.0, "resuming": 0.0, "others": 1.0})
+    assert shares["copying"] == pytest.approx(3 / 14)
+    assert shares["dead_code"] == pytest.approx(1 / 14)
+    assert shares["pairs"] == 0
 
 
 def test_round_trip(tmp_path):
