@@ -36,7 +36,6 @@ def draw(dataset: xr.Dataset) -> Figure:
             grid[0, i].set_title(model, color=palette[model])
             for row, (site, title) in enumerate(_MAPS.items(), start=1):
                 mesh = _map(grid[row, i], one, site, title)
-            _types(grid[2, i], one)
             grid[-1, i].set_xlabel("layer")
         grid[0, 0].set_ylabel("recovery")
         made.colorbar(mesh, ax=grid[1:, -1], label="recovery, clean into corrupt", shrink=0.8)
@@ -77,6 +76,10 @@ def _handover(axes: Axes, one: xr.Dataset, colour: str) -> None:
             layers, curve(position, f"{name}_low"), curve(position, f"{name}_high"), color=shade, alpha=0.18, lw=0
         )
         axes.plot(layers, curve(position, name), color=shade, ls=dashes, lw=1 if name == "control" else 1.6)
+    types = one["operator_type"].values[:n_layers].astype(str)
+    for kind in sorted(set(types)):
+        at = np.flatnonzero(types == kind)
+        axes.plot(at, curve("last", "recovery")[at], style.marker(kind), color=colour, ms=4)
     arrival = float(one["arrival"].sel(mode="denoise"))
     if not np.isnan(arrival):
         layer = round(arrival * (n_layers - 1))
@@ -115,11 +118,3 @@ def _map(axes: Axes, one: xr.Dataset, site: str, title: str) -> Any:
     axes.grid(visible=False)
     axes.set_title(title, fontsize=8.5, fontweight="normal")
     return mesh
-
-
-def _types(axes: Axes, one: xr.Dataset) -> None:
-    """Mark each layer's operator type above the operators' map."""
-    types = one["operator_type"].values[: _count(one)].astype(str)
-    for kind in sorted(set(types)):
-        at = np.flatnonzero(types == kind)
-        axes.plot(at, np.full(len(at), -0.75), style.marker(kind), color=style.INK, ms=3.5, clip_on=False)

@@ -109,10 +109,8 @@ def _depths(main: Reading, position: int) -> list[tuple[float, float, float]]:
         depth = float(stays_from(_there(point[:, STREAM, position, m], position))) / last
         low, high = main.clusters.interval(stays_from(_there(draws[:, :, STREAM, position, m], position)) / last)
         # the interval of a whole number of layers may end beside the estimate itself
-        known = bool(np.isfinite(low))
-        rows.append(
-            (depth, min(float(low), depth) if known else math.nan, max(float(high), depth) if known else math.nan)
-        )
+        ends = (min(float(low), depth), max(float(high), depth)) if np.isfinite(low) else (math.nan, math.nan)
+        rows.append((depth, *ends))
     return rows
 
 

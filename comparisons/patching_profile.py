@@ -22,9 +22,9 @@ _GAP = 0.02
 class PatchingProfile(Comparison):
     """Where the answer moves with a patch: stream, operators and MLPs, by layer and position.
 
-    ``recovery (model, site, position, mode, layer)``: family-macro, beside its control. The stream at the readout
-    recovers everything in the last layer, and the stream at the subject in the first, by construction; what is
-    found is where one takes over from the other. ``arrival (model, mode)``: depth of the first layer from which on
+    ``recovery (model, site, position, mode, layer)``: family-macro, beside its control. By construction the stream
+    recovers everything at the differing tokens before the first layer, and at the readout behind the last; what
+    is found is where one takes over from the other. ``arrival (model, mode)``: depth of the first layer from which on
     the stream at the readout recovers half of the answer or more; its control is 1, the depth at which it
     does so whatever the model does. ``departure``: from which on the subject's stream recovers less than half.
     ``mover``: the layer whose operator's output at the readout, alone, recovers most. ``carried (model, channel,
