@@ -128,8 +128,7 @@ def _arrival_finding(dataset: xr.Dataset, index: int) -> Finding:
         told = f"The subject's information never reaches the readout of {model}."
         return Finding(told, value, value, value, 1.0, p, "undecided", model)
     noise = summary.triple(one.sel(mode="noise"), "arrival")
-    # where the last layer is not what it must be, layers are not what they are called
-    clears = high < 1 and p <= summary.ALPHA and float(one["last_layer_gap"]) < _GAP
+    clears = high < 1 and p <= summary.ALPHA and _in_order(one)
     verdict = summary.verdict(clears, _overlap(one, "arrival"), against=value == 1)
     stream = one["recovery"].sel(site="resid_post", position="last", mode="denoise").values
     layer = round(value * (_layers(one) - 1))
@@ -140,6 +139,11 @@ def _arrival_finding(dataset: xr.Dataset, index: int) -> Finding:
         f"{before}; in the last layer it must. Noising says {summary.interval(*noise)}."
     )
     return Finding(sentence, value, low, high, 1.0, p, verdict, model)
+
+
+def _in_order(one: xr.Dataset) -> bool:
+    """Tell whether there is more than one layer, and the last is what it must be: else layers are mislabelled."""
+    return _layers(one) > 1 and float(one["last_layer_gap"]) < _GAP
 
 
 def _layers(one: xr.Dataset) -> int:
@@ -156,9 +160,10 @@ def _mover_finding(dataset: xr.Dataset, index: int) -> Finding:
     value, low, high = summary.triple(here, "recovery")
     control = float(here["control"])
     rank, p = float(denoise["mover_p_rank1"]), float(denoise["mover_p"])
-    alone = _layers(one) == 1
-    clears = low > float(here["control_high"]) and p <= summary.ALPHA and not float(denoise["mover_tie"]) and not alone
-    verdict = summary.verdict(clears, float(one.sel(mode="noise")["mover"]) == at, against=high < control)
+    clears = low > float(here["control_high"]) and p <= summary.ALPHA and not float(denoise["mover_tie"])
+    verdict = summary.verdict(
+        clears and _in_order(one), float(one.sel(mode="noise")["mover"]) == at, against=high < control
+    )
     sentence = (
         f"The operator that moves most of it to the readout of {model} is layer {int(at)}'s ({_type(one, int(at))}): "
         f"alone it recovers {summary.interval(value, low, high)}, control {summary.number(control)}, "
@@ -177,7 +182,7 @@ def _type_findings(dataset: xr.Dataset, index: int) -> list[Finding]:
     control = float(one.sel(mode="denoise")["attention_over_others_control"])
     main = summary.side(low, high, 0, control)
     noise = summary.side(*summary.triple(one.sel(mode="noise"), "attention_over_others")[1:], 0)
-    verdict = summary.verdict(main != 0 and p <= summary.ALPHA, noise == main)
+    verdict = summary.verdict(main != 0 and p <= summary.ALPHA and _in_order(one), noise == main)
     what = {1: "more than", -1: "less than", 0: "no more and no less, as far as can be told, than"}[main]
     sentence = (
         f"In {model} an attention layer moves {what} another layer to the readout: difference in recovery "

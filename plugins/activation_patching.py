@@ -23,9 +23,9 @@ class ActivationPatching(Probe):
     both; neither end is a bound. Denoising finds what suffices, noising what is needed. Pairs are dropped
     and counted unless they are of equal token length, with the subject at the same tokens, and the clean run
     prefers the target, the corrupt run the foil, by ``least`` logits each: nothing is divided by almost 0.
-    Mind the whole stream: patching it at a token that holds all that differs is 1 by construction, as at the
-    readout in ``resid_post`` of the last layer, or at any token behind the last one that differs once nothing
-    else is read; ``operator_out`` and ``mlp_out`` are what a layer does.
+    Mind the whole stream: at the readout, behind the last layer, patching ``resid_post`` is 1 by construction, and
+    so it is at the differing tokens before the first. What says something is the layer at which one takes over
+    from the other, and ``operator_out`` and ``mlp_out``, which are what a layer does.
 
     Unit: 1 (share of the distance between the two runs).
 
