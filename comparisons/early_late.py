@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons import early_late_figure, readings, summary
 from xatlas.comparisons.readings import ABLATIONS, SCOPE, Estimate, Reading

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from xatlas.comparisons import style, summary
 
 if TYPE_CHECKING:

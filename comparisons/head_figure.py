@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from xatlas.comparisons import style, summary
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from xatlas.comparisons import summary
 from xatlas.comparisons.readings import ABLATION, SCOPE, Estimate, Reading
 from xatlas.ranks import chance_of_wins, expected_wins, winner

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons import head_figure, head_measures, readings, summary
 from xatlas.comparisons.readings import Estimate, Reading

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons import hub_figure, readings, summary
 from xatlas.comparisons.readings import Estimate, Reading

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from xatlas.comparisons import style
 
 if TYPE_CHECKING:

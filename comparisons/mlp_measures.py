@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from xatlas.comparisons import summary
 from xatlas.comparisons.readings import ABLATION, SCOPE, Estimate, Reading
 from xatlas.ranks import winner

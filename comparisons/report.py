@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+
 from xatlas.comparisons import style
 from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:
     import xarray as xr
+
     from xatlas.comparison import Comparison
 
 

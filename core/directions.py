@@ -24,7 +24,8 @@ _AT_ONCE = 2048
 def random_direction(width: int, seed: int) -> Tensor:
     """Return a unit vector ``(width,)`` of uniform direction; the same seed gives the same one anywhere."""
     drawn = torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (drawn / drawn.norm()).float()
+    unit: Tensor = drawn / drawn.norm()
+    return unit.float()
 
 
 @torch.inference_mode()
@@ -54,7 +55,8 @@ def readout_values(model: HookedModel, prompts: Sequence[TokenPrompt], kind: str
 
 def median_norms(values: Tensor) -> Tensor:
     """Return each layer's median norm ``(layer,)`` of values ``(layer, prompt, d_model)``."""
-    return values.norm(dim=-1).quantile(0.5, dim=-1)
+    norms: Tensor = values.norm(dim=-1)
+    return norms.quantile(0.5, dim=-1)
 
 
 def contrasts(values: Tensor, families: Sequence[str]) -> dict[str, Tensor]:

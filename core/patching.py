@@ -109,8 +109,8 @@ def recovery(
     at: dict[tuple[int, ...], list[int]] = {}
     for index, cell in enumerate(cells):
         at.setdefault(cell, []).append(index)
-    for (what, *cell), indices in at.items():
-        result[what, :, *cell] = values[:, indices].mean(1)
+    for cell, indices in at.items():
+        result[(cell[0], slice(None), *cell[1:])] = values[:, indices].mean(1)
     result[np.broadcast_to(pairs.without_tokens(positions)[:, None, None], result.shape)] = np.nan
     return result[0], result[1]
 

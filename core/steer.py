@@ -110,7 +110,8 @@ class Source:
         norm = vector.double().norm()
         if norm == 0:
             raise XatlasError(f"the direction in '{self.text}' is zero everywhere: it points nowhere.")
-        return (vector.double() / norm).float()
+        unit: Tensor = vector.double() / norm
+        return unit.float()
 
 
 def _from_array(path: Path) -> np.ndarray:

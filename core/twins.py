@@ -63,7 +63,8 @@ class Pairs:
     @property
     def distance(self) -> np.ndarray:
         """How far clean and corrupt logit difference lie apart ``(prompt,)``."""
-        return self.clean - self.corrupt
+        apart: np.ndarray = self.clean - self.corrupt
+        return apart
 
     @property
     def tokens(self) -> TokenSuite:

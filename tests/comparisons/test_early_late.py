@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from xatlas.comparisons.early_late import EarlyLate, halves
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from xatlas.comparisons.head_measures import top_share, wins_per_index
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 

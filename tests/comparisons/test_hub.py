@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from xatlas import XatlasError
 from xatlas.comparisons import summary
 from xatlas.comparisons.hub import Hub

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from xatlas.comparisons.mlp_measures import type_ratios
 from xatlas.comparisons.mlp_ratio import MlpRatio
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
+
 from xatlas import XatlasError
 from xatlas.comparisons import report, style
 from xatlas.comparisons.early_late import EarlyLate

