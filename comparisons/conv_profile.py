@@ -30,6 +30,7 @@ class ConvProfile(Comparison):
     name = "conv_profile"
     version = 1
     summary = "Which factor and which tap carries each conv layer, over depth?"
+    default = False
 
     @property
     def requires(self) -> tuple[Requirement, ...]:

@@ -31,6 +31,7 @@ class SteeringProfile(Comparison):
     name = "steering_profile"
     version = 1
     summary = "At which depth does steering work, beyond what the norm of the stream explains?"
+    default = False
 
     @dataclass(frozen=True)
     class Parameters:

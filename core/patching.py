@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -109,8 +109,9 @@ def recovery(
     at: dict[tuple[int, ...], list[int]] = {}
     for index, cell in enumerate(cells):
         at.setdefault(cell, []).append(index)
-    for cell, indices in at.items():
-        result[(cell[0], slice(None), *cell[1:])] = values[:, indices].mean(1)
+    for place, indices in at.items():
+        target: Any = (place[0], slice(None), *place[1:])
+        result[target] = values[:, indices].mean(1)
     result[np.broadcast_to(pairs.without_tokens(positions)[:, None, None], result.shape)] = np.nan
     return result[0], result[1]
 
