@@ -1,0 +1,208 @@
+"""Steering: the reference loop's numbers, the planted direction is found, shuffled labels find nothing."""
+
+from __future__ import annotations
+
+import string
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from models import SHAPES, build
+
+from xatlas.directions import contrasts, random_direction, readout_values, shuffle
+from xatlas.errors import XatlasError
+from xatlas.model import HookedModel
+from xatlas.plugins.steering import Steering
+from xatlas.probe import Inputs
+from xatlas.schema import notes, validate
+from xatlas.specimen import byte_tokenizer, small_reference, small_suite
+from xatlas.suites import Prompt, Suite
+
+SUITE = Suite("few", small_suite().prompts[::4])
+FEW = {"strengths": "-0.5,2", "random": 2, "families": "echo"}
+D = 32
+
+
+def measure(hf, suite=SUITE, reference=None, seed=0, **parameters):
+    probe = Steering(**parameters)
+    model = HookedModel(hf, byte_tokenizer())
+    dataset = probe.measure(model, suite, Inputs(reference=reference or small_reference(), seed=seed))
+    validate(dataset, probe)
+    return dataset, model
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name not in ("llama-odd-heads", "qwen2-untied")])
+def test_the_numbers_of_the_reference_loop(name):
+    """On every architecture, conv states included; nothing but the readout position is recomputed."""
+    kind, overrides = SHAPES[name]
+    hf = build(kind, **overrides, vocab_size=260)
+    dataset, model = measure(hf, **FEW | {"random": 1, "shuffled": "no"})
+    for row, prompt in enumerate(model.read(SUITE).prompts):
+        clean = ref.logits(hf, prompt.ids)[prompt.readout]
+        for cell in np.ndindex(dataset["kl"].shape[1:]):
+            layer, direction, strength, scale = cell
+            if strength != (row + layer) % 2:  # half of them: the reference loop is slow
+                continue
+            vector = torch.from_numpy(dataset["direction_vector"].values[direction, layer])
+            added = vector * float(dataset["length"].values[layer, strength, scale])
+
+            def add(value, added=added, at=prompt.readout):
+                value = value.clone()
+                value[:, at] += added
+                return value
+
+            steered = ref.logits(hf, prompt.ids, [(layer, "resid_post", add)])[prompt.readout]
+            assert ref.agree(dataset["kl"].values[(row, *cell)], ref.kl(clean, steered))
+            moved = steered - clean
+            wanted = float(moved[prompt.answer] - moved[prompt.foil_answer])
+            assert ref.agree(dataset["delta_logit_diff"].values[(row, *cell)], wanted)
+    assert (dataset["kl"].sel(strength=2) > 1e-3).mean() > 0.9
+
+
+def test_one_position_is_recomputed(monkeypatch):
+    positions = set()
+    run_layer = HookedModel.run_layer
+
+    def spy(self, layer, hidden, *rest):
+        positions.add(hidden.shape[1])
+        return run_layer(self, layer, hidden, *rest)
+
+    monkeypatch.setattr(HookedModel, "run_layer", spy)
+    measure(build("lfm2", vocab_size=260), **FEW)
+    assert positions == {1}
+
+
+def planted(shift):
+    """Return a model whose logits follow one coordinate alone, which the token ``!`` has more of.
+
+    Layers add nothing, so every readout is its token's embedding: noise, and ``shift`` in that coordinate.
+    """
+    hf = build("llama", vocab_size=260, tie_word_embeddings=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in hf.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        hf.model.norm.weight.fill_(1)
+        hf.model.embed_tokens.weight.copy_(torch.randn(260, D, generator=generator))
+        for letter in string.ascii_lowercase[:20]:
+            hf.model.embed_tokens.weight[byte_tokenizer()(letter).input_ids[0], 0] += shift
+        hf.lm_head.weight.zero_()
+        hf.lm_head.weight[byte_tokenizer()("1").input_ids[0], 0] = 4
+    return hf
+
+
+def letters(name):
+    """Return three families that end in letters; only those of ``marked`` have more of the coordinate."""
+    families = {
+        "marked": string.ascii_lowercase[:20],
+        "capitals": string.ascii_uppercase[:20],
+        "others": "56789+-*/=<>",
+    }
+    return Suite(
+        name,
+        tuple(
+            Prompt(f"{name}-{family}-{i}", family, f"x {letter}", target="1", foil="2")
+            for family, ends in families.items()
+            for i, letter in enumerate(ends)
+        ),
+    )
+
+
+def test_the_direction_that_alone_sets_a_logit_is_found():
+    dataset, _ = measure(planted(4.0), letters("suite"), letters("reference"), strengths="-1,1")
+    kl = dataset["kl"].sel(scale="relative", strength=1).mean("prompt")
+    random = kl.isel(direction=dataset["direction_kind"].values == "random").max("direction")
+    assert (kl.sel(direction="marked") > 2 * random).all()
+    assert kl.isel(layer=0).idxmax() == "marked"
+    change = dataset["delta_logit_diff"].sel(direction="marked", scale="relative")
+    assert (change.sel(strength=1).mean("prompt") > 1).all()
+    assert (change.sel(strength=-1).mean("prompt") < -1).all()
+    assert (np.abs(dataset["direction_vector"].sel(direction="marked").values[:, 0]) > 0.8).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_labels_fall_into_the_random_band(seed):
+    dataset, _ = measure(planted(2.0), letters("suite"), letters("reference"), seed, strengths="1")
+    kl = dataset["kl"].sel(scale="relative", strength=1).mean("prompt")
+    kinds = dataset["direction_kind"].values
+    random = kl.isel(direction=kinds == "random")
+    assert (kl.isel(direction=kinds == "shuffled") <= random.max("direction")).all()
+    assert (kl.sel(direction="marked") > random.max("direction")).all()
+
+
+def test_strength_is_a_length_or_a_share_of_the_norm():
+    """One random vector at one length measures 1 / norm of the stream; at one share of the norm it doesn't."""
+    hf = planted(2.0)
+    with torch.no_grad():  # the second layer doubles nothing but the stream's length
+        hf.model.layers[1].mlp.down_proj.weight.normal_(0, 3)
+    dataset, model = measure(hf, strengths="-0.5,1", random=1, families="echo", shuffled="no")
+    norms = readout_values(model, model.read(SUITE).prompts).norm(dim=-1).median(dim=-1).values
+    length = dataset["length"]
+    np.testing.assert_allclose(dataset["median_norm"], norms, rtol=0.2)
+    np.testing.assert_allclose(length.sel(scale="relative", strength=1), dataset["median_norm"], rtol=1e-6)
+    assert np.ptp(length.sel(scale="absolute", strength=1).values) == 0
+    np.testing.assert_allclose(length.sel(strength=-0.5), -0.5 * length.sel(strength=1), rtol=1e-6)
+    fixed, _ = measure(hf, unit=3, strengths="2", random=1, families="echo", shuffled="no")
+    assert (fixed["length"].sel(scale="absolute") == 6).all()
+
+
+def test_directions_can_be_made_again():
+    dataset, model = measure(build("qwen2", vocab_size=260), seed=7, **FEW)
+    labels = dataset["direction"].values.tolist()
+    assert labels == ["random:7000", "random:7001", "echo", "shuffled:echo"]
+    vectors = torch.from_numpy(dataset["direction_vector"].values)
+    torch.testing.assert_close(vectors[1], random_direction(D, 7001).expand(3, -1))
+    reference = model.read(small_reference()).prompts
+    families = [prompt.prompt.family for prompt in reference]
+    values = readout_values(model, reference)
+    torch.testing.assert_close(vectors[2], contrasts(values, families)["echo"])
+    torch.testing.assert_close(vectors[3], contrasts(values, shuffle(families, 7))["echo"])
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(4, 3))
+
+
+def test_family_against_rest_is_a_difference_of_means():
+    values = torch.zeros(1, 4, 3)
+    values[0, :, 0] = torch.tensor([3.0, 5.0, 1.0, 1.0])
+    values[0, :, 1] = torch.tensor([0.0, 0.0, 3.0, 5.0])
+    found = contrasts(values, ["a", "a", "b", "c"])
+    expected = torch.tensor([[3.0, -4.0, 0.0]]) / 5
+    torch.testing.assert_close(found["a"], expected)
+    assert contrasts(values, ["a"] * 4) == {}
+    assert contrasts(torch.ones(1, 2, 3), ["a", "b"])["a"].isnan().all()
+
+
+def test_prompts_without_foil_have_no_logit_difference():
+    suite = Suite("open", (Prompt("a", "echo", "one two"), SUITE.prompts[0]))
+    dataset, _ = measure(build("llama", vocab_size=260), suite, **FEW)
+    assert dataset["delta_logit_diff"].isel(prompt=0).isnull().all()
+    assert dataset["delta_logit_diff"].isel(prompt=1).notnull().all()
+    assert dataset["kl"].notnull().all()
+    assert notes(dataset, "absent")["delta_logit_diff"] == "1 prompts have no foil"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"strengths": "0.5,0"}, "other than 0"),
+        ({"strengths": ""}, "nothing does not fit"),
+        ({"strengths": "1,1"}, "twice"),
+        ({"random": -1}, "from 0"),
+        ({"unit": 0}, "above 0"),
+    ],
+)
+def test_what_can_not_be_steered_is_refused_before_a_model_is_loaded(parameters, told):
+    with pytest.raises(XatlasError, match=told):
+        Steering(**parameters)
+
+
+def test_an_unknown_family_names_those_there_are():
+    with pytest.raises(XatlasError, match=r"unknown family 'ecko'; did you mean 'echo'\? Valid: echo, order, sums"):
+        measure(build("llama", vocab_size=260), families="ecko")
+
+
+def test_family_directions_need_a_reference():
+    model = HookedModel(build("llama", vocab_size=260), byte_tokenizer())
+    with pytest.raises(XatlasError, match="--reference"):
+        Steering().measure(model, SUITE, Inputs())
