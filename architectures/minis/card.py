@@ -185,6 +185,9 @@ order. *Overlap*: share of test prompts that training contains once numbers and 
 | --- | --- | --- | --- |
 {rows}
 
+Training never saw these prompts, but which families it dwelt on was changed after looking at these accuracies: they
+are no blind test. One seed: what differs between two miniatures may be the luck of a run.
+
 Training: `architectures/minis/recipe.py` with {settings}.
 Weights sha256 `{card["weights_sha256"]}`.
 """
