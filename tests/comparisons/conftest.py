@@ -87,6 +87,8 @@ def shuffle_layers(dataset, seed=0):
 
 class Synthetic:
     N_PROMPTS = N_PROMPTS
+    noise = staticmethod(noise)
+    labels = staticmethod(labels)
     layer_result = staticmethod(layer_result)
     head_result = staticmethod(head_result)
     tree_of = staticmethod(tree_of)
