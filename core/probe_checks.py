@@ -14,7 +14,7 @@ from xatlas.errors import XatlasError, unknown
 from xatlas.probe import Inputs, Probe, Variable
 from xatlas.schema import validate
 from xatlas.sites import SITE_KINDS
-from xatlas.specimen import model_with, small_reference, small_suite
+from xatlas.specimen import answered_suite, model_with, small_reference
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,7 +84,7 @@ def measure_small(probe: Probe, model: HookedModel) -> xr.Dataset:
         if not needed.optional:
             inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
             results[needed.probe] = measure_small(inner, model)
-    dataset = probe.measure(model, small_suite(), Inputs(results=results, reference=small_reference()))
+    dataset = probe.measure(model, answered_suite(model), Inputs(results=results, reference=small_reference()))
     validate(dataset, probe)
     return dataset
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,8 @@ _SIZES = {
 }
 #: Kinds of layers tried beside a hybrid config's own, to have as many of an adapter's operators as can be.
 _LAYER_TYPES = ("conv", "linear_attention", "mamba", "full_attention")
+#: Answers to choose from.
+_LETTERS = "bcdefghijklmnopqrstuvwxyzBCDEFGHIJKLMNOPQRSTUVWXYZ"
 #: Wordings by family; those in one column are of equal length, so that donors can be found.
 _WORDINGS = {
     "sums": ("{a} plus {b} makes", "the sum of {a} and {b} is"),
@@ -69,8 +72,16 @@ def small_model(adapter: type[Adapter], *, seed: int = 0, attention: str = "sdpa
             f"{name} can't be made small ({type(error).__name__}: {error}): check on a loaded model instead."
         ) from None
     tokenizer = byte_tokenizer()
-    hooked = [HookedModel(hf, tokenizer, slug="small", adapter=adapter(hf)) for hf in models]
+    hooked = [HookedModel(hf, tokenizer, slug="small", adapter=_decided(adapter(hf))) for hf in models]
     return max(hooked, key=lambda model: len(set(model.operator_types)))
+
+
+def _decided(adapter: Adapter) -> Adapter:
+    """Stretch the logits as training does: random weights prefer nothing by much."""
+    weight = getattr(adapter.module(adapter.final_norm_path), "weight", None)
+    if weight is not None:
+        weight.add_(3.0)
+    return adapter
 
 
 def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
@@ -131,6 +142,37 @@ def small_suite(name: str = "small", digits: str = "123") -> Suite:
                     )
                 )
     return Suite(name, tuple(prompts))
+
+
+def answered_suite(model: HookedModel) -> Suite:
+    """Return the small suite with answers that the model gives, as a trained one would: random weights know none.
+
+    Each text's target and foil are letters, chosen so that the model prefers the target after the text, and the
+    foil after its twin, by as much as it ever does.
+    """
+    return Suite("small", tuple(_answered(model, prompt) for prompt in small_suite()))
+
+
+@torch.inference_mode()
+def _answered(model: HookedModel, prompt: Prompt) -> Prompt:
+    assert model.reader is not None
+    scores = []
+    for text in (prompt.text, prompt.corrupt_text or prompt.text):
+        read = {
+            letter: model.reader.prompt(replace(prompt, text=text, target=f" {letter}", foil=" a"))
+            for letter in _LETTERS
+        }
+        usable = {letter: tokens for letter, tokens in read.items() if not isinstance(tokens, str)}
+        first = next(iter(usable.values()), None)
+        if first is None:
+            return prompt
+        logits = model.model(input_ids=model.tokens([first]), use_cache=False).logits[0, first.readout]
+        alike = {letter: tokens for letter, tokens in usable.items() if tokens.readout == first.readout}
+        scores.append({letter: float(logits[tokens.answer]) for letter, tokens in alike.items()})
+    clean, corrupt = scores
+    pairs = itertools.permutations(sorted(set(clean) & set(corrupt)), 2)
+    target, foil = max(pairs, key=lambda p: min(clean[p[0]] - clean[p[1]], corrupt[p[1]] - corrupt[p[0]]))
+    return replace(prompt, target=f" {target}", foil=f" {foil}")
 
 
 def small_reference() -> Suite:
