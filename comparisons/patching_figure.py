@@ -27,7 +27,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     models = list(map(str, dataset["model"].values))
     palette = style.colours(models)
     with style.context():
-        made = style.figure(1.6 + 3.6 * len(models), 7.2, dataset.attrs["suite"])
+        made = style.figure(max(8.2, 1.6 + 3.6 * len(models)), 7.2, dataset.attrs["suite"])
         grid = made.subplots(1 + len(_MAPS), len(models), height_ratios=[1.5, 1, 1, 1], squeeze=False)
         mesh: Any = None
         for i, model in enumerate(models):
@@ -85,16 +85,9 @@ def _handover(axes: Axes, one: xr.Dataset, colour: str) -> None:
         layer = round(arrival * (n_layers - 1))
         axes.plot([layer], [curve("last", "recovery")[layer]], "o", mfc="none", mec=style.INK, ms=9, gid="arrival")
     axes.plot(layers[-1:], [1.0], "x", color=style.CONTROL, ms=5)
-    axes.annotate(
-        "1 by\nconstruction",
-        (n_layers - 1, 1),
-        xytext=(-6, -20),
-        textcoords="offset points",
-        ha="right",
-        fontsize=6.5,
-        color="#666666",
-    )
-    axes.set_ylim(-0.1, 1.15)
+    place = {"xytext": (4, 5), "textcoords": "offset points", "ha": "right"}
+    axes.annotate("1 by construction", (n_layers - 1, 1), fontsize=6.5, color="#666666", **place)
+    axes.set_ylim(-0.1, 1.2)
     style.layer_axis(axes, n_layers)
     axes.set_xlim(-0.5, n_layers - 0.5)
 
