@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference
-import torch
 from models import SHAPES, VOCABULARY
 from planted_patching import planted, suite
 
@@ -192,21 +191,3 @@ def test_what_can_not_be_patched_is_told_in_one_line(prompts, parameters, told):
         measured(prompts=prompts, **parameters)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.real
-def test_the_capital_moves_with_the_patch():
-    import xatlas
-
-    torch.set_num_threads(2)
-    model = xatlas.load("smollm2-135m-q4", device="cpu")
-    text, twin = "The capital of France is", "The capital of Japan is"
-    prompt = Prompt("capital", "recall", text, " Paris", " Tokyo", twin, (15, 21))
-    probe = ActivationPatching(sites="resid_post", positions="subject,last", modes="denoise")
-    dataset = probe.measure(model, Suite("capitals", (prompt,)), Inputs())
-    stream = dataset["recovery"].isel(prompt=0, site=0, mode=0)
-    assert float(stream.sel(position="subject", layer=0)) > 0.9
-    assert float(stream.sel(position="last", layer=0)) < 0.1
-    assert float(stream.sel(position="last", layer=model.n_layers - 2)) > 0.9
-    assert float(stream.sel(position="subject", layer=model.n_layers - 2)) < 0.1
-    assert float(np.abs(dataset["recovery_control"].sel(position="last")).max()) < 0.5

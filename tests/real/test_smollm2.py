@@ -11,10 +11,13 @@ from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.model import HookedModel
+from xatlas.patching import recovery
+from xatlas.probe import Inputs
 from xatlas.proof import prove
 from xatlas.sites import Site
-from xatlas.suites import Prompt
+from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
+from xatlas.twins import read_pairs
 
 pytestmark = pytest.mark.real
 
@@ -114,3 +117,17 @@ def test_mean_ablation_at_a_prompts_own_values_is_nothing(smollm2, tokens):
     assert value.shape[1] == 2
     kl = sweep(smollm2, [short], [(Intervention(site, Mean()),)], [KL()], means={site: value[0]})
     assert kl.max() < 1e-8
+
+
+def test_the_capital_moves_with_the_patch(smollm2):
+    text, twin = "The capital of France is", "The capital of Japan is"
+    prompt = Prompt("capital", "recall", text, " Paris", " Tokyo", twin, (15, 21))
+    pairs = read_pairs(smollm2, Suite("capitals", (prompt,)), 0.5)
+    stream, _ = recovery(
+        smollm2, pairs, ("resid_post",), ("subject", "last"), "denoise", Inputs(), "test", control=False
+    )
+    subject, readout = stream[0, :, 0].T  # (layer,)
+    assert subject[0] > 0.9
+    assert readout[0] < 0.1
+    assert readout[-2] > 0.9
+    assert subject[-2] < 0.1
