@@ -23,7 +23,16 @@ CHARACTERS_PER_TOKEN = 3.5
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Dimensions along which every label is another condition that is run, and how many labels there are
 #: where neither the model nor the probe's parameters say.
-_CONDITIONS = {"component": 3, "ablation": 1, "factor": 3, "tap": 3, "site": 3, "direction": 20, "strength": 4}
+_CONDITIONS = {
+    "component": 3,
+    "ablation": 1,
+    "factor": 3,
+    "tap": 3,
+    "site": 3,
+    "direction": 44,
+    "strength": 6,
+    "scale": 2,
+}
 #: Dimensions that are read off one run.
 _FREE = {"prompt", "scope", "sample", "sample_other", "layer_other", "variant"}
 
@@ -103,11 +112,14 @@ def estimate(step: Step, settings: Settings) -> Estimate:
     known = facts(step.model.folder)
     characters = sum(len(prompt.text) + len(prompt.target or "") for prompt in settings.suite)
     tokens = characters / CHARACTERS_PER_TOKEN + len(settings.suite)
+    if any("direction" in variable.dims for variable in step.probe.variables.values()):
+        tokens = len(settings.suite)  # added at the readout position, which is all that is run again
     # A change in layer l is run through the layers from l on: half of them on average.
     forwards = 1 + conditions(step, known, settings) / 2
     flops = 2 * (known.n_parameters - known.n_embedding) * tokens * forwards
     weights = known.n_parameters * _BYTES[settings.dtype]
-    return Estimate(flops / (EFFICIENCY * _rate()) / 60, (weights + WORKING_MEMORY) / 1e9)
+    seconds = flops / (EFFICIENCY * _rate()) + _OVERHEAD * len(settings.suite) * conditions(step, known, settings)
+    return Estimate(seconds / 60, (weights + WORKING_MEMORY) / 1e9)
 
 
 def conditions(step: Step, known: Facts, settings: Settings) -> int:
