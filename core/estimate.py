@@ -23,16 +23,10 @@ CHARACTERS_PER_TOKEN = 3.5
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Dimensions along which every label is another condition that is run, and how many labels there are
 #: where neither the model nor the probe's parameters say.
-_CONDITIONS = {
-    "component": 3,
-    "ablation": 1,
-    "factor": 3,
-    "tap": 3,
-    "site": 3,
-    "direction": 44,
-    "strength": 6,
-    "scale": 2,
-}
+_CONDITIONS = {"component": 3, "ablation": 1, "factor": 3, "tap": 3, "site": 3, "position": 4, "mode": 2}
+_CONDITIONS |= {"direction": 44, "strength": 6, "scale": 2}
+#: Seconds that a condition costs per prompt, however small the model.
+_OVERHEAD = 2e-4
 #: Dimensions that are read off one run.
 _FREE = {"prompt", "scope", "sample", "sample_other", "layer_other", "variant"}
 
