@@ -96,7 +96,8 @@ def footer(mains: Sequence[Reading], measured: str = "") -> str:
     parts = []
     for (suite, families, bos), sizes in groups.items():
         count = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
-        parts.append(f"suite {suite} ({families} {"family" if families == 1 else "families"}, {count} prompts), bos {bos}")
+        of = "1 family" if families == 1 else f"{families} families"
+        parts.append(f"suite {suite} ({of}, {count} prompts), bos {bos}")
     measured = measured or f"ablation {ABLATION}, KL at the {SCOPE} position"
     return f"{'; '.join(parts)}; {measured}; 95 % intervals over templates"
 
