@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from xatlas.errors import unknown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -83,11 +85,18 @@ class KL(Metric):
     ----------
     scope : {"last", "all"}
         At the readout position, or the mean over the text's positions but the first.
+
+    Raises
+    ------
+    XatlasError
+        The scope is another one.
     """
 
     name = "kl"
 
     def __init__(self, scope: str = "last") -> None:
+        if scope not in ("last", "all"):
+            raise unknown("scope", scope, ("last", "all"))
         self.scope = scope
 
     def positions(self, prompt: TokenPrompt) -> Sequence[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
 
@@ -57,7 +57,7 @@ class ConvFactors(Probe):
         """
 
         ablations: tuple[str, ...] = ("mean", "one", "resample")
-        scopes: tuple[str, ...] = ("last",)
+        scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``kl_control (prompt, layer, factor, ablation, scope)``."""

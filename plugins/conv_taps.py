@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
 from xatlas.interventions import Change
@@ -91,7 +91,7 @@ class ConvTaps(Probe):
             Where KL is read: last, all.
         """
 
-        scopes: tuple[str, ...] = ("last",)
+        scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``kl_control (prompt, layer, tap, scope)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
 
@@ -56,8 +56,8 @@ class HeadAblation(Probe):
             Where KL is read: last, all.
         """
 
-        ablations: tuple[str, ...] = ("mean",)
-        scopes: tuple[str, ...] = ("last",)
+        ablations: tuple[Literal["zero", "mean", "resample"], ...] = ("mean",)
+        scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, head, ablation, scope)`` and its companions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
 
@@ -57,8 +57,8 @@ class LayerAblation(Probe):
             Where KL is read: last, all.
         """
 
-        ablations: tuple[str, ...] = ("zero", "mean", "resample")
-        scopes: tuple[str, ...] = ("last",)
+        ablations: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "resample")
+        scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, component, ablation, scope)`` and its companions."""

@@ -62,7 +62,7 @@ class PositionAblation(Probe):
 
         ablation: Literal["mean", "zero", "resample"] = "mean"
         positions: tuple[str, ...] = ("first", "subject", "last", "other")
-        scopes: tuple[str, ...] = ("last",)
+        scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, component, position, scope)`` and its control."""
