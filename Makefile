@@ -32,7 +32,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/typing && mkdir -p build/typing/xatlas
-	for file in core/*.py core/py.typed plugins architectures comparisons; do \
+	for file in core/* plugins architectures comparisons; do \
 		ln -sfn "$(CURDIR)/$$file" build/typing/xatlas/; done
 	MYPYPATH=build/typing $(BIN)/mypy
 	PYTHONPATH=build/typing $(BIN)/lint-imports --config .importlinter

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from baselines import bucketed, plain_conditions, prompt_by_prompt
 
-from xatlas.budget import Budget
-from xatlas.means import reference_means
+from xatlas.measures.means import reference_means
 from xatlas.metrics import KL
 from xatlas.sweep import sweep
+from xatlas.sweep.budget import Budget
 
 SEED = 0
 CASES = {"smollm2-135m-q4": cases.smollm2, "lfm2.5-230m-shape": cases.lfm2_shape}

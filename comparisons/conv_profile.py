@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import conv_figure, conv_measures, readings, summary
-from xatlas.comparisons.conv_measures import PARTS
+from xatlas.comparisons.figures import conv as conv_figure
+from xatlas.comparisons.measures import conv as conv_measures
+from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures.conv import PARTS
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import early_late_figure, readings, summary
-from xatlas.comparisons.readings import ABLATIONS, SCOPE, Estimate, Reading
-from xatlas.ranks import correlate_ranks
+from xatlas.comparisons.figures import early_late as early_late_figure
+from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures.readings import ABLATIONS, SCOPE, Estimate, Reading
 from xatlas.stats import EPSILON, Floats, quantile
+from xatlas.stats.ranks import correlate_ranks
 
 if TYPE_CHECKING:
     import xarray as xr

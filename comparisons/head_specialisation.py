@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import head_figure, head_measures, readings, summary
-from xatlas.comparisons.readings import Estimate, Reading
+from xatlas.comparisons.figures import head as head_figure
+from xatlas.comparisons.measures import head as head_measures
+from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures.readings import Estimate, Reading
 
 if TYPE_CHECKING:
     import xarray as xr

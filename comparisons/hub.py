@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import hub_figure, readings, summary
-from xatlas.comparisons.readings import Estimate, Reading
-from xatlas.ranks import Winner, probability_first, winner
+from xatlas.comparisons.figures import hub as hub_figure
+from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures.readings import Estimate, Reading
 from xatlas.stats import DRAWS, Floats, log_ratio, quantile
+from xatlas.stats.ranks import Winner, probability_first, winner
 
 if TYPE_CHECKING:
     import xarray as xr

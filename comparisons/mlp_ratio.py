@@ -6,8 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import mlp_measures, mlp_ratio_figure, readings, summary
-from xatlas.comparisons.mlp_measures import COMPONENTS, PARTS
+from xatlas.comparisons.figures import mlp_ratio as mlp_ratio_figure
+from xatlas.comparisons.measures import mlp as mlp_measures
+from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures.mlp import COMPONENTS, PARTS
 
 if TYPE_CHECKING:
     import xarray as xr

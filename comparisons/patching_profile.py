@@ -7,8 +7,10 @@ import math
 from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import patching_figure, patching_measures, readings, summary
-from xatlas.comparisons.patching_measures import MODES, POSITIONS, SITES
+from xatlas.comparisons.figures import patching as patching_figure
+from xatlas.comparisons.measures import patching as patching_measures
+from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures.patching import MODES, POSITIONS, SITES
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons import style
+from xatlas.comparisons.figures import style
 from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, XatlasError, hookimpl
-from xatlas.comparisons import readings, steering_figure, steering_measures, summary
-from xatlas.comparisons.steering_measures import KINDS, SCALES
+from xatlas.comparisons.figures import steering as steering_figure
+from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures import steering as steering_measures
+from xatlas.comparisons.measures.steering import KINDS, SCALES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,8 +21,9 @@ class SteeringProfile(Comparison):
     """Effects of directions added layer by layer, at fixed length and at fixed share of the stream's norm.
 
     ``effect (model, kind, scale, dose, layer)``: KL(clean ‖ steered), family-macro, mean over both signs of a
-    dose, for random directions, the prompt's own family's direction, other families' (off-task) and those with
-    shuffled labels; ``random_low`` and ``random_high`` hold 95 % of the random directions.
+    dose, for random directions, random ones with the stream's covariance (matched), the prompt's own family's
+    direction, other families' (off-task) and those with shuffled labels; ``random_low`` and ``random_high`` hold 95 %
+    of the random directions, ``matched_low`` and ``matched_high`` of the matched ones.
     ``early_over_late (model, kind, scale, dose)`` is the mean effect of the first half of the layers over the
     second. The stream's norm grows with depth, so one length is a large change early and a small one late:
     "early layers steer better" that holds at absolute strength and not at relative strength is an artefact.
@@ -29,7 +32,7 @@ class SteeringProfile(Comparison):
     """
 
     name = "steering_profile"
-    version = 1
+    version = 2
     summary = "At which depth does steering work, beyond what the norm of the stream explains?"
     default = False
 

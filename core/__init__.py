@@ -24,7 +24,7 @@ _HOME = {
     "HookPoint": "sites",
     "Site": "sites",
     "Intervention": "interventions",
-    "ModelSource": "sources",
+    "ModelSource": "loading.sources",
     "Prompt": "suites",
     "Suite": "suites",
     "SuiteSpec": "suites",
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from xatlas.errors import XatlasError as XatlasError
     from xatlas.hookspecs import hookimpl as hookimpl
     from xatlas.interventions import Intervention as Intervention
+    from xatlas.loading.sources import ModelSource as ModelSource
     from xatlas.model import HookedModel as HookedModel
     from xatlas.probe import Inputs as Inputs
     from xatlas.probe import Probe as Probe
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from xatlas.sites import HeadLayout as HeadLayout
     from xatlas.sites import HookPoint as HookPoint
     from xatlas.sites import Site as Site
-    from xatlas.sources import ModelSource as ModelSource
     from xatlas.suites import Prompt as Prompt
     from xatlas.suites import Suite as Suite
     from xatlas.suites import SuiteSpec as SuiteSpec

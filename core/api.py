@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import manager
-from xatlas.atlas import open_atlas
-from xatlas.comparing import Comparing, pick_comparisons
-from xatlas.comparing import compare as compare_models
 from xatlas.errors import XatlasError
-from xatlas.outcome import Reporter
-from xatlas.plan import Settings, default_suite, find_suite, steps_for
+from xatlas.loading.names import Resolved, resolve
 from xatlas.probe import Inputs, Probe, Requirement
-from xatlas.resolve import Resolved, resolve
 from xatlas.run import run
+from xatlas.run.comparing import Comparing, pick_comparisons
+from xatlas.run.comparing import compare as compare_models
+from xatlas.run.outcome import Reporter
+from xatlas.run.plan import Settings, default_suite, find_suite, steps_for
 from xatlas.store import Store
+from xatlas.store.atlas import open_atlas
 from xatlas.suites import Suite
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def make_settings(suite: str | Suite | None = None, reference: str | Suite | Non
     suite, reference : str or Suite, optional
         What is measured on; where means and donors come from.
     **options
-        Fields of :class:`xatlas.plan.Settings`.
+        Fields of :class:`xatlas.run.plan.Settings`.
 
     Raises
     ------

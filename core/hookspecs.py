@@ -9,8 +9,8 @@ import pluggy
 if TYPE_CHECKING:
     from xatlas.adapter import Adapter
     from xatlas.comparison import Comparison
+    from xatlas.loading.sources import ModelSource
     from xatlas.probe import Probe
-    from xatlas.sources import ModelSource
     from xatlas.suites import SuiteSpec
 
 hookspec = pluggy.HookspecMarker("xatlas")

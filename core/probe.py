@@ -186,6 +186,6 @@ class ReadingProbe(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Run the capture pass for this probe alone."""
-        from xatlas.reading import read_together
+        from xatlas.measures.reading import read_together
 
         return read_together([self], model, suite, [inputs])[0]

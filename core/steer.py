@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from xatlas.directions import contrasts, median_norms, random_direction, readout_values
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Add, Intervention
+from xatlas.measures.directions import contrasts, median_norms, random_direction, readout_values
 from xatlas.sites import Site
 from xatlas.suites import Prompt
 

@@ -156,7 +156,7 @@ def picture(out: Path) -> None:
 
     import xarray as xr
 
-    from xatlas.cli_words import print_table
+    from xatlas.cli.words import print_table
     from xatlas.manager import comparisons
 
     hub = comparisons()["hub"]()

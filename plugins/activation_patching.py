@@ -69,9 +69,9 @@ class ActivationPatching(Probe):
         """Return ``recovery (prompt, layer, site, position, mode)`` and its control."""
         import numpy as np
 
-        from xatlas.patching import check_patch, missing, recovery
+        from xatlas.measures.patching import check_patch, missing, recovery
+        from xatlas.measures.twins import read_pairs
         from xatlas.schema import label, layer_coords, suite_coords
-        from xatlas.twins import read_pairs
 
         chosen = self.parameters
         check_patch(model, chosen.sites, chosen.positions)

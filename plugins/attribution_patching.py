@@ -66,10 +66,10 @@ class AttributionPatching(Probe):
         """Return ``attribution (prompt, layer, site, position)`` and ``rank_correlation (site)``."""
         import numpy as np
 
-        from xatlas.attribution import attribution
-        from xatlas.patching import check_patch, missing, recovery
+        from xatlas.measures.attribution import attribution
+        from xatlas.measures.patching import check_patch, missing, recovery
+        from xatlas.measures.twins import read_pairs
         from xatlas.schema import label, layer_coords, suite_coords
-        from xatlas.twins import read_pairs
 
         chosen = self.parameters
         check_patch(model, chosen.sites, chosen.positions)
@@ -104,7 +104,7 @@ def _agreement(guess: Any, exact: Any) -> Any:
     """Return the mean rank correlation ``(site,)`` of two arrays ``(prompt, layer, site, position)``."""
     import numpy as np
 
-    from xatlas.ranks import correlate_ranks
+    from xatlas.stats.ranks import correlate_ranks
 
     found = np.full((len(guess), guess.shape[2]), np.nan)
     for row, s in np.ndindex(*found.shape):

@@ -61,10 +61,10 @@ class ConvFactors(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``kl_control (prompt, layer, factor, ablation, scope)``."""
-        from xatlas.ablation import Grid, ablation
         from xatlas.interventions import RandomDirection
+        from xatlas.measures.ablation import Grid, ablation
+        from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.noise import noise_floor
         from xatlas.schema import label, layer_coords, suite_coords
 
         tokens = model.read(suite)

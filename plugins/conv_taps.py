@@ -95,10 +95,10 @@ class ConvTaps(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``kl_control (prompt, layer, tap, scope)``."""
-        from xatlas.ablation import Grid
         from xatlas.interventions import RandomDirection
+        from xatlas.measures.ablation import Grid
+        from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.noise import noise_floor
         from xatlas.schema import label, layer_coords, suite_coords
 
         tokens = model.read(suite)

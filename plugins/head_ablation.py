@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas import HeadLayout, HookedModel
-    from xatlas.ablation import Grid
+    from xatlas.measures.ablation import Grid
 
 
 class HeadAblation(Probe):
@@ -61,9 +61,9 @@ class HeadAblation(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, head, ablation, scope)`` and its companions."""
-        from xatlas.ablation import Grid
+        from xatlas.measures.ablation import Grid
+        from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.noise import noise_floor
         from xatlas.schema import head_coords, label, layer_coords, suite_coords
 
         tokens = model.read(suite)
@@ -100,8 +100,8 @@ class HeadAblation(Probe):
 
 def _add(grid: Grid, layer: int, layout: HeadLayout, k: int, kind: str, draw: int) -> None:
     """Add the conditions of one layer's heads and groups."""
-    from xatlas.ablation import ablation
     from xatlas.interventions import InSubspace, RandomDirection
+    from xatlas.measures.ablation import ablation
 
     site, change = Site(layer, "heads"), ablation(kind, draw)
     groups: dict[int, list[int]] = {}

@@ -62,9 +62,9 @@ class LayerAblation(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, component, ablation, scope)`` and its companions."""
-        from xatlas.ablation import Grid
+        from xatlas.measures.ablation import Grid
+        from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL, DeltaNLL, Top1Changed
-        from xatlas.noise import noise_floor
         from xatlas.schema import label, layer_coords, suite_coords
 
         tokens = model.read(suite)
@@ -109,8 +109,8 @@ def _conditions(
     model: HookedModel, layer: int, kind: str, draw: int
 ) -> dict[int, tuple[tuple[Intervention, ...], Intervention]]:
     """Return component index → the ablation and its control, for the components that the layer has."""
-    from xatlas.ablation import ablation
     from xatlas.interventions import RandomDirection
+    from xatlas.measures.ablation import ablation
 
     change = ablation(kind, draw)
     parts = {0: Site(layer, "operator_out"), 1: Site(layer, "mlp_out")}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas import HookedModel
-    from xatlas.ablation import Grid
+    from xatlas.measures.ablation import Grid
 
 #: Component → the site that is replaced.
 COMPONENTS = {"operator": "operator_out", "mlp": "mlp_out"}
@@ -71,8 +71,8 @@ class PairwiseAblation(Probe):
         """Return ``interaction (prompt, component, component_other)`` and ``kl_joint``."""
         import numpy as np
 
+        from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.noise import noise_floor
         from xatlas.schema import label, suite_coords
 
         names = self._components(model, inputs)
@@ -97,7 +97,7 @@ class PairwiseAblation(Probe):
 
     def _grid(self, sites: list[Site], draws: int) -> Grid:
         """Lay out singles on the diagonal and pairs above it."""
-        from xatlas.ablation import Grid, ablation
+        from xatlas.measures.ablation import Grid, ablation
 
         grid = Grid({"kl_joint": (len(sites), len(sites))})
         for i, one in enumerate(sites):

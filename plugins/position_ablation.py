@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas import HookedModel
-    from xatlas.ablation import Grid
+    from xatlas.measures.ablation import Grid
     from xatlas.prompts import TokenSuite
 
 #: Component → the site that is replaced.
@@ -66,10 +66,10 @@ class PositionAblation(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, component, position, scope)`` and its control."""
-        from xatlas.ablation import Grid
         from xatlas.errors import unknown
+        from xatlas.measures.ablation import Grid
+        from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.noise import noise_floor
         from xatlas.prompts import POSITION_CLASSES
         from xatlas.schema import label, layer_coords, suite_coords
 
@@ -109,8 +109,8 @@ class PositionAblation(Probe):
 
     def _fill(self, grid: Grid, model: HookedModel, draws: int) -> None:
         """Lay out every layer, component and position class, with its control."""
-        from xatlas.ablation import ablation
         from xatlas.interventions import RandomDirection
+        from xatlas.measures.ablation import ablation
 
         for layer in range(model.n_layers):
             for c, kind in enumerate(COMPONENTS.values()):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,14 +38,16 @@ class Steering(Probe):
 
     Unit: nats; logits.
 
-    Control: ``random``, at least 20 unit vectors, the same in every layer, whose label names the seed; and
-    ``shuffled``, the family directions with the reference's family labels shuffled.
+    Control: ``random``, at least 20 unit vectors of uniform direction, the same in every layer, whose label names
+    the seed; ``matched``, as many with the covariance of the stream at the reference's readouts, which differences
+    of means share and uniform vectors don't; and ``shuffled``, the family directions with the reference's family
+    labels shuffled, which fall among the matched ones.
 
     Source: Turner et al. 2308.10248; Rimsky et al. 2312.06681; Pres et al. 2410.17245.
     """
 
     name = "steering"
-    version = 1
+    version = 2
     sites = ("resid_post",)
     uses_reference = True
     _cell = ("prompt", "layer", "direction", "strength", "scale")
@@ -66,6 +69,8 @@ class Steering(Probe):
             Multiples of the scale's unit; a negative one points away from the direction.
         random : int
             How many random directions.
+        matched : int
+            How many random directions with the stream's covariance.
         families : tuple of str
             Families whose directions are tried; all of the reference's when empty.
         shuffled : bool
@@ -76,6 +81,7 @@ class Steering(Probe):
 
         strengths: tuple[float, ...] = (-1.0, -0.25, 0.1, 0.25, 0.5, 1.0)
         random: int = 20
+        matched: int = 20
         families: tuple[str, ...] = ()
         shuffled: bool = True
         unit: float | None = None
@@ -88,15 +94,18 @@ class Steering(Probe):
                 )
             if len(set(self.strengths)) < len(self.strengths):
                 raise XatlasError("steering.strengths holds a number twice: give each once.")
-            if self.random < 0:
-                raise XatlasError(f"steering.random = {self.random} does not fit: it takes a whole number from 0.")
+            for name in ("random", "matched"):
+                if getattr(self, name) < 0:
+                    raise XatlasError(
+                        f"steering.{name} = {getattr(self, name)} does not fit: it takes a whole number from 0."
+                    )
             if self.unit is not None and not (math.isfinite(self.unit) and self.unit > 0):
                 raise XatlasError(f"steering.unit = {self.unit:g} does not fit: it takes a number above 0.")
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``delta_logit_diff (prompt, layer, direction, strength, scale)`` and what was added."""
-        from xatlas.directions import median_norms, readout_values
-        from xatlas.noise import noise_floor
+        from xatlas.measures.directions import median_norms, readout_values
+        from xatlas.measures.noise import noise_floor
         from xatlas.schema import label, layer_coords, suite_coords
 
         tokens = model.read(suite)
@@ -140,58 +149,70 @@ class Steering(Probe):
 
     def _directions(self, model: HookedModel, inputs: Inputs) -> Directions:
         """Return all directions, the random ones first."""
-        import torch
+        from xatlas.measures.directions import matched_direction, random_direction, readout_values
 
-        from xatlas.directions import contrasts, random_direction, readout_values, shuffle
-
-        found = Directions([], [], [], [], torch.empty(0))
-        vectors: list[Tensor] = []
-        for i in range(self.parameters.random):
-            seed = 1000 * inputs.seed + i
-            found.add(f"random:{seed}", "random", "", f"standard normal numbers of torch's seed {seed}")
-            vectors.append(random_direction(model.d_model, seed).expand(model.n_layers, -1))
+        found = Directions()
+        seeds = range(1000 * inputs.seed, 1000 * inputs.seed + max(self.parameters.random, self.parameters.matched))
+        for seed in seeds[: self.parameters.random]:
+            vector = random_direction(model.d_model, seed).expand(model.n_layers, -1)
+            found.add(f"random:{seed}", "random", "", f"standard normal numbers of torch's seed {seed}", vector)
         if inputs.reference is None:
             raise XatlasError("family directions need a reference suite: pass --reference FILE.")
         reference = model.read(inputs.reference).prompts
-        families = [prompt.prompt.family for prompt in reference]
+        values = readout_values(model, reference)
+        where = f"suite {inputs.reference.name} ({inputs.reference.hash[:12]}), resid_post at the readout position"
+        for seed in seeds[: self.parameters.matched]:
+            recipe = f"centred values weighted with standard normal numbers of torch's seed {seed}; {where}"
+            found.add(f"matched:{seed}", "matched", "", recipe, matched_direction(values, seed))
+        self._add_families(found, values, [prompt.prompt.family for prompt in reference], where, inputs)
+        if not found.labels:
+            raise XatlasError("no direction is left: ask for random ones, or give a reference of several families.")
+        return found
+
+    def _add_families(self, found: Directions, values: Tensor, families: list[str], where: str, inputs: Inputs) -> None:
+        """Add the families' directions, and those with shuffled labels."""
+        from xatlas.measures.directions import contrasts, shuffle
+
         wanted = self.parameters.families or sorted(set(families))
         for family in wanted:
             if family not in families:
-                raise unknown("family", family, set(families), f"They are those of '{inputs.reference.name}'.")
-        values = readout_values(model, reference)
-        recipe = f"mean of the family minus mean of the rest of suite {inputs.reference.name} "
-        recipe += f"({inputs.reference.hash[:12]}), resid_post at the readout position"
+                named = inputs.reference.name if inputs.reference else ""
+                raise unknown("family", family, set(families), f"They are those of '{named}'.")
+        recipe = f"mean of the family minus mean of the rest; {where}"
         kinds = [("family", "", families, recipe)]
         if self.parameters.shuffled:
             shuffled = shuffle(families, inputs.seed)
-            kinds.append(("shuffled", "shuffled:", shuffled, f"{recipe}, labels shuffled with seed {inputs.seed}"))
+            kinds.append(("shuffled", "shuffled:", shuffled, f"{recipe}; labels shuffled with seed {inputs.seed}"))
         for kind, prefix, labels, told in kinds:
             for family, vector in contrasts(values, labels).items():
                 if family in wanted:
-                    found.add(f"{prefix}{family}", kind, family, told)
-                    vectors.append(vector)
-        if not vectors:
-            raise XatlasError("no direction is left: ask for random ones, or give a reference of several families.")
-        found.vectors = torch.stack(vectors)
-        return found
+                    found.add(f"{prefix}{family}", kind, family, told, vector)
 
 
 @dataclass
 class Directions:
-    """Directions with their names, kinds, families and recipes, and ``vectors (direction, layer, d_model)``."""
+    """Directions ``(layer, d_model)`` with their names, kinds, families and recipes."""
 
-    labels: list[str]
-    kinds: list[str]
-    families: list[str]
-    recipes: list[str]
-    vectors: Tensor
+    labels: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    families: list[str] = field(default_factory=list)
+    recipes: list[str] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
 
-    def add(self, label: str, kind: str, family: str, recipe: str) -> None:
-        """Name one more direction."""
+    def add(self, label: str, kind: str, family: str, recipe: str, vector: Tensor) -> None:
+        """Keep one more direction ``(layer, d_model)``."""
         self.labels.append(label)
         self.kinds.append(kind)
         self.families.append(family)
         self.recipes.append(recipe)
+        self.rows.append(vector)
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """All of them ``(direction, layer, d_model)``."""
+        import torch
+
+        return torch.stack(self.rows)
 
     def coords(self) -> dict[str, Any]:
         """Return the coordinates of the ``direction`` dimension."""
@@ -208,7 +229,7 @@ class Directions:
         if not missing.any():
             return {}
         names = ", ".join(label for label, gone in zip(self.labels, missing.tolist(), strict=True) if gone)
-        return {"direction": f"in some layers the family's mean is the rest's: {names}"}
+        return {"direction": f"in some layers there is nothing to tell apart: {names}"}
 
 
 def _sweep(

@@ -34,7 +34,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         If the file is missing.
     """
     if not path.is_file():
-        raise XatlasError(f"no training file {path}; make it with: python -m xatlas.plugins.suites 512000 {path}")
+        raise XatlasError(f"no training file {path}; make it with: python -m xatlas.plugins.suites 1024000 {path}")
     with path.open(encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)

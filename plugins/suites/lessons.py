@@ -1,6 +1,6 @@
-"""Families that only teach: going on from a word seen before, and looking a key up among two. No suite tests them.
+"""A family that only teaches: looking a key up among two. No suite tests it.
 
-Schemas, variables and renamings all need a look-up, which small models find late; these lead there.
+Schemas, variables and renamings all need a look-up, which small models find late; this leads there.
 """
 
 from __future__ import annotations
@@ -36,27 +36,4 @@ PAIRS = Family(
         Frame("find", "{k} {s} and {l} {t}. Find {asked}. Found", _pairs),
     ),
     ("", "Pairs: ", "Look up: ", "Table: ", "Given: "),
-)
-
-
-def _resumed(generator: random.Random) -> Content:
-    """Six words, then one of the first four again, and the two or more that followed it; the twin shows another one."""
-    words = generator.sample(generator.choice(KEYS), 6)
-    start, instead = generator.sample(range(4), 2)
-    gaps = {"words": " ".join(words), "w": words[start]}
-    rest, other_rest = " ".join(words[start + 1 :]), " ".join(words[instead + 1 :])
-    return Content(gaps, {**gaps, "w": words[instead]}, rest, other_rest, f"{words}{start}")
-
-
-RESUMING = Family(
-    "resuming",
-    "how a row of words went on",
-    (
-        Frame("plain", "{words} {w}", _resumed),
-        Frame("bar", "{words} | {w}", _resumed),
-        Frame("line", "{words}\n{w}", _resumed),
-        Frame("from", "{words} from {w}", _resumed),
-        Frame("stop", "{words}. {w}", _resumed),
-    ),
-    ("", "Row: ", "Go on: ", "Recite: ", "Resume: "),
 )

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from xatlas.comparisons.head_measures import top_share, wins_per_index
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
+from xatlas.comparisons.measures.head import top_share, wins_per_index
 
 TYPES = ["conv", "attention"] * 4
 

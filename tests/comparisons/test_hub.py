@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from xatlas import XatlasError
-from xatlas.comparisons import summary
 from xatlas.comparisons.hub import Hub
+from xatlas.comparisons.measures import summary
 
 TYPES = ["attention"] * 6
 

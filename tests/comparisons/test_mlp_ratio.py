@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from xatlas.comparisons.mlp_measures import type_ratios
+from xatlas.comparisons.measures.mlp import type_ratios
 from xatlas.comparisons.mlp_ratio import MlpRatio
 
 HYBRID = ["conv", "attention"] * 6

@@ -10,8 +10,9 @@ import pytest
 import xarray as xr
 
 from xatlas import XatlasError
-from xatlas.comparisons import report, style
+from xatlas.comparisons import report
 from xatlas.comparisons.early_late import EarlyLate
+from xatlas.comparisons.figures import style
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
@@ -204,7 +205,7 @@ def test_figures_leave_the_users_matplotlib_alone(tree):
 
 
 def test_comparisons_load_neither_torch_nor_drawing():
-    names = ["hub", "mlp_ratio", "early_late", "head_specialisation", "report", "style"]
+    names = ["hub", "mlp_ratio", "early_late", "head_specialisation", "report", "figures.style"]
     imports = "; ".join(f"import xatlas.comparisons.{name}" for name in names)
     heavy = "{'torch', 'transformers', 'xarray', 'matplotlib', 'pandas'}"
     code = f"import sys; {imports}; print(sorted({heavy} & set(sys.modules)))"

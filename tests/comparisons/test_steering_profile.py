@@ -25,8 +25,8 @@ def result(synthetic, growth=1.0, early=1.0, family=None, seed=0, strengths=STRE
     length = np.stack([np.median(norm) + 0 * norm, norm], -1)[:, None, :] * strength[:, None]
     share = (length / norm[:, None, None]) ** 2 * (early ** -np.arange(layers))[:, None, None]
     families = [f"family{i}" for i in range(6)]
-    kinds = ["random"] * RANDOM + ["family"] * 6 + ["shuffled"] * 6
-    owners = [""] * RANDOM + families * 2
+    kinds = ["random"] * RANDOM + ["matched"] * RANDOM + ["family"] * 6 + ["shuffled"] * 6
+    owners = [""] * 2 * RANDOM + families * 2
     scale = synthetic.noise(rng, (layers, len(kinds), 1, 1), 1.0)
     kl = scale * share[None, :, None]  # (prompt, layer, direction, strength, scale)
     own = np.repeat(families, len(kl) // 6)[:, None] == np.array(owners)
@@ -101,8 +101,9 @@ def test_a_prompts_own_family_is_told_from_the_others(synthetic):
     dataset = compare(synthetic, a=result(synthetic, family=np.full(LAYERS, 9.0)))
     at = dataset["effect"].isel(model=0).sel(scale="relative", dose=0.25)
     assert (at.sel(kind="family") > 5 * at.sel(kind="off_task")).all()
-    low, high = (dataset[f"random_{end}"].isel(model=0).sel(scale="relative", dose=0.25) for end in ("low", "high"))
-    assert ((low < at.sel(kind="random")) & (at.sel(kind="random") < high)).all()
+    for kind in ("random", "matched"):
+        low, high = (dataset[f"{kind}_{end}"].isel(model=0).sel(scale="relative", dose=0.25) for end in ("low", "high"))
+        assert ((low < at.sel(kind=kind)) & (at.sel(kind=kind) < high)).all(), kind
 
 
 def test_both_signs_of_a_dose_are_averaged(synthetic):

@@ -14,11 +14,11 @@ from models import build
 
 from xatlas import Comparison, Finding, Probe, Requirement, Variable, check_adapter, check_comparison, check_probe
 from xatlas.architectures.llama import LlamaAdapter
+from xatlas.checks.specimen import byte_tokenizer, model_with, small_model, small_reference, small_suite
 from xatlas.errors import XatlasError
-from xatlas.means import choose_donors
+from xatlas.measures.means import choose_donors
 from xatlas.schema import label, suite_coords
 from xatlas.sites import HeadLayout
-from xatlas.specimen import byte_tokenizer, model_with, small_model, small_reference, small_suite
 
 
 def refused(check, thing, told, **more):
@@ -101,7 +101,7 @@ def test_a_layer_that_needs_more_than_it_was_called_with_is_refused():
         def roles(self, layer):
             return {}
 
-    from xatlas.adapter_checks import _check_engine, _two_prompts
+    from xatlas.checks.adapters import _check_engine, _two_prompts
     from xatlas.model import HookedModel
 
     model = HookedModel(hf, None, adapter=Adapter(hf), prove=False)

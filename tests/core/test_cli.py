@@ -65,6 +65,14 @@ MISTAKES = {
     "set": (["run", "tiny", "--set", "layer_ablation"], "PROBE.NAME=VALUE"),
     "set probe": (["run", "tiny", "--set", "nope.a=1"], "unknown probe 'nope'"),
     "set name": (["run", "tiny", "--set", "layer_ablation.scope=all"], "did you mean 'scopes'"),
+    "option": (["run", "tiny", "--sute", "quick"], "did you mean '--suite'"),
+    "option of another probe": (
+        ["run", "tiny", "--probes", "residual_norms", "--components", "x"],
+        "pairwise_ablation",
+    ),
+    "option without a value": (["run", "tiny", "--components"], "--components needs a value"),
+    "stray word": (["run", "tiny", "other"], "unexpected 'other'"),
+    "option before the model": (["run", "--components", "L0.mlp", "tiny"], "xatlas run MODEL, then options"),
     "empty suite": (["run", "tiny", "--suite", EMPTY], "holds no prompt"),
     "same ids": (["run", "tiny", "--suite", SAME], "line 2"),
     "explain": (["explain", "hub"], "unknown probe 'hub'"),
@@ -83,7 +91,16 @@ def test_a_mistake_is_one_line_and_exit_2(case, cli, folder):
     assert message in one_line(cli(*words), 2)
 
 
-@pytest.mark.parametrize("words", [["compare"], ["run"], ["nonsense"], ["run", "tiny", "--nonsense"]])
+def test_a_parameter_in_short_is_the_parameter_in_full(cli):
+    base = ["plan", "-m", "tiny", "--probes", "pairwise_ablation,head_ablation", "--json"]
+    full = ["--set", "pairwise_ablation.components=L0.mlp,L1.operator", "--set", "head_ablation.ablations=zero"]
+    short = ["--components", "L0.mlp,L1.operator", "--ablations=zero"]
+    keys = [[row["key"] for row in json.loads(cli(*base, *more).stdout)] for more in (full, short, [])]
+    assert keys[0] == keys[1]
+    assert not set(keys[0]) & set(keys[2])
+
+
+@pytest.mark.parametrize("words", [["compare"], ["run"], ["nonsense"], ["show"]])
 def test_bad_usage_is_exit_2(words):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
@@ -171,8 +188,8 @@ def test_compare_prints_tables_files_and_suite(cli, tmp_path):
 
 
 def test_the_command_for_the_larger_suite_is_the_same_command(cli, monkeypatch):
-    from xatlas import cli as module
-    from xatlas.plan import find_suite, larger_suite
+    from xatlas.cli import telling as module
+    from xatlas.run.plan import find_suite, larger_suite
 
     assert larger_suite(find_suite("quick")).name == "standard"
     assert larger_suite(find_suite("standard")) is None

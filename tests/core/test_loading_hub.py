@@ -11,10 +11,11 @@ from http.server import ThreadingHTTPServer
 import pytest
 from loading_models import COMMIT, REPO, Hub, put_in_cache, write_tiny_llama
 
-from xatlas import XatlasError, fetch, manager
-from xatlas.available import available
-from xatlas.resolve import resolve
-from xatlas.sources import ModelSource
+from xatlas import XatlasError, manager
+from xatlas.loading import downloads
+from xatlas.loading.inventory import available
+from xatlas.loading.names import resolve
+from xatlas.loading.sources import ModelSource
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +101,9 @@ def test_missing_shard_is_noticed(cache, aliases, closed_port, tiny):
     (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
     shards = '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
     (snapshot / "model.safetensors.index.json").write_text(shards)
-    assert fetch.cached_snapshot(REPO, None) is None
+    assert downloads.cached_snapshot(REPO, None) is None
     (snapshot / "model-00002-of-00002.safetensors").touch()
-    assert fetch.cached_snapshot(REPO, None) == snapshot
+    assert downloads.cached_snapshot(REPO, None) == snapshot
 
 
 def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_port):
@@ -115,7 +116,7 @@ def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_p
 
 
 def test_hub_that_accepts_and_never_answers(cache, aliases, endpoint, monkeypatch):
-    monkeypatch.setattr(fetch, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(downloads, "HUB_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(XatlasError, match=r"did not answer within|is unreachable .*Timeout"):
@@ -130,7 +131,7 @@ def test_name_lookup_that_hangs_is_given_up(cache, aliases, endpoint, monkeypatc
         release.wait()
         raise OSError("never found")
 
-    monkeypatch.setattr(fetch, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(downloads, "HUB_SECONDS", 0.5)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     endpoint("http://some.invalid")
     try:
@@ -229,7 +230,7 @@ def test_names_that_mean_nothing_never_reach_the_hub(cache, aliases, hub, name, 
 
 def test_resolving_imports_neither_torch_nor_transformers(cache, tiny):
     code = (
-        "import sys; from xatlas.resolve import resolve; from xatlas.available import available; "
+        "import sys; from xatlas.loading.names import resolve; from xatlas.loading.inventory import available; "
         f"resolve({str(tiny)!r}); available(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import torch
 from models import token_prompt
 
 from xatlas.errors import XatlasError
-from xatlas.means import LEAST_TOKENS, choose_donors, reference_means
+from xatlas.measures.means import LEAST_TOKENS, choose_donors, reference_means
 from xatlas.prompts import TokenSuite
 from xatlas.sites import Site
 

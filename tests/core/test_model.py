@@ -9,9 +9,9 @@ from models import SHAPES, build
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from xatlas.errors import XatlasError
-from xatlas.hooks import attached
 from xatlas.model import HookedModel
-from xatlas.record import one_row
+from xatlas.model.hooks import attached
+from xatlas.model.record import one_row
 from xatlas.sites import READ_ONLY, SITE_KINDS, Site
 
 IDS = torch.tensor([[5, 17, 60, 3, 44], [9, 2, 71, 30, 8]])

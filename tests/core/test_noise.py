@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from models import build, token_prompt
 
+from xatlas.measures.noise import noise_floor
 from xatlas.model import HookedModel
-from xatlas.noise import noise_floor
 
 PROMPTS = [token_prompt("a", 5), token_prompt("b", 9)]
 

@@ -15,10 +15,10 @@ from running import Counting, another, plugged, seeds, suite_file, tiny
 
 from xatlas.api import compare, load, make_settings, measure
 from xatlas.errors import XatlasError
-from xatlas.plan import parse_parameters, steps_for
+from xatlas.loading.names import resolve
 from xatlas.probe import ReadingProbe, Requirement
-from xatlas.resolve import resolve
 from xatlas.run import run
+from xatlas.run.plan import parse_parameters, steps_for
 from xatlas.store import Store, read_entry
 
 
@@ -229,7 +229,7 @@ def test_prompts_left_out_are_said(model, settings, tmp_path, caplog):
 
 
 def test_a_comparison_goes_on_without_the_model_that_failed(folder, tmp_path, monkeypatch):
-    from xatlas import run as module
+    from xatlas.run import runner as module
 
     def load(step, settings, original=module.load_hooked):
         if step.job.model.startswith("other"):
@@ -316,7 +316,7 @@ def test_compare_is_made_again_only_when_its_inputs_change(folder, tmp_path):
 
 
 def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model, tmp_path):
-    from xatlas.lineup import build_tree, variants
+    from xatlas.run.lineup import build_tree, variants
 
     store = Store(tmp_path)
     with plugged(xatlas_probes=[Counting]):

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from xatlas.ranks import chance_of_wins, correlate_ranks, expected_wins, probability_first, winner
 from xatlas.stats import Clusters, agree, holm, log_ratio, mcnemar, quantile, wilson
+from xatlas.stats.ranks import chance_of_wins, correlate_ranks, expected_wins, probability_first, winner
 
 NAN = math.nan
 

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xatlas import files
-from xatlas.atlas import open_atlas
-from xatlas.checkpoint import FolderCheckpoint
 from xatlas.errors import XatlasError
-from xatlas.files import hash_path
-from xatlas.jobs import Job
-from xatlas.store import Store, read_entry
+from xatlas.store import Store, files, read_entry
+from xatlas.store.atlas import open_atlas
+from xatlas.store.checkpoint import FolderCheckpoint
+from xatlas.store.files import hash_path
+from xatlas.store.jobs import Job
 
 JOB = Job(
     model="qwen-mini",
@@ -211,7 +210,7 @@ def test_checkpoint_refuses_objects(tmp_path):
 WORKER = """
     import sys, time
     import numpy as np, xarray as xr
-    from xatlas.jobs import Job
+    from xatlas.store.jobs import Job
     from xatlas.store import Store
     store = Store(sys.argv[1])
     job = Job(model="m", weights="w", probe="p")
@@ -237,7 +236,7 @@ def test_of_two_runs_at_once_one_measures_and_one_finds(tmp_path):
 def test_the_lock_of_a_killed_run_is_free(tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys
-        from xatlas.jobs import Job
+        from xatlas.store.jobs import Job
         from xatlas.store import Store
         with Store(sys.argv[1]).lock(Job(model="m", weights="w", probe="p")):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -11,12 +11,12 @@ import reference as ref
 import torch
 from models import SHAPES, donor_for, token_prompt
 
-from xatlas.budget import Budget
 from xatlas.errors import XatlasError
 from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, One, Place, RandomDirection, Zero
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.sites import READ_ONLY, Site
 from xatlas.sweep import sweep
+from xatlas.sweep.budget import Budget
 
 SEED = 11
 METRICS = [KL(), KL("all"), DeltaNLL(), Top1Changed(), LogitDifference()]
@@ -265,7 +265,7 @@ def test_the_budget_changes_nothing_but_memory(shape):
     "error", [torch.OutOfMemoryError("out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_memory_that_runs_out_halves_the_budget(shape, monkeypatch, error):
-    from xatlas import walk
+    from xatlas.sweep import walk
 
     model = shape("llama")
     cases = all_cases(model)[::5]
@@ -284,7 +284,7 @@ def test_memory_that_runs_out_halves_the_budget(shape, monkeypatch, error):
 
 
 def test_memory_that_stays_short_is_told_in_one_line(shape, monkeypatch):
-    from xatlas import walk
+    from xatlas.sweep import walk
 
     def failing(self):
         raise torch.OutOfMemoryError("out of memory")
@@ -296,7 +296,7 @@ def test_memory_that_stays_short_is_told_in_one_line(shape, monkeypatch):
 
 
 def test_other_errors_of_a_run_are_not_taken_for_memory(shape, monkeypatch):
-    from xatlas import walk
+    from xatlas.sweep import walk
 
     def failing(self):
         raise RuntimeError("shapes cannot be multiplied")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from xatlas.checks.specimen import byte_tokenizer
 from xatlas.model import HookedModel
-from xatlas.specimen import byte_tokenizer
 from xatlas.suites import Prompt, Suite
 
 # Coordinates of the stream.

@@ -12,13 +12,13 @@ from models import SHAPES, VOCABULARY
 from planted_patching import planted, suite
 
 from xatlas.errors import XatlasError
-from xatlas.patching import recovery
+from xatlas.measures.patching import recovery
+from xatlas.measures.twins import Pair, Pairs, read_pairs
 from xatlas.plugins.activation_patching import ActivationPatching
 from xatlas.probe import Inputs
 from xatlas.prompts import TokenPrompt
 from xatlas.schema import validate
 from xatlas.suites import Prompt, Suite
-from xatlas.twins import Pair, Pairs, read_pairs
 
 SITES, POSITIONS = ("resid_post", "operator_out", "mlp_out"), ("first", "subject", "last", "other")
 

@@ -11,15 +11,15 @@ import torch
 from models import SHAPES, VOCABULARY
 from planted_patching import planted, suite
 
-from xatlas.attribution import attribution
 from xatlas.errors import XatlasError
+from xatlas.measures.attribution import attribution
+from xatlas.measures.twins import Pair, Pairs
 from xatlas.plugins.activation_patching import ActivationPatching
 from xatlas.plugins.attribution_patching import AttributionPatching
 from xatlas.probe import Inputs
 from xatlas.prompts import TokenPrompt
 from xatlas.schema import validate
 from xatlas.suites import Prompt
-from xatlas.twins import Pair, Pairs
 
 KINDS = ("resid_pre", "operator_out", "resid_mid", "mlp_out", "resid_post", "heads", "conv_gate")
 

@@ -9,11 +9,11 @@ import torch
 from models import SHAPES, build
 from planted_conv import copier
 
+from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.model import HookedModel
 from xatlas.plugins.conv_factors import FACTORS, ConvFactors
 from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
-from xatlas.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.suites import Suite
 
 SUITE = Suite("few", small_suite().prompts[::4])

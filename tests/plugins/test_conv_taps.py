@@ -12,13 +12,13 @@ import torch
 from models import SHAPES, build
 from planted_conv import copier, predicts_previous
 
+from xatlas.checks.specimen import byte_tokenizer, small_suite
 from xatlas.interventions import Place
 from xatlas.model import HookedModel
 from xatlas.plugins.conv_taps import ConvTaps, WithoutTap
 from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
 from xatlas.sites import Site
-from xatlas.specimen import byte_tokenizer, small_suite
 from xatlas.suites import Suite
 
 SUITE = Suite("few", small_suite().prompts[::4])

@@ -8,14 +8,14 @@ import reference as ref
 import torch
 from models import build
 
-from xatlas.ablation import Grid
+from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.interventions import FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
+from xatlas.measures.ablation import Grid
 from xatlas.model import HookedModel
 from xatlas.plugins.head_ablation import HeadAblation, _add
 from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
 from xatlas.sites import HeadLayout, Site
-from xatlas.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.suites import Suite
 
 SUITE = Suite("few", small_suite().prompts[::3])

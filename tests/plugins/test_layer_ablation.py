@@ -10,6 +10,7 @@ import reference as ref
 import torch
 from models import build, token_prompt
 
+from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, Zero
 from xatlas.metrics import KL
@@ -18,7 +19,6 @@ from xatlas.plugins.layer_ablation import COMPONENTS, LayerAblation
 from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
 from xatlas.sites import Site
-from xatlas.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
 

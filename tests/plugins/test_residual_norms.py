@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from models import build
 
+from xatlas.checks.specimen import byte_tokenizer, small_suite
+from xatlas.measures.reading import read_together
 from xatlas.model import HookedModel
 from xatlas.plugins.residual_norms import ResidualNorms
 from xatlas.probe import Inputs
-from xatlas.reading import read_together
 from xatlas.schema import notes, validate
 from xatlas.sites import Site
-from xatlas.specimen import byte_tokenizer, small_suite
 from xatlas.suites import Prompt, Suite
 
 SUITE = Suite("few", (*small_suite().prompts[::3], Prompt("plain", "sums", "no subject here")))

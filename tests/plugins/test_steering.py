@@ -10,17 +10,17 @@ import reference as ref
 import torch
 from models import SHAPES, build
 
-from xatlas.directions import contrasts, random_direction, readout_values, shuffle
+from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.errors import XatlasError
+from xatlas.measures.directions import contrasts, matched_direction, random_direction, readout_values, shuffle
 from xatlas.model import HookedModel
 from xatlas.plugins.steering import Steering
 from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
-from xatlas.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.suites import Prompt, Suite
 
 SUITE = Suite("few", small_suite().prompts[::4])
-FEW = {"strengths": "-0.5,2", "random": 2, "families": "echo"}
+FEW = {"strengths": "-0.5,2", "random": 2, "matched": 1, "families": "echo"}
 D = 32
 
 
@@ -37,7 +37,7 @@ def test_the_numbers_of_the_reference_loop(name):
     """On every architecture, conv states included; nothing but the readout position is recomputed."""
     kind, overrides = SHAPES[name]
     hf = build(kind, **overrides, vocab_size=260)
-    dataset, model = measure(hf, **FEW | {"random": 1, "shuffled": "no"})
+    dataset, model = measure(hf, **FEW | {"random": 1, "matched": 0, "shuffled": "no"})
     for row, prompt in enumerate(model.read(SUITE).prompts):
         clean = ref.logits(hf, prompt.ids)[prompt.readout]
         for cell in np.ndindex(dataset["kl"].shape[1:]):
@@ -123,13 +123,28 @@ def test_the_direction_that_alone_sets_a_logit_is_found():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_shuffled_labels_fall_into_the_random_band(seed):
+def test_shuffled_labels_fall_into_the_random_bands(seed):
     dataset, _ = measure(planted(2.0), letters("suite"), letters("reference"), seed, strengths="1")
     kl = dataset["kl"].sel(scale="relative", strength=1).mean("prompt")
     kinds = dataset["direction_kind"].values
-    random = kl.isel(direction=kinds == "random")
-    assert (kl.isel(direction=kinds == "shuffled") <= random.max("direction")).all()
-    assert (kl.sel(direction="marked") > random.max("direction")).all()
+    for kind in ("random", "matched"):
+        band = kl.isel(direction=kinds == kind)
+        assert (kl.isel(direction=kinds == "shuffled") <= band.max("direction")).all(), kind
+        assert (kl.sel(direction="marked") > band.max("direction")).all(), kind
+
+
+def test_where_the_stream_is_wide_shuffled_labels_fall_among_matched_directions_only():
+    """Most of the stream's spread is in the one coordinate that sets logits: uniform directions hardly meet it."""
+    hf = planted(0.0)
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[:, 0] *= 8
+    dataset, _ = measure(hf, letters("suite"), letters("reference"), strengths="1", matched=40)
+    kl = dataset["kl"].sel(scale="relative", strength=1).mean("prompt").isel(layer=0)
+    kinds = dataset["direction_kind"].values
+    uniform, matched, shuffled = (kl.values[kinds == kind] for kind in ("random", "matched", "shuffled"))
+    assert (shuffled > np.median(uniform)).all()
+    assert matched.min() <= shuffled.min()
+    assert shuffled.max() <= matched.max()
 
 
 def test_strength_is_a_length_or_a_share_of_the_norm():
@@ -137,29 +152,42 @@ def test_strength_is_a_length_or_a_share_of_the_norm():
     hf = planted(2.0)
     with torch.no_grad():  # the second layer doubles nothing but the stream's length
         hf.model.layers[1].mlp.down_proj.weight.normal_(0, 3)
-    dataset, model = measure(hf, strengths="-0.5,1", random=1, families="echo", shuffled="no")
+    dataset, model = measure(hf, strengths="-0.5,1", random=1, matched=0, families="echo", shuffled="no")
     norms = readout_values(model, model.read(SUITE).prompts).norm(dim=-1).median(dim=-1).values
     length = dataset["length"]
     np.testing.assert_allclose(dataset["median_norm"], norms, rtol=0.2)
     np.testing.assert_allclose(length.sel(scale="relative", strength=1), dataset["median_norm"], rtol=1e-6)
     assert np.ptp(length.sel(scale="absolute", strength=1).values) == 0
     np.testing.assert_allclose(length.sel(strength=-0.5), -0.5 * length.sel(strength=1), rtol=1e-6)
-    fixed, _ = measure(hf, unit=3, strengths="2", random=1, families="echo", shuffled="no")
+    fixed, _ = measure(hf, unit=3, strengths="2", random=1, matched=0, families="echo", shuffled="no")
     assert (fixed["length"].sel(scale="absolute") == 6).all()
 
 
 def test_directions_can_be_made_again():
     dataset, model = measure(build("qwen2", vocab_size=260), seed=7, **FEW)
     labels = dataset["direction"].values.tolist()
-    assert labels == ["random:7000", "random:7001", "echo", "shuffled:echo"]
+    assert labels == ["random:7000", "random:7001", "matched:7000", "echo", "shuffled:echo"]
     vectors = torch.from_numpy(dataset["direction_vector"].values)
     torch.testing.assert_close(vectors[1], random_direction(D, 7001).expand(3, -1))
     reference = model.read(small_reference()).prompts
     families = [prompt.prompt.family for prompt in reference]
     values = readout_values(model, reference)
-    torch.testing.assert_close(vectors[2], contrasts(values, families)["echo"])
-    torch.testing.assert_close(vectors[3], contrasts(values, shuffle(families, 7))["echo"])
-    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(4, 3))
+    torch.testing.assert_close(vectors[2], matched_direction(values, 7000))
+    torch.testing.assert_close(vectors[3], contrasts(values, families)["echo"])
+    torch.testing.assert_close(vectors[4], contrasts(values, shuffle(families, 7))["echo"])
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(5, 3))
+
+
+def test_matched_directions_have_the_covariance_of_the_stream():
+    """Over many seeds the directions' second moments are those of the values, up to their common length."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([10.0, 3.0, 1.0, 0.0])
+    values = 50 + torch.randn(1, 400, 4, generator=generator) * spread  # the mean itself is no direction of spread
+    drawn = torch.stack([matched_direction(values, seed)[0] for seed in range(2000)])
+    ratios = drawn[:, 1] / drawn[:, 0]  # the length cancels: a Cauchy variable, whose scale is that of the spreads
+    assert ratios.abs().median().item() == pytest.approx(float(values[0, :, 1].std() / values[0, :, 0].std()), rel=0.1)
+    assert drawn[:, 3].abs().max() < 1e-5
+    assert matched_direction(torch.ones(2, 5, 4), 0).isnan().all()
 
 
 def test_family_against_rest_is_a_difference_of_means():
@@ -189,6 +217,7 @@ def test_prompts_without_foil_have_no_logit_difference():
         ({"strengths": ""}, "nothing does not fit"),
         ({"strengths": "1,1"}, "twice"),
         ({"random": -1}, "from 0"),
+        ({"matched": -1}, "from 0"),
         ({"unit": 0}, "above 0"),
     ],
 )

@@ -9,15 +9,15 @@ import torch
 
 from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, Mean, RandomDirection, Zero
+from xatlas.measures.patching import recovery
+from xatlas.measures.twins import read_pairs
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.model import HookedModel
-from xatlas.patching import recovery
+from xatlas.model.proof import prove
 from xatlas.probe import Inputs
-from xatlas.proof import prove
 from xatlas.sites import Site
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
-from xatlas.twins import read_pairs
 
 pytestmark = pytest.mark.real
 
@@ -34,7 +34,7 @@ PROMPTS = [
 @pytest.fixture(scope="session")
 def smollm2():
     from xatlas.loading import load
-    from xatlas.resolve import resolve
+    from xatlas.loading.names import resolve
 
     try:
         resolved = resolve("smollm2-135m-q4")

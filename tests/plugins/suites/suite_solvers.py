@@ -134,12 +134,6 @@ def pairs(text: str) -> str:
     return words[words.index(words[-1]) + 1]
 
 
-def resuming(text: str) -> str:
-    """What stood after the first mention of the last word."""
-    words = re.findall(r"\w+", re.sub(r"^(Row|Go on|Recite|Resume): | from\b", "", text))
-    return " ".join(words[words.index(words[-1]) + 1 : -1])
-
-
 def opposite_recall(text: str) -> str:
     both = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
     asked = [word for word in re.findall(r"\w+", text) if word in both]
@@ -166,7 +160,6 @@ SOLVERS = {
         string_decoding,
         instruction_following,
         pairs,
-        resuming,
         opposite_recall,
         letter_doubling,
     )

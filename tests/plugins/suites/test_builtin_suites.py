@@ -11,14 +11,13 @@ from suite_solvers import SOLVERS
 from xatlas import XatlasError, manager
 from xatlas.plugins.suites import FAMILIES, TRANSFER
 from xatlas.plugins.suites.masking import mask, overlap
-from xatlas.plugins.suites.mixture import LESSONS, PHASES, proportions, training_stream
+from xatlas.plugins.suites.mixture import LESSONS, proportions, training_stream
 from xatlas.plugins.suites.wording import differing_span
 from xatlas.suites import read_suite, write_suite
 
 NAMES = ("quick", "standard", "train", "transfer", "transfer-train")
 SUITES = {name: manager.suites()[name].load() for name in NAMES}
 ALL = FAMILIES | TRANSFER | LESSONS
-EARLY = tuple((number * 8_000, weights) for number, (_, weights) in enumerate(PHASES))  # all phases, but soon
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,8 +110,8 @@ def test_train_and_test_share_nothing(family):
 
 
 def test_no_family_shares_another_ones_wording():
-    """Overlap is nil across families too, in the very mixtures that train the miniatures."""
-    stream = training_stream(0, EARLY)
+    """Overlap is nil across families too, in the very mixture that trains the miniatures."""
+    stream = training_stream(0)
     texts = [next(stream).text for _ in range(20_000)]
     assert set(overlap(SUITES["standard"], texts).values()) == {0.0}
 
@@ -130,16 +129,15 @@ def test_mask():
     assert mask("The capital of France is 12 and cat") == "The capital of _ is 0 and _"
 
 
-def test_mixture_follows_the_phases():
-    stream = training_stream(0, EARLY)
-    for _, weights in PHASES:
-        counts = Counter(next(stream).family for _ in range(8_000))
-        for name, share in proportions(weights).items():
-            assert counts[name] == pytest.approx(8_000 * share, abs=110), name  # more than three deviations
+def test_the_mixture_follows_its_weights():
+    stream = training_stream(0)
+    counts = Counter(next(stream).family for _ in range(8_000))
+    for name, share in proportions().items():
+        assert counts[name] == pytest.approx(8_000 * share, abs=110), name  # more than three deviations
 
 
 def test_proportions():
-    shares = proportions({"copying": 3.0, "pairs": 0.0, "resuming": 0.0, "others": 1.0})
+    shares = proportions({"copying": 3.0, "pairs": 0.0, "others": 1.0})
     assert shares["copying"] == pytest.approx(3 / 14)
     assert shares["dead_code"] == pytest.approx(1 / 14)
     assert shares["pairs"] == 0

@@ -1,0 +1,258 @@
+"""What patching profiles are made of: recovery over layers, where it arrives, and what moves it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas.comparisons.measures import summary
+from xatlas.comparisons.measures.readings import Reading
+from xatlas.errors import XatlasError
+from xatlas.stats import DRAWS, Clusters, Floats, quantile
+from xatlas.stats.ranks import probability_first, winner
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SITES = ("resid_post", "operator_out", "mlp_out")
+POSITIONS = ("first", "subject", "last", "other")
+MODES = ("denoise", "noise")
+STREAM, OPERATOR, MLP = range(3)
+SUBJECT, LAST = 1, 2
+#: Recovery from which on information counts as being there.
+HALF = 0.5
+
+
+def check(main: Reading) -> None:
+    """Refuse a result that was measured on fewer sites, positions or modes than profiles show.
+
+    Raises
+    ------
+    XatlasError
+        Names what is missing, and the command that measures it.
+    """
+    for dim, needed in (("site", SITES), ("position", POSITIONS), ("mode", MODES)):
+        missing = [name for name in needed if name not in main.dataset[dim].values]
+        if missing:
+            raise XatlasError(
+                f"activation_patching of {main.model} was measured without the {dim} '{missing[0]}'; measure it "
+                f"with: xatlas run {main.called} --probes activation_patching"
+            )
+
+
+def values(dataset: xr.Dataset, variable: str = "recovery") -> Floats:
+    """Return ``(prompt, layer, site, position, mode)`` in the order of this file's names."""
+    chosen = dataset[variable].sel(site=list(SITES), position=list(POSITIONS), mode=list(MODES))
+    return np.asarray(chosen.transpose("prompt", "layer", "site", "position", "mode").values, dtype=float)
+
+
+def profiles(mains: Sequence[Reading]) -> dict[str, Any]:
+    """Return ``recovery`` and ``control (model, site, position, mode, layer)`` with their intervals."""
+    dims = ("model", "site", "position", "mode", "layer")
+    found: dict[str, Any] = {}
+    for name, variable, words in (
+        ("recovery", "recovery", "family-macro share of the answer that moves with the patch"),
+        ("control", "recovery_control", "the same for a random change of equal norm"),
+    ):
+        points, lows, highs = [], [], []
+        for main in mains:
+            point, draws = drawn(main, variable)
+            for kept, array in zip((points, lows, highs), (point, *main.clusters.interval(draws)), strict=True):
+                kept.append(np.moveaxis(array, 0, -1))
+        stacked = [summary.stack(each) for each in (points, lows, highs)]
+        found |= summary.with_interval(name, dims, stacked[0], (stacked[1], stacked[2]), "1", words)
+    return found
+
+
+@lru_cache(maxsize=16)
+def drawn(main: Reading, variable: str) -> tuple[Floats, Floats]:
+    """Return the family-macro average ``(layer, site, position, mode)`` and its draws."""
+    array = values(main.dataset, variable)
+    return main.clusters.macro(array), main.clusters.macro_draws(array)
+
+
+def stays_from(there: Any) -> Floats:
+    """Return the first layer from which on ``there (…, layer)`` is true to the end; NaN where it never is."""
+    kept = np.logical_and.accumulate(np.asarray(there)[..., ::-1], axis=-1)[..., ::-1]
+    return np.where(kept.any(-1), kept.argmax(-1), np.nan)
+
+
+def arrivals(mains: Sequence[Reading]) -> dict[str, Any]:
+    """Return at which depth information is at the readout, and gone from the subject ``(model, mode)``."""
+    dims, found = ("model", "mode"), {}
+    for name, position, words in (
+        ("arrival", LAST, "depth from which on the stream at the readout recovers half of the answer or more"),
+        ("departure", SUBJECT, "depth from which on the stream at the subject recovers less than half"),
+    ):
+        numbers = np.array([_depths(main, position) for main in mains])  # (model, mode, 3)
+        found |= summary.with_interval(name, dims, numbers[..., 0], (numbers[..., 1], numbers[..., 2]), "1", words)
+    p = [_arrival_p(main, float(depth)) for main, depth in zip(mains, found["arrival"][1][:, 0], strict=True)]
+    found["arrival_p"] = (("model",), np.array(p), "1", "max-T sign flips of the step, or of recovery over a half")
+    gaps = [np.nanmean(np.abs(values(main.dataset)[:, -1, STREAM, LAST, 0] - 1)) for main in mains]
+    found["last_layer_gap"] = (("model",), np.array(gaps), "1", "how far the last layer is from what it must be, 1")
+    return found
+
+
+def _there(recovery: Floats, position: int) -> Any:
+    return recovery >= HALF if position == LAST else recovery < HALF
+
+
+def _depths(main: Reading, position: int) -> list[tuple[float, float, float]]:
+    point, draws = drawn(main, "recovery")
+    last = max(len(point) - 1, 1)
+    rows = []
+    for m in range(len(MODES)):
+        depth = float(stays_from(_there(point[:, STREAM, position, m], position))) / last
+        low, high = main.clusters.interval(stays_from(_there(draws[:, :, STREAM, position, m], position)) / last)
+        # the interval of a whole number of layers may end beside the estimate itself
+        ends = (min(float(low), depth), max(float(high), depth)) if np.isfinite(low) else (math.nan, math.nan)
+        rows.append((depth, *ends))
+    return rows
+
+
+def _arrival_p(main: Reading, depth: float) -> float:
+    """Return the p-value of the step at the arrival, all places of a step tested at once.
+
+    Before layer 0 there is nothing to step from: there, recovery is tested against a half.
+    """
+    stream = values(main.dataset)[:, :, STREAM, LAST, 0]  # (prompt, layer)
+    n_layers = stream.shape[1]
+    if math.isnan(depth):
+        return math.nan
+    if depth == 0:
+        return float(main.clusters.max_t(stream - HALF)[0])
+    steps = [stream[:, at:].mean(1) - stream[:, :at].mean(1) for at in range(1, n_layers)]
+    return float(main.clusters.max_t(np.stack(steps, axis=1))[round(depth * (n_layers - 1)) - 1])
+
+
+def movers(mains: Sequence[Reading]) -> dict[str, Any]:
+    """Return the layer whose operator moves most to the readout ``(model, mode)``, and how sure that is."""
+    numbers = np.full((5, len(mains), len(MODES)), np.nan)
+    first = []
+    for i, main in enumerate(mains):
+        point, draws = drawn(main, "recovery")
+        for m in range(len(MODES)):
+            best = winner(
+                point[:, OPERATOR, LAST, m], draws[:, :, OPERATOR, LAST, m], resamples=main.clusters.resamples
+            )
+            if best is not None:
+                numbers[:, i, m] = (
+                    best.index,
+                    best.probability,
+                    best.margin,
+                    best.tie,
+                    _over_control(main, m, best.index),
+                )
+        first.append(probability_first(draws[:, :, OPERATOR, LAST, 0]))
+    words = {
+        "mover": ("layer", "layer whose operator's output at the readout recovers most"),
+        "mover_p_rank1": ("1", "P(rank 1) over bootstrap draws"),
+        "mover_margin": ("1", "its lead over the best of all others"),
+        "mover_tie": ("1", "1 where the margin's interval contains 0"),
+        "mover_p": ("1", "max-T sign flips of recovery over its control, all layers at once"),
+    }
+    found: dict[str, Any] = {
+        name: (("model", "mode"), numbers[k], *said) for k, (name, said) in enumerate(words.items())
+    }
+    found["p_rank1"] = (("model", "layer"), summary.stack(first), "1", "P(rank 1) of each layer's operator, denoise")
+    return found
+
+
+def _over_control(main: Reading, mode: int, layer: int) -> float:
+    effect, control = (values(main.dataset, name)[:, :, OPERATOR, LAST, mode] for name in VARIABLES)
+    return float(main.clusters.max_t(effect - control)[layer])
+
+
+VARIABLES = ("recovery", "recovery_control")
+
+
+def channels(mains: Sequence[Reading]) -> list[str]:
+    """Return the operator types of all models, and ``mlp``."""
+    return [*sorted({str(kind) for main in mains for kind in main.dataset["operator_type"].values}), "mlp"]
+
+
+def carried(mains: Sequence[Reading]) -> dict[str, Any]:
+    """Return recovery at the readout per layer of each kind ``(model, channel, mode)``, and their difference.
+
+    ``attention_over_others``: the mean attention layer's operator minus the mean other layer's.
+    """
+    names, found = channels(mains), {}
+    for name, variable in (("carried", "recovery"), ("carried_control", "recovery_control")):
+        rows = np.full((3, len(mains), len(names), len(MODES)), np.nan)
+        apart = np.full((3, len(mains), len(MODES)), np.nan)
+        for i, main in enumerate(mains):
+            point, draws = drawn(main, variable)
+            types = main.dataset["operator_type"].values.astype(str)
+            for c, channel in enumerate(names):
+                layers = np.ones(len(types), bool) if channel == "mlp" else types == channel
+                if layers.any():
+                    site = MLP if channel == "mlp" else OPERATOR
+                    rows[:, i, c] = _mean(main, point[layers][:, site, LAST], draws[:, layers][:, :, site, LAST])
+            attends = types == "attention"
+            if attends.any() and not attends.all():
+                each = [array[..., OPERATOR, LAST, :] for array in (point, draws)]
+                point_, draws_ = (a[..., attends, :].mean(-2) - a[..., ~attends, :].mean(-2) for a in each)
+                apart[:, i] = point_, *main.clusters.interval(draws_)
+        words = "mean recovery at the readout of one layer of this kind"
+        found |= summary.with_interval(name, ("model", "channel", "mode"), rows[0], (rows[1], rows[2]), "1", words)
+        other = name.replace("carried", "attention_over_others")
+        words = "mean recovery at the readout of an attention layer's operator minus another layer's"
+        found |= summary.with_interval(other, ("model", "mode"), apart[0], (apart[1], apart[2]), "1", words)
+    p = [_apart_p(main) for main in mains]
+    found["attention_over_others_p"] = (("model",), np.array(p), "1", "two-sided sign flips")
+    return found
+
+
+def _mean(main: Reading, point: Floats, draws: Floats) -> tuple[Floats, Floats, Floats]:
+    low, high = main.clusters.interval(draws.mean(1))
+    return point.mean(0), low, high
+
+
+def _apart_p(main: Reading) -> float:
+    attends = main.dataset["operator_type"].values.astype(str) == "attention"
+    if attends.all() or not attends.any():
+        return math.nan
+    each = values(main.dataset)[:, :, OPERATOR, LAST, 0]
+    apart = each[:, attends].mean(1) - each[:, ~attends].mean(1)
+    return float(main.clusters.max_t(apart[:, None], alternative="two-sided")[0])
+
+
+def differences(mains: Sequence[Reading]) -> dict[str, Any]:
+    """Return the difference in depth of arrival of every two models, over the prompts that both answer."""
+    dims, shape = ("model", "model_other"), (len(mains), len(mains))
+    numbers = np.full((5, *shape), np.nan)
+    for i, j in np.ndindex(*shape):
+        if i < j:
+            value, low, high, p, count = _difference(mains[i], mains[j])
+            numbers[:, i, j] = value, low, high, p, count
+            numbers[:, j, i] = -value, -high, -low, p, count
+    words = ("1", "depth of arrival minus the other model's, on prompts that both answer")
+    found = summary.with_interval("arrival_difference", dims, numbers[0], (numbers[1], numbers[2]), *words)
+    found["arrival_difference_p"] = (dims, numbers[3], "1", "two-sided bootstrap p-value")
+    found["arrival_difference_prompts"] = (dims, numbers[4], "1", "prompts that both models answer")
+    return found
+
+
+def _difference(a: Reading, b: Reading) -> tuple[float, float, float, float, float]:
+    common = [name for name in a.dataset["prompt"].values if name in set(b.dataset["prompt"].values)]
+    if not common:
+        return (*[math.nan] * 4, 0.0)
+    depths, drawn_depths = [], []
+    for main in (a, b):
+        some = main.dataset.sel(prompt=common)
+        clusters = Clusters(some["family"].values, some["template"].values)
+        stream = values(some)[:, :, STREAM, LAST, 0]
+        last = max(stream.shape[1] - 1, 1)
+        depths.append(float(stays_from(clusters.macro(stream) >= HALF)) / last)
+        drawn_depths.append(stays_from(clusters.macro_draws(stream) >= HALF) / last)
+    value, each = depths[0] - depths[1], drawn_depths[0] - drawn_depths[1]
+    if not clusters.resamples or not np.isfinite(each).any() or math.isnan(value):
+        return value, math.nan, math.nan, math.nan, float(len(common))
+    low, high = (float(quantile(each, q)) for q in (0.025, 0.975))
+    beyond = min(int((each >= 0).sum()), int((each <= 0).sum()))
+    p = min(1.0, 2 * (1 + beyond) / (1 + DRAWS))
+    return value, min(low, value), max(high, value), p, float(len(common))

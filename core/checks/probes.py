@@ -1,0 +1,123 @@
+"""What every probe must keep to: what it declares, and what it returns for a small model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas import manager
+from xatlas.checks.declared import ABSOLUTE, RELATIVE, check_abstract, check_name, check_requirement
+from xatlas.checks.specimen import answered_suite, model_with, small_reference
+from xatlas.errors import XatlasError, unknown
+from xatlas.probe import Inputs, Probe, Variable
+from xatlas.schema import validate
+from xatlas.sites import SITE_KINDS
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from xatlas.model import HookedModel
+
+
+def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> None:
+    """Check a probe: what it declares, and what it returns for a small model and suite.
+
+    It must return what it declared, with reasons for NaN; leave the weights alone unless it mutates, and no
+    hook behind; and return the same numbers for the same seed.
+
+    Parameters
+    ----------
+    probe_class : type of Probe
+        The probe.
+    model : HookedModel, optional
+        What it is tried on; by default a small random model of a registered architecture that has the sites.
+
+    Raises
+    ------
+    XatlasError
+        At the first violation, in one line.
+    """
+    _check_declared_probe(probe_class)
+    probe = probe_class()
+    for needed in probe.requires:
+        check_requirement(needed, f"probe '{probe.name}'")
+    model = model or model_with(probe.sites)
+    before, hooks = model.checksum(), _count_hooks(model)
+    dataset = measure_small(probe, model)
+    if not probe.mutates and model.checksum() != before:
+        raise XatlasError(f"probe '{probe.name}' changed the weights: a probe that trains declares mutates = True.")
+    if _count_hooks(model) != hooks:
+        raise XatlasError(f"probe '{probe.name}' leaves hooks on the model.")
+    if probe.replicate is not None and all(probe.replicate not in v.dims for v in probe.variables.values()):
+        raise XatlasError(
+            f"probe '{probe.name}' has no variable with the dimension '{probe.replicate}': keep values per "
+            "replicate, or declare replicate = None."
+        )
+    if probe.replicate == "prompt" and not probe.mutates:
+        again = measure_small(probe_class(), model)
+        for name in probe.variables:
+            if not _same(dataset[name].values, again[name].values):
+                raise XatlasError(f"probe '{probe.name}' gives other numbers for '{name}' with the same seed.")
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one.dtype.kind == "f":
+        return bool(np.allclose(one, other, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True))
+    return bool((one == other).all())
+
+
+def measure_small(probe: Probe, model: HookedModel) -> xr.Dataset:
+    """Measure a probe, and first what it requires, on the small suite; each result is validated.
+
+    Parameters
+    ----------
+    probe : Probe
+        Registered or not.
+    model : HookedModel
+        A model with a tokenizer.
+    """
+    results = {}
+    for needed in probe.requires:
+        if not needed.optional:
+            inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
+            results[needed.probe] = measure_small(inner, model)
+    dataset = probe.measure(model, answered_suite(model), Inputs(results=results, reference=small_reference()))
+    validate(dataset, probe)
+    return dataset
+
+
+def _check_declared_probe(cls: type[Probe]) -> None:
+    if not (isinstance(cls, type) and issubclass(cls, Probe)):
+        raise XatlasError(f"check_probe takes a subclass of Probe, not {cls!r}.")
+    check_abstract(cls)
+    check_name(cls, "probe")
+    told = (cls.__doc__ or "").lower()
+    for word in ("unit", "control", "source"):
+        if word not in told:
+            raise XatlasError(
+                f"the docstring of probe '{cls.name}' does not say its {word}: it gives definition, unit, control "
+                "and source, for xatlas explain prints it."
+            )
+    declared = getattr(cls, "variables", None)
+    if not isinstance(declared, Mapping) or not declared:
+        raise XatlasError(f"probe '{cls.name}' declares no variables.")
+    for name, variable in declared.items():
+        if not isinstance(variable, Variable) or not variable.units or not variable.long_name:
+            raise XatlasError(f"variable '{name}' of probe '{cls.name}' must be Variable(dims, units, long_name).")
+        if len(set(variable.dims)) != len(variable.dims):
+            raise XatlasError(f"variable '{name}' of probe '{cls.name}' has a dimension twice: {variable.dims}.")
+    kinds = {*SITE_KINDS, *(kind for adapter in manager.adapters().values() for kind in adapter.extra_kinds)}
+    for kind in cls.sites:
+        if kind not in kinds:
+            raise unknown(f"site kind of probe '{cls.name}'", kind, kinds)
+    try:
+        json.dumps(cls().canonical_parameters())
+    except TypeError as error:
+        raise XatlasError(f"the default parameters of probe '{cls.name}' don't fit their types: {error}.") from None
+
+
+def _count_hooks(model: HookedModel) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())

@@ -1,0 +1,244 @@
+"""The command line: nothing but words and progress bars. Heavy things are imported when a command runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xatlas.cli import lists, options, steering
+from xatlas.cli.parameters import SHORT, parameters
+from xatlas.cli.telling import comparing_record, print_comparing, rests_on, step_row
+from xatlas.cli.words import (
+    FAILED,
+    INTERRUPTED,
+    Bars,
+    listen,
+    print_json,
+    print_table,
+    say,
+    told,
+)
+from xatlas.errors import XatlasError
+
+if TYPE_CHECKING:
+    from xatlas.comparison import Comparison
+    from xatlas.loading.names import Resolved
+    from xatlas.run.outcome import Failure
+    from xatlas.run.plan import Settings, Step
+
+app = typer.Typer(
+    name="xatlas",
+    help="Where does behaviour live in this language model, and is it in the same place in that one?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from xatlas import __version__
+
+        typer.echo(f"xatlas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more, tracebacks included.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Measure where behaviour lives in language models, and compare."""
+    listen(verbose)
+
+
+@app.command(context_settings=SHORT)
+@told
+def compare(
+    context: typer.Context,
+    models: options.Models,
+    comparisons: options.Comparisons = "",
+    probes: options.MoreProbes = "",
+    suite: options.SuiteName = "",
+    reference: options.Reference = "",
+    out: options.Out = Path("."),
+    set_: options.Set = None,
+    draws: options.Draws = 1,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    bos: options.Bos = "always",
+    attention: options.Attention = "sdpa",
+    chat_template: options.ChatTemplate = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure what comparisons need of several models, compare, and draw the figures."""
+    from xatlas.api import ATLAS, FIGURES, make_settings, resolve_all
+    from xatlas.run.comparing import compare as compare_models
+    from xatlas.run.comparing import pick_comparisons, plan_comparison
+    from xatlas.store import Store
+
+    chosen = pick_comparisons(_names(comparisons))
+    settings = make_settings(
+        suite, reference, parameters=parameters(context, set_, _probes(chosen, probes)), draws=draws, seed=seed,
+        device=device, dtype=dtype, bos=bos, attention=attention, chat_template=chat_template,
+    )  # fmt: skip
+    named = resolve_all(_names(models))
+    store = Store(out / ATLAS)
+    steps = plan_comparison(named, chosen, settings, _names(probes))
+    bars = Bars(sum(store.state(step.job) != "done" for step in steps))
+    done = compare_models(named, chosen, settings, store, out / FIGURES, bars, _names(probes))
+    if as_json:
+        print_json(comparing_record(done, steps, settings, store))
+    else:
+        print_comparing(done, settings, out)
+    _end(done.failures)
+
+
+@app.command(context_settings=SHORT)
+@told
+def run(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Name or path of a model; several comma-separated.",
+            autocompletion=options.complete("models"),
+        ),
+    ],
+    probes: options.Probes = "",
+    suite: options.SuiteName = "",
+    reference: options.Reference = "",
+    out: options.Out = Path("."),
+    set_: options.Set = None,
+    draws: options.Draws = 1,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    bos: options.Bos = "always",
+    attention: options.Attention = "sdpa",
+    chat_template: options.ChatTemplate = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure one model with probes; what the atlas holds is not measured again."""
+    from xatlas.api import ATLAS, make_settings, resolve_all
+    from xatlas.run import run as run_steps
+    from xatlas.store import Store
+
+    if model.startswith("-"):
+        raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
+    settings = make_settings(
+        suite, reference, parameters=parameters(context, set_, _probes((), probes)), draws=draws, seed=seed,
+        device=device, dtype=dtype, bos=bos, attention=attention, chat_template=chat_template,
+    )  # fmt: skip
+    store = Store(out / ATLAS)
+    steps = _steps(resolve_all(_names(model)), _names(probes), settings)
+    done = run_steps(steps, store, settings, Bars(sum(store.state(step.job) != "done" for step in steps)))
+    rows = [step_row(step, store, step in done.measured) for step in steps if store.state(step.job) == "done"]
+    if as_json:
+        print_json({"jobs": rows, "failures": [str(failure) for failure in done.failures]})
+    elif rows:
+        print_table(rows)
+    _end(done.failures)
+
+
+@app.command(context_settings=SHORT)
+@told
+def plan(
+    context: typer.Context,
+    models: options.Models,
+    probes: options.Probes = "",
+    comparisons: options.Comparisons = "",
+    suite: options.SuiteName = "",
+    reference: options.Reference = "",
+    out: options.Out = Path("."),
+    set_: options.Set = None,
+    draws: options.Draws = 1,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    bos: options.Bos = "always",
+    attention: options.Attention = "sdpa",
+    chat_template: options.ChatTemplate = False,
+    as_json: options.Json = False,
+) -> None:
+    """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""
+    from xatlas.api import ATLAS, make_settings, resolve_all
+    from xatlas.run.comparing import pick_comparisons, plan_comparison
+    from xatlas.run.estimate import estimate
+    from xatlas.store import Store
+
+    chosen = [] if probes else pick_comparisons(_names(comparisons))
+    settings = make_settings(
+        suite, reference, parameters=parameters(context, set_, _probes(chosen, probes)), draws=draws, seed=seed,
+        device=device, dtype=dtype, bos=bos, attention=attention, chat_template=chat_template,
+    )  # fmt: skip
+    named = resolve_all(_names(models), hub=False)
+    steps = plan_comparison(named, chosen, settings) if chosen else _steps(named, _names(probes), settings)
+    store = Store(out / ATLAS)
+    rows = []
+    for step in steps:
+        held = store.state(step.job) == "done"
+        cost = estimate(step, settings)
+        row = {"model": step.job.model, "probe": step.job.probe, "key": step.job.key}
+        minutes = 0.0 if held else round(cost.minutes, 2)
+        rows.append({**row, "state": "done" if held else "to do", "minutes": minutes, "GB": cost.gigabytes})
+    if as_json:
+        print_json(rows)
+        return
+    print_table(rows)
+    total = sum(row["minutes"] for row in rows if isinstance(row["minutes"], float))
+    typer.echo(f"\n{rests_on(settings)}; about {total:.1f} min on this processor, less on a GPU.")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _probes(comparisons: Sequence[Comparison], probes: str) -> list[str]:
+    """Return the names of the probes that comparisons and a list ask for; without either, of all."""
+    from xatlas import manager
+
+    asked = [needed.probe for comparison in comparisons for needed in comparison.requires] + _names(probes)
+    return list(dict.fromkeys(asked)) or list(manager.probes())
+
+
+def _steps(models: Sequence[Resolved], probes: Sequence[str], settings: Settings) -> list[Step]:
+    from xatlas import manager
+    from xatlas.probe import Requirement
+    from xatlas.run.plan import steps_for
+
+    wanted = [Requirement(name) for name in (probes or manager.probes())]
+    return [step for model in models for step in steps_for(model, wanted, settings)]
+
+
+def _end(failures: Sequence[Failure]) -> None:
+    """Name what failed, and leave with its exit code."""
+    if failures:
+        say(f"{len(failures)} failed: {'; '.join(failure.what for failure in failures)}. The rest is kept.")
+        raise typer.Exit(FAILED)
+
+
+steering.add_to(app)
+lists.add_to(app)
+
+
+def main() -> None:
+    """Run the command line."""
+    # Standard error is for this program's own words; a wish of the user's goes before.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command had begun
+        raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

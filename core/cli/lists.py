@@ -1,0 +1,209 @@
+"""Commands that list, explain, show and check what there is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xatlas.cli import options
+from xatlas.cli.words import FAILED, print_json, print_table, say, told
+
+if TYPE_CHECKING:
+    from xatlas.probe import Probe
+
+models_app = typer.Typer(help="List models by name, or fetch one.", rich_markup_mode=None)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this file to the app."""
+    for command in (show, explain, probes, architectures, comparisons, suites, check):
+        app.command()(told(command))
+    app.add_typer(models_app, name="models", invoke_without_command=True)
+
+
+@models_app.callback()
+@told
+def models(context: typer.Context, as_json: options.Json = False) -> None:
+    """List the models that have a name, and which of them work now."""
+    if context.invoked_subcommand:
+        return
+    from xatlas.loading.inventory import available
+
+    rows = [
+        {"name": item.alias, "state": item.state, "what": item.summary, "from": item.location} for item in available()
+    ]
+    _print(rows, as_json)
+
+
+@models_app.command()
+@told
+def fetch(
+    name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=options.complete("models"))],
+) -> None:
+    """Get a model now, so that later runs need no network."""
+    from xatlas.loading.names import fetch as fetch_model
+
+    model = fetch_model(name)
+    typer.echo(f"{model.name}: {model.architecture} in {model.folder}")
+
+
+def show(
+    path: Annotated[Path, typer.Argument(help="An atlas, the folder that holds it, or one of its files.")],
+    as_json: options.Json = False,
+) -> None:
+    """Show what an atlas or one of its files holds."""
+    from xatlas.store import Store, read_entry, read_result
+
+    if path.is_file():
+        entry, dataset = read_entry(path), read_result(path)
+        if as_json:
+            print_json({"job": entry.job.record(), **entry.provenance})
+            return
+        typer.echo(str(dataset.drop_attrs(deep=False)))
+        print_table([{"about": name, "is": value} for name, value in _flat(entry.job.record())])
+        print_table([{"measured": name, "is": value} for name, value in _flat(entry.provenance)])
+        return
+    folder = path / "atlas" if (path / "atlas").is_dir() else path
+    rows = [
+        {
+            "model": entry.job.model,
+            "probe": entry.job.probe,
+            "suite": entry.name_of("suite") if entry.job.suite else "–",
+            "bos": entry.job.bos,
+            "dtype": entry.job.dtype,
+            "started": entry.provenance.get("started", ""),
+            "seconds": entry.provenance.get("wall_time_s", ""),
+            "file": entry.path.name,
+        }
+        for entry in Store(folder).entries()
+    ]
+    _print(rows, as_json)
+
+
+def explain(
+    probe: Annotated[str, typer.Argument(help="Name of a probe.", autocompletion=options.complete("probes"))],
+) -> None:
+    """Explain a probe: definition, unit, control, source, variables and parameters."""
+    from xatlas import manager
+
+    found = manager.pick("probe", probe, manager.probes())
+    typer.echo(f"{found.name}, version {found.version}\n")
+    typer.echo(inspect.getdoc(found) or "It has no description.")
+    typer.echo("\nVariables")
+    print_table(
+        [
+            {"name": name, "unit": item.units, "dimensions": ", ".join(item.dims), "what": item.long_name}
+            for name, item in found.variables.items()
+        ]
+    )
+    values = found().canonical_parameters()
+    if values:
+        typer.echo("\nParameters (--set PROBE.NAME=VALUE, or --NAME VALUE)")
+        print_table([{"name": f"{found.name}.{name}", "default": _text(item)} for name, item in values.items()])
+    needed = [requirement.probe for requirement in found().requires]
+    typer.echo(f"\nSites: {', '.join(found.sites) or 'none'}. Requires: {', '.join(needed) or 'nothing'}.")
+
+
+def probes(as_json: options.Json = False) -> None:
+    """List the probes."""
+    from xatlas import manager
+
+    rows = [
+        {"name": name, "version": item.version, "on": item.measures_on, "what": _first_line(item)}
+        for name, item in manager.probes().items()
+    ]
+    _print(rows, as_json)
+
+
+def architectures(as_json: options.Json = False) -> None:
+    """List the model architectures that have an adapter."""
+    from xatlas import manager
+
+    rows = [
+        {"architecture": name, "adapter": f"{item.__module__}.{item.__qualname__}", "what": _first_line(item)}
+        for name, item in manager.adapters().items()
+    ]
+    _print(rows, as_json)
+
+
+def comparisons(as_json: options.Json = False) -> None:
+    """List the comparisons."""
+    from xatlas import manager
+
+    rows = []
+    for name, item in manager.comparisons().items():
+        needed = ", ".join(requirement.probe for requirement in item().requires)
+        rows.append({"name": name, "version": item.version, "requires": needed, "what": item.summary})
+    _print(rows, as_json)
+
+
+def suites(as_json: options.Json = False) -> None:
+    """List the suites that have a name, and which are used when none is named."""
+    from xatlas import manager
+
+    words = {"measure": "to measure on", "reference": "for means and donors", None: ""}
+    rows = [
+        {"name": name, "default": words[item.default_for], "what": item.summary}
+        for name, item in manager.suites().items()
+    ]
+    _print(rows, as_json)
+
+
+def check(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Adapters, probes or comparisons; all when left out.")
+    ] = None,
+) -> None:
+    """Check adapters, probes and comparisons against their contracts, installed plugins included."""
+    from xatlas import manager
+    from xatlas.checks import check_adapter, check_comparison, check_probe
+
+    known: list[tuple[str, str, Any, Any]] = [
+        *(("architecture", name, item, check_adapter) for name, item in manager.adapters().items()),
+        *(("probe", name, item, check_probe) for name, item in manager.probes().items()),
+        *(("comparison", name, item, check_comparison) for name, item in manager.comparisons().items()),
+    ]
+    for asked in names or []:
+        manager.pick("plugin", asked, {name: item for _, name, item, _ in known})
+    failed = 0
+    for kind, name, item, function in known:
+        if names and name not in names:
+            continue
+        try:
+            function(item)
+            typer.echo(f"ok      {kind} {name}")
+        except Exception as error:  # whatever a plugin raises is its failure, told like any other
+            failed += 1
+            typer.echo(f"FAILED  {kind} {name}: {' '.join(str(error).split())}")
+    if failed:
+        say(f"{failed} failed their checks.")
+        raise typer.Exit(FAILED)
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_table(rows)
+    else:
+        typer.echo("none")
+
+
+def _first_line(item: type[Probe] | type[Any]) -> str:
+    return (inspect.getdoc(item) or "").partition("\n")[0]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+
+
+def _flat(record: dict[str, Any] | Any, before: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in sorted(record.items()):
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        elif value not in (None, ""):
+            yield f"{before}{name}", _text(value)

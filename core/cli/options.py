@@ -1,0 +1,112 @@
+"""The options that commands share, each with its help and what a shell may complete it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def complete(registry: str) -> Callable[[str], list[str]]:
+    """Return a completer for comma-separated names of one registry of :mod:`xatlas.manager`."""
+
+    def matching(incomplete: str) -> list[str]:
+        from xatlas import manager
+
+        before, comma, last = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in getattr(manager, registry)() if name.startswith(last)]
+
+    return matching
+
+
+def _one_of(*values: str) -> Callable[[str], list[str]]:
+    def matching(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return matching
+
+
+Models = Annotated[
+    str,
+    typer.Option(
+        "--models",
+        "-m",
+        help="Models by name or path, comma-separated; 'xatlas models' lists names.",
+        autocompletion=complete("models"),
+    ),
+]
+Comparisons = Annotated[
+    str,
+    typer.Option(
+        help="Comparisons, comma-separated; those that cost little when left out.",
+        autocompletion=complete("comparisons"),
+        show_default=False,
+    ),
+]
+Probes = Annotated[
+    str,
+    typer.Option(
+        help="Probes, comma-separated; all when left out.",
+        autocompletion=complete("probes"),
+        show_default=False,
+    ),
+]
+MoreProbes = Annotated[
+    str,
+    typer.Option(
+        "--probes",
+        help="Probes to measure besides what the comparisons need, comma-separated.",
+        autocompletion=complete("probes"),
+        show_default=False,
+    ),
+]
+SuiteName = Annotated[
+    str,
+    typer.Option(
+        "--suite",
+        help="Suite to measure on, by name or as a JSON-lines file; 'xatlas suites' says which is the default.",
+        autocompletion=complete("suites"),
+        show_default=False,
+    ),
+]
+Reference = Annotated[
+    str,
+    typer.Option(
+        help="Suite that means and donors are taken from, by name or file; the train split when left out.",
+        autocompletion=complete("suites"),
+        show_default=False,
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for atlas/ and figures/.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PROBE.NAME=VALUE",
+        help="Set a probe's parameter ('xatlas explain PROBE' lists them); may be given several times. "
+        "Short: --NAME VALUE, for every chosen probe that has it.",
+    ),
+]
+Draws = Annotated[int, typer.Option(min=1, help="Donors and control directions that are averaged.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=_one_of("auto", "cpu", "cuda", "mps"))
+]
+Dtype = Annotated[
+    str,
+    typer.Option(help="float32, bfloat16 or float16.", autocompletion=_one_of("float32", "bfloat16", "float16")),
+]
+Bos = Annotated[
+    str,
+    typer.Option(
+        help="always: a beginning token at position 0 of every model; native: the tokenizer's own habit.",
+        autocompletion=_one_of("always", "native"),
+    ),
+]
+Attention = Annotated[
+    str, typer.Option(help="Attention implementation: sdpa or eager.", autocompletion=_one_of("sdpa", "eager"))
+]
+ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Wrap prompts as a user's turn.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

