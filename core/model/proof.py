@@ -44,6 +44,7 @@ def prove(model: HookedModel) -> None:
     values = _first_pass(model, ids, plain)
     _check_sums(model, values)
     _check_heads(model, values)
+    _check_reach(model, ids)
     _check_unembedding(model, values, plain)
     _second_pass(model, ids)
     if _count_hooks(model) != before:
@@ -143,6 +144,25 @@ def _check_heads(model: HookedModel, values: dict[Site, Tensor]) -> None:
         gap = float((through - written).abs().max())
         if gap > _tolerance(written, through):
             raise _wrong(model, site, f"through {path} it does not give operator_out (difference {gap:.2g})")
+
+
+def _check_reach(model: HookedModel, ids: Tensor) -> None:
+    """Check that layers said to read few positions give the same on those alone."""
+    run = model.record(ids)
+    for layer, hidden in enumerate(run.inputs):
+        reach = model.adapter.reach(layer)
+        if reach is None:
+            continue
+        told = f"{type(model.adapter).__name__} is wrong about layer {layer}: its last output does not follow from the "
+        told += f"last {reach} positions alone"
+        whole = model.run_layer(layer, hidden, run.calls[layer])[:, -1]
+        try:
+            cut = model.run_layer(layer, hidden[:, -reach:], run.calls[layer])[:, -1]
+        except RuntimeError as error:
+            raise XatlasError(f"{told} ({str(error).splitlines()[0]}).") from error
+        gap = float((whole - cut).abs().max())
+        if gap > _tolerance(whole, cut):
+            raise XatlasError(f"{told} (difference {gap:.2g}).")
 
 
 def _check_unembedding(model: HookedModel, values: dict[Site, Tensor], plain: Tensor) -> None:

@@ -21,7 +21,7 @@ from xatlas.sweep.budget import Budget
 from xatlas.sweep.readout import Readout
 from xatlas.sweep.scene import BucketScene
 from xatlas.sweep.step import can_step, record_step
-from xatlas.sweep.walk import Walk
+from xatlas.sweep.walk import Walk, tails
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -220,9 +220,10 @@ def _measure_scene(
 ) -> np.ndarray:
     """Return ``(metric, prompt, condition)`` of one scene."""
     reader = Readout(model, scene, metrics, budget)
+    wanted = tails(model, scene.length - reader.earliest)
     values = np.full((len(metrics), len(scene.prompts), len(conditions)), np.nan)
     for chosen in _walks(model, scene, conditions, budget):
-        walk = Walk(model, scene, [conditions[i] for i in chosen], budget.tile_tokens)
+        walk = Walk(model, scene, [conditions[i] for i in chosen], budget.tile_tokens, wanted)
         finals = dict(walk.run())
         values[:, :, chosen] = reader.measure([finals[i] for i in range(len(chosen))], walk.touched)
     return values

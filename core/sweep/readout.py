@@ -29,7 +29,7 @@ class Readout:
     scene : BucketScene
         The bucket, with its clean run.
     metrics : sequence of Metric
-        What is read.
+        What is read; ``earliest`` is the first position that is.
     budget : Budget
         Bounds the logits that are held at once.
     """
@@ -43,7 +43,10 @@ class Readout:
             {(row, p) for metric in metrics for row, prompt in enumerate(prompts) for p in metric.positions(prompt)}
         )
         self.rows = torch.tensor([row for row, _ in self.pairs], device=model.device, dtype=torch.long)
-        self.positions = torch.tensor([p - scene.offset for _, p in self.pairs], device=model.device, dtype=torch.long)
+        self.earliest = min((p for _, p in self.pairs), default=scene.length - 1 + scene.offset) - scene.offset
+        # counted from the end, for of a final stream there may be only that
+        from_end = [p - scene.offset - scene.length for _, p in self.pairs]
+        self.positions = torch.tensor(from_end, device=model.device, dtype=torch.long)
         self.final = scene.recorded.final[self.rows, self.positions]  # (token, d_model)
         self.weights = [_weights(metric, prompts, self.pairs) for metric in metrics]
         self.labels = torch.tensor([_label(prompts[row], p) for row, p in self.pairs], device=model.device)

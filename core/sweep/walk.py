@@ -35,22 +35,31 @@ class Walk:
         What is measured; each has at least one intervention.
     tile_tokens : int
         Tokens that go through a layer at a time.
+    tails : sequence of int or None
+        How many of each layer's last input positions are wanted, see :func:`tails`; None for all.
     """
 
     def __init__(
-        self, model: HookedModel, scene: BucketScene, conditions: Sequence[Condition], tile_tokens: int
+        self,
+        model: HookedModel,
+        scene: BucketScene,
+        conditions: Sequence[Condition],
+        tile_tokens: int,
+        tails: Sequence[int | None],
     ) -> None:
         self.model = model
         self.scene = scene
         self.conditions = conditions
         self.prompts = len(scene.prompts)
         self.tile = max(1, tile_tokens // (self.prompts * scene.length))
+        self.tails = tails
+        self.ends = [max(part.site.layer for part in condition) for condition in conditions]
         self.starts = [min(part.site.layer for part in condition) for condition in conditions]
         self.touched = torch.zeros(len(conditions), self.prompts, dtype=torch.bool, device=model.device)
         self.streams: dict[int, Tensor] = {}
 
     def run(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield each condition's index and final stream ``(prompt, pos, d_model)``.
+        """Yield each condition's index and final stream ``(prompt, pos, d_model)``, of which the end may be all.
 
         ``touched (condition, prompt)`` then says where any intervention changed anything at all: where none
         did, the result is the clean one, exactly.
@@ -62,6 +71,7 @@ class Walk:
 
     def _layer(self, layer: int) -> None:
         plain: list[int] = []
+        free: list[int] = []  # nothing is done to them any more
         edited: list[int] = []
         here: dict[int, list[Intervention]] = {}
         for index, condition in enumerate(self.conditions):
@@ -70,7 +80,7 @@ class Walk:
             here[index] = [part for part in condition if part.site.layer == layer]
             if self.starts[index] == layer and self._is_written(here[index]):
                 continue
-            (edited if here[index] else plain).append(index)
+            (edited if here[index] else free if self.ends[index] < layer else plain).append(index)
         # Written conditions need the clean values of this layer, the others must not see them half-built.
         for index, parts in here.items():
             if self.starts[index] == layer and index not in edited:
@@ -79,6 +89,8 @@ class Walk:
             self._edited(layer, indices, here)
         for indices in _tiles(plain, self.tile):
             self._advance(layer, indices)
+        for indices in _tiles(free, self.tile):
+            self._advance(layer, indices, self.tails[layer])
 
     def _is_written(self, parts: Sequence[Intervention]) -> bool:
         """Whether the layer's output follows from clean values by addition alone.
@@ -108,9 +120,11 @@ class Walk:
                 stream = stream + (new - clean)
         return stream
 
-    def _advance(self, layer: int, indices: Sequence[int]) -> None:
-        """Take blocks through the layer."""
+    def _advance(self, layer: int, indices: Sequence[int], tail: int | None = None) -> None:
+        """Take blocks, or their last positions alone, through the layer."""
         blocks = [self.streams[index] if index in self.streams else self.scene.clean_input(layer) for index in indices]
+        if tail is not None:
+            blocks = [block[:, -tail:] for block in blocks]
         hidden = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
         output = self.scene.run_layer(layer, hidden)
         for index, block in zip(indices, torch.split(output, self.prompts), strict=True):
@@ -146,6 +160,21 @@ class Walk:
 
     def _touch(self, index: int, before: Tensor, after: Tensor) -> None:
         self.touched[index] |= (before != after).flatten(1).any(1)
+
+
+def tails(model: HookedModel, read: int) -> list[int | None]:
+    """Return how many of each layer's last input positions decide the last ``read`` outputs; None for all.
+
+    By causality, what stands before them is of no use to what is read: a convolution at the end needs a few
+    positions, and only attention needs them all.
+    """
+    wanted: int | None = read
+    found: list[int | None] = []
+    for layer in reversed(range(model.n_layers)):
+        reach = model.adapter.reach(layer)
+        wanted = None if reach is None or wanted is None else wanted + reach - 1
+        found.append(wanted)
+    return found[::-1]
 
 
 def _tiles(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -163,6 +163,23 @@ class HooksTheConvolution(Lfm2Adapter):
         return points
 
 
+class ReachesTooLittle(Lfm2Adapter):
+    def reach(self, layer):
+        return 2 if self.conv_path(layer) else None
+
+
+class AttentionWithAReach(LlamaAdapter):
+    def reach(self, layer):
+        return 3
+
+
+@pytest.mark.parametrize(("adapter", "kind"), [(ReachesTooLittle, "lfm2"), (AttentionWithAReach, "llama")])
+def test_a_reach_that_is_too_short_is_refused(adapter, kind):
+    hf = build(kind)
+    with pytest.raises(XatlasError, match=r"wrong about layer 0: its last output does not follow"):
+        HookedModel(hf, None, adapter=adapter(hf))
+
+
 def test_a_hook_on_lfm2s_convolution_is_refused():
     hf = build("lfm2")
     with pytest.raises(XatlasError, match=r"L0\.conv_signal \(module model\.layers\.0\.conv\.conv\): .*fired 0 times"):

@@ -217,6 +217,29 @@ def test_changes_at_the_readout_alone_give_the_numbers_of_the_reference_loop(sha
     assert wrong == []
 
 
+@pytest.mark.parametrize("name", ["lfm2", "lfm2-all-conv", "lfm2-kernel-4-biased", "llama"])
+def test_only_what_decides_the_readout_is_run(shape, name, monkeypatch):
+    """Convolutions at the end run on the positions that they read; the numbers are those of a run on all."""
+    model = shape(name)
+    cases = [case for case in all_cases(model) if any(part.positions != "last" for part in case)]
+    whole = measured(model, cases)[0]  # KL at scope all is read as well, so every position is run
+    run_layer, lengths = model.run_layer, {}
+
+    def spy(layer, hidden, *rest):
+        lengths.setdefault(layer, set()).add(hidden.shape[1])
+        return run_layer(layer, hidden, *rest)
+
+    monkeypatch.setattr(model, "run_layer", spy)
+    assert ref.agree(measured(model, cases, [KL()])[0], whole)
+    kernel = model.adapter.reach(2)
+    shortest = {layer: min(found) for layer, found in lengths.items()}
+    everything = min(prompt.readout + 1 for prompt in PROMPTS)
+    expected = everything if kernel is None else kernel
+    assert shortest[2] == expected
+    if name == "lfm2-all-conv":
+        assert shortest[1] == min(2 * kernel - 1, everything)
+
+
 @pytest.mark.parametrize("name", ["llama-untied-biased", "lfm2", "lfm2-kernel-4-biased"])
 def test_skipping_a_layer_is_joint_at_zero(shape, name):
     """Block output := block input, by a plain hook, is what ``joint`` at ``zero`` measures."""
