@@ -36,10 +36,21 @@ def smollm2(n_prompts, bucket, device, dtype):
 
 
 def lfm2_shape(n_prompts, bucket, device, dtype):
-    """Return a random model of LFM2.5-230M's shape; its prompts are random tokens, 12 to 40 of them.
+    """Return a random model of LFM2.5-230M's shape; its prompts are random tokens, 12 to 40 of them."""
+    model = _random_lfm2(device, dtype)
+    suite = TokenSuite(tuple(random_prompts(n_prompts, bucket, model.config.vocab_size, seed=1)))
+    reference = TokenSuite(tuple(random_prompts(80, 4, model.config.vocab_size, seed=2)))
+    return Case("lfm2.5-230m-shape", HookedModel(model, None, slug="lfm2-shape"), list(suite.prompts), reference)
 
-    Weights are drawn wider than usual, so that ablations move the logits by more than rounding does.
-    """
+
+def lfm2_reading(device, dtype):
+    """Return the same random model with the miniatures' tokenizer, so that it can read a suite."""
+    tokenizer = load(resolve("lfm2-mini")).tokenizer
+    return HookedModel(_random_lfm2(device, dtype), tokenizer, slug="lfm2.5-230m-shape")
+
+
+def _random_lfm2(device, dtype):
+    """Weights are drawn wider than usual, so that ablations move the logits by more than rounding does."""
     from transformers import Lfm2Config, Lfm2ForCausalLM
 
     torch.manual_seed(0)
@@ -55,10 +66,7 @@ def lfm2_shape(n_prompts, bucket, device, dtype):
         initializer_range=0.04,
     )
     model = Lfm2ForCausalLM(config).eval().requires_grad_(False)
-    model = model.to(dtype=getattr(torch, dtype), device=device)
-    suite = TokenSuite(tuple(random_prompts(n_prompts, bucket, config.vocab_size, seed=1)))
-    reference = TokenSuite(tuple(random_prompts(80, 4, config.vocab_size, seed=2)))
-    return Case("lfm2.5-230m-shape", HookedModel(model, None, slug="lfm2-shape"), list(suite.prompts), reference)
+    return model.to(dtype=getattr(torch, dtype), device=device)
 
 
 def random_prompts(number, bucket, vocabulary, seed):

@@ -105,8 +105,15 @@ shapes with the same threads. *Over weights* is the peak memory of the process, 
 `smollm2-135m-q4` are trained weights that were quantised to 4 bits and are computed in float32;
 `lfm2.5-230m-shape` has random weights in the exact shape of LFM2.5-230M.
 
+[`benchmarks/probes.py`](../benchmarks/probes.py) catches what each causal probe asks of the engine and measures an evenly
+spaced subset of it both ways; attribution patching is set against exact patching of the same cells.
+[`benchmarks/steering.py`](../benchmarks/steering.py) times a whole steering sweep.
+
 ## Measured
 """
+PROBES_HEAD = (
+    "| probe | model | conditions × prompts | engine | prompt by prompt | ratio | largest difference (metric's unit) |"
+)
 SPEED_HEAD = (
     "| model | sweep | conditions × prompts | engine | over prompt by prompt | over bucketed | rate "
     "| largest difference (nats) | over weights |"
@@ -122,7 +129,10 @@ def speed() -> str:
         where = "" if found["device"].startswith("cuda") else f", {found['threads']} thread(s)"
         clock = ", CPU time" if found["clock"] == "cpu" else ""
         lines += [f"### {found['machine']}{where}, {found['dtype']}, torch {found['torch']}{clock}", ""]
-        lines += [SPEED_HEAD, "| --- " * 9 + "|", *(_speed_row(row) for row in found["rows"]), ""]
+        if found.get("rows"):
+            lines += [SPEED_HEAD, "| --- " * 9 + "|", *(_speed_row(row) for row in found["rows"]), ""]
+        if found.get("probes"):
+            lines += [PROBES_HEAD, "| --- " * 7 + "|", *(_probe_row(row) for row in found["probes"]), ""]
         if found.get("scaling"):
             lines += ["Time and memory as prompts grow (layer sweep, engine alone):", ""]
             lines += ["| model | prompts | tokens | seconds | µs per token and condition | over weights |"]
@@ -137,6 +147,14 @@ def _speed_row(row: dict[str, Any]) -> str:
         f"| {row['model']} | {row['sweep']} | {row['conditions']} × {row['prompts']} | {row['engine_s']:.1f} s "
         f"| {row['ratio_prompt_by_prompt']:.1f} × | {row['ratio_bucketed']:.1f} × "
         f"| {row['share_of_multiply_rate']:.2f} | {row['difference']:.0e} | {row['peak_over_weights_gb']:.2f} GB |"
+    )
+
+
+def _probe_row(row: dict[str, Any]) -> str:
+    difference = "–" if row["difference"] != row["difference"] else f"{row['difference']:.0e}"
+    return (
+        f"| {row['probe']} | {row['model']} | {row['conditions']} × {row['prompts']} | {row['engine_s']:.2f} s "
+        f"| {row['prompt_by_prompt_s']:.1f} s | {row['ratio']:.1f} × | {difference} |"
     )
 
 

@@ -10,12 +10,14 @@ import reference as ref
 import torch
 from models import SHAPES, build
 
+from xatlas.api import load
 from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.errors import XatlasError
 from xatlas.measures.directions import contrasts, matched_direction, random_direction, readout_values, shuffle
 from xatlas.model import HookedModel
 from xatlas.plugins.steering import Steering
 from xatlas.probe import Inputs
+from xatlas.run.plan import find_suite
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
 
@@ -145,6 +147,22 @@ def test_where_the_stream_is_wide_shuffled_labels_fall_among_matched_directions_
     assert (shuffled > np.median(uniform)).all()
     assert matched.min() <= shuffled.min()
     assert shuffled.max() <= matched.max()
+
+
+def test_on_trained_weights_shuffled_labels_fall_among_matched_directions():
+    """Uniform directions do half as much in a trained stream; a draw of twenty holds nine tenths of its like."""
+    model = load("qwen-mini", device="cpu")
+    suite = Suite("few", find_suite("quick").prompts[::3])
+    dataset = Steering(strengths="0.25").measure(model, suite, Inputs(reference=find_suite("train")))
+    kl = dataset["kl"].sel(scale="relative", strength=0.25).mean("prompt").values  # (layer, direction)
+    kinds = dataset["direction_kind"].values
+    uniform, matched, shuffled = (kl[:, kinds == kind] for kind in ("random", "matched", "shuffled"))
+    lowest, highest = matched.min(1, keepdims=True), matched.max(1, keepdims=True)
+    assert ((shuffled >= lowest) & (shuffled <= highest)).mean() > 0.75
+    ratio = np.median(shuffled, 1) / np.median(matched, 1)
+    assert (ratio > 0.6).all()
+    assert (ratio < 1.6).all()
+    assert (np.median(shuffled, 1) > 1.4 * np.median(uniform, 1)).all()
 
 
 def test_strength_is_a_length_or_a_share_of_the_norm():
