@@ -105,8 +105,8 @@ shapes with the same threads. *Over weights* is the peak memory of the process, 
 `smollm2-135m-q4` are trained weights that were quantised to 4 bits and are computed in float32;
 `lfm2.5-230m-shape` has random weights in the exact shape of LFM2.5-230M.
 
-[`benchmarks/probes.py`](../benchmarks/probes.py) catches what each causal probe asks of the engine and measures an evenly
-spaced subset of it both ways; attribution patching is set against exact patching of the same cells.
+[`benchmarks/probes.py`](../benchmarks/probes.py) catches what each causal probe asks of the engine and measures an
+evenly spaced subset of it both ways; attribution patching is set against exact patching of the same cells.
 [`benchmarks/steering.py`](../benchmarks/steering.py) times a whole steering sweep.
 
 ## Measured

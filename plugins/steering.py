@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas import HookedModel
+    from xatlas.measures.directions import Directions
 
 SCALES = ("absolute", "relative")
 #: Conditions that are handed to the engine at a time: they share its walks, and its lists stay short.
@@ -149,7 +149,7 @@ class Steering(Probe):
 
     def _directions(self, model: HookedModel, inputs: Inputs) -> Directions:
         """Return all directions, the random ones first."""
-        from xatlas.measures.directions import matched_direction, random_direction, readout_values
+        from xatlas.measures.directions import Directions, matched_direction, random_direction, readout_values
 
         found = Directions()
         seeds = range(1000 * inputs.seed, 1000 * inputs.seed + max(self.parameters.random, self.parameters.matched))
@@ -187,49 +187,6 @@ class Steering(Probe):
             for family, vector in contrasts(values, labels).items():
                 if family in wanted:
                     found.add(f"{prefix}{family}", kind, family, told, vector)
-
-
-@dataclass
-class Directions:
-    """Directions ``(layer, d_model)`` with their names, kinds, families and recipes."""
-
-    labels: list[str] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    families: list[str] = field(default_factory=list)
-    recipes: list[str] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
-
-    def add(self, label: str, kind: str, family: str, recipe: str, vector: Tensor) -> None:
-        """Keep one more direction ``(layer, d_model)``."""
-        self.labels.append(label)
-        self.kinds.append(kind)
-        self.families.append(family)
-        self.recipes.append(recipe)
-        self.rows.append(vector)
-
-    @cached_property
-    def vectors(self) -> Tensor:
-        """All of them ``(direction, layer, d_model)``."""
-        import torch
-
-        return torch.stack(self.rows)
-
-    def coords(self) -> dict[str, Any]:
-        """Return the coordinates of the ``direction`` dimension."""
-        return {
-            "direction": self.labels,
-            "direction_kind": ("direction", self.kinds),
-            "direction_family": ("direction", self.families),
-            "recipe": ("direction", self.recipes),
-        }
-
-    def absent(self) -> dict[str, str]:
-        """Return why values are NaN, where they are."""
-        missing = self.vectors.isnan().any(-1).any(-1)
-        if not missing.any():
-            return {}
-        names = ", ".join(label for label, gone in zip(self.labels, missing.tolist(), strict=True) if gone)
-        return {"direction": f"in some layers there is nothing to tell apart: {names}"}
 
 
 def _sweep(

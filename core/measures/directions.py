@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +21,47 @@ if TYPE_CHECKING:
 
 #: Tokens that are captured at a time.
 _AT_ONCE = 2048
+
+
+@dataclass
+class Directions:
+    """Directions ``(layer, d_model)`` with their names, kinds, families and recipes."""
+
+    labels: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    families: list[str] = field(default_factory=list)
+    recipes: list[str] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, label: str, kind: str, family: str, recipe: str, vector: Tensor) -> None:
+        """Keep one more direction ``(layer, d_model)``."""
+        self.labels.append(label)
+        self.kinds.append(kind)
+        self.families.append(family)
+        self.recipes.append(recipe)
+        self.rows.append(vector)
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """All of them ``(direction, layer, d_model)``."""
+        return torch.stack(self.rows)
+
+    def coords(self) -> dict[str, Any]:
+        """Return the coordinates of the ``direction`` dimension."""
+        return {
+            "direction": self.labels,
+            "direction_kind": ("direction", self.kinds),
+            "direction_family": ("direction", self.families),
+            "recipe": ("direction", self.recipes),
+        }
+
+    def absent(self) -> dict[str, str]:
+        """Return why values are NaN, where they are."""
+        missing = self.vectors.isnan().any(-1).any(-1)
+        if not missing.any():
+            return {}
+        names = ", ".join(label for label, gone in zip(self.labels, missing.tolist(), strict=True) if gone)
+        return {"direction": f"in some layers there is nothing to tell apart: {names}"}
 
 
 def random_direction(width: int, seed: int) -> Tensor:

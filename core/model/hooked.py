@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xatlas.errors import XatlasError, unknown
-from xatlas.manager import adapters
+from xatlas.model.choice import adapter_for, make_reader
 from xatlas.model.hooks import Editor, Hook, SiteFunction, attached, keeper
 from xatlas.model.record import CleanRun, LayerCall, recording
-from xatlas.prompts import BosHabit, Reader, TokenPrompt
+from xatlas.prompts import BosHabit, TokenPrompt
 from xatlas.sites import HookPoint, Site
 
 if TYPE_CHECKING:
@@ -266,27 +266,3 @@ class HookedModel:
 
         with holding(self, interventions, means or {}, seed):
             yield
-
-
-def adapter_for(model: Any) -> Adapter:
-    """Return an adapter instance for a loaded model.
-
-    Raises
-    ------
-    XatlasError
-        No plugin brings an adapter for the model's class.
-    """
-    name = type(model).__name__
-    known = adapters()
-    if name not in known:
-        raise unknown("architecture", name, known, "Write an adapter for it: see docs/adapters.md, it fits a screen.")
-    return known[name](model)
-
-
-def make_reader(model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool) -> Reader:
-    """Return the reader for a model: its context length and end-of-document token are read here."""
-    given = getattr(model.config, "eos_token_id", None)
-    ends = given if isinstance(given, list) else [given]
-    end: int | None = ends[0] if ends else None
-    context = getattr(model.config, "max_position_embeddings", None)
-    return Reader(tokenizer, bos=bos, chat_template=chat_template, context=context, end_token=end)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from xatlas.errors import XatlasError
-from xatlas.interventions import Condition, Intervention, means_needed
+from xatlas.interventions import Condition
 from xatlas.metrics import Metric
 from xatlas.probe import Checkpoint, NoCheckpoint, no_progress
-from xatlas.prompts import TokenPrompt, buckets
+from xatlas.prompts import TokenPrompt
 from xatlas.sites import Site
 from xatlas.sweep.budget import Budget
 from xatlas.sweep.readout import Readout
 from xatlas.sweep.scene import BucketScene
+from xatlas.sweep.schedule import (
+    Runs,
+    at_last,
+    check_sweep,
+    checkpoint_key,
+    condition_groups,
+    most_prompts,
+    prompt_groups,
+)
 from xatlas.sweep.step import can_step, record_step
 from xatlas.sweep.walk import Walk, tails
 
@@ -27,9 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas.model import HookedModel
-
-#: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
-Runs = Mapping[str, Sequence[tuple[int, ...] | None]]
 
 
 def sweep(
@@ -88,7 +91,7 @@ def sweep(
         A site does not exist, a mean or run is missing, or a run has another length than its prompt.
     """
     runs, means = dict(runs or {}), dict(means or {})
-    _check(model, prompts, conditions, runs, means)
+    check_sweep(model, prompts, conditions, runs, means)
     checkpoint = checkpoint or NoCheckpoint()
     budget = budget or Budget.for_device(model.device)
     if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
@@ -97,8 +100,8 @@ def sweep(
         prompts = [replace(prompt, ids=prompt.ids[: prompt.readout + 1]) for prompt in prompts]
     result = np.full((len(metrics), len(prompts), len(conditions)), np.nan)
     done = 0
-    for group in _groups(model, prompts, runs, budget):
-        key = _key(label, [prompts[i].prompt.id for i in group], conditions)
+    for group in prompt_groups(model, prompts, runs, budget):
+        key = checkpoint_key(label, [prompts[i].prompt.id for i in group], conditions)
         saved = checkpoint.load(key)
         if saved is None:
             part = _Part(model, [prompts[i] for i in group], {n: [r[i] for i in group] for n, r in runs.items()})
@@ -155,7 +158,7 @@ class _Part:
         seed: int,
     ) -> np.ndarray:
         """Return ``(metric, prompt, condition)``."""
-        most = _most_prompts(self.model, len(self.prompts[0].ids), len(self.runs), budget)
+        most = most_prompts(self.model, len(self.prompts[0].ids), len(self.runs), budget)
         pieces = []
         for start in range(0, len(self.prompts), most):
             rows = slice(start, start + most)
@@ -179,7 +182,7 @@ class _Part:
         alone: list[int] = []
         whole: list[int] = []
         for index, condition in enumerate(conditions):
-            local = possible and all(_at_last(part) for part in condition)
+            local = possible and all(at_last(part) for part in condition)
             (alone if local else whole).append(index)
         return alone, whole
 
@@ -222,65 +225,8 @@ def _measure_scene(
     reader = Readout(model, scene, metrics, budget)
     wanted = tails(model, scene.length - reader.earliest)
     values = np.full((len(metrics), len(scene.prompts), len(conditions)), np.nan)
-    for chosen in _walks(model, scene, conditions, budget):
+    for chosen in condition_groups(model, scene, conditions, budget):
         walk = Walk(model, scene, [conditions[i] for i in chosen], budget.tile_tokens, wanted)
         finals = dict(walk.run())
         values[:, :, chosen] = reader.measure([finals[i] for i in range(len(chosen))], walk.touched)
     return values
-
-
-def _at_last(part: Intervention) -> bool:
-    """Whether an intervention, and all that it looks at, is at the readout position alone."""
-    return part.positions == "last" and all(_at_last(inner) for inner in part.change.reads())
-
-
-def _most_prompts(model: HookedModel, length: int, n_runs: int, budget: Budget) -> int:
-    """Return how many prompts of this length a bucket may hold."""
-    row = (model.n_layers + 1) * length * model.d_model * 4 * (1 + n_runs)
-    return max(1, min(budget.tile_tokens // length, budget.stream_bytes // row))
-
-
-def _groups(model: HookedModel, prompts: Sequence[TokenPrompt], runs: Runs, budget: Budget) -> Iterator[np.ndarray]:
-    lengths = [len(prompt.ids) for prompt in prompts]
-    most = {length: _most_prompts(model, length, len(runs), budget) for length in set(lengths)}
-    yield from buckets(lengths, most)
-
-
-def _walks(
-    model: HookedModel, scene: BucketScene, conditions: Sequence[Condition], budget: Budget
-) -> Iterator[list[int]]:
-    """Split conditions into walks, by the layer where each begins."""
-    block = len(scene.prompts) * scene.length * model.d_model * 4
-    most = max(1, budget.stream_bytes // block)
-    order = sorted(range(len(conditions)), key=lambda i: min(part.site.layer for part in conditions[i]))
-    for start in range(0, len(order), most):
-        yield order[start : start + most]
-
-
-def _key(label: str, ids: Sequence[str], conditions: Sequence[Condition]) -> str:
-    return hashlib.sha256(json.dumps([label, len(conditions), *ids]).encode()).hexdigest()
-
-
-def _check(
-    model: HookedModel,
-    prompts: Sequence[TokenPrompt],
-    conditions: Sequence[Condition],
-    runs: Runs,
-    means: Mapping[Site, Tensor],
-) -> None:
-    """Refuse, before anything is run, what would fail later."""
-    for condition in conditions:
-        if not condition:
-            raise XatlasError("a condition needs at least one intervention.")
-        for part in condition:
-            model.point(part.site)
-            for name in part.change.runs() - set(runs):
-                raise XatlasError(f"the sweep was not given the run '{name}' that a change at {part.site} needs.")
-    for site in means_needed(conditions) - set(means):
-        raise XatlasError(f"no reference mean was given for {site}.")
-    for name, run in runs.items():
-        for prompt, tokens in zip(prompts, run, strict=True):
-            if tokens is not None and len(tokens) != len(prompt.ids):
-                raise XatlasError(
-                    f"run '{name}' of prompt '{prompt.prompt.id}' has {len(tokens)} tokens, not {len(prompt.ids)}."
-                )

@@ -70,8 +70,9 @@ def test_one_position_is_recomputed(monkeypatch):
         positions.add(hidden.shape[1])
         return run_layer(self, layer, hidden, *rest)
 
+    model = HookedModel(build("lfm2", vocab_size=260), byte_tokenizer())
     monkeypatch.setattr(HookedModel, "run_layer", spy)
-    measure(build("lfm2", vocab_size=260), **FEW)
+    Steering(**FEW).measure(model, SUITE, Inputs(reference=small_reference()))
     assert positions == {1}
 
 
