@@ -1,7 +1,7 @@
 """The two plain ways to do a sweep, without the engine: hooks over whole Hugging Face forwards.
 
 Both are given what the engine is given (the same tokens, conditions, reference means and random directions)
-and return the same number, KL at the readout in nats. Neither uses `xatlas.sweep`, `xatlas.sweep.walk` or
+and return the same number, KL at the readout in nats. Neither uses `xatlas.sweep` or
 `xatlas.model.hooks`. What can be made once, they are given ready made: directions cost them nothing.
 """
 

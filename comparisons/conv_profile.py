@@ -30,7 +30,7 @@ class ConvProfile(Comparison):
     """
 
     name = "conv_profile"
-    version = 1
+    version = 2
     summary = "Which factor and which tap carries each conv layer, over depth?"
     default = False
 
@@ -78,7 +78,7 @@ class ConvProfile(Comparison):
 
 
 def _carried(one: xr.Dataset, layer: int) -> bool:
-    return not math.isnan(float(one["factor_carrier_p_rank1"][layer]))
+    return bool(np.isfinite(one["factor_effect"].values[layer]).any())
 
 
 def _row(one: xr.Dataset, model: str, layer: int) -> dict[str, str | float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import early_late as early_late_figure
-from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures import readings, settings, summary
 from xatlas.comparisons.measures.readings import ABLATIONS, SCOPE, Estimate, Reading
 from xatlas.stats import EPSILON, Floats, quantile
 from xatlas.stats.ranks import correlate_ranks
@@ -31,11 +31,13 @@ class EarlyLate(Comparison):
     point)``: each layer's effect over the model's mean layer, interpolated on 20 depths, and its rank
     correlation between models, whose control is the 95 % quantile over random orders of one model's layers.
     p-values: two-sided sign flips per template of the log ratio, against 1 and against the control, the
-    larger of both; for the correlation the share of random orders that reach it.
+    larger of both; for the correlation the share of random orders that reach it. ``sensitivity (model, setting)``
+    holds the ratio under other settings: ``early_late.sensitivity.csv`` lists them, with commands for what was
+    not run.
     """
 
     name = "early_late"
-    version = 1
+    version = 2
     summary = "Do early layers matter more than late ones, and do models share the profile over depth?"
 
     @property
@@ -55,7 +57,7 @@ class EarlyLate(Comparison):
         p = np.array([_p_value(main) for main in mains])
         variables["p"] = (("model",), p, "1", "sign-flip p-value against 1 and the control, the larger")
         variables |= _profiles(mains) | _correlations(mains)
-        rows, coords = readings.sensitivity(found, _estimate, "1")
+        rows, coords = settings.sensitivity(found, _estimate, "1", "early over late")
         coords |= {"point": summary.DEPTHS, "model_other": [main.model for main in mains]}
         coords["kind"] = list(ABLATIONS)
         absent = {"early_over_late": "a model of one layer has no halves"}
@@ -180,6 +182,8 @@ def _correlate(a: Reading, b: Reading, kind: str) -> tuple[float, float, float, 
     if math.isnan(value):
         return (math.nan,) * 5
     low, high = a.clusters.interval(correlate_ranks(_profile(a, draws_a), _profile(b, draws_b)))
+    if not b.clusters.resamples:
+        low = high = np.array(math.nan)
     rng = np.random.default_rng(a.clusters.seed)
     orders = rng.permuted(np.tile(point_b, (ORDERS, 1)), axis=1)
     chance = correlate_ranks(np.broadcast_to(_profile(a, point_a), (ORDERS, 20)), _profile(b, orders))
@@ -195,7 +199,9 @@ def _ratio_finding(dataset: xr.Dataset, index: int) -> Finding:
         return Finding(f"{model} has no two halves to compare.", value, low, high, control, p, "undecided", model)
     main = summary.side(low, high, 1, control)
     agree = all(summary.side(low, high, 1) == main for _, low, high in summary.kinds(dataset, index))
-    verdict = summary.verdict(main != 0 and p <= summary.ALPHA, agree, against=high < control and low > 1)
+    # what the control does as much or more, in the same direction, is no finding about early and late
+    against = 1 < low <= high < control or control < low <= high < 1
+    verdict = summary.verdict(main != 0 and p <= summary.ALPHA, agree, against=against)
     what = {1: "matters more than", -1: "matters less than", 0: "can't be told from"}[main]
     sentence = (
         f"In {model} the first half of the layers {what} the second: ratio {summary.interval(value, low, high)}, "

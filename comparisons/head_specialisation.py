@@ -10,17 +10,12 @@ import numpy as np
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import head as head_figure
 from xatlas.comparisons.measures import head as head_measures
-from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures import readings, settings, summary
 from xatlas.comparisons.measures.readings import Estimate, Reading
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
-
-#: How many heads count as "a few".
-TOP = 5
-#: Shuffles of layer labels for the chance level of the share.
-SHUFFLES = 1000
 
 
 class HeadSpecialisation(Comparison):
@@ -31,13 +26,15 @@ class HeadSpecialisation(Comparison):
     in each template. ``best_layer``, ``best_head``, ``best_p_rank1``, ``best_tie (model, family)``.
     ``index_wins (model)``: in how many layers the most successful head *index* is the strongest head (layers
     whose two best heads agree numerically have no winner), with the exact chance level; ``index_wins_over_control``
-    ranks heads by effect over control instead. That one index wins is called an artefact when it holds for raw
-    effects only, and undecided when layers can't be told apart by shuffling their labels: layers that are
-    all the same are one witness, not many.
+    counts the same index's layers when heads rank by effect over control. That one index wins is called an
+    artefact when it holds for raw effects only, and undecided when layers can't be told apart by shuffling their
+    labels: layers that are all the same are one witness, not many. ``sensitivity`` and ``sensitivity_wins (model,
+    setting)`` hold the share and that index's wins under other settings: ``head_specialisation.sensitivity.csv``
+    lists them, with commands for what was not run.
     """
 
     name = "head_specialisation"
-    version = 1
+    version = 2
     summary = "Do a few heads carry the effect, and does one head index win across layers more than by chance?"
 
     @property
@@ -55,8 +52,9 @@ class HeadSpecialisation(Comparison):
         for name, (units, words) in head_measures.WORDS.items():
             array = np.array([one[name] for one in shares])
             variables[name] = (("model",), array, units, words)
-        rows, coords = readings.sensitivity(found, _estimate, "1")
-        more, _ = readings.sensitivity(found, _wins_estimate, "layer", "sensitivity_wins")
+        rows, coords = settings.sensitivity(found, _estimate, "1", "share of the five strongest heads")
+        wins = head_measures.wins_of({main.model: head_measures.leading_index(main) for main in mains})
+        more, _ = settings.sensitivity(found, wins, "layer", "wins of the leading index", "sensitivity_wins")
         coords |= {"family": families, "head": np.arange(max(main.dataset.sizes["head"] for main in mains))}
         absent = {"effect": "a layer without heads, or padding", "best_head": "no prompt of that family"}
         absent["top_share"] = "a model without heads"
@@ -104,12 +102,6 @@ def _estimate(reading: Reading, ablation: str, scope: str, layer0: bool) -> Esti
     return head_measures.share_of(reading, ablation, scope, 0 if layer0 else 1)
 
 
-def _wins_estimate(reading: Reading, ablation: str, scope: str, layer0: bool) -> Estimate:
-    start = 0 if layer0 else 1
-    point, draws = reading.macro("kl", ablation, scope)
-    return Estimate(*head_measures.index_wins(reading, point[start:], draws[:, start:])[1:4])
-
-
 def _strongest(one: xr.Dataset) -> tuple[int, int]:
     effect = one["effect"].values
     layer, head = np.unravel_index(int(np.nanargmax(effect)), effect.shape)
@@ -140,6 +132,8 @@ def _share_finding(dataset: xr.Dataset, index: int) -> Finding:
         f"{summary.number(float(one['top_share_chance']))}."
     )
     verdict = summary.verdict(clears, agree_kinds, against=high < control)
+    if int(one["n_heads"]) <= head_measures.TOP:  # five of five hold everything, whatever they do
+        verdict = "undecided"
     return Finding(sentence, value, low, high, control, p, verdict, model)
 
 
@@ -148,19 +142,23 @@ def _wins_finding(dataset: xr.Dataset, index: int) -> Finding:
     value, low, high = summary.triple(one, "index_wins")
     chance, p, model = float(one["index_wins_chance"]), float(one["index_wins_p"]), str(one["model"].item())
     name = "index_wins_over_control"
-    over = float(one[f"{name}_low"]) > chance and float(one[f"{name}_p"]) <= summary.ALPHA
+    over_low, over_high = summary.triple(one, name)[1:]
+    over = over_low > chance and float(one[f"{name}_p"]) <= summary.ALPHA
     apart = float(one["layers_p"]) <= summary.ALPHA
     raw = low > chance and p <= summary.ALPHA
     verdict = summary.verdict(
         raw and over and apart,
         all(other[1] > chance for other in summary.kinds(dataset, index, "sensitivity_wins")),
-        against=p > summary.ALPHA and apart,
+        against=p > summary.ALPHA and apart and math.isfinite(high),
         published=raw and apart,
+        fails=summary.fails(over_low, over_high, 1, chance),
     )
+    if int(one["n_layers_won"]) == 0:  # one head a layer, or no layer with a winner: nothing to win
+        verdict = "undecided"
     sentence = (
-        f"In {model} head index {int(one['index'])} is the strongest head in {value:.0f} [{low:.0f}, {high:.0f}] "
+        f"In {model} head index {int(one['index'])} is the strongest head in {summary.interval(value, low, high)} "
         f"of {int(one['n_layers_won'])} layers; the luckiest index wins {chance:.1f} by chance, and "
-        f"{float(one[name]):.0f} are won by one index over its control."
+        f"{float(one[name]):.0f} are its own when heads rank by effect over control."
     )
     return Finding(sentence, value, low, high, chance, max(p, float(one[f"{name}_p"])), verdict, model)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as mlp_ratio_figure
 from xatlas.comparisons.measures import mlp as mlp_measures
-from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures import readings, settings, summary
 from xatlas.comparisons.measures.mlp import COMPONENTS, PARTS
 
 if TYPE_CHECKING:
@@ -26,11 +26,13 @@ class MlpRatio(Comparison):
     conv layers over attention layers (log effects are averaged over a type's layers), raw and within depth
     tertiles; NaN for models with one operator type. Controls are the same ratios of the controls' effects.
     Findings are about *where*: the layer where the ratio is largest, against the model's mean layer; and conv
-    against attention, where a raw ratio that does not hold within tertiles is an artefact of depth.
+    against attention, where a raw ratio that does not hold within tertiles is an artefact of depth. ``sensitivity``,
+    ``sensitivity_mlp`` and ``sensitivity_operator (model, setting)`` hold the peak and both ratios within tertiles
+    under other settings: ``mlp_ratio.sensitivity.csv`` lists them, with commands for what was not run.
     """
 
     name = "mlp_ratio"
-    version = 1
+    version = 2
     summary = "How much more do MLPs matter than operators, over depth and by operator type?"
 
     @property
@@ -43,9 +45,10 @@ class MlpRatio(Comparison):
         found = [readings.read(tree, model, "layer_ablation") for model in readings.models(tree)]
         mains = [each[0] for each in found]
         variables = mlp_measures.layer_variables(mains) | mlp_measures.type_variables(mains)
-        rows, coords = readings.sensitivity(found, mlp_measures.peak, "layer")
+        rows, coords = settings.sensitivity(found, mlp_measures.peak, "layer", "layer with the largest ratio")
         for component in COMPONENTS:
-            more, _ = readings.sensitivity(found, mlp_measures.within(component), "1", f"sensitivity_{component}")
+            words = ("1", f"{component}, conv over attention within tertiles")
+            more, _ = settings.sensitivity(found, mlp_measures.within(component), *words, f"sensitivity_{component}")
             rows |= more
         coords |= {"component": list(COMPONENTS), "part": list(PARTS)}
         absent = {"conv_over_attention": _ONE_TYPE, "mlp_over_operator": "padding, or a layer without an MLP"}
@@ -121,7 +124,8 @@ def _type_finding(dataset: xr.Dataset, index: int, component: str) -> Finding | 
     verdict = summary.verdict(
         main != 0 and p <= summary.ALPHA,
         all(summary.side(other[1], other[2], 1) == main for other in others),
-        published=loose != 0 and float(raw[f"{name}_p"]) <= summary.ALPHA and not math.isnan(value),
+        published=loose != 0 and float(raw[f"{name}_p"]) <= summary.ALPHA,
+        fails=summary.fails(low, high, loose, 1, control),
     )
     model = str(one["model"].item())
     sentence = (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import patching as patching_figure
+from xatlas.comparisons.measures import arrival, readings, summary
 from xatlas.comparisons.measures import patching as patching_measures
-from xatlas.comparisons.measures import readings, summary
 from xatlas.comparisons.measures.patching import MODES, POSITIONS, SITES
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class PatchingProfile(Comparison):
     """
 
     name = "patching_profile"
-    version = 1
+    version = 2
     summary = "At which depth has the subject's information reached the readout, and through which operators?"
     default = False
 
@@ -51,10 +51,10 @@ class PatchingProfile(Comparison):
         for main in mains:
             patching_measures.check(main)
         variables = patching_measures.profiles(mains)
-        variables |= patching_measures.arrivals(mains)
+        variables |= arrival.arrivals(mains)
         variables |= patching_measures.movers(mains)
         variables |= patching_measures.carried(mains)
-        variables |= patching_measures.differences(mains)
+        variables |= arrival.differences(mains)
         counts = [main.dataset.sizes["prompt"] for main in mains]
         dropped = [len(_dropped(main.dataset)) for main in mains]
         variables["prompts"] = (("model",), counts, "1", "pairs that were patched")
@@ -86,14 +86,14 @@ class PatchingProfile(Comparison):
         rows: list[dict[str, str | float]] = []
         for i, model in enumerate(map(str, dataset["model"].values)):
             one = dataset.isel(model=i)
-            arrival, mover = _arrival_finding(dataset, i), _mover_finding(dataset, i)
+            arrives, mover = _arrival_finding(dataset, i), _mover_finding(dataset, i)
             denoise = one.sel(mode="denoise")
             at = float(denoise["mover"])
             row: dict[str, str | float] = {"model": model, "pairs": int(one["prompts"]), "dropped": int(one["dropped"])}
             row["at the readout from depth"] = summary.interval(*summary.triple(denoise, "arrival"))
             row["noise"] = summary.interval(*summary.triple(one.sel(mode="noise"), "arrival"))
             row["gone from the subject"] = summary.interval(*summary.triple(denoise, "departure"))
-            row["verdict"] = arrival.verdict
+            row["verdict"] = arrives.verdict
             row["strongest operator"] = "–" if math.isnan(at) else f"{int(at)} ({_type(one, int(at))})"
             row["recovers"] = summary.interval(mover.value, mover.low, mover.high)
             row["control"] = summary.number(mover.control)
@@ -131,7 +131,7 @@ def _arrival_finding(dataset: xr.Dataset, index: int) -> Finding:
         return Finding(told, value, value, value, 1.0, p, "undecided", model)
     noise = summary.triple(one.sel(mode="noise"), "arrival")
     clears = high < 1 and p <= summary.ALPHA and _in_order(one)
-    verdict = summary.verdict(clears, _overlap(one, "arrival"), against=value == 1)
+    verdict = summary.verdict(clears, _overlap(one, "arrival"), against=value == 1 and math.isfinite(high))
     stream = one["recovery"].sel(site="resid_post", position="last", mode="denoise").values
     layer = round(value * (_layers(one) - 1))
     before = f"{summary.number(float(stream[layer - 1]))} a layer before" if layer else "no layer before"
@@ -169,7 +169,7 @@ def _mover_finding(dataset: xr.Dataset, index: int) -> Finding:
     sentence = (
         f"The operator that moves most of it to the readout of {model} is layer {int(at)}'s ({_type(one, int(at))}): "
         f"alone it recovers {summary.interval(value, low, high)}, control {summary.number(control)}, "
-        f"P(rank 1) {rank:.2f}."
+        f"P(rank 1) {summary.chance(rank)}."
     )
     return Finding(sentence, value, low, high, control, p, verdict, model)
 

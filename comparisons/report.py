@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.comparisons.figures import style
+from xatlas.comparisons.measures import summary
 from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 
     from xatlas.comparison import Comparison
 
+#: Columns of the CSV with numbers under other settings.
+COLUMNS = ("number", "model", "setting", "value", "low", "high", "units", "command")
+
 
 def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str | Path) -> list[Path]:
     """Write ``name.png``, ``name.svg``, ``name.nc`` and ``name.csv``; each appears whole or not at all.
+
+    ``name.sensitivity.csv`` joins them where the dataset holds numbers under other settings.
 
     A figure that shows the same data already is left alone.
 
@@ -43,7 +49,7 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
     Returns
     -------
     list of Path
-        The four files, in the order above. The same dataset gives the same PNG, SVG and CSV, byte for byte.
+        The files, in the order above. The same dataset gives the same PNG, SVG and CSVs, byte for byte.
 
     Raises
     ------
@@ -51,13 +57,17 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
         The folder can't be written.
     """
     target = Path(folder)
-    paths = {kind: target / f"{name}.{kind}" for kind in ("png", "svg", "nc", "csv")}
-    table = io.StringIO()
+    varied = ("sensitivity.csv",) if "sensitivity_status" in dataset else ()
+    paths = {kind: target / f"{name}.{kind}" for kind in ("png", "svg", "nc", "csv", *varied)}
+    table, others = io.StringIO(), io.StringIO()
     write_csv(dataset, table)
     mark = _mark(comparison, dataset, table.getvalue())
     try:
         target.mkdir(parents=True, exist_ok=True)
         _write(paths["csv"], lambda path: path.write_text(table.getvalue(), "utf-8", newline=""))
+        if varied:
+            write_sensitivity(dataset, others)
+            _write(paths["sensitivity.csv"], lambda path: path.write_text(others.getvalue(), "utf-8", newline=""))
         _write(paths["nc"], lambda path: _write_netcdf(dataset, path))
         if paths["svg"].is_file() and paths["png"].is_file() and _carries(paths["png"], mark):
             return list(paths.values())
@@ -136,6 +146,13 @@ def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:
         for place, value in zip(places, np.asarray(array.values).ravel().tolist(), strict=True):
             where = dict(zip(own, place, strict=True))
             writer.writerow([name, *(where.get(dim, "") for dim in dims), _cell(value), units])
+
+
+def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:
+    """Write every number under every setting as one line; 'not run', and the command, where the atlas lacks it."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_cell(row[name]) for name in COLUMNS] for row in summary.sensitivity_rows(dataset))
 
 
 def _cell(value: Any) -> Any:

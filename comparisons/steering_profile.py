@@ -32,7 +32,7 @@ class SteeringProfile(Comparison):
     """
 
     name = "steering_profile"
-    version = 2
+    version = 3
     summary = "At which depth does steering work, beyond what the norm of the stream explains?"
     default = False
 
@@ -133,6 +133,7 @@ def _early_finding(dataset: xr.Dataset, index: int, kind: str) -> Finding | None
         all(other > 1 for other in doses if not math.isnan(other)),
         against=high < 1,
         published=published and float(fixed["early_over_late_p"]) <= summary.ALPHA,
+        fails=summary.fails(low, high, 1, 1, chance),
     )
     named = "random directions steer" if kind == "random" else "families' own directions steer"
     sentence = (

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xatlas.errors import XatlasError
-from xatlas.sites import Chunk, HeadLayout, Heads, HookPoint, Whole
+from xatlas.sites import Chunk, HeadLayout, Heads, HookPoint, Pattern
 
 if TYPE_CHECKING:
     import torch
@@ -174,13 +174,6 @@ class PreNormAdapter(Adapter):
             roles |= {f"attention.{role}": f"{path}.{role}_proj" for role in ("q", "k", "v")}
             roles["attention.out"] = f"{path}.{self.out_name}"
         return roles
-
-
-class Pattern(Whole):
-    """The attention weights, second in what an eager attention module returns; read only."""
-
-    #: Which element of a returned tuple the view reads.
-    element: ClassVar[int] = 1
 
 
 def gated_thirds(module: str, names: tuple[str, ...]) -> dict[str, HookPoint]:

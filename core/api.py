@@ -14,7 +14,8 @@ from xatlas.run import run
 from xatlas.run.comparing import Comparing, pick_comparisons
 from xatlas.run.comparing import compare as compare_models
 from xatlas.run.outcome import Reporter
-from xatlas.run.plan import Settings, default_suite, find_suite, steps_for
+from xatlas.run.plan import Settings, steps_for
+from xatlas.run.suites import default_suite, find_suite
 from xatlas.store import Store
 from xatlas.store.atlas import open_atlas
 from xatlas.suites import Suite
@@ -113,7 +114,7 @@ def measure(
     Parameters
     ----------
     model : str or HookedModel
-        A name or path; or a loaded model, of which nothing is stored.
+        A name or path; or a loaded model, of which nothing is stored, for probes that don't train.
     probe : str
         Name of the probe.
     suite, reference : str or Suite, optional
@@ -153,6 +154,9 @@ def _measure_loaded(model: HookedModel, probe: Probe, settings: Settings) -> xr.
     """Measure a model in memory, its requirements first; nothing is stored."""
     from xatlas.schema import validate
 
+    if probe.mutates:
+        raise XatlasError(f"{probe.name} trains the model that it is given: name the model, and it is loaded for that.")
+
     results = {}
     for needed in probe.requires:
         if not needed.optional:
@@ -182,7 +186,7 @@ def compare(
     models : sequence of str
         Names or paths, in the order in which they are to be shown.
     comparisons : sequence of str, optional
-        Names; all by default.
+        Names; those that cost little by default.
     suite, reference : str or Suite, optional
         As in :func:`make_settings`.
     parameters : dict of str to dict, optional

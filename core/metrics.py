@@ -65,6 +65,9 @@ class Metric(ABC):
 
     name: ClassVar[str]
 
+    def __str__(self) -> str:
+        return self.name
+
     @abstractmethod
     def positions(self, prompt: TokenPrompt) -> Sequence[int]:
         """Return the positions that are read in this prompt; without any, the result is NaN."""
@@ -98,6 +101,9 @@ class KL(Metric):
         if scope not in ("last", "all"):
             raise unknown("scope", scope, ("last", "all"))
         self.scope = scope
+
+    def __str__(self) -> str:
+        return f"kl, scope {self.scope}"
 
     def positions(self, prompt: TokenPrompt) -> Sequence[int]:
         """Return the positions of the scope."""

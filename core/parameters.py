@@ -26,6 +26,11 @@ def build(cls: type[Any], given: Mapping[str, Any], owner: str) -> Any:
     owner : str
         Named in errors.
 
+    Returns
+    -------
+    object
+        An instance of ``cls``.
+
     Raises
     ------
     XatlasError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -137,10 +138,12 @@ class Probe(ABC):
     measures_on: ClassVar[Literal["suite", "model", "tests"]] = "suite"
     #: What is repeated: values are kept per replicate, comparisons reduce.
     replicate: ClassVar[Literal["prompt", "seed"] | None] = "prompt"
-    #: Training probes get a fresh copy of the model.
+    #: Training probes have the model to themselves: nothing else is measured on the weights that they leave.
     mutates: ClassVar[bool] = False
     #: Whether means or donors of the reference split are used; then its hash enters the key.
     uses_reference: ClassVar[bool] = False
+    #: Whether what is changed is changed at the readout position alone, which is then all that is run again.
+    at_readout: ClassVar[bool] = False
     #: Variables that the dataset holds.
     variables: ClassVar[Mapping[str, Variable]]
 
@@ -160,6 +163,28 @@ class Probe(ABC):
         """Return every parameter with its value, JSON-ready: part of the job's key."""
         return canonical(self.parameters)
 
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return about how many changed runs each prompt gets, for estimates before anything is loaded.
+
+        By default one for each label of each variable whose name begins with ``kl``; a probe that knows better
+        says so.
+
+        Parameters
+        ----------
+        size : mapping of str to int
+            ``prompt``, ``layer``, ``head`` and ``kv_group``: how many there are.
+        draws : int
+            Donors and control directions that are averaged.
+        """
+        given = self.canonical_parameters()
+        total = 0
+        for name, variable in self.variables.items():
+            if name.startswith("kl"):
+                lists = [given.get(f"{dim}s") for dim in variable.dims if dim not in (*size, "scope")]
+                labels = [size[dim] for dim in variable.dims if dim in size and dim != "prompt"]
+                total += math.prod([*labels, *(len(each) for each in lists if isinstance(each, list))]) * draws
+        return total
+
     @abstractmethod
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Measure ``model`` on ``suite`` and return the dataset that :attr:`variables` promises."""
@@ -171,6 +196,10 @@ class ReadingProbe(Probe):
     The runner captures the sites of all reading probes of a job list in one streamed pass and feeds each
     through :meth:`start`, :meth:`update` and :meth:`finish`. Used alone, :meth:`measure` runs that pass.
     """
+
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return 0: nothing is changed."""
+        return 0
 
     @abstractmethod
     def start(self, model: HookedModel, suite: Suite, inputs: Inputs) -> None:

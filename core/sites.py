@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -50,20 +51,25 @@ class Site:
         return f"L{self.layer}.{self.kind}"
 
 
-class View(Protocol):
+class View(ABC):
     """How a site's tensor lies inside the tensor that a module takes or returns."""
 
+    __slots__ = ()
+
+    #: Which element of a returned tuple holds the site.
+    element: ClassVar[int] = 0
+
+    @abstractmethod
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the site's value, shaped as the site kind says."""
-        ...
 
+    @abstractmethod
     def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return a tensor like ``tensor`` in which the site's value is ``value``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class Whole(View):
     """The module's tensor is the site."""
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -76,7 +82,14 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class Pattern(Whole):
+    """The attention weights, second in what an eager attention module returns; read only."""
+
+    element: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Heads(View):
     """The last dimension holds ``n_heads`` slices of ``d_head``."""
 
     n_heads: int
@@ -92,7 +105,7 @@ class Heads:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(View):
     """One of ``count`` equal parts of the last dimension."""
 
     index: int

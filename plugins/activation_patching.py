@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from xatlas import Inputs, Probe, Suite, Variable, hookimpl
 
@@ -36,7 +37,7 @@ class ActivationPatching(Probe):
     """
 
     name = "activation_patching"
-    version = 1
+    version = 2
     sites = ("operator_out",)
     _cell = ("prompt", "layer", "site", "position", "mode")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
@@ -61,20 +62,31 @@ class ActivationPatching(Probe):
         """
 
         sites: tuple[str, ...] = ("resid_post", "operator_out", "mlp_out")
-        positions: tuple[str, ...] = ("first", "subject", "last", "other")
-        modes: tuple[str, ...] = ("denoise", "noise")
+        positions: tuple[Literal["first", "subject", "last", "other", "all"], ...] = (
+            "first",
+            "subject",
+            "last",
+            "other",
+        )
+        modes: tuple[Literal["denoise", "noise"], ...] = ("denoise", "noise")
         least: float = 0.5
+
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return every cell with its control, in both modes."""
+        chosen = self.parameters
+        return size["layer"] * len(chosen.sites) * len(chosen.positions) * len(chosen.modes) * (1 + draws)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``recovery (prompt, layer, site, position, mode)`` and its control."""
         import numpy as np
 
+        from xatlas.measures.noise import noise_floor
         from xatlas.measures.patching import check_patch, missing, recovery
         from xatlas.measures.twins import read_pairs
         from xatlas.schema import label, layer_coords, suite_coords
 
         chosen = self.parameters
-        check_patch(model, chosen.sites, chosen.positions)
+        check_patch(model, chosen.sites)
         pairs = read_pairs(model, suite, chosen.least)
         measured = [
             recovery(model, pairs, chosen.sites, chosen.positions, mode, inputs, self.name) for mode in chosen.modes
@@ -94,6 +106,7 @@ class ActivationPatching(Probe):
             },
             absent=missing(model, pairs, chosen.sites, chosen.positions),
             dropped=pairs.dropped,
+            noise_floor=noise_floor(model, pairs.tokens.prompts),
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import Inputs, Probe, Suite, Variable, hookimpl
 
@@ -32,7 +33,7 @@ class AttributionPatching(Probe):
     """
 
     name = "attribution_patching"
-    version = 1
+    version = 2
     sites = ("operator_out",)
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "attribution": Variable(
@@ -58,21 +59,33 @@ class AttributionPatching(Probe):
         """
 
         sites: tuple[str, ...] = ("resid_post", "operator_out", "mlp_out")
-        positions: tuple[str, ...] = ("first", "subject", "last", "other")
+        positions: tuple[Literal["first", "subject", "last", "other", "all"], ...] = (
+            "first",
+            "subject",
+            "last",
+            "other",
+        )
         least: float = 0.5
         exact_prompts: int = 12
+
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return two forwards and a backward, and the cells of the prompts that are patched exactly."""
+        chosen = self.parameters
+        exact = min(chosen.exact_prompts, size["prompt"]) / max(1, size["prompt"])
+        return 3 + exact * size["layer"] * len(chosen.sites) * len(chosen.positions)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``attribution (prompt, layer, site, position)`` and ``rank_correlation (site)``."""
         import numpy as np
 
         from xatlas.measures.attribution import attribution
+        from xatlas.measures.noise import noise_floor
         from xatlas.measures.patching import check_patch, missing, recovery
         from xatlas.measures.twins import read_pairs
         from xatlas.schema import label, layer_coords, suite_coords
 
         chosen = self.parameters
-        check_patch(model, chosen.sites, chosen.positions)
+        check_patch(model, chosen.sites)
         pairs = read_pairs(model, suite, chosen.least)
         guess = attribution(model, pairs, chosen.sites, chosen.positions)
         correlation = np.full(len(chosen.sites), np.nan)
@@ -97,6 +110,7 @@ class AttributionPatching(Probe):
             },
             absent=absent,
             dropped=pairs.dropped,
+            noise_floor=noise_floor(model, pairs.tokens.prompts),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -35,7 +36,7 @@ class ConvFactors(Probe):
     """
 
     name = "conv_factors"
-    version = 1
+    version = 2
     sites = tuple(FACTORS.values())
     uses_reference = True
     _cell = ("prompt", "layer", "factor", "ablation", "scope")
@@ -56,8 +57,12 @@ class ConvFactors(Probe):
             Where KL is read: last, all.
         """
 
-        ablations: tuple[str, ...] = ("mean", "one", "resample")
+        ablations: tuple[Literal["mean", "one", "resample", "zero"], ...] = ("mean", "one", "resample")
         scopes: tuple[Literal["last", "all"], ...] = ("last",)
+
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return every factor with its control."""
+        return 2 * size["layer"] * len(FACTORS) * len(self.parameters.ablations) * draws
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``kl_control (prompt, layer, factor, ablation, scope)``."""

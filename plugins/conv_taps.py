@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from xatlas import HookedModel
     from xatlas.interventions import Place
 
+#: Taps of the usual kernel.
+TAPS = 3
 _FACTORS = ("conv_gate", "conv_carrier", "conv_signal")
 
 
@@ -93,6 +96,10 @@ class ConvTaps(Probe):
 
         scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return every tap of the usual kernel with its control."""
+        return size["layer"] * TAPS * (1 + draws)
+
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``kl_control (prompt, layer, tap, scope)``."""
         from xatlas.interventions import RandomDirection
@@ -104,8 +111,8 @@ class ConvTaps(Probe):
         tokens = model.read(suite)
         scopes = self.parameters.scopes
         kernels = {layer: found for layer in range(model.n_layers) if (found := _kernel(model, layer)) is not None}
-        # Without any convolution the taps of the usual kernel of three stand there, all of them absent.
-        width = max((kernel.shape[-1] for kernel, _ in kernels.values()), default=3)
+        # Without any convolution the taps of the usual kernel stand there, all of them absent.
+        width = max((kernel.shape[-1] for kernel, _ in kernels.values()), default=TAPS)
         shape = (model.n_layers, width)
         grid = Grid({"kl": shape, "kl_control": shape})
         for layer, (kernel, out) in kernels.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -31,7 +32,7 @@ class HeadAblation(Probe):
     """
 
     name = "head_ablation"
-    version = 1
+    version = 2
     sites = ("heads",)
     uses_reference = True
     _cell = ("prompt", "layer", "head", "ablation", "scope")
@@ -59,6 +60,10 @@ class HeadAblation(Probe):
         ablations: tuple[Literal["zero", "mean", "resample"], ...] = ("mean",)
         scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return every head with its two controls, and every group."""
+        return size["layer"] * (3 * size["head"] + size["kv_group"]) * len(self.parameters.ablations) * draws
+
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, head, ablation, scope)`` and its companions."""
         from xatlas.measures.ablation import Grid
@@ -82,13 +87,18 @@ class HeadAblation(Probe):
         absent = measured.absent()
         if len(layouts) < model.n_layers:
             absent["head"] = "layers without attention have no heads"
+        if len({(layout.n_heads, layout.n_kv_heads) for layout in layouts.values()}) > 1:
+            absent["fewer"] = "some layers have fewer heads or key/value groups than others"
+        coords = head_coords(n_heads, n_groups)
+        if len({layout.n_heads // layout.n_kv_heads for layout in layouts.values()}) > 1:
+            coords["kv_group"] = ("head", [-1] * n_heads)  # a head's group is another one in another layer
         return label(
             self.variables,
             {ours: measured.arrays[theirs].transpose(1, 2, 3, 4, 0) for ours, theirs in names.items()},
             {
                 **suite_coords(tokens),
                 **layer_coords(model.operator_types),
-                **head_coords(n_heads, n_groups),
+                **coords,
                 "ablation": list(kinds),
                 "scope": list(scopes),
             },

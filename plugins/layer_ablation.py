@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +35,7 @@ class LayerAblation(Probe):
     """
 
     name = "layer_ablation"
-    version = 1
+    version = 2
     sites = ("operator_out",)
     uses_reference = True
     _cell = ("prompt", "layer", "component", "ablation")
@@ -60,6 +61,10 @@ class LayerAblation(Probe):
         ablations: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "resample")
         scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return three components, each with its control."""
+        return 2 * size["layer"] * len(COMPONENTS) * len(self.parameters.ablations) * draws
+
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, component, ablation, scope)`` and its companions."""
         from xatlas.measures.ablation import Grid
@@ -82,8 +87,9 @@ class LayerAblation(Probe):
         ablated, control = measured.arrays["kl"], measured.arrays["control"]
         n = len(scopes)
         absent = measured.absent()
-        if not model.sites("mlp_out"):
-            absent["mlp"] = "the layers have no MLP; joint is the operator alone"
+        bare = model.n_layers - len(model.sites("mlp_out"))
+        if bare:
+            absent["mlp"] = f"{bare} of {model.n_layers} layers have no MLP; joint is the operator alone there"
         return label(
             self.variables,
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +37,7 @@ class PairwiseAblation(Probe):
     """
 
     name = "pairwise_ablation"
-    version = 1
+    version = 2
     sites = ("operator_out",)
     uses_reference = True
     variables = {  # noqa: RUF012 - declared ClassVar in the base
@@ -66,6 +67,11 @@ class PairwiseAblation(Probe):
     def requires(self) -> tuple[Requirement, ...]:
         """Layer ablation, unless the components are named."""
         return () if self.parameters.components else (Requirement("layer_ablation"),)
+
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return every component and every pair."""
+        n = len(self.parameters.components) or self.parameters.strongest
+        return n * (n + 1) / 2 * draws
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``interaction (prompt, component, component_other)`` and ``kl_joint``."""

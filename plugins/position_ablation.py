@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
 
     from xatlas import HookedModel
     from xatlas.measures.ablation import Grid
-    from xatlas.prompts import TokenSuite
 
 #: Component → the site that is replaced.
 COMPONENTS = {"operator": "operator_out", "mlp": "mlp_out"}
@@ -37,7 +36,7 @@ class PositionAblation(Probe):
     """
 
     name = "position_ablation"
-    version = 1
+    version = 2
     sites = ("operator_out",)
     uses_reference = True
     _cell = ("prompt", "layer", "component", "position", "scope")
@@ -61,24 +60,29 @@ class PositionAblation(Probe):
         """
 
         ablation: Literal["mean", "zero", "resample"] = "mean"
-        positions: tuple[str, ...] = ("first", "subject", "last", "other")
+        positions: tuple[Literal["first", "subject", "last", "other", "all"], ...] = (
+            "first",
+            "subject",
+            "last",
+            "other",
+        )
         scopes: tuple[Literal["last", "all"], ...] = ("last",)
+
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return both components at every class, each with its control."""
+        return 2 * size["layer"] * len(COMPONENTS) * len(self.parameters.positions) * draws
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl (prompt, layer, component, position, scope)`` and its control."""
-        from xatlas.errors import unknown
         from xatlas.measures.ablation import Grid
         from xatlas.measures.noise import noise_floor
+        from xatlas.measures.twins import without_tokens
         from xatlas.metrics import KL
-        from xatlas.prompts import POSITION_CLASSES
         from xatlas.schema import label, layer_coords, suite_coords
 
         chosen = self.parameters
-        for name in chosen.positions:
-            if name not in ("all", *POSITION_CLASSES):
-                raise unknown("position class", name, ("all", *POSITION_CLASSES))
         tokens = model.read(suite)
-        empty = _without_tokens(tokens, chosen.positions)
+        empty = without_tokens(tokens.prompts, chosen.positions)
         shape = (model.n_layers, len(COMPONENTS), len(chosen.positions))
         grid = Grid({"kl": shape, "kl_control": shape})
         self._fill(grid, model, inputs.draws)
@@ -121,13 +125,6 @@ class PositionAblation(Probe):
                         grid.add("kl", (layer, c, p), one)
                         random = RandomDirection((one,), draw)
                         grid.add("kl_control", (layer, c, p), Intervention(site, random, positions=name))
-
-
-def _without_tokens(tokens: TokenSuite, positions: tuple[str, ...]) -> np.ndarray:
-    """Return where a prompt has no token of a class ``(prompt, position)``."""
-    import numpy as np
-
-    return np.array([[name != "all" and not p.positions(name) for name in positions] for p in tokens.prompts])
 
 
 @hookimpl

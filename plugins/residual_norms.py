@@ -32,7 +32,7 @@ class ResidualNorms(ReadingProbe):
     """
 
     name = "residual_norms"
-    version = 1
+    version = 2
     sites = SITES
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "norm": Variable(("prompt", "layer", "site", "position"), "1", "L2 norm of the stream at a token"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SCALES = ("absolute", "relative")
 #: Conditions that are handed to the engine at a time: they share its walks, and its lists stay short.
 AT_ONCE = 4096
+#: How many families a reference has, for estimates.
+FAMILIES = 12
 
 
 class Steering(Probe):
@@ -50,6 +52,7 @@ class Steering(Probe):
     version = 2
     sites = ("resid_post",)
     uses_reference = True
+    at_readout = True
     _cell = ("prompt", "layer", "direction", "strength", "scale")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || steered)"),
@@ -102,6 +105,12 @@ class Steering(Probe):
             if self.unit is not None and not (math.isfinite(self.unit) and self.unit > 0):
                 raise XatlasError(f"steering.unit = {self.unit:g} does not fit: it takes a number above 0.")
 
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return every direction at every strength and scale."""
+        chosen = self.parameters
+        named = (len(chosen.families) or FAMILIES) * (1 + chosen.shuffled)
+        return size["layer"] * (chosen.random + chosen.matched + named) * len(chosen.strengths) * len(SCALES)
+
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``delta_logit_diff (prompt, layer, direction, strength, scale)`` and what was added."""
         from xatlas.measures.directions import median_norms, readout_values
@@ -113,7 +122,8 @@ class Steering(Probe):
         norms = median_norms(readout_values(model, tokens.prompts)).numpy()
         length = self._lengths(norms)
         values = _sweep(model, tokens.prompts, directions.vectors, length, inputs)
-        lost = np.isnan(values[0]).sum((1, 2, 3, 4))
+        exists = ~directions.vectors.isnan().any(-1).numpy().T  # (layer, direction)
+        lost = (np.isnan(values[0]) & exists[..., None, None]).sum((1, 2, 3, 4))
         told = {i: f"logits were not finite in {n} of {values[0, i].size} conditions" for i, n in enumerate(lost) if n}
         absent = directions.absent()
         foilless = sum(prompt.foil_answer is None for prompt in tokens.prompts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.comparisons.figures import style
-from xatlas.comparisons.measures.patching import HALF
+from xatlas.comparisons.measures.arrival import HALF
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.comparisons.measures import summary
+from xatlas.comparisons.measures.ranking import leader
 from xatlas.comparisons.measures.readings import ABLATION, SCOPE
 from xatlas.stats import EPSILON, Floats
-from xatlas.stats.ranks import winner
 
 if TYPE_CHECKING:
     from xatlas.comparisons.measures.readings import Reading
@@ -94,7 +94,7 @@ def _one(part: str, main: Reading, labels: Sequence[Any]) -> dict[str, Any]:
     n_layers = effect.shape[1]
     found["carrier"], found["p_rank1"] = [""] * n_layers, np.full(n_layers, np.nan)
     for layer in range(n_layers):
-        first = winner(point[layer], draws[:, layer], resamples=clusters.resamples)
+        first = leader(clusters, point[layer], draws[:, layer])
         if first:
             found["carrier"][layer] = "" if first.tie else str(labels[first.index])
             found["p_rank1"][layer] = first.probability
@@ -113,7 +113,7 @@ def _lead(part: str, main: Reading, labels: Sequence[Any], effect: Floats, contr
     ratio, chance = _over_others(effect, lead), _over_others(control, lead)
     draws, mean = clusters.macro_draws(ratio), _mean(ratio, 1)
     low, high = clusters.interval(draws)
-    first = winner(clusters.macro(ratio), draws, resamples=clusters.resamples)
+    first = leader(clusters, clusters.macro(ratio), draws)
     peak = first.index if first else math.nan
     return {
         "lead": str(labels[lead]),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xatlas.comparisons.measures import summary
+from xatlas.comparisons.measures.ranking import leader
 from xatlas.comparisons.measures.readings import ABLATION, SCOPE, Estimate, Reading
 from xatlas.stats import Floats, agree, log_ratio
-from xatlas.stats.ranks import chance_of_wins, expected_wins, winner
+from xatlas.stats.ranks import chance_of_wins, expected_wins
 
 #: How many heads count as "a few".
 TOP = 5
@@ -36,10 +37,10 @@ WORDS = {
     "index_wins_high": ("layer", "upper end of its 95 % interval"),
     "index_wins_chance": ("layer", "layers that the luckiest index wins by chance, on average"),
     "index_wins_p": ("1", "exact chance of that many wins of one index"),
-    "index_wins_over_control": ("layer", "wins of one index when heads rank by effect over control"),
+    "index_wins_over_control": ("layer", "wins of that index when heads rank by effect over control"),
     "index_wins_over_control_low": ("layer", "lower end of its 95 % interval"),
     "index_wins_over_control_high": ("layer", "upper end of its 95 % interval"),
-    "index_wins_over_control_p": ("1", "exact chance of that many wins over control"),
+    "index_wins_over_control_p": ("1", "exact chance of that many wins of one index over control"),
 }
 
 
@@ -71,7 +72,7 @@ def family_variables(mains: Sequence[Reading], families: Sequence[str]) -> dict[
             # only the strongest dozens can come first: the rest would cost time alone
             held = np.sort(np.argsort(np.where(np.isfinite(point), -point, np.inf))[:48])
             draws = main.clusters.family_draws(flat[:, held], name)
-            best = winner(point[held], draws, resamples=main.clusters.resamples)
+            best = leader(main.clusters, point[held], draws, name)
             if best is not None:
                 layer, head = divmod(int(held[best.index]), heads)
                 numbers[:, i, families.index(name)] = layer, head, best.probability, best.tie
@@ -115,7 +116,7 @@ def model_shares(main: Reading) -> dict[str, float]:
     found["top_share_chance"], found["top_share_p"], found["layers_p"] = _chance(main)
     draws = main.macro("kl")[1]
     held = np.sort(np.argsort(np.where(np.isfinite(point), -point, np.inf), axis=None)[:48])
-    first = winner(point.ravel()[held], draws.reshape(len(draws), -1)[:, held], resamples=main.clusters.resamples)
+    first = leader(main.clusters, point.ravel()[held], draws.reshape(len(draws), -1)[:, held])
     if first is not None:
         found["first_p_rank1"], found["first_tie"] = first.probability, float(first.tie)
     return found | _index(main)
@@ -158,21 +159,43 @@ def wins_per_index(effects: Floats) -> Floats:
     return np.asarray((first & clear[..., None]).sum(-2), dtype=float)
 
 
-def index_wins(main: Reading, point: Floats, draws: Floats) -> tuple[int, float, float, float, float, int]:
-    """Return index, wins, their interval, the exact p-value and the number of layers with a winner."""
+def index_wins(main: Reading, point: Floats, draws: Floats, index: int) -> tuple[float, float, float, float, int]:
+    """Return wins of one head index, their interval, the exact p-value and the number of layers with a winner.
+
+    The p-value is that of any index winning as often: the index was chosen by looking.
+    """
     wins = wins_per_index(point)
-    index, layers = int(wins.argmax()), int(wins.sum())
+    layers = int(wins.sum())
     low, high = main.clusters.interval(wins_per_index(draws)[:, index])
     p = chance_of_wins(layers, len(wins), int(wins[index]))
-    return index, float(wins[index]), float(low), float(high), p, layers
+    return float(wins[index]), float(low), float(high), p, layers
+
+
+def leading_index(main: Reading) -> int:
+    """Return the head index that is the strongest head in most layers."""
+    return int(wins_per_index(main.macro("kl")[0]).argmax())
+
+
+def wins_of(indices: Mapping[str, int]) -> Callable[[Reading, str, str, bool], Estimate]:
+    """Return the function that counts the wins of each model's leading index under one setting."""
+
+    def estimate(reading: Reading, ablation: str, scope: str, layer0: bool) -> Estimate:
+        start = 0 if layer0 else 1
+        point, draws = reading.macro("kl", ablation, scope)
+        if not np.isfinite(point[start:]).any():  # nothing was measured, which is not the same as no wins
+            return Estimate()
+        return Estimate(*index_wins(reading, point[start:], draws[:, start:], indices[reading.model])[:3])
+
+    return estimate
 
 
 def _index(main: Reading) -> dict[str, float]:
-    index, wins, low, high, p, layers = index_wins(main, *main.macro("kl"))
+    index = leading_index(main)
+    wins, low, high, p, layers = index_wins(main, *main.macro("kl"), index)
     found = {"index": index, "n_layers_won": layers, "index_wins": wins, "index_wins_p": p}
     found |= {"index_wins_low": low, "index_wins_high": high}
     found["index_wins_chance"] = expected_wins(layers, main.dataset.sizes["head"])
     ratio = log_ratio(main.values("kl"), main.values("kl_control"))
-    _, wins, low, high, p, _ = index_wins(main, main.clusters.macro(ratio), main.clusters.macro_draws(ratio))
+    wins, low, high, p, _ = index_wins(main, main.clusters.macro(ratio), main.clusters.macro_draws(ratio), index)
     name = "index_wins_over_control"
     return found | {name: wins, f"{name}_low": low, f"{name}_high": high, f"{name}_p": p}

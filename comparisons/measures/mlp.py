@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from xatlas.comparisons.measures import summary
+from xatlas.comparisons.measures.ranking import leader
 from xatlas.comparisons.measures.readings import ABLATION, SCOPE, Estimate, Reading
 from xatlas.stats import EPSILON, Floats
-from xatlas.stats.ranks import winner
 
 COMPONENTS = ("mlp", "operator")
 #: ``raw`` takes all layers; ``within`` is the mean over the depth tertiles that hold both operator types.
@@ -81,7 +81,7 @@ def _layers(main: Reading) -> tuple[dict[str, Floats], dict[str, float], str]:
     single["mean_ratio_low"], single["mean_ratio_high"] = float(np.exp(low)), float(np.exp(high))
     control = clusters.macro(_mean_layer(_log_ratio(main, "kl_control")))
     single["mean_ratio_control"] = float(np.exp(control))
-    first = winner(clusters.macro(ratio), clusters.macro_draws(ratio), resamples=clusters.resamples)
+    first = leader(clusters, clusters.macro(ratio), clusters.macro_draws(ratio))
     single["peak"] = first.index if first else math.nan
     single["peak_p_rank1"] = first.probability if first else math.nan
     single["tie"] = float(first.tie) if first else math.nan
@@ -155,7 +155,7 @@ def peak(reading: Reading, ablation: str, scope: str, layer0: bool) -> Estimate:
     """Return the layer with the largest ratio under one setting, with the interval over draws."""
     start, clusters = (0 if layer0 else 1), reading.clusters
     ratio = _log_ratio(reading, "kl", ablation, scope)[:, start:]
-    first = winner(clusters.macro(ratio), clusters.macro_draws(ratio), resamples=clusters.resamples)
+    first = leader(clusters, clusters.macro(ratio), clusters.macro_draws(ratio))
     if first is None:
         return Estimate()
     return Estimate(*(float(layer + start) for layer in (first.index, *first.spread)))

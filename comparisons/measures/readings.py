@@ -1,10 +1,9 @@
-"""What the comparisons share: finding results in a tree, sensitivity rows, verdicts, words."""
+"""What the comparisons share: finding results in a tree, and reducing them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -46,6 +45,12 @@ class Reading:
     dataset: xr.Dataset
     suite: str
     bos: str
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """How and on what it was measured, as it is stored with it."""
+        found: dict[str, Any] = json.loads(self.dataset.attrs.get("xatlas", "{}"))
+        return found
 
     @cached_property
     def clusters(self) -> Clusters:
@@ -149,96 +154,3 @@ class Estimate:
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What a sensitivity row varies: ablation kind, scope, position 0, suite, with or without layer 0."""
-
-    ablation: str
-    scope: str
-    bos: str
-    suite: str
-    layer0: bool
-
-    def __str__(self) -> str:
-        ending = "" if self.layer0 else ", layer 0 excluded"
-        return f"{self.ablation}, {self.scope}, bos {self.bos}, {self.suite}{ending}"
-
-
-def settings(main: Reading, everything: Iterable[Reading]) -> list[Setting]:
-    """Return the cross of all settings, the default one first."""
-    usual = "quick" if main.suite == "standard" else "standard"
-    suites = list(dict.fromkeys([main.suite, *(reading.suite for reading in everything), usual]))
-    habits = [main.bos, *(bos for bos in BOS if bos != main.bos)]
-    return [
-        Setting(ablation, scope, bos, suite, layer0)
-        for suite in suites
-        for bos in habits
-        for layer0 in (True, False)
-        for scope in SCOPES
-        for ablation in ABLATIONS
-    ]
-
-
-def sensitivity(
-    found: Sequence[Sequence[Reading]],
-    estimate: Callable[[Reading, str, str, bool], Estimate],
-    units: str,
-    prefix: str = "sensitivity",
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Estimate one number under every setting that the atlas holds.
-
-    Parameters
-    ----------
-    found : per model its readings, the main one first
-    estimate : callable
-        ``(reading, ablation, scope, layer0) → Estimate``; without layer 0 where ``layer0`` is False.
-    units : str
-        Unit of the number.
-    prefix : str
-        Name of the variables that hold the number.
-
-    Returns
-    -------
-    variables, coords
-        ``prefix``, ``prefix_low``, ``prefix_high``, and ``sensitivity_status`` (``ok`` or ``not run``),
-        ``sensitivity_command``, all ``(model, setting)``.
-    """
-    rows = settings(found[0][0], [reading for readings in found for reading in readings])
-    numbers = np.full((3, len(found), len(rows)), np.nan)
-    commands = np.full((len(found), len(rows)), "", dtype=object)
-    for i, readings in enumerate(found):
-        for j, row in enumerate(rows):
-            held = [r for r in readings if (r.suite, r.bos) == (row.suite, row.bos)]
-            held = [r for r in held if r.holds(row.ablation, row.scope)]
-            if held:
-                one = estimate(held[0], row.ablation, row.scope, row.layer0)
-                numbers[:, i, j] = one.value, one.low, one.high
-            else:
-                commands[i, j] = command(readings[0], row)
-    dims = ("model", "setting")
-    status = np.where(commands == "", "ok", "not run").astype(object)
-    variables = {
-        prefix: (dims, numbers[0], units, "the number under other settings"),
-        f"{prefix}_low": (dims, numbers[1], units, "lower end of its 95 % interval"),
-        f"{prefix}_high": (dims, numbers[2], units, "upper end of its 95 % interval"),
-        "sensitivity_status": (dims, status, "1", "whether the atlas holds what the row needs"),
-        "sensitivity_command": (dims, commands, "1", "the command that measures what is missing"),
-    }
-    coords = {"setting": [str(row) for row in rows]}
-    for name in ("ablation", "scope", "bos", "suite"):
-        coords[f"setting_{name}"] = ("setting", [getattr(row, name) for row in rows])
-    coords["setting_layer0"] = ("setting", [int(row.layer0) for row in rows])
-    return variables, coords
-
-
-def command(main: Reading, row: Setting) -> str:
-    """Return the command that measures what a sensitivity row lacks, on all scopes at once."""
-    probe = main.probe
-    parts = [f"xatlas run {main.called} --probes {probe} --suite {row.suite} --bos {row.bos}"]
-    if row.scope not in main.scopes:
-        parts.append(f"--set {probe}.scopes={','.join(SCOPES)}")
-    if row.ablation not in main.ablations:
-        parts.append(f"--set {probe}.ablations={','.join(ABLATIONS)}")
-    return " ".join(parts)

@@ -11,9 +11,9 @@ import numpy as np
 
 from xatlas.comparisons.early_late import halves
 from xatlas.comparisons.measures import summary
+from xatlas.comparisons.measures.ranking import leader
 from xatlas.errors import XatlasError
 from xatlas.stats import EPSILON, Floats, quantile
-from xatlas.stats.ranks import winner
 
 if TYPE_CHECKING:
     from xatlas.comparisons.measures.readings import Reading
@@ -170,7 +170,7 @@ def peaks(mains: Sequence[Reading], dose: float) -> dict[str, Any]:
         test = np.where(np.isfinite(against), against, ratio)  # without shuffled labels, against random ones alone
         p = clusters.max_t(test)
         curves.append(np.stack([*np.exp(_with_ends(main, ratio)), np.exp(clusters.macro(control)), p]))
-        first = winner(clusters.macro(ratio), clusters.macro_draws(ratio), resamples=clusters.resamples)
+        first = leader(clusters, clusters.macro(ratio), clusters.macro_draws(ratio))
         if first:
             single[:, m] = first.index, first.probability, first.tie
     arrays = np.moveaxis(summary.stack(curves), 1, 0)  # (5, model, layer)

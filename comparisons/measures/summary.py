@@ -102,7 +102,9 @@ def footer(mains: Sequence[Reading], measured: str = "") -> str:
     return f"{'; '.join(parts)}; {measured}; 95 % intervals over templates"
 
 
-def verdict(clears: bool, kinds_agree: bool, *, against: bool = False, published: bool = False) -> Verdict:
+def verdict(
+    clears: bool, kinds_agree: bool, *, against: bool = False, published: bool = False, fails: bool = False
+) -> Verdict:
     """Judge a claim.
 
     Parameters
@@ -115,21 +117,28 @@ def verdict(clears: bool, kinds_agree: bool, *, against: bool = False, published
         The interval lies on the other side of the control.
     published : bool
         The claim holds in the form that is usually published, which the definition here corrects.
+    fails : bool
+        The interval as defined here does not clear the control (see :func:`fails`): without that, a claim
+        that holds as published only lacks power.
     """
     if clears:
         return "supported" if kinds_agree else "undecided"
-    if published:
+    if published and fails:
         return "artefact"
     return "not supported" if against else "undecided"
 
 
 def kinds(dataset: xr.Dataset, model: int, prefix: str = "sensitivity") -> Iterator[tuple[float, float, float]]:
-    """Yield (value, low, high) under each other ablation kind that was measured, all else as in the main run."""
+    """Yield (value, low, high) under each other ablation kind that was measured, all else as in the main run.
+
+    A kind that gave no number, for instance ``resample`` where no prompt has a donor, is passed over.
+    """
     varied = np.column_stack([dataset[f"setting_{name}"].values.astype(str) for name in _HELD])
     ran = dataset["sensitivity_status"].values[model] == "ok"
     for row in np.flatnonzero((varied == varied[0]).all(1) & ran)[1:]:  # the first is the main one
         value, low, high = (float(dataset[f"{prefix}{end}"].values[model, row]) for end in ("", "_low", "_high"))
-        yield value, low, high
+        if math.isfinite(value):
+            yield value, low, high
 
 
 #: What stays as in the main run where ablation kinds are compared.
@@ -161,6 +170,16 @@ def side(low: float, high: float, *marks: float) -> int:
     return -1 if known and high < min(known) else 0
 
 
+def fails(low: float, high: float, claim: int, *marks: float) -> bool:
+    """Tell whether an interval does not lie on the claimed side of the marks; one that is unknown tells nothing."""
+    return math.isfinite(low) and math.isfinite(high) and side(low, high, *marks) != claim
+
+
+def chance(value: float) -> str:
+    """Return a probability in two digits after the point; ``–`` for none."""
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
 def number(value: float) -> str:
     """Return a number in three digits, a whole one without any after the point; ``–`` for none."""
     if math.isnan(value):
@@ -178,23 +197,35 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def sensitivity_rows(dataset: xr.Dataset) -> list[dict[str, str | float]]:
-    """Return one row per model and setting: the number with its interval, or 'not run' and the command."""
+    """Return one row per number, model and setting: value and interval, or 'not run' and the command."""
     rows: list[dict[str, str | float]] = []
-    numbers = [dataset[f"sensitivity{end}"].values for end in ("", "_low", "_high")]
-    status, commands = dataset["sensitivity_status"].values, dataset["sensitivity_command"].values
-    for i, model in enumerate(map(str, dataset["model"].values)):
-        for j, setting in enumerate(map(str, dataset["setting"].values)):
-            ran = status[i, j] == "ok"
-            value = interval(*(float(each[i, j]) for each in numbers)) if ran else "not run"
-            rows.append({"model": model, "setting": setting, "value": value, "command": str(commands[i, j])})
+    for name in [str(name) for name in dataset.data_vars if str(name).startswith("sensitivity")]:
+        if f"{name}_low" not in dataset:
+            continue
+        units, words = (dataset[name].attrs[key] for key in ("units", "long_name"))
+        ends = [dataset[f"{name}{end}"].values for end in ("", "_low", "_high")]
+        for i, model in enumerate(map(str, dataset["model"].values)):
+            for j, setting in enumerate(map(str, dataset["setting"].values)):
+                row: dict[str, str | float] = {"number": words, "model": model, "setting": setting}
+                if dataset["sensitivity_status"].values[i, j] == "ok":
+                    value, low, high = (float(each[i, j]) for each in ends)
+                    row |= {"value": value, "low": low, "high": high, "units": units, "command": ""}
+                else:
+                    command = str(dataset["sensitivity_command"].values[i, j])
+                    row |= {"value": "not run", "low": "", "high": "", "units": units, "command": command}
+                rows.append(row)
     return rows
 
 
-def sensitivity_note(dataset: xr.Dataset, model: int, same: Sequence[bool]) -> str:
-    """Say in a table's cell how many of the measured settings agree with the main one, layer 0 in or out."""
+def sensitivity_note(dataset: xr.Dataset, model: int, same: Sequence[bool], prefix: str = "sensitivity") -> str:
+    """Say in a table's cell how many of the measured settings agree with the main one, layer 0 in or out.
+
+    Settings that gave no number don't count.
+    """
     ran = dataset["sensitivity_status"].values[model] == "ok"
+    told = ran & np.isfinite(dataset[prefix].values[model])
     whole = dataset["setting_layer0"].values == 1
     agree = np.asarray(same, dtype=bool)
-    parts = [f"{(agree & ran & whole)[1:].sum()} of {(ran & whole)[1:].sum()} other settings agree"]
-    parts.append(f"{(agree & ran & ~whole).sum()} of {(ran & ~whole).sum()} without layer 0")
+    parts = [f"{(agree & told & whole)[1:].sum()} of {(told & whole)[1:].sum()} other settings agree"]
+    parts.append(f"{(agree & told & ~whole).sum()} of {(told & ~whole).sum()} without layer 0")
     return ", ".join([*parts, *([f"{(~ran).sum()} not run"] if not ran.all() else [])])

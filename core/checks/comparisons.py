@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import xarray as xr
 
 from xatlas import manager
 from xatlas.checks.declared import check_abstract, check_name, check_requirement
@@ -17,8 +18,6 @@ from xatlas.comparison import Comparison, Finding, Verdict
 from xatlas.errors import XatlasError
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from xatlas.probe import Probe
 
 VERDICTS = get_args(Verdict)
@@ -40,7 +39,6 @@ def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | Non
     XatlasError
         At the first violation, in one line.
     """
-    import xarray as xr
     from matplotlib.figure import Figure
 
     comparison = _declared_comparison(comparison_class)
@@ -83,8 +81,6 @@ def _declared_comparison(cls: type[Comparison]) -> Comparison:
 
 def _small_tree(comparison: Comparison) -> xr.DataTree:
     """Return what a comparison requires, measured on two small models that differ in their weights."""
-    import xarray as xr
-
     needed = [item for item in comparison.requires if not item.optional]
     kinds = frozenset(kind for item in needed for kind in manager.probes()[item.probe].sites)
     nodes = {

@@ -16,14 +16,26 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def check_abstract(cls: type[Any]) -> None:
-    """Refuse a class that lacks methods of its contract."""
+    """Refuse a class that lacks methods of its contract.
+
+    Raises
+    ------
+    XatlasError
+        Names the methods.
+    """
     left = sorted(getattr(cls, "__abstractmethods__", ()))
     if inspect.isabstract(cls):
         raise XatlasError(f"{cls.__name__} lacks {', '.join(left)}.")
 
 
 def check_name(cls: Any, kind: str) -> None:
-    """Refuse a name that can't be typed as one word, or a version that is no number."""
+    """Refuse a name that can't be typed as one word, or a version that is no whole number from 1.
+
+    Raises
+    ------
+    XatlasError
+        Shows what was found, and what it takes.
+    """
     name, version = getattr(cls, "name", None), getattr(cls, "version", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise XatlasError(f"{cls.__name__}.name is {name!r}: a {kind}'s name is lower-case words joined by '_'.")
@@ -32,7 +44,13 @@ def check_name(cls: Any, kind: str) -> None:
 
 
 def check_requirement(needed: Any, who: str) -> None:
-    """Refuse a required probe that does not exist or does not take the parameters."""
+    """Refuse a required probe that does not exist or does not take the parameters.
+
+    Raises
+    ------
+    XatlasError
+        Names who requires it, and what is off.
+    """
     if not isinstance(needed, Requirement):
         raise XatlasError(f"{who} requires {needed!r}: it must be a Requirement.")
     try:

@@ -78,6 +78,16 @@ def measure_small(probe: Probe, model: HookedModel) -> xr.Dataset:
         Registered or not.
     model : HookedModel
         A model with a tokenizer.
+
+    Returns
+    -------
+    Dataset
+        Of the probe itself.
+
+    Raises
+    ------
+    XatlasError
+        A required probe is unknown, or a dataset is off its probe's contract.
     """
     results = {}
     for needed in probe.requires:

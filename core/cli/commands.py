@@ -1,4 +1,4 @@
-"""The command line: nothing but words and progress bars. Heavy things are imported when a command runs."""
+"""The commands that measure, and the app that all commands belong to. A command imports what is heavy when it runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xatlas import __version__
 from xatlas.cli import lists, options, steering
-from xatlas.cli.parameters import SHORT, parameters
+from xatlas.cli.given import SHORT, parameters
 from xatlas.cli.telling import comparing_record, print_comparing, rests_on, step_row
 from xatlas.cli.words import (
     FAILED,
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from xatlas.run.outcome import Failure
     from xatlas.run.plan import Settings, Step
 
+#: Options of the commands that measure which are settings by the same name.
+_SHARED = ("draws", "seed", "device", "dtype", "bos", "attention", "chat_template")
+
 app = typer.Typer(
     name="xatlas",
     help="Where does behaviour live in this language model, and is it in the same place in that one?",
@@ -42,8 +46,6 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from xatlas import __version__
-
         typer.echo(f"xatlas {__version__}")
         raise typer.Exit
 
@@ -80,16 +82,13 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Measure what comparisons need of several models, compare, and draw the figures."""
-    from xatlas.api import ATLAS, FIGURES, make_settings, resolve_all
+    from xatlas.api import ATLAS, FIGURES, resolve_all
     from xatlas.run.comparing import compare as compare_models
     from xatlas.run.comparing import pick_comparisons, plan_comparison
     from xatlas.store import Store
 
     chosen = pick_comparisons(_names(comparisons))
-    settings = make_settings(
-        suite, reference, parameters=parameters(context, set_, _probes(chosen, probes)), draws=draws, seed=seed,
-        device=device, dtype=dtype, bos=bos, attention=attention, chat_template=chat_template,
-    )  # fmt: skip
+    settings = _settings(context, chosen)
     named = resolve_all(_names(models))
     store = Store(out / ATLAS)
     steps = plan_comparison(named, chosen, settings, _names(probes))
@@ -128,16 +127,13 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Measure one model with probes; what the atlas holds is not measured again."""
-    from xatlas.api import ATLAS, make_settings, resolve_all
+    from xatlas.api import ATLAS, resolve_all
     from xatlas.run import run as run_steps
     from xatlas.store import Store
 
     if model.startswith("-"):
         raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
-    settings = make_settings(
-        suite, reference, parameters=parameters(context, set_, _probes((), probes)), draws=draws, seed=seed,
-        device=device, dtype=dtype, bos=bos, attention=attention, chat_template=chat_template,
-    )  # fmt: skip
+    settings = _settings(context)
     store = Store(out / ATLAS)
     steps = _steps(resolve_all(_names(model)), _names(probes), settings)
     done = run_steps(steps, store, settings, Bars(sum(store.state(step.job) != "done" for step in steps)))
@@ -170,16 +166,13 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""
-    from xatlas.api import ATLAS, make_settings, resolve_all
+    from xatlas.api import ATLAS, resolve_all
     from xatlas.run.comparing import pick_comparisons, plan_comparison
     from xatlas.run.estimate import estimate
     from xatlas.store import Store
 
     chosen = [] if probes else pick_comparisons(_names(comparisons))
-    settings = make_settings(
-        suite, reference, parameters=parameters(context, set_, _probes(chosen, probes)), draws=draws, seed=seed,
-        device=device, dtype=dtype, bos=bos, attention=attention, chat_template=chat_template,
-    )  # fmt: skip
+    settings = _settings(context, chosen)
     named = resolve_all(_names(models), hub=False)
     steps = plan_comparison(named, chosen, settings) if chosen else _steps(named, _names(probes), settings)
     store = Store(out / ATLAS)
@@ -200,6 +193,16 @@ def plan(
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _settings(context: typer.Context, comparisons: Sequence[Comparison] = ()) -> Settings:
+    """Return what the options that ``compare``, ``run`` and ``plan`` share come to, parameters of probes included."""
+    from xatlas.api import make_settings
+
+    given = context.params
+    shared = {name: given[name] for name in _SHARED}
+    chosen = parameters(context, given["set_"], _probes(comparisons, given["probes"]))
+    return make_settings(given["suite"], given["reference"], parameters=chosen, **shared)
 
 
 def _probes(comparisons: Sequence[Comparison], probes: str) -> list[str]:
@@ -238,7 +241,3 @@ def main() -> None:
         app()
     except KeyboardInterrupt:  # before a command had begun
         raise SystemExit(INTERRUPTED) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from xatlas.settings import ATTENTIONS, BOS_HABITS, DEVICES, DTYPES
+
 
 def complete(registry: str) -> Callable[[str], list[str]]:
     """Return a completer for comma-separated names of one registry of :mod:`xatlas.manager`."""
@@ -91,22 +93,20 @@ Set = Annotated[
 ]
 Draws = Annotated[int, typer.Option(min=1, help="Donors and control directions that are averaged.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=_one_of("auto", "cpu", "cuda", "mps"))
-]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=_one_of(*DEVICES))]
 Dtype = Annotated[
     str,
-    typer.Option(help="float32, bfloat16 or float16.", autocompletion=_one_of("float32", "bfloat16", "float16")),
+    typer.Option(help="float32, bfloat16 or float16.", autocompletion=_one_of(*DTYPES)),
 ]
 Bos = Annotated[
     str,
     typer.Option(
         help="always: a beginning token at position 0 of every model; native: the tokenizer's own habit.",
-        autocompletion=_one_of("always", "native"),
+        autocompletion=_one_of(*BOS_HABITS),
     ),
 ]
 Attention = Annotated[
-    str, typer.Option(help="Attention implementation: sdpa or eager.", autocompletion=_one_of("sdpa", "eager"))
+    str, typer.Option(help="Attention implementation: sdpa or eager.", autocompletion=_one_of(*ATTENTIONS))
 ]
 ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Wrap prompts as a user's turn.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,6 @@ def step_row(step: Step, store: Store, fresh: bool) -> dict[str, Any]:
 
 def comparing_record(done: Comparing, steps: Sequence[Step], settings: Settings, store: Store) -> dict[str, Any]:
     """Return everything that a comparison gave, for programs."""
-    from dataclasses import asdict
-
     fresh = {step.job.key for step in done.outcome.measured}
     return {
         "suite": {"name": settings.suite.name, "hash": settings.suite.hash, "prompts": len(settings.suite)},
@@ -51,7 +50,7 @@ def print_comparing(done: Comparing, settings: Settings, out: Path) -> None:
     """Print tables and findings, what they rest on, where they are, and how to go on."""
     from xatlas import manager
     from xatlas.api import ATLAS, FIGURES
-    from xatlas.run.plan import larger_suite
+    from xatlas.run.suites import larger_suite
 
     for result in done.results:
         print_result(result, manager.comparisons()[result.name].summary)

@@ -1,4 +1,4 @@
-"""What can be done to a site. A new kind of intervention is one small class here or in a plugin."""
+"""The contract of interventions: what a change is shown, what it returns, and how one is made at a site."""
 
 from __future__ import annotations
 
@@ -150,8 +150,17 @@ def edit(intervention: Intervention, value: Tensor, scene: Scene) -> Tensor:
 
     Parameters
     ----------
+    intervention : Intervention
+        What is changed, and how.
     value : Tensor
         ``(prompt, pos, ...)`` as the site kind says.
+    scene : Scene
+        What the change may look at.
+
+    Returns
+    -------
+    Tensor
+        Shaped as ``value``, which is left as it is.
 
     Raises
     ------

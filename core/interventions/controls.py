@@ -31,7 +31,13 @@ class RandomDirection(Change):
     needs_sweep = True
 
     def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return the value moved along the direction."""
+        """Return the value moved along the direction.
+
+        Raises
+        ------
+        XatlasError
+            There is no ablation to be the control of.
+        """
         change: Tensor | None = None
         for intervention in self.of:
             clean = place.scene.clean(intervention.site)

@@ -49,6 +49,11 @@ def convert(path: Path, sha256: str, say: Callable[[str], None]) -> Path:
     say : callable
         Called with one line before the work starts.
 
+    Returns
+    -------
+    Path
+        The folder, in the cache.
+
     Raises
     ------
     XatlasError

@@ -6,28 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xatlas.errors import XatlasError, unknown
-from xatlas.loading.inventory import AvailableModel, available
-from xatlas.loading.names import Resolved, fetch, resolve
+from xatlas.errors import XatlasError
+from xatlas.loading.names import Resolved
 from xatlas.loading.pretrained import first_line, quiet_transformers, refuse_gaps
+from xatlas.settings import check_attention, check_device, check_dtype
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-__all__ = [
-    "AvailableModel",
-    "LoadedParts",
-    "Resolved",
-    "available",
-    "fetch",
-    "load",
-    "pick_device",
-    "resolve",
-]
-
-DTYPES = ("float32", "bfloat16", "float16")
-ATTENTIONS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,7 @@ def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", at
     Parameters
     ----------
     resolved : Resolved
-        From `resolve`.
+        From :func:`xatlas.loading.resolve`.
     device : str
         ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     dtype : {"float32", "bfloat16", "float16"}
@@ -72,16 +58,19 @@ def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", at
     attention : {"sdpa", "eager"}
         Attention implementation; only ``eager`` gives attention patterns.
 
+    Returns
+    -------
+    LoadedParts
+        Model and tokenizer in memory.
+
     Raises
     ------
     XatlasError
         A name is unknown, the device isn't there, weights are missing or damaged, the class is not known
         to transformers, or the LoRA weights don't fit.
     """
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
-    if attention not in ATTENTIONS:
-        raise unknown("attention implementation", attention, ATTENTIONS)
+    check_dtype(dtype)
+    check_attention(attention)
     chosen = pick_device(device)
 
     import torch
@@ -107,12 +96,11 @@ def pick_device(device: str = "auto") -> str:
     XatlasError
         The name is unknown, or there is no such device.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
-        raise unknown("device", device, ("auto", "cpu", "cuda", "cuda:0", "mps"))
+    check_device(device)
 
     import torch
 
+    kind, _, index = device.partition(":")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     has_mps = torch.backends.mps.is_available()
     if kind == "auto":

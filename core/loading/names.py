@@ -100,6 +100,11 @@ def resolve(name: str, *, hub: bool = True, progress: Callable[[str], None] = sa
     progress : callable
         Called with one line before each slow step.
 
+    Returns
+    -------
+    Resolved
+        Complete, with the name that was asked for.
+
     Raises
     ------
     XatlasError
@@ -116,7 +121,13 @@ def resolve(name: str, *, hub: bool = True, progress: Callable[[str], None] = sa
 
 
 def fetch(name: str, *, progress: Callable[[str], None] = say_on_stderr) -> Resolved:
-    """Get a model now, so that later runs need no network (``xatlas models fetch``)."""
+    """Get a model now, so that later runs need no network (``xatlas models fetch``).
+
+    Raises
+    ------
+    XatlasError
+        As :func:`resolve`.
+    """
     return resolve(name, hub=True, progress=progress)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.errors import XatlasError, unknown
-from xatlas.interventions import Change, Condition, FromRun, Mean, One, Zero, means_needed
+from xatlas.interventions import Change, Condition, FromRun, Intervention, Mean, One, Zero, means_needed
 from xatlas.measures.means import choose_donors, reference_means
 from xatlas.sweep import sweep
 
@@ -51,10 +51,10 @@ class Grid:
     cells: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
     conditions: list[Condition] = field(default_factory=list)
 
-    def add(self, name: str, cell: tuple[int, ...], *interventions: object) -> None:
+    def add(self, name: str, cell: tuple[int, ...], *interventions: Intervention) -> None:
         """Put a condition into a cell."""
         self.cells.append((name, cell))
-        self.conditions.append(interventions)  # type: ignore[arg-type]
+        self.conditions.append(interventions)
 
     def measure(
         self, model: HookedModel, tokens: TokenSuite, metrics: Sequence[Metric], inputs: Inputs, label: str
@@ -89,23 +89,26 @@ class Grid:
             progress=inputs.progress,
             label=label,
         )
-        return self._gather(values, tokens.prompts, runs)
+        return self._gather(values, tokens.prompts, runs, metrics)
 
     def _gather(
         self,
         values: np.ndarray,
         prompts: Sequence[TokenPrompt],
         runs: Mapping[str, Sequence[tuple[int, ...] | None]],
+        metrics: Sequence[Metric],
     ) -> Measured:
+        unread = np.array([[not metric.positions(prompt) for prompt in prompts] for metric in metrics])
         lacking = np.zeros(values.shape[1:], dtype=bool)  # (prompt, condition)
         for index, condition in enumerate(self.conditions):
             for name in frozenset().union(*(part.change.runs() for part in condition)):
                 lacking[:, index] |= [tokens is None for tokens in runs[name]]
         dropped: dict[str, str] = {}
-        for row, count in enumerate((np.isnan(values[0]) & ~lacking).sum(1)):
+        infinite = (np.isnan(values) & ~lacking & ~unread[..., None]).any(0)  # (prompt, condition)
+        for row, count in enumerate(infinite.sum(1)):
             if count:
-                told = f"logits were not finite in {count} of {len(self.conditions)} conditions"
-                dropped[prompts[row].prompt.id] = told
+                where = f"{count} of {len(self.conditions)} conditions"
+                dropped[prompts[row].prompt.id] = f"logits were not finite in {where}"
         arrays = {}
         for name, shape in self.shapes.items():
             total = np.zeros((len(values), len(prompts), *shape))
@@ -119,7 +122,8 @@ class Grid:
                     count[at] += present
             arrays[name] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
         undonated = int((np.array([[t is None for t in run] for run in runs.values()]).all(0)).sum()) if runs else 0
-        return Measured(arrays, dropped, undonated)
+        told = {str(metric): int(count) for metric, count in zip(metrics, unread.sum(1), strict=True) if count}
+        return Measured(arrays, dropped, undonated, told)
 
 
 @dataclass(frozen=True)
@@ -134,14 +138,19 @@ class Measured:
         Prompts whose logits were not finite, and in how many conditions.
     undonated : int
         Prompts that no donor fits.
+    unread : dict of str to int
+        Metric → in how many prompts there is no position that it is read at.
     """
 
     arrays: dict[str, np.ndarray]
     dropped: dict[str, str]
     undonated: int
+    unread: dict[str, int]
 
     def absent(self) -> dict[str, str]:
-        """Return why resample values are NaN, where they are."""
-        if not self.undonated:
-            return {}
-        return {"resample": f"no donor of equal token length for {self.undonated} prompts"}
+        """Return why values are NaN, where they are."""
+        found = {name: f"{count} prompts have no position that it is read at" for name, count in self.unread.items()}
+        if self.undonated:
+            told = f"no donor of equal token length, other family and other target for {self.undonated} prompts"
+            found["resample"] = told
+        return found

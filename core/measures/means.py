@@ -130,7 +130,8 @@ def choose_donors(
         fitting = [
             donor.ids
             for donor in by_length.get(len(prompt.ids), [])
-            if donor.prompt.family != prompt.prompt.family and donor.prompt.target != prompt.prompt.target
+            if donor.prompt.family != prompt.prompt.family
+            and (prompt.prompt.target is None or donor.prompt.target != prompt.prompt.target)
         ]
         picked = random.Random(f"{seed}|{prompt.prompt.id}").sample(fitting, min(draws, len(fitting)))
         for draw in range(draws):

@@ -21,7 +21,7 @@ SAMPLE = 8
 
 @torch.inference_mode()
 def noise_floor(model: HookedModel, prompts: Sequence[TokenPrompt]) -> dict[str, float]:
-    """Return the largest KL at the readout position between two clean runs that differ in rounding alone.
+    """Return how far two clean runs lie apart at the readout position that differ in rounding alone.
 
     Parameters
     ----------
@@ -34,17 +34,21 @@ def noise_floor(model: HookedModel, prompts: Sequence[TokenPrompt]) -> dict[str,
     Returns
     -------
     dict
-        ``{"kl": nats}``.
+        The largest ``kl`` in nats, and ``logit_diff``, the largest change of target minus foil in logits, where
+        any of the prompts has a foil.
     """
     exact = None if model.dtype == torch.float32 else copy.deepcopy(model.model).float()
-    largest = 0.0
+    found = {"kl": 0.0}
     for prompt in prompts[:SAMPLE]:
         ids = model.tokens([prompt])
         ours = _readout(model.model, ids.expand(3, -1), prompt)
         other = _readout(exact or model.model, ids, prompt)
         p, q = other.log_softmax(-1), ours.log_softmax(-1)
-        largest = max(largest, float((p.exp() * (p - q)).sum().clamp(min=0)))
-    return {"kl": largest}
+        found["kl"] = max(found["kl"], float((p.exp() * (p - q)).sum().clamp(min=0)))
+        if prompt.answer is not None and prompt.foil_answer is not None:
+            apart = (ours - other)[[prompt.answer, prompt.foil_answer]]
+            found["logit_diff"] = max(found.get("logit_diff", 0.0), float((apart[0] - apart[1]).abs()))
+    return found
 
 
 def _readout(model: object, ids: Tensor, prompt: TokenPrompt) -> Tensor:

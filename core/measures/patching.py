@@ -10,7 +10,6 @@ import numpy as np
 from xatlas.errors import unknown
 from xatlas.interventions import Condition, FromRun, Intervention, RandomDirection
 from xatlas.metrics import LogitDifference
-from xatlas.prompts import POSITION_CLASSES
 from xatlas.sites import READ_ONLY
 from xatlas.sweep import sweep
 
@@ -26,8 +25,8 @@ _TWIN = "twin"
 _MIXED = frozenset({"operator_out", "resid_mid", "mlp_out", "resid_post"})
 
 
-def check_patch(model: HookedModel, sites: Sequence[str], positions: Sequence[str]) -> None:
-    """Refuse site kinds that the model does not have, or has for reading only, and unknown positions.
+def check_patch(model: HookedModel, sites: Sequence[str]) -> None:
+    """Refuse site kinds that the model does not have, or has for reading only.
 
     Raises
     ------
@@ -38,9 +37,6 @@ def check_patch(model: HookedModel, sites: Sequence[str], positions: Sequence[st
     for kind in sites:
         if kind not in kinds:
             raise unknown("site kind", kind, kinds)
-    for name in positions:
-        if name not in ("all", *POSITION_CLASSES):
-            raise unknown("position class", name, ("all", *POSITION_CLASSES))
 
 
 def recovery(

@@ -78,8 +78,13 @@ class Pairs:
 
     def without_tokens(self, positions: Sequence[str]) -> np.ndarray:
         """Return where a pair has no token of a position class ``(prompt, position)``."""
-        empty = [[name != "all" and not pair.clean.positions(name) for name in positions] for pair in self.pairs]
-        return np.array(empty, dtype=bool).reshape(len(self), len(positions))
+        return without_tokens([pair.clean for pair in self.pairs], positions)
+
+
+def without_tokens(prompts: Sequence[TokenPrompt], positions: Sequence[str]) -> np.ndarray:
+    """Return where a prompt has no token of a position class ``(prompt, position)``; ``all`` has always one."""
+    empty = [[name != "all" and not prompt.positions(name) for name in positions] for prompt in prompts]
+    return np.array(empty, dtype=bool).reshape(len(prompts), len(positions))
 
 
 def read_pairs(model: HookedModel, suite: Suite, least: float) -> Pairs:

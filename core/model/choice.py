@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import unknown
 from xatlas.manager import adapters
-from xatlas.prompts import BosHabit, Reader
+from xatlas.prompts import Reader
+from xatlas.settings import BosHabit
 
 if TYPE_CHECKING:
     from xatlas.adapter import Adapter
@@ -28,7 +29,13 @@ def adapter_for(model: Any) -> Adapter:
 
 
 def make_reader(model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool) -> Reader:
-    """Return the reader for a model: its context length and end-of-document token are read here."""
+    """Return the reader for a model: its context length and end-of-document token are read here.
+
+    Raises
+    ------
+    XatlasError
+        As :class:`xatlas.prompts.Reader`.
+    """
     given = getattr(model.config, "eos_token_id", None)
     ends = given if isinstance(given, list) else [given]
     end: int | None = ends[0] if ends else None

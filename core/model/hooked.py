@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +12,11 @@ import torch
 from xatlas.errors import XatlasError, unknown
 from xatlas.model.choice import adapter_for, make_reader
 from xatlas.model.hooks import Editor, Hook, SiteFunction, attached, keeper
+from xatlas.model.live import holding
+from xatlas.model.proof import prove as prove_hook_points
 from xatlas.model.record import CleanRun, LayerCall, recording
-from xatlas.prompts import BosHabit, TokenPrompt
+from xatlas.prompts import TokenPrompt, TokenSuite
+from xatlas.settings import BosHabit
 from xatlas.sites import HookPoint, Site
 
 if TYPE_CHECKING:
@@ -23,25 +25,7 @@ if TYPE_CHECKING:
     from xatlas.adapter import Adapter
     from xatlas.interventions import Intervention
     from xatlas.sites import HeadLayout
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What reading probes receive: prompts of equal length and the values at their sites.
-
-    Parameters
-    ----------
-    prompts : tuple of TokenPrompt
-        The rows, in order.
-    index : tuple of int
-        Where each stands in the tokenised suite.
-    values : dict of Site to Tensor
-        ``(prompt, pos, ...)`` as the site kind says.
-    """
-
-    prompts: tuple[TokenPrompt, ...]
-    index: tuple[int, ...]
-    values: dict[Site, Tensor] = field(default_factory=dict)
+    from xatlas.suites import Prompt, Suite
 
 
 class HookedModel:
@@ -88,8 +72,6 @@ class HookedModel:
         self.reader = None if tokenizer is None else make_reader(model, tokenizer, bos, chat_template)
         self._points = [self.adapter.hook_points(layer) for layer in range(self.n_layers)]
         if prove:
-            from xatlas.model.proof import prove as prove_hook_points
-
             prove_hook_points(self)
 
     # -- facts ------------------------------------------------------------------------------------
@@ -149,7 +131,13 @@ class HookedModel:
         return [Site(layer, kind) for layer in range(self.n_layers) if kind in self._points[layer]]
 
     def hook(self, site: Site, function: SiteFunction) -> Hook:
-        """Return the arguments that :func:`xatlas.model.hooks.attach` needs for a site."""
+        """Return the arguments that :func:`xatlas.model.hooks.attach` needs for a site.
+
+        Raises
+        ------
+        XatlasError
+            As :meth:`point`.
+        """
         point = self.point(site)
         return self.adapter.module(point.module), point, function
 
@@ -158,6 +146,11 @@ class HookedModel:
 
         Where a module only reads a copy of the stream, replacing what it reads would miss the stream itself.
         The stream is then rebuilt where it was last added to, from what entered the layer.
+
+        Raises
+        ------
+        XatlasError
+            As :meth:`point`.
         """
         point = self.point(site)
         if point.edit_as is None:
@@ -178,8 +171,24 @@ class HookedModel:
             self.hook(Site(site.layer, point.edit_as), rebuild),
         ]
 
-    def read(self, suite: Iterable[Any]) -> Any:
-        """Tokenise a suite the way this model reads it; see :class:`xatlas.prompts.Reader`."""
+    def read(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
+        """Tokenise a suite the way this model reads it; see :class:`xatlas.prompts.Reader`.
+
+        Parameters
+        ----------
+        suite : Suite or iterable of Prompt
+            What is read.
+
+        Returns
+        -------
+        TokenSuite
+            The prompts that could be read, and why the others were left out.
+
+        Raises
+        ------
+        XatlasError
+            The model has no tokenizer, a prompt is longer than its context, or no prompt is left.
+        """
         if self.reader is None:
             raise XatlasError("this model was made without a tokenizer: it can't read a suite.")
         return self.reader.suite(suite)
@@ -196,7 +205,7 @@ class HookedModel:
     # -- running ----------------------------------------------------------------------------------
 
     def tokens(self, prompts: Sequence[TokenPrompt]) -> Tensor:
-        """Return the token ids of prompts of equal length ``(prompt, pos)``."""
+        """Return the token ids ``(prompt, pos)`` of prompts of equal length."""
         return torch.tensor([prompt.ids for prompt in prompts], device=self.device)
 
     def run(self, ids: Tensor, **kwargs: Any) -> Any:
@@ -218,6 +227,11 @@ class HookedModel:
         -------
         dict of Site to Tensor
             ``(batch, pos, ...)`` as the site kind says.
+
+        Raises
+        ------
+        XatlasError
+            The model lacks a site, or was not loaded with the attention that gives its patterns.
         """
         values: dict[Site, Tensor] = {}
         with attached([self.hook(site, keeper(values, site)) for site in dict.fromkeys(sites)]):
@@ -241,7 +255,7 @@ class HookedModel:
         return stream
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Turn the stream after the last layer into logits, in float32."""
+        """Turn the stream after the last layer ``(..., d_model)`` into logits ``(..., vocabulary)``, in float32."""
         return self.adapter.logits(hidden).float()
 
     @contextmanager
@@ -261,8 +275,11 @@ class HookedModel:
             Reference means ``(2, ...)``, for mean ablation.
         seed : int
             Seed of random choices.
-        """
-        from xatlas.model.live import holding
 
+        Raises
+        ------
+        XatlasError
+            The model lacks a site, a mean is missing, or a change looks at another run.
+        """
         with holding(self, interventions, means or {}, seed):
             yield

@@ -40,6 +40,11 @@ def attach(module: nn.Module, point: HookPoint, function: SiteFunction) -> Remov
     -------
     RemovableHandle
         Its ``remove`` takes the hook away.
+
+    Raises
+    ------
+    XatlasError
+        While the module runs: it was called without a tensor, or returns none where the site should be.
     """
     if point.side == "input":
 
@@ -55,7 +60,7 @@ def attach(module: nn.Module, point: HookPoint, function: SiteFunction) -> Remov
 
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
-    element = getattr(point.view, "element", 0)
+    element = point.view.element
 
     def after(_: nn.Module, __: Any, output: Any) -> Any:
         tensor = output[element] if isinstance(output, tuple) else output
@@ -71,7 +76,13 @@ def attach(module: nn.Module, point: HookPoint, function: SiteFunction) -> Remov
 
 
 def first_tensor(args: Any, kwargs: Any) -> tuple[Tensor, Any, dict[str, Any], str | None]:
-    """Return a module's first tensor argument, the arguments, and its keyword if it was one."""
+    """Return a module's first tensor argument, the arguments, and its keyword if it was one.
+
+    Raises
+    ------
+    XatlasError
+        No argument is a tensor.
+    """
     if args and isinstance(args[0], torch.Tensor):
         return args[0], args, kwargs, None
     for name, value in kwargs.items():
@@ -82,7 +93,13 @@ def first_tensor(args: Any, kwargs: Any) -> tuple[Tensor, Any, dict[str, Any], s
 
 @contextmanager
 def attached(hooks: Iterable[Hook]) -> Iterator[None]:
-    """Hold several hooks for the length of a ``with`` block; none survives it."""
+    """Hold several hooks for the length of a ``with`` block; none survives it.
+
+    Raises
+    ------
+    XatlasError
+        As :func:`attach`.
+    """
     with ExitStack() as stack:
         for module, point, function in hooks:
             stack.callback(attach(module, point, function).remove)

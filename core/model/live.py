@@ -33,7 +33,13 @@ class LiveScene:
         self._seen = 0
 
     def enter(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Read off a forward's arguments where its tokens stand; a hook on the decoder."""
+        """Read off a forward's arguments where its tokens stand; a hook on the decoder.
+
+        Raises
+        ------
+        XatlasError
+            The forward is given a cache, and the model has no attention layer to count its tokens.
+        """
         given = next(v for v in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if v is not None)
         rows, length = given.shape[:2]
         self._refuse(kwargs)
@@ -72,7 +78,13 @@ class LiveScene:
         return (self._position == 0) & self._real
 
     def mask(self, positions: str) -> Tensor | None:
-        """Return which tokens belong to ``all``, ``first`` or ``last`` (the newest) ``(row, pos)``."""
+        """Return which tokens belong to ``all``, ``first`` or ``last`` (the newest) ``(row, pos)``.
+
+        Raises
+        ------
+        XatlasError
+            The class is another one.
+        """
         if positions == "all":
             return self._real
         if positions == "first":
@@ -83,17 +95,35 @@ class LiveScene:
         raise XatlasError(f"while a text is run, the positions '{positions}' are not known: use all, first or last.")
 
     def mean(self, site: Site) -> Tensor:
-        """Return the reference means ``(2, ...)``."""
+        """Return the reference means ``(2, ...)``.
+
+        Raises
+        ------
+        XatlasError
+            The site's was not given.
+        """
         if site not in self.means:
             raise XatlasError(f"no reference mean was given for {site}.")
         return self.means[site].to(self.model.device)
 
     def source(self, site: Site, name: str) -> Tensor:
-        """Refuse: there is no other run."""
+        """Refuse: there is no other run.
+
+        Raises
+        ------
+        XatlasError
+            Always.
+        """
         raise XatlasError("while a text is run there is no other run to take values from: use zero, mean or add.")
 
     def clean(self, site: Site) -> Tensor:
-        """Refuse: there is no clean run beside this one."""
+        """Refuse: there is no clean run beside this one.
+
+        Raises
+        ------
+        XatlasError
+            Always.
+        """
         raise XatlasError("while a text is run there is no clean run beside it: a control needs a sweep.")
 
 

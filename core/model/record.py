@@ -1,10 +1,10 @@
-"""What a clean forward leaves behind: each layer's input, and the arguments it was called with."""
+"""What a clean forward leaves behind: values at sites; each layer's input, and the arguments it was called with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas.model import HookedModel
+    from xatlas.prompts import TokenPrompt
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What reading probes receive: prompts of equal length and the values at their sites.
+
+    Parameters
+    ----------
+    prompts : tuple of TokenPrompt
+        The rows, in order.
+    index : tuple of int
+        Where each stands in the tokenised suite.
+    values : dict of Site to Tensor
+        ``(prompt, pos, ...)`` as the site kind says.
+    """
+
+    prompts: tuple[TokenPrompt, ...]
+    index: tuple[int, ...]
+    values: dict[Site, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Names → jobs in dependency order → results → comparisons."""
 
-from xatlas.run.runner import explain, load_hooked, run
+from xatlas.run.runner import explain, run
 
-__all__ = ["explain", "load_hooked", "run"]
+__all__ = ["explain", "run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from xatlas import manager
 from xatlas.comparison import Comparison, Finding
 from xatlas.probe import Requirement
-from xatlas.run import explain, run
 from xatlas.run.lineup import build_tree, lacking, nodes_for
 from xatlas.run.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.run.plan import Settings, Step, steps_for
+from xatlas.run.runner import explain, run
+from xatlas.stats import holm
 from xatlas.store import Store, file_state
 from xatlas.store.files import hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.store.jobs import digest
@@ -75,7 +77,13 @@ class Comparing:
 
 
 def pick_comparisons(names: Sequence[str] | None) -> list[Comparison]:
-    """Return the comparisons of those names; those that run by default when none is named."""
+    """Return the comparisons of those names; those that run by default when none is named.
+
+    Raises
+    ------
+    XatlasError
+        A name is unknown.
+    """
     known = manager.comparisons()
     chosen = names or [name for name, comparison in known.items() if comparison.default]
     return [manager.pick("comparison", name, known)() for name in chosen]
@@ -84,7 +92,13 @@ def pick_comparisons(names: Sequence[str] | None) -> list[Comparison]:
 def plan_comparison(
     models: Iterable[Resolved], comparisons: Iterable[Comparison], settings: Settings, probes: Sequence[str] = ()
 ) -> list[Step]:
-    """Return the union of what the comparisons require, and further probes, model by model."""
+    """Return the union of what the comparisons require, and further probes, model by model.
+
+    Raises
+    ------
+    XatlasError
+        As :func:`xatlas.run.plan.steps_for`.
+    """
     requirements = [needed for comparison in comparisons for needed in comparison.requires]
     requirements += [Requirement(name) for name in probes]
     return [step for model in models for step in steps_for(model, requirements, settings)]
@@ -200,10 +214,6 @@ def _plain(value: Any) -> Any:
 
 def _adjusted(results: list[Compared]) -> list[Compared]:
     """Adjust all p-values of the run together (Holm)."""
-    import math
-
-    from xatlas.stats import holm
-
     known = [item.p for result in results for item in result.findings if not math.isnan(item.p)]
     adjusted = iter(holm(known)) if known else iter(())
     return [

@@ -21,14 +21,8 @@ EFFICIENCY = 0.7
 #: Characters that a token stands for, roughly, where no tokenizer is at hand.
 CHARACTERS_PER_TOKEN = 3.5
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-#: Dimensions along which every label is another condition that is run, and how many labels there are
-#: where neither the model nor the probe's parameters say.
-_CONDITIONS = {"component": 3, "ablation": 1, "factor": 3, "tap": 3, "site": 3, "position": 4, "mode": 2}
-_CONDITIONS |= {"direction": 44, "strength": 6, "scale": 2}
 #: Seconds that a condition costs per prompt, however small the model.
 _OVERHEAD = 2e-4
-#: Dimensions that are read off one run.
-_FREE = {"prompt", "scope", "sample", "sample_other", "layer_other", "variant"}
 
 
 @dataclass(frozen=True)
@@ -106,32 +100,16 @@ def estimate(step: Step, settings: Settings) -> Estimate:
     known = facts(step.model.folder)
     characters = sum(len(prompt.text) + len(prompt.target or "") for prompt in settings.suite)
     tokens = characters / CHARACTERS_PER_TOKEN + len(settings.suite)
-    if any("direction" in variable.dims for variable in step.probe.variables.values()):
-        tokens = len(settings.suite)  # added at the readout position, which is all that is run again
+    if step.probe.at_readout:
+        tokens = len(settings.suite)
+    size = {"prompt": len(settings.suite), "layer": known.n_layers, "head": known.n_heads, "kv_group": known.n_kv_heads}
+    conditions = step.probe.n_conditions(size, settings.draws)
     # A change in layer l is run through the layers from l on: half of them on average.
-    forwards = 1 + conditions(step, known, settings) / 2
+    forwards = 1 + conditions / 2
     flops = 2 * (known.n_parameters - known.n_embedding) * tokens * forwards
     weights = known.n_parameters * _BYTES[settings.dtype]
-    seconds = flops / (EFFICIENCY * _rate()) + _OVERHEAD * len(settings.suite) * conditions(step, known, settings)
+    seconds = flops / (EFFICIENCY * _rate()) + _OVERHEAD * len(settings.suite) * conditions
     return Estimate(seconds / 60, (weights + WORKING_MEMORY) / 1e9)
-
-
-def conditions(step: Step, known: Facts, settings: Settings) -> int:
-    """Count the changed runs per prompt that a probe's variables imply: one per label, and per control."""
-    sizes = {"layer": known.n_layers, "head": known.n_heads, "kv_group": known.n_kv_heads, **_CONDITIONS}
-    chosen = step.job.parameters
-    for dim in _CONDITIONS:
-        listed = chosen.get(f"{dim}s")
-        if isinstance(listed, list):
-            sizes[dim] = len(listed)
-    total = 0
-    for name, variable in step.probe.variables.items():
-        changes = name == "kl" or name.startswith("kl_") or name == "recovery"
-        if changes and "layer" in variable.dims:
-            labels = [sizes.get(dim, 1) for dim in variable.dims if dim not in _FREE]
-            draws = settings.draws if "control" in name else 1
-            total += math.prod(labels) * draws
-    return total
 
 
 @cache

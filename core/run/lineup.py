@@ -47,6 +47,11 @@ def nodes_for(
         How the main results were measured.
     store : Store
         Where they are; see :func:`lacking`.
+
+    Returns
+    -------
+    list of (str, Path)
+        ``/{model}/{probe}``, or with ``@`` and what differs, and the file.
     """
     nodes: dict[str, Path] = {}
     for model in models:
@@ -94,7 +99,13 @@ def _difference(entry: Entry, main: Job) -> str:
 
 
 def build_tree(nodes: Iterable[tuple[str, Path]]) -> xr.DataTree:
-    """Open results as the tree that comparisons read."""
+    """Open results as the tree that comparisons read.
+
+    Raises
+    ------
+    XatlasError
+        A file is missing or damaged.
+    """
     import xarray as xr
 
     return xr.DataTree.from_dict({node: read_result(path) for node, path in nodes})

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from xatlas import manager
 from xatlas.errors import XatlasError, unknown
 from xatlas.loading.names import Resolved
 from xatlas.probe import Probe, Requirement
+from xatlas.settings import BosHabit, check_attention, check_bos, check_device, check_dtype
 from xatlas.store.jobs import Job
-from xatlas.suites import Suite, read_suite
-
-#: What each of these settings may be, and what it is when nothing is said (the first).
-DTYPES = ("float32", "bfloat16", "float16")
-ATTENTIONS = ("sdpa", "eager")
-BOS_HABITS = ("always", "native")
+from xatlas.suites import Suite
 
 
 @dataclass(frozen=True)
@@ -53,22 +47,17 @@ class Settings:
     device: str = "auto"
     dtype: str = "float32"
     attention: str = "sdpa"
-    bos: Literal["always", "native"] = "always"
+    bos: BosHabit = "always"
     chat_template: bool = False
     seed: int = 0
     draws: int = 1
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for kind, value, valid in (
-            ("dtype", self.dtype, DTYPES),
-            ("attention implementation", self.attention, ATTENTIONS),
-            ("BOS habit", self.bos, BOS_HABITS),
-        ):
-            if value not in valid:
-                raise unknown(kind, value, valid)
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise unknown("device", self.device, ("auto", "cpu", "cuda", "cuda:0", "mps"))
+        check_dtype(self.dtype)
+        check_attention(self.attention)
+        check_bos(self.bos)
+        check_device(self.device)
         if self.draws < 1:
             raise XatlasError(f"draws = {self.draws} does not fit: it takes a whole number from 1.")
         for probe, given in self.parameters.items():
@@ -100,44 +89,6 @@ class Step:
         return f"{self.job.probe} on {self.job.model}"
 
 
-def find_suite(name: str) -> Suite:
-    """Return the suite of that name, or the one in the JSON-lines file of that path.
-
-    Raises
-    ------
-    XatlasError
-        There is neither, or the file is off.
-    """
-    known = manager.suites()
-    if name in known:
-        return known[name].load()
-    if name.endswith((".jsonl", ".json")) or "/" in name or Path(name).is_file():
-        return read_suite(name)
-    raise unknown("suite", name, known, "A path to a JSON-lines file works too.")
-
-
-def default_suite(role: Literal["measure", "reference"]) -> str:
-    """Return the name of the suite that is used when none is named.
-
-    Raises
-    ------
-    XatlasError
-        No plugin offers one.
-    """
-    for name, spec in manager.suites().items():
-        if spec.default_for == role:
-            return name
-    raise XatlasError(f"no suite is the default to {role}: name one.")
-
-
-def larger_suite(suite: Suite) -> Suite | None:
-    """Return the smallest suite with a name that holds all prompts of ``suite`` and more; None if there is none."""
-    ids = {prompt.id for prompt in suite}
-    loaded = (spec.load() for spec in manager.suites().values() if spec.default_for != "reference")
-    larger = [other for other in loaded if len(other) > len(suite) and ids <= {prompt.id for prompt in other}]
-    return min(larger, key=len, default=None)
-
-
 def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: Settings) -> list[Step]:
     """Return the steps that the requirements come to on one model, each after those it rests on.
 
@@ -149,6 +100,11 @@ def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: Se
         What is asked for; optional ones are passed over. The same job asked for twice is one step.
     settings : Settings
         How to measure.
+
+    Returns
+    -------
+    list of Step
+        None twice.
 
     Raises
     ------
@@ -201,7 +157,13 @@ def _add(
 
 
 def make_probe(requirement: Requirement, settings: Settings) -> Probe:
-    """Return the required probe; what the user set goes before what is required."""
+    """Return the required probe; what the user set goes before what is required.
+
+    Raises
+    ------
+    XatlasError
+        The probe or one of the parameters is unknown.
+    """
     given = {**requirement.parameters, **settings.parameters.get(requirement.probe, {})}
     return manager.pick("probe", requirement.probe, manager.probes())(**given)
 
@@ -227,21 +189,3 @@ def job_for(model: Resolved, probe: Probe, settings: Settings, needs: Mapping[st
         seed=settings.seed,
         draws=settings.draws,
     )
-
-
-def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Turn ``PROBE.NAME=VALUE`` texts into probe → name → value.
-
-    Raises
-    ------
-    XatlasError
-        A text is not of that form.
-    """
-    parsed: dict[str, dict[str, str]] = {}
-    for text in texts:
-        path, equals, value = text.partition("=")
-        probe, dot, name = path.partition(".")
-        if not (equals and dot and probe and name):
-            raise XatlasError(f"--set {text} does not fit: write it as PROBE.NAME=VALUE.")
-        parsed.setdefault(probe.strip(), {})[name.strip()] = value
-    return parsed

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from xatlas import __version__
 from xatlas.run.plan import Settings, Step
 
 if TYPE_CHECKING:
@@ -12,13 +16,7 @@ if TYPE_CHECKING:
 
 def provenance(step: Step, model: HookedModel, settings: Settings) -> dict[str, Any]:
     """Return how and on what results are measured, JSON-ready."""
-    import platform
-    from datetime import UTC, datetime
-    from importlib.metadata import version
-
     import torch
-
-    from xatlas import __version__
 
     named = step.model
     suites = {"suite": settings.suite, "reference": settings.reference}

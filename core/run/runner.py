@@ -10,6 +10,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError
+from xatlas.loading import load, pick_device
+from xatlas.probe import Inputs, ReadingProbe
 from xatlas.run.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.run.plan import Settings, Step
 from xatlas.run.provenance import provenance
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas.model import HookedModel
-    from xatlas.probe import Inputs
 
 log = logging.getLogger("xatlas")
 
@@ -59,8 +60,6 @@ def run(steps: Iterable[Step], store: Store, settings: Settings, reporter: Repor
         else:
             missing.append(step)
     if missing:
-        from xatlas.loading import pick_device
-
         # What would fail every step is said once, before the first.
         pick_device(settings.device)
         store.prepare()
@@ -117,8 +116,6 @@ class _Worker:
 
     def _read_together(self, steps: Sequence[Step]) -> set[str]:
         """Feed all reading probes from one streamed pass; where that fails, each is tried alone later."""
-        from xatlas.probe import ReadingProbe
-
         reading = [step for step in steps if isinstance(step.probe, ReadingProbe) and not step.needs]
         if len(reading) < 2 or self.model is None:
             return set()
@@ -192,8 +189,6 @@ class _Worker:
             log.warning("%s: prompts left out: %d, e.g. %s: %s", step, len(dropped), prompt, reason)
 
     def _inputs(self, step: Step) -> Inputs:
-        from xatlas.probe import Inputs
-
         return Inputs(
             results={name: self.store.read(job) for name, job in step.needs.items()},
             reference=self.settings.reference,
@@ -210,8 +205,13 @@ class _Worker:
 
 
 def load_hooked(step: Step, settings: Settings) -> HookedModel:
-    """Load the step's model, hook it and prove its hook points; imports torch."""
-    from xatlas.loading import load
+    """Load the step's model, hook it and prove its hook points; imports torch.
+
+    Raises
+    ------
+    XatlasError
+        It can't be loaded, no adapter fits it, or a check of its hook points fails.
+    """
     from xatlas.model import HookedModel
 
     parts = load(step.model, device=settings.device, dtype=settings.dtype, attention=step.job.attention)

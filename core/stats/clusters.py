@@ -21,7 +21,8 @@ PERMUTATIONS = 10_000
 class Clusters:
     """How prompts hang together: templates within families.
 
-    A family of one template falls back on its prompts as clusters; a family of one prompt never varies.
+    A family of one template is one cluster: it never varies in the bootstrap and has one sign in the flips,
+    since its prompts are not independent and nothing tells how much another wording would differ.
     Resampling draws T - 1 of a family's T templates with replacement (Rao and Wu 1988), which makes the
     variance of a family's mean unbiased even for the four or five templates of a small suite; drawing T
     of T would understate it by 1 / T.
@@ -34,6 +35,11 @@ class Clusters:
         Bootstrap draws.
     seed : int
         Seed of the draws and flips. The same prompts give the same draws, so differences are paired.
+
+    Raises
+    ------
+    ValueError
+        There are not as many families as templates.
     """
 
     def __init__(self, families: Sequence[Any], templates: Sequence[Any], *, draws: int = DRAWS, seed: int = 0) -> None:
@@ -52,8 +58,10 @@ class Clusters:
         self._rows = [np.flatnonzero(owner == family) for family in self.families]
         rng = np.random.default_rng(seed)
         self._counts = [_rao_wu(len(rows), draws, rng) for rows in self._rows]
+        #: Families of several clusters.
+        self.varying = frozenset(f for f, rows in zip(self.families, self._rows, strict=True) if len(rows) > 1)
         #: Whether any family can be resampled; without, there are no intervals.
-        self.resamples = any(len(rows) > 1 for rows in self._rows)
+        self.resamples = bool(self.varying)
 
     def _sums(self, values: Any) -> tuple[Floats, Floats, tuple[int, ...]]:
         """Return sums and counts per cluster ``(cluster, item)`` and the shape of the items."""
@@ -73,7 +81,13 @@ class Clusters:
         return mean(self.family_means(values))
 
     def family_draws(self, values: Any, family: str) -> Floats:
-        """Return bootstrap means ``(draw, *items)`` of one family."""
+        """Return bootstrap means ``(draw, *items)`` of one family, of values ``(prompt, *items)``.
+
+        Raises
+        ------
+        ValueError
+            There is no such family.
+        """
         sums, counts, shape = self._sums(values)
         drawn = self._family(sums, counts, self.families.index(family))
         return drawn.reshape(self.draws, *shape)
@@ -143,6 +157,10 @@ class Clusters:
         ----------
         values : array (prompt, *items)
             Usually :func:`log_ratio` of effect and control.
+        permutations : int
+            Most flips that are tried.
+        alternative : {"greater", "two-sided"}
+            Whether means below 0 count against 0, too.
 
         Returns
         -------
@@ -160,14 +178,10 @@ class Clusters:
 
 
 def _cluster_members(families: Sequence[Any], templates: Sequence[Any]) -> dict[tuple[str, str], list[int]]:
-    keys = [
-        (str(family), f"t:{template}" if template not in (None, "") else f"p:{index:09d}")
-        for index, (family, template) in enumerate(zip(families, templates, strict=True))
-    ]
-    alone = {family for family, _ in keys if len({key for key in keys if key[0] == family}) == 1}
     members: dict[tuple[str, str], list[int]] = {}
-    for index, key in enumerate(keys):
-        members.setdefault((key[0], f"p:{index:09d}") if key[0] in alone else key, []).append(index)
+    for index, (family, template) in enumerate(zip(families, templates, strict=True)):
+        key = f"t:{template}" if template not in (None, "") else f"p:{index:09d}"
+        members.setdefault((str(family), key), []).append(index)
     return members
 
 

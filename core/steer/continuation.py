@@ -84,6 +84,11 @@ def steer(
     tokens : int
         Most tokens that are generated.
 
+    Returns
+    -------
+    Steered
+        Both continuations, and how far apart their first next tokens are, in nats.
+
     Raises
     ------
     XatlasError

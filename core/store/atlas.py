@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError, unknown
-from xatlas.store import Entry, Store, read_result
+from xatlas.store.results import Entry, Store, read_result
 
 if TYPE_CHECKING:
     import xarray as xr

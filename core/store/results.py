@@ -7,7 +7,6 @@ import errno
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -28,7 +27,6 @@ log = logging.getLogger("xatlas")
 State = Literal["done", "missing", "unhashed", "damaged"]
 #: The attribute that holds job and provenance as JSON.
 RECORD = "xatlas"
-_NAME = re.compile(r"(?P<probe>.+)-(?P<key>[0-9a-f]{16})\.nc")
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,13 @@ class Store:
         return path
 
     def lock(self, job: Job) -> AbstractContextManager[None]:
-        """Hold the job for this process; another run that wants it waits, then finds the result."""
+        """Hold the job for this process; another run that wants it waits, then finds the result.
+
+        Raises
+        ------
+        XatlasError
+            As :func:`xatlas.store.files.locked`.
+        """
         waiting = f"another run is measuring {job.probe} of {job.model}: waiting for it."
         return locked(self.path / job.model / f".{job.stem}.lock", waiting)
 
@@ -155,7 +159,13 @@ class Store:
         return self.path / job.model / f".{job.stem}.parts"
 
     def entries(self) -> Iterator[Entry]:
-        """Yield every finished job, by model and file name; what is damaged or foreign is logged."""
+        """Yield every finished job, by model and file name; what is damaged or foreign is logged.
+
+        Raises
+        ------
+        XatlasError
+            The store's folder is not there.
+        """
         if not self.path.is_dir():
             raise XatlasError(f"{self.path} is not a folder: nothing has been measured there yet.")
         for path in sorted(self.path.glob("*/*.nc")):

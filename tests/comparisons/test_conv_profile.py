@@ -2,53 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-import xarray as xr
 
 from xatlas.comparisons.conv_profile import ConvProfile
-
-TYPES = ["conv", "conv", "attention", "conv", "attention", "conv"]
-FACTORS, KINDS = ["gate", "carrier", "signal"], ["mean", "one", "resample"]
-
-
-def results(synthetic, factor=None, tap=None, seed=0, types=TYPES, kernel=3):
-    """Return results of both probes; ``factor`` and ``tap`` multiply effects ``(layer, label)``."""
-    rng = np.random.default_rng(seed)
-    absent = [kind != "conv" for kind in types]
-    attrs = {"xatlas": json.dumps({"suite": {"name": "quick"}, "job": {"bos": "always"}})}
-
-    def dataset(shape, dims, more, coords):
-        kl = synthetic.noise(rng, shape, 0.1)
-        kl = kl if more is None else kl * more.reshape(*more.shape, *[1] * (kl.ndim - 3))
-        control = synthetic.noise(rng, shape, 0.01)
-        for array in (kl, control):
-            array[:, absent] = np.nan
-        data = xr.Dataset({"kl": (dims, kl), "kl_control": (dims, control)}, coords=coords, attrs=attrs)
-        return synthetic.labels(data, types)
-
-    factors = dataset(
-        (len(types), 3, 3, 1),
-        ("prompt", "layer", "factor", "ablation", "scope"),
-        factor,
-        {"factor": FACTORS, "ablation": KINDS, "scope": ["last"]},
-    )
-    taps = dataset(
-        (len(types), kernel, 1),
-        ("prompt", "layer", "tap", "scope"),
-        tap,
-        {"tap": list(range(1 - kernel, 1)), "scope": ["last"]},
-    )
-    return {"conv_factors": factors, "conv_taps": taps}
-
-
-def plant(label, layer=3, everywhere=3.0, there=30.0):
-    more = np.ones((len(TYPES), 3))
-    more[:, label] = everywhere
-    more[layer, label] = there
-    return more
 
 
 def compare(synthetic, **models):
@@ -56,7 +13,7 @@ def compare(synthetic, **models):
 
 
 def test_the_planted_factor_and_tap_are_found_in_their_layer(synthetic):
-    dataset = compare(synthetic, a=results(synthetic, plant(1), plant(1)))
+    dataset = compare(synthetic, a=synthetic.conv_results(synthetic.conv_plant(1), synthetic.conv_plant(1)))
     assert dataset["factor_lead"].item() == "carrier"
     assert dataset["tap_lead"].item() == "-1"
     factor, tap = ConvProfile().findings(dataset)
@@ -70,36 +27,36 @@ def test_the_planted_factor_and_tap_are_found_in_their_layer(synthetic):
 
 
 def test_shuffled_layers_and_equal_effects_support_nothing(synthetic):
-    one = results(synthetic, plant(1), plant(1))
+    one = synthetic.conv_results(synthetic.conv_plant(1), synthetic.conv_plant(1))
     rng = np.random.default_rng(0)
-    conv = np.flatnonzero([kind == "conv" for kind in TYPES])
+    conv = np.flatnonzero([kind == "conv" for kind in synthetic.CONV_TYPES])
     for dataset in one.values():
         for i in range(dataset.sizes["prompt"]):
             dataset["kl"].values[i, conv] = dataset["kl"].values[i, rng.permutation(conv)]
-    for models in (one, results(synthetic)):
+    for models in (one, synthetic.conv_results()):
         findings = ConvProfile().findings(compare(synthetic, a=models))
         assert all(finding.verdict != "supported" for finding in findings)
 
 
 def test_ablation_kinds_that_disagree_leave_it_undecided(synthetic):
-    one = results(synthetic, plant(1), plant(1))
+    one = synthetic.conv_results(synthetic.conv_plant(1), synthetic.conv_plant(1))
     one["conv_factors"]["kl"].loc[{"ablation": "resample", "layer": 5, "factor": "carrier"}] *= 1000
     factor, tap = ConvProfile().findings(compare(synthetic, a=one))
     assert (factor.verdict, tap.verdict) == ("undecided", "supported")
 
 
 def test_what_the_control_does_too_is_not_supported(synthetic):
-    one = results(synthetic, plant(1), plant(1))
+    one = synthetic.conv_results(synthetic.conv_plant(1), synthetic.conv_plant(1))
     one["conv_taps"]["kl_control"] = one["conv_taps"]["kl"] ** 2 * 10
     assert ConvProfile().findings(compare(synthetic, a=one))[1].verdict == "not supported"
 
 
 def test_kernels_of_other_length_and_models_without_are_lined_up(synthetic):
-    wide = results(synthetic, seed=1, kernel=4)
-    none = results(synthetic, types=["attention"] * 3, seed=2)
-    dataset = compare(synthetic, a=results(synthetic), b=wide, c=none)
+    wide = synthetic.conv_results(seed=1, kernel=4)
+    none = synthetic.conv_results(types=["attention"] * 3, seed=2)
+    dataset = compare(synthetic, a=synthetic.conv_results(), b=wide, c=none)
     assert dataset["tap"].values.tolist() == [-3, -2, -1, 0]
-    own = results(synthetic)["conv_taps"]["kl"].sel(tap=0, layer=0, scope="last")
+    own = synthetic.conv_results()["conv_taps"]["kl"].sel(tap=0, layer=0, scope="last")
     ours = dataset["tap_effect"].sel(model="a", tap=0, layer=0)
     assert float(ours) == pytest.approx(float(own.mean()))
     assert dataset["tap_effect"].sel(model="a", tap=-3).isnull().all()
@@ -114,7 +71,7 @@ def test_kernels_of_other_length_and_models_without_are_lined_up(synthetic):
 
 
 def test_the_figure_shows_conv_layers_only(synthetic):
-    dataset = compare(synthetic, a=results(synthetic, plant(1), plant(2)))
+    dataset = compare(synthetic, a=synthetic.conv_results(synthetic.conv_plant(1), synthetic.conv_plant(2)))
     axes = ConvProfile().plot(dataset).axes
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "1", "3", "5"]
     lines = {line.get_gid(): line.get_ydata() for each in axes for line in each.lines}

@@ -53,8 +53,9 @@ def test_late_effects_are_told_from_early_ones(synthetic):
     assert "matters less" in finding.sentence
 
 
-def test_what_the_control_does_too_is_not_supported(synthetic):
-    result = synthetic.layer_result(["attention"] * 8, falling(1.6))
+@pytest.mark.parametrize("base", [1.6, 0.6])
+def test_what_the_control_does_too_is_not_supported(synthetic, base):
+    result = synthetic.layer_result(["attention"] * 8, falling(base))
     result["kl_control"] = 0.1 * result["kl"] ** 2
     assert EarlyLate().findings(compare(synthetic, a=result))[0].verdict == "not supported"
 

@@ -59,6 +59,15 @@ def test_best_head_per_family(synthetic):
     assert text.startswith("family0 5.3, family1 1.0")
 
 
+def test_the_best_head_of_a_family_of_one_wording_is_not_told_apart(synthetic):
+    result = synthetic.head_result(TYPES)
+    result["kl"].loc[{"layer": 1, "head": 2}] *= 100
+    result["template"].values[:8] = "t0"  # the first family's
+    dataset = compare(synthetic, result).isel(model=0)
+    assert dataset["best_tie"].values.tolist() == [1, 0, 0, 0, 0, 0]
+    assert dataset["best_p_rank1"].isnull().values.tolist() == [True] + [False] * 5
+
+
 def test_two_equal_heads_tie(synthetic):
     def plant(kl):
         kl[:, 1, 2] *= 60
@@ -102,6 +111,42 @@ def test_an_index_that_its_control_favours_too_is_an_artefact(synthetic):
     rng = np.random.default_rng(0)
     result["kl_control"] = 0.5 * result["kl"] * np.exp(0.3 * rng.normal(size=result["kl"].shape))
     assert HeadSpecialisation().findings(compare(synthetic, result))[1].verdict == "artefact"
+
+
+def test_wins_of_another_index_over_its_control_do_not_speak_for_the_winner(synthetic):
+    def plant(kl):
+        kl *= np.linspace(1, 3, kl.shape[1])[:, None, None, None]
+        kl[:, :, 0] *= 6
+        return kl
+
+    result = synthetic.head_result(["attention"] * 8, plant=plant)
+    result["kl_control"].values[:, :, 0] *= 40
+    result["kl_control"].values[:, :, 2] /= 20
+    dataset = compare(synthetic, result)
+    finding = HeadSpecialisation().findings(dataset)[1]
+    assert (dataset["index"].item(), finding.value, finding.verdict) == (0, 8, "artefact")
+    assert dataset["index_wins_over_control"].item() == 0
+
+
+def test_another_kind_must_favour_the_same_index(synthetic):
+    result = synthetic.head_result(["attention"] * 12, plant=same_index, ablations=("mean", "zero"))
+    assert HeadSpecialisation().findings(compare(synthetic, result))[1].verdict == "supported"
+    result["kl"].loc[{"ablation": "zero"}] = result["kl"].sel(ablation="zero").values[:, :, [1, 0, 2, 3]]
+    assert HeadSpecialisation().findings(compare(synthetic, result))[1].verdict == "undecided"
+
+
+def test_the_share_of_all_heads_is_undecided(synthetic):
+    """Four of four heads hold everything; rounding can put the control's share above 1."""
+    dataset = compare(synthetic, synthetic.head_result(["attention"], 4))
+    dataset["top_share_high"].values[:], dataset["top_share_control"].values[:] = 1, np.nextafter(1, 2)
+    assert HeadSpecialisation().findings(dataset)[0].verdict == "undecided"
+
+
+def test_one_head_a_layer_wins_nothing(synthetic):
+    spread = np.linspace(1, 3, 8)[:, None, None, None]
+    dataset = compare(synthetic, synthetic.head_result(["attention"] * 8, 1, lambda kl: kl * spread))
+    assert (dataset["layers_p"] <= 0.05).all()
+    assert HeadSpecialisation().findings(dataset)[1].verdict == "undecided"
 
 
 def test_layers_without_heads_stay_nan(synthetic):

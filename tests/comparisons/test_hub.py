@@ -21,6 +21,10 @@ def compare(synthetic, **models):
     return Hub().compare(tree)
 
 
+def sensitivity(dataset):
+    return {row["setting"]: row for row in summary.sensitivity_rows(dataset) if row["number"] == "joint hub"}
+
+
 def joint(dataset, model=0):
     return dataset.isel(model=model).sel(component="joint")
 
@@ -33,7 +37,7 @@ def test_a_planted_hub_is_found(synthetic):
     assert one["p_rank1"].values[4] == 1.0
     assert one["margin_low"] > 0
     assert not one["tie"]
-    (finding,) = Hub().findings(dataset)
+    finding = Hub().findings(dataset)[0]
     assert finding.verdict == "supported"
     assert finding.p < 0.001
     assert finding.low < finding.value < finding.high
@@ -50,7 +54,7 @@ def test_two_equal_layers_are_called_a_tie(synthetic):
     assert joint(dataset)["tie"] == 1
     assert {int(joint(dataset)["hub"]), int(joint(dataset)["tied"].item())} == {2, 4}
     assert joint(dataset)["p_rank1"].values[2] == 0.5
-    (finding,) = Hub().findings(dataset)
+    finding = Hub().findings(dataset)[0]
     assert finding.verdict != "supported"
     assert "ties with" in finding.sentence
 
@@ -67,7 +71,7 @@ def test_a_layer_without_effect_is_exactly_zero(synthetic):
 def test_shuffled_layer_labels_lose_support(synthetic, seed):
     result = synthetic.layer_result(TYPES, planted(4))
     dataset = compare(synthetic, a=synthetic.shuffle_layers(result, seed))
-    assert Hub().findings(dataset)[0].verdict != "supported"
+    assert "supported" not in [finding.verdict for finding in Hub().findings(dataset)]
 
 
 def test_a_hub_no_larger_than_its_control_is_not_supported(synthetic):
@@ -88,8 +92,16 @@ def test_operator_and_mlp_hubs_are_found_apart(synthetic):
         kl[:, 5, 1] *= 12
         return kl
 
-    dataset = compare(synthetic, a=synthetic.layer_result(TYPES, plant)).isel(model=0)
-    assert dataset["hub"].sel(component=["operator", "mlp"]).values.tolist() == [1, 5]
+    result = synthetic.layer_result(TYPES, plant)
+    result["kl"].loc[{"ablation": "zero", "component": "mlp", "layer": 0}] *= 1000
+    dataset = compare(synthetic, a=result)
+    assert dataset["hub"].isel(model=0).sel(component=["operator", "mlp"]).values.tolist() == [1, 5]
+    told = {finding.sentence.split(" of ")[0]: finding.verdict for finding in Hub().findings(dataset)[1:]}
+    assert told == {"The operator hub": "supported", "The MLP hub": "undecided"}
+    rows = {row["component"]: row for row in Hub().table(dataset)}
+    assert rows["operator"]["verdict"] == "supported"
+    assert rows["operator"]["sensitivity"].startswith("2 of 2 other settings agree")
+    assert rows["mlp"]["sensitivity"].startswith("1 of 2 other settings agree")
 
 
 def test_a_model_without_mlps_has_no_mlp_hub(synthetic):
@@ -119,7 +131,7 @@ def test_hubs_at_different_depths_in_models_of_different_length(synthetic):
         b=synthetic.layer_result(["conv", "attention"] * 5, planted(9), seed=1),
         c=synthetic.layer_result(["attention"] * 11, planted(0), seed=2),
     )
-    pairs = Hub().findings(dataset)[3:]
+    pairs = Hub().findings(dataset)[3:6]
     assert [(pair.value, pair.verdict) for pair in pairs] == [
         (-1.0, "supported"),
         (0.0, "not supported"),
@@ -135,29 +147,43 @@ def test_one_layer_is_no_hub(synthetic):
 
 
 def test_without_anything_to_resample_nothing_is_supported(synthetic):
-    result = synthetic.layer_result(TYPES, planted(4)).isel(prompt=[0, 8, 16])
-    dataset = compare(synthetic, a=result)
-    assert np.isnan(joint(dataset)["effect_low"]).all()
-    assert Hub().findings(dataset)[0].verdict != "supported"
+    """One prompt per family: the depths of two hubs have no interval either, even beside a model that has one."""
+    few = synthetic.layer_result(TYPES, planted(4)).isel(prompt=[0, 8, 16])
+    for other in (few, synthetic.layer_result(TYPES, planted(0), seed=1)):
+        dataset = compare(synthetic, a=few, b=other)
+        assert np.isnan(joint(dataset)["effect_low"]).all()
+        assert np.isnan(joint(dataset)["p_rank1"]).all()
+        hub, _, pair, *_ = Hub().findings(dataset)
+        assert (hub.verdict, pair.verdict) == ("undecided", "undecided")
+        assert np.isnan([hub.p, pair.p, pair.low, pair.high]).all()
+        assert pair.value == joint(dataset)["hub_depth"] - joint(dataset, 1)["hub_depth"]
+        assert Hub().table(dataset)[0]["P(rank 1)"] == "–"
+
+
+def test_a_model_without_joint_effect_has_no_depth_to_compare(synthetic):
+    none = synthetic.layer_result(TYPES)
+    none["kl"].loc[{"component": "joint"}] = np.nan
+    pair = Hub().findings(compare(synthetic, a=none, b=synthetic.layer_result(TYPES, planted(4))))[2]
+    assert np.isnan([pair.value, pair.p]).all()
+    assert pair.verdict == "undecided"
 
 
 def test_a_missing_sensitivity_row_gives_the_command(synthetic):
     result = synthetic.layer_result(TYPES, planted(0), ablations=("mean",))
-    rows = {row["setting"]: row for row in summary.sensitivity_rows(compare(synthetic, a=result))}
-    assert rows["mean, last, bos always, quick"]["value"].startswith("0 ")
+    rows = sensitivity(compare(synthetic, a=result))
+    assert rows["mean, last, bos always, quick"]["value"] == 0
     other = rows["mean, last, bos always, quick, layer 0 excluded"]
     assert other["command"] == ""
-    assert not other["value"].startswith("0 ")
-    assert rows["mean, all, bos always, quick"] == {
-        "model": "a",
-        "setting": "mean, all, bos always, quick",
-        "value": "not run",
-        "command": "xatlas run a --probes layer_ablation --suite quick --bos always "
-        "--set layer_ablation.scopes=last,all",
-    }
+    assert other["value"] > 0
+    missing = rows["mean, all, bos always, quick"]
+    assert (missing["model"], missing["value"], missing["low"], missing["high"]) == ("a", "not run", "", "")
+    assert missing["command"] == (
+        "xatlas run a --probes layer_ablation --suite quick --bos always --set layer_ablation.scopes=last,all"
+    )
     assert rows["mean, last, bos native, quick"]["command"].endswith("--suite quick --bos native")
     assert "--suite standard --bos always" in rows["zero, last, bos always, standard"]["command"]
-    assert "layer_ablation.ablations=mean,zero,resample" in rows["zero, last, bos always, quick"]["command"]
+    # the probe measures zero unless it is told not to
+    assert rows["zero, last, bos always, quick"]["command"].endswith("--suite quick --bos always")
 
 
 def test_variants_fill_sensitivity_rows(synthetic):
@@ -167,9 +193,9 @@ def test_variants_fill_sensitivity_rows(synthetic):
         "layer_ablation@suite=standard": synthetic.layer_result(TYPES, planted(4), suite="standard"),
     }
     dataset = Hub().compare(synthetic.tree_of(a=nodes))
-    rows = {row["setting"]: row["value"] for row in summary.sensitivity_rows(dataset)}
-    assert rows["mean, last, bos native, quick"].startswith("1 ")
-    assert rows["mean, last, bos always, standard"].startswith("4 ")
+    rows = {setting: row["value"] for setting, row in sensitivity(dataset).items()}
+    assert rows["mean, last, bos native, quick"] == 1
+    assert rows["mean, last, bos always, standard"] == 4
     assert rows["mean, last, bos native, standard"] == "not run"
     assert Hub().findings(dataset)[0].verdict == "supported"
     assert "5 of 8 other settings agree" in Hub().table(dataset)[0]["sensitivity"]

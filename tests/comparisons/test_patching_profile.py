@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-import xarray as xr
-from conftest import N_PROMPTS, about, labels
 
 from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.errors import XatlasError
 
-SITES, POSITIONS = ("resid_post", "operator_out", "mlp_out"), ("first", "subject", "last", "other")
+SITES = ("resid_post", "operator_out", "mlp_out")
 HYBRID = ["conv", "attention"] * 4
-
-
-def result(types, arrives, *, seed=0, share=0.6, rows=N_PROMPTS):
-    """Return an ``activation_patching`` dataset: layer ``arrives``'s operator moves ``share`` to the readout."""
-    rng = np.random.default_rng(seed)
-    n = len(types)
-    recovery = np.zeros((N_PROMPTS, n, len(SITES), len(POSITIONS), 2))
-    per_prompt = rng.normal(0, 0.04, size=(N_PROMPTS, n, 2))
-    rises = np.where(np.arange(n) < arrives, 0.1, 0.9)[None, :, None] + per_prompt
-    recovery[:, :, 0, 2] = rises
-    recovery[:, -1, 0, 2] = 1.0
-    recovery[:, :, 0, 1] = 1 - rises
-    recovery[:, :, 1, 2] = 0.05 + rng.normal(0, 0.04, size=(N_PROMPTS, n, 2))
-    recovery[:, arrives, 1, 2] += share
-    recovery[:, :, 2, 1] = 0.02
-    control = rng.normal(0, 0.03, size=recovery.shape)
-    dims = ("prompt", "layer", "site", "position", "mode")
-    data = {"recovery": (dims, recovery), "recovery_control": (dims, control)}
-    dataset = xr.Dataset(data, attrs={**about(), "dropped": json.dumps({"gone": "no foil or no corrupt twin"})})
-    names = {"site": list(SITES), "position": list(POSITIONS), "mode": ["denoise", "noise"]}
-    return labels(dataset.assign_coords(names), types).isel(prompt=slice(rows))
 
 
 def compare(synthetic, **models):
@@ -53,7 +28,7 @@ def shuffled(dataset, seed):
 
 
 def test_a_planted_handover_is_found_where_it_is(synthetic):
-    dataset = compare(synthetic, a=result(HYBRID, 5))
+    dataset = compare(synthetic, a=synthetic.patching_result(HYBRID, 5))
     assert dataset["arrival"].sel(model="a", mode="denoise").item() == pytest.approx(5 / 7)
     assert dataset["departure"].sel(model="a", mode="noise").item() == pytest.approx(5 / 7)
     assert dataset["mover"].sel(model="a", mode="denoise").item() == 5
@@ -66,11 +41,11 @@ def test_a_planted_handover_is_found_where_it_is(synthetic):
     assert "an attention layer moves more than another layer" in types.sentence
     (row,) = PatchingProfile().table(dataset)
     assert row["strongest operator"] == "5 (attention)"
-    assert (row["pairs"], row["dropped"]) == (N_PROMPTS, 1)
+    assert (row["pairs"], row["dropped"]) == (synthetic.N_PROMPTS, 1)
 
 
 def test_convs_that_move_more_are_told_too(synthetic):
-    finding = PatchingProfile().findings(compare(synthetic, a=result(HYBRID, 4)))[2]
+    finding = PatchingProfile().findings(compare(synthetic, a=synthetic.patching_result(HYBRID, 4)))[2]
     assert finding.verdict == "supported"
     assert "moves less than another layer" in finding.sentence
 
@@ -78,21 +53,21 @@ def test_convs_that_move_more_are_told_too(synthetic):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("arrives", [0, 2, 6])
 def test_shuffled_layers_support_nothing(synthetic, arrives, seed):
-    dataset = result(HYBRID, arrives)
+    dataset = synthetic.patching_result(HYBRID, arrives)
     assert PatchingProfile().findings(compare(synthetic, a=dataset))[0].verdict == "supported"
     mixed = compare(synthetic, a=shuffled(dataset, seed))
     assert "supported" not in [finding.verdict for finding in PatchingProfile().findings(mixed)]
 
 
 def test_what_is_there_by_construction_is_no_finding(synthetic):
-    finding = PatchingProfile().findings(compare(synthetic, a=result(["attention"] * 6, 5)))[0]
+    finding = PatchingProfile().findings(compare(synthetic, a=synthetic.patching_result(["attention"] * 6, 5)))[0]
     assert finding.value == 1
     assert finding.verdict == "not supported"
 
 
 def test_modes_that_disagree_leave_it_undecided(synthetic):
-    dataset = result(HYBRID, 2)
-    other = result(HYBRID, 5)
+    dataset = synthetic.patching_result(HYBRID, 2)
+    other = synthetic.patching_result(HYBRID, 5)
     for name in dataset.data_vars:
         dataset[name].values[..., 1] = other[name].values[..., 1]
     found = PatchingProfile().findings(compare(synthetic, a=dataset))
@@ -100,14 +75,14 @@ def test_modes_that_disagree_leave_it_undecided(synthetic):
 
 
 def test_two_operators_that_share_the_work_tie(synthetic):
-    dataset = result(HYBRID, 3)
+    dataset = synthetic.patching_result(HYBRID, 3)
     dataset["recovery"].values[:, 5, 1, 2] += 0.6
     mover = PatchingProfile().findings(compare(synthetic, a=dataset))[1]
     assert mover.verdict == "undecided"
 
 
 def test_models_are_compared_on_the_prompts_that_both_answer(synthetic):
-    late, early = result(HYBRID, 6), result(["attention"] * 8, 1, seed=1, rows=30)
+    late, early = synthetic.patching_result(HYBRID, 6), synthetic.patching_result(["attention"] * 8, 1, seed=1, rows=30)
     # on the prompts that only the first answers, it is early as well: they must not count
     late["recovery"].values[30:, :, 0, 2] = 1
     dataset = compare(synthetic, a=late, b=early)
@@ -116,13 +91,16 @@ def test_models_are_compared_on_the_prompts_that_both_answer(synthetic):
     assert pair.value == pytest.approx(5 / 7)
     assert dataset["arrival_difference"].sel(model="b", model_other="a").item() == pytest.approx(-5 / 7)
     assert "on 30 prompts" in pair.sentence
-    assert PatchingProfile().findings(compare(synthetic, a=result(HYBRID, 6), b=early))[-1].verdict == "supported"
+    assert (
+        PatchingProfile().findings(compare(synthetic, a=synthetic.patching_result(HYBRID, 6), b=early))[-1].verdict
+        == "supported"
+    )
 
 
 def test_one_layer_and_models_without_common_prompts_are_told_apart_from_findings(synthetic):
-    other = result(HYBRID, 3)
+    other = synthetic.patching_result(HYBRID, 3)
     other = other.assign_coords(prompt=[f"other-{i}" for i in range(other.sizes["prompt"])])
-    one = result(["conv"], 0)
+    one = synthetic.patching_result(["conv"], 0)
     found = PatchingProfile().findings(compare(synthetic, a=one, b=other))
     assert np.isnan(found[-1].value)
     assert found[-1].verdict == "undecided"
@@ -130,7 +108,9 @@ def test_one_layer_and_models_without_common_prompts_are_told_apart_from_finding
 
 
 def test_the_figure_shows_the_maps_and_where_it_arrives(synthetic):
-    dataset = compare(synthetic, a=result(HYBRID, 5), b=result(["attention"] * 14, 3))
+    dataset = compare(
+        synthetic, a=synthetic.patching_result(HYBRID, 5), b=synthetic.patching_result(["attention"] * 14, 3)
+    )
     made = PatchingProfile().plot(dataset)
     meshes = {m.get_gid(): m for axes in made.axes for m in axes.collections if str(m.get_gid()).startswith("map-")}
     assert set(meshes) == {f"map-{site}" for site in SITES}
@@ -145,4 +125,4 @@ def test_the_figure_shows_the_maps_and_where_it_arrives(synthetic):
 
 def test_a_result_without_the_subject_says_how_to_measure_it(synthetic):
     with pytest.raises(XatlasError, match="without the position 'subject'; measure it with: xatlas run a"):
-        compare(synthetic, a=result(HYBRID, 5).sel(position=["first", "last", "other"]))
+        compare(synthetic, a=synthetic.patching_result(HYBRID, 5).sel(position=["first", "last", "other"]))

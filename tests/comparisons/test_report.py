@@ -51,11 +51,12 @@ def tree(synthetic):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_every_comparison_exports_four_files(kind, tree, tmp_path):
+def test_every_comparison_exports_its_files(kind, tree, tmp_path):
     comparison = kind()
     dataset = comparison.compare(tree)
     paths = report.export(comparison.name, comparison, dataset, tmp_path / "figures")
-    assert [path.name for path in paths] == [f"{comparison.name}.{end}" for end in ("png", "svg", "nc", "csv")]
+    ends = ("png", "svg", "nc", "csv", "sensitivity.csv")
+    assert [path.name for path in paths] == [f"{comparison.name}.{end}" for end in ends]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in paths)
     with xr.open_dataset(paths[2]) as again:
         xr.testing.assert_equal(again.load(), dataset)
@@ -101,6 +102,20 @@ def test_csv_equals_the_dataset(tree):
     assert {row["layer"] for row in rows if row["variable"] == "hub"} == {""}
 
 
+def test_numbers_under_other_settings_stand_beside_the_figure(tree, tmp_path):
+    dataset = MlpRatio().compare(tree)
+    rows = list(csv.DictReader(report.export("ratio", MlpRatio(), dataset, tmp_path)[4].open(encoding="utf-8")))
+    assert len(rows) == 3 * dataset["sensitivity"].size
+    ran, missing = ([row for row in rows if (row["value"] == "not run") == away] for away in (False, True))
+    assert all(row["command"].startswith("xatlas run ") for row in missing)
+    assert {row["command"] for row in ran} == {""}
+    setting = "zero, last, bos always, quick"
+    (row,) = (r for r in ran if r["setting"] == setting and r["model"] == "lfm2-mini" and r["number"].startswith("mlp"))
+    at = dataset.sel(model="lfm2-mini", setting=setting)
+    assert float(row["value"]) == at["sensitivity_mlp"]
+    assert float(row["high"]) == at["sensitivity_mlp_high"]
+
+
 def test_unchanged_figures_are_left_alone_and_changed_data_redrawn(tree, tmp_path):
     dataset = Plain().compare(tree)
     paths = report.export("a", Plain(), dataset, tmp_path)
@@ -133,7 +148,7 @@ def test_a_failed_write_leaves_what_was_there(tree, tmp_path, monkeypatch):
     with pytest.raises(XatlasError, match="No space left"):
         report.export("a", Plain(), dataset, tmp_path)
     assert [path.read_bytes() for path in paths[:2]] == before[:2]
-    assert len(list(tmp_path.iterdir())) == 4
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
 def test_files_are_as_readable_as_others(tree, tmp_path):
@@ -205,7 +220,7 @@ def test_figures_leave_the_users_matplotlib_alone(tree):
 
 
 def test_comparisons_load_neither_torch_nor_drawing():
-    names = ["hub", "mlp_ratio", "early_late", "head_specialisation", "report", "figures.style"]
+    names = ["hub", "mlp_ratio", "early_late", "head_specialisation", "report", "figures.style", "measures.settings"]
     imports = "; ".join(f"import xatlas.comparisons.{name}" for name in names)
     heavy = "{'torch', 'transformers', 'xarray', 'matplotlib', 'pandas'}"
     code = f"import sys; {imports}; print(sorted({heavy} & set(sys.modules)))"

@@ -2,55 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
-import xarray as xr
 
 from xatlas.comparisons.steering_profile import SteeringProfile
 from xatlas.errors import XatlasError
 
-STRENGTHS, RANDOM, LAYERS = (-0.25, 0.1, 0.25, 1.0), 6, 8
-
-
-def result(synthetic, growth=1.0, early=1.0, family=None, seed=0, strengths=STRENGTHS, layers=LAYERS):
-    """Return a steering result: KL is quadratic in what is added over the norm, which grows ``growth`` a layer.
-
-    ``early`` multiplies effects layer by layer towards the first; ``family (layer)`` those of own families.
-    """
-    rng = np.random.default_rng(seed)
-    norm = 10 * growth ** np.arange(layers)
-    strength = np.array(strengths)
-    length = np.stack([np.median(norm) + 0 * norm, norm], -1)[:, None, :] * strength[:, None]
-    share = (length / norm[:, None, None]) ** 2 * (early ** -np.arange(layers))[:, None, None]
-    families = [f"family{i}" for i in range(6)]
-    kinds = ["random"] * RANDOM + ["matched"] * RANDOM + ["family"] * 6 + ["shuffled"] * 6
-    owners = [""] * 2 * RANDOM + families * 2
-    scale = synthetic.noise(rng, (layers, len(kinds), 1, 1), 1.0)
-    kl = scale * share[None, :, None]  # (prompt, layer, direction, strength, scale)
-    own = np.repeat(families, len(kl) // 6)[:, None] == np.array(owners)
-    own &= np.array(kinds) == "family"
-    more = np.ones(layers) if family is None else family
-    kl = kl * np.where(own[:, None, :], more[:, None], 1.0)[..., None, None]
-    dims = ("prompt", "layer", "direction", "strength", "scale")
-    data = xr.Dataset(
-        {
-            "kl": (dims, kl),
-            "delta_logit_diff": (dims, kl * np.sign(strength)[:, None]),
-            "length": (dims[1:2] + dims[3:], length),
-            "median_norm": ("layer", norm),
-        },
-        coords={
-            "direction": [f"d{i}" for i in range(len(kinds))],
-            "direction_kind": ("direction", kinds),
-            "direction_family": ("direction", owners),
-            "strength": strength,
-            "scale": ["absolute", "relative"],
-        },
-        attrs={"xatlas": json.dumps({"suite": {"name": "quick"}, "job": {"bos": "always"}})},
-    )
-    return synthetic.labels(data, ["attention"] * layers)
+LAYERS = 8
 
 
 def compare(synthetic, **models):
@@ -63,15 +21,24 @@ def verdicts(dataset):
 
 def test_the_norm_of_the_stream_is_an_artefact(synthetic):
     """Early layers steer better at one length, for the stream is short there; at one share of it they don't."""
-    dataset = compare(synthetic, a=result(synthetic, growth=1.4))
+    dataset = compare(synthetic, a=synthetic.steering_result(growth=1.4))
     ratio = dataset["early_over_late"].isel(model=0).sel(kind="random", dose=0.25)
     assert float(ratio.sel(scale="absolute")) > 5
     assert float(ratio.sel(scale="relative")) == pytest.approx(1, abs=0.25)
     assert verdicts(dataset)[:2] == ["artefact", "artefact"]
 
 
+def test_too_little_evidence_is_no_artefact(synthetic):
+    """An interval above 1 that misses significance does not say that the claim fails."""
+    dataset = compare(synthetic, a=synthetic.steering_result(growth=1.4))
+    at = {"kind": "random", "scale": "relative", "dose": 0.25}
+    for name, value in (("", 1.97), ("_low", 1.16), ("_high", 2.81), ("_p", 0.094)):
+        dataset[f"early_over_late{name}"].loc[at] = value
+    assert verdicts(dataset)[0] == "undecided"
+
+
 def test_early_layers_that_do_steer_better_are_supported_and_lost_when_shuffled(synthetic):
-    one = result(synthetic, early=1.5)
+    one = synthetic.steering_result(early=1.5)
     assert verdicts(compare(synthetic, a=one))[0] == "supported"
     rng = np.random.default_rng(0)
     shuffled = one.copy(deep=True)
@@ -81,24 +48,24 @@ def test_early_layers_that_do_steer_better_are_supported_and_lost_when_shuffled(
 
 
 def test_late_layers_that_steer_better_are_not_supported(synthetic):
-    assert verdicts(compare(synthetic, a=result(synthetic, early=0.7)))[0] == "not supported"
+    assert verdicts(compare(synthetic, a=synthetic.steering_result(early=0.7)))[0] == "not supported"
 
 
 def test_the_layer_of_a_familys_own_direction_is_found(synthetic):
     family = np.ones(LAYERS)
     family[5] = 6
-    dataset = compare(synthetic, a=result(synthetic, family=family))
+    dataset = compare(synthetic, a=synthetic.steering_result(family=family))
     finding = SteeringProfile().findings(dataset)[-1]
     assert finding.verdict == "supported"
     assert dataset["peak"].item() == 5
     assert 3 < finding.low < finding.value < finding.high < 12
     assert finding.control == pytest.approx(1, abs=0.3)
-    plain = SteeringProfile().findings(compare(synthetic, a=result(synthetic)))[-1]
+    plain = SteeringProfile().findings(compare(synthetic, a=synthetic.steering_result()))[-1]
     assert plain.verdict != "supported"
 
 
 def test_a_prompts_own_family_is_told_from_the_others(synthetic):
-    dataset = compare(synthetic, a=result(synthetic, family=np.full(LAYERS, 9.0)))
+    dataset = compare(synthetic, a=synthetic.steering_result(family=np.full(LAYERS, 9.0)))
     at = dataset["effect"].isel(model=0).sel(scale="relative", dose=0.25)
     assert (at.sel(kind="family") > 5 * at.sel(kind="off_task")).all()
     for kind in ("random", "matched"):
@@ -107,7 +74,7 @@ def test_a_prompts_own_family_is_told_from_the_others(synthetic):
 
 
 def test_both_signs_of_a_dose_are_averaged(synthetic):
-    one = result(synthetic)
+    one = synthetic.steering_result()
     one["kl"].loc[{"strength": -0.25}] = 3.0
     one["kl"].loc[{"strength": 0.25}] = 1.0
     dataset = compare(synthetic, a=one)
@@ -118,20 +85,20 @@ def test_both_signs_of_a_dose_are_averaged(synthetic):
 def test_models_of_other_depth_and_strengths_meet_in_what_they_share(synthetic):
     dataset = compare(
         synthetic,
-        a=result(synthetic),
-        b=result(synthetic, strengths=(0.25, 2.0), layers=5),
-        c=result(synthetic, layers=1),
+        a=synthetic.steering_result(),
+        b=synthetic.steering_result(strengths=(0.25, 2.0), layers=5),
+        c=synthetic.steering_result(layers=1),
     )
     assert dataset["dose"].values.tolist() == [0.25]
     assert dataset["effect"].sel(model="b").isel(layer=slice(5, None)).isnull().all()
     assert [row["model"] for row in SteeringProfile().table(dataset)] == ["a", "a", "b", "b", "c", "c"]
-    alone = result(synthetic, strengths=(3.0,))
+    alone = synthetic.steering_result(strengths=(3.0,))
     with pytest.raises(XatlasError, match="different strengths"):
-        compare(synthetic, a=result(synthetic), b=alone)
+        compare(synthetic, a=synthetic.steering_result(), b=alone)
 
 
 def test_the_figure_shows_both_scales_and_a_line_per_layer(synthetic):
-    figure = SteeringProfile().plot(compare(synthetic, a=result(synthetic, growth=1.3)))
+    figure = SteeringProfile().plot(compare(synthetic, a=synthetic.steering_result(growth=1.3)))
     gids = {line.get_gid(): line for axes in figure.axes for line in axes.lines}
     absolute, relative = (gids[f"random-{scale}-a"].get_ydata() for scale in ("absolute", "relative"))
     assert absolute[0] > 5 * absolute[-1]

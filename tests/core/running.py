@@ -10,9 +10,12 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
-from loading_models import write_tiny_llama
+from tiny_llama import write_tiny_llama
 
 from xatlas import Probe, Variable, hookimpl, manager
+from xatlas.probe import Requirement
+from xatlas.run import run
+from xatlas.run.plan import steps_for
 from xatlas.schema import label, prompt_coords
 
 _REGISTRIES = ("adapters", "probes", "comparisons", "models", "suites")
@@ -88,3 +91,7 @@ def suite_file(path: Path, families: str = "abc", each: int = 4) -> str:
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
+
+
+def go(model, settings, store, *names):
+    return run(steps_for(model, [Requirement(name) for name in names], settings), store, settings)

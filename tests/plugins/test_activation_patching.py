@@ -182,8 +182,16 @@ def test_answers_of_several_tokens_are_told_apart_where_they_differ():
         (suite(target="q", foil="p"), {}, "all 8 are dropped: 8 × the clean run does not prefer the target"),
         (suite(), {"least": 0.0}, "least = 0 does not fit"),
         (suite(), {"sites": "mlp_in"}, "unknown site kind 'mlp_in'"),
-        (suite(), {"positions": "middle"}, "unknown position class 'middle'"),
-        (suite(), {"modes": "both"}, "unknown mode 'both'"),
+        (
+            suite(),
+            {"positions": "middle"},
+            "positions = 'middle' does not fit: it takes a list, comma-separated, of one of first",
+        ),
+        (
+            suite(),
+            {"modes": "both"},
+            "modes = 'both' does not fit: it takes a list, comma-separated, of one of denoise, noise",
+        ),
     ],
 )
 def test_what_can_not_be_patched_is_told_in_one_line(prompts, parameters, told):

@@ -99,7 +99,23 @@ def test_a_prompt_without_a_donor_is_nan_and_counted():
     assert np.isnan(dataset.kl.sel(prompt="lonely", ablation="resample")).all()
     assert not np.isnan(dataset.kl.sel(ablation=["zero", "mean"])).any()
     assert not np.isnan(dataset.kl.isel(prompt=[0, 1])).any()
-    assert notes(dataset, "absent") == {"resample": "no donor of equal token length for 1 prompts"}
+    told = "no donor of equal token length, other family and other target for 1 prompts"
+    assert notes(dataset, "absent") == {"resample": told}
+
+
+def test_without_a_target_there_is_no_delta_nll_and_it_says_so():
+    """Such prompts have donors, and a text of one token has nothing that scope all reads."""
+    bare = Suite("s", (*(Prompt(p.id, p.family, p.text) for p in small_suite()), Prompt("one", "sums", "x")))
+    native = HookedModel(build("llama", **BYTES), byte_tokenizer(), bos="native")
+    probe = LayerAblation(ablations="mean,resample", scopes="last,all")
+    long = tuple(Prompt(f"long {i}", "long", p.text) for i, p in enumerate(small_suite().prompts * 12))
+    dataset = probe.measure(native, bare, Inputs(reference=Suite("r", long)))
+    validate(dataset, probe)
+    told = notes(dataset, "absent")
+    assert told["delta_nll"] == f"{len(bare)} prompts have no position that it is read at"
+    assert told["kl, scope all"] == "1 prompts have no position that it is read at"
+    assert notes(dataset, "dropped") == {}
+    assert dataset.kl.sel(ablation="resample", scope="last").isel(prompt=slice(-1)).notnull().all()
 
 
 def test_numbers_that_are_not_finite_are_told_by_prompt():

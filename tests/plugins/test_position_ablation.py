@@ -89,5 +89,7 @@ def test_all_positions_at_once_is_the_layers_ablation():
 
 
 def test_unknown_positions_are_refused_in_one_line():
-    with pytest.raises(XatlasError, match="unknown position class 'middle'"):
+    with pytest.raises(
+        XatlasError, match="positions = 'middle' does not fit: it takes a list, comma-separated, of one of first"
+    ):
         measured(planted(), suite(), positions="middle")

@@ -17,7 +17,7 @@ from xatlas.measures.directions import contrasts, matched_direction, random_dire
 from xatlas.model import HookedModel
 from xatlas.plugins.steering import Steering
 from xatlas.probe import Inputs
-from xatlas.run.plan import find_suite
+from xatlas.run.suites import find_suite
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
 
@@ -248,6 +248,14 @@ def test_what_can_not_be_steered_is_refused_before_a_model_is_loaded(parameters,
 def test_an_unknown_family_names_those_there_are():
     with pytest.raises(XatlasError, match=r"unknown family 'ecko'; did you mean 'echo'\? Valid: echo, order, sums"):
         measure(build("llama", vocab_size=260), families="ecko")
+
+
+def test_a_direction_that_does_not_exist_is_no_prompts_fault():
+    lone = Suite("lone", (Prompt("a", "echo", "same", target=" b"), Prompt("c", "order", "same", target=" d")))
+    dataset, _ = measure(build("llama", vocab_size=260), reference=lone, strengths="1", random=1, matched=1)
+    assert dataset["kl"].sel(direction="echo").isnull().all()
+    assert notes(dataset, "dropped") == {}
+    assert "echo" in notes(dataset, "absent")["direction"]
 
 
 def test_family_directions_need_a_reference():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import reference as ref
@@ -15,6 +17,7 @@ from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.model import HookedModel
 from xatlas.model.proof import prove
 from xatlas.probe import Inputs
+from xatlas.run.suites import find_suite
 from xatlas.sites import Site
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
@@ -39,6 +42,8 @@ def smollm2():
     try:
         resolved = resolve("smollm2-135m-q4")
     except XatlasError as error:
+        if "CI" in os.environ:  # where it can be had, so that what fails is ours
+            raise
         pytest.skip(f"smollm2-135m-q4 can't be had here: {error}")
     parts = load(resolved, device="cpu")
     return HookedModel(parts.model, parts.tokenizer, prove=False)
@@ -89,24 +94,28 @@ def test_the_engine_gives_the_numbers_of_the_reference_loop(smollm2, tokens):
     assert ref.agree(ours, theirs), np.abs(ours - theirs).max((1, 2))
 
 
-def test_zeroing_mlps_finds_layer_0(smollm2, tokens):
-    """By how much depends on the text: 2.3 times the next layer (11) on these prompts when this was written.
+def test_zeroing_mlps_finds_layer_0(smollm2):
+    """On every family layer 0 comes first; over all of them 2.5 times layer 11, which is next.
 
-    It was 1.7 times on one prompt of each family of ``quick``, 3.0 times on three sentences of prose.
+    How far it leads depends on the text: 2.3 to 2.7 times the next layer on forty sentences of prose, 1.8 times where
+    all positions are read.
     """
+    prompts = smollm2.read(find_suite("quick").prompts[::2]).prompts
     conditions = [(Intervention(site, Zero()),) for site in smollm2.sites("mlp_out")]
-    effect = sweep(smollm2, tokens, conditions, [KL()])[0].mean(0)
-    assert effect.argmax() == 0
-    assert effect[0] >= 2 * effect[1:].max()
+    effect = sweep(smollm2, prompts, conditions, [KL()])[0]  # (prompt, layer)
+    families = [prompt.prompt.family for prompt in prompts]
+    means = np.stack([effect[[f == family for f in families]].mean(0) for family in sorted(set(families))])
+    assert (means.argmax(1) == 0).all()
+    assert means.mean(0)[0] >= 2.2 * means.mean(0)[1:].max()
 
 
-def test_the_finding_is_not_a_matter_of_norm_alone(smollm2, tokens):
-    """A random change of the same norm, at the same place and with the same seed, does something else."""
+def test_the_finding_is_more_than_a_matter_of_norm(smollm2, tokens):
+    """A random change of the same norm at the same place does less on most prompts."""
     own = (Intervention(Site(0, "mlp_out"), Zero()),)
-    control = (Intervention(Site(0, "mlp_out"), RandomDirection(own)),)
-    values = sweep(smollm2, tokens[:3], [own, control], [KL()])[0]
-    assert np.isfinite(values).all()
-    assert not np.allclose(values[:, 0], values[:, 1], rtol=0.05)
+    controls = [(Intervention(Site(0, "mlp_out"), RandomDirection(own, draw)),) for draw in range(4)]
+    values = sweep(smollm2, tokens, [own, *controls], [KL()])[0]
+    print(values)
+    assert (values[:, :1] > values[:, 1:]).mean() > 0.7
 
 
 def test_mean_ablation_at_a_prompts_own_values_is_nothing(smollm2, tokens):

@@ -9,7 +9,8 @@ import threading
 from http.server import ThreadingHTTPServer
 
 import pytest
-from loading_models import COMMIT, REPO, Hub, put_in_cache, write_tiny_llama
+from local_hub import COMMIT, REPO, Hub, put_in_cache
+from tiny_llama import write_tiny_llama
 
 from xatlas import XatlasError, manager
 from xatlas.loading import downloads

@@ -1,4 +1,4 @@
-"""Tiny models on disk, the local Hugging Face cache's layout, and a hub on 127.0.0.1, for the loading tests."""
+"""The local Hugging Face cache's layout, and a hub on 127.0.0.1, for the loading tests."""
 
 from __future__ import annotations
 
@@ -9,30 +9,6 @@ from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/tiny-llama"
-
-
-def write_tiny_llama(folder: Path, seed: int = 0) -> Path:
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=letters[0]).save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(letters),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def put_in_cache(cache: Path, model: Path, repo: str = REPO, commit: str = COMMIT) -> Path:

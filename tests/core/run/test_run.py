@@ -11,43 +11,14 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
-from running import Counting, another, plugged, seeds, suite_file, tiny
+from running import Counting, another, go, plugged, seeds
 
-from xatlas.api import compare, load, make_settings, measure
+from xatlas.api import load, measure
 from xatlas.errors import XatlasError
-from xatlas.loading.names import resolve
 from xatlas.probe import ReadingProbe, Requirement
 from xatlas.run import run
-from xatlas.run.plan import parse_parameters, steps_for
+from xatlas.run.plan import steps_for
 from xatlas.store import Store, read_entry
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    tiny(folder)
-    suite_file(folder / "suite.jsonl")
-    suite_file(folder / "reference.jsonl", "abcd", 12)
-    return folder
-
-
-@pytest.fixture
-def settings(folder):
-    return make_settings(str(folder / "suite.jsonl"), str(folder / "reference.jsonl"), device="cpu")
-
-
-@pytest.fixture
-def model(folder):
-    return resolve(str(folder / "tiny"))
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    Counting.calls.clear()
-
-
-def go(model, settings, store, *names):
-    return run(steps_for(model, [Requirement(name) for name in names], settings), store, settings)
 
 
 def test_what_is_there_is_not_measured_again(model, settings, tmp_path):
@@ -147,18 +118,6 @@ def test_what_rests_on_a_failed_probe_fails_with_that_reason(model, settings, tm
     assert "rests on bad, which could not be measured" in outcome.failures[1].reason
 
 
-def test_probes_in_a_circle_are_an_error(model, settings):
-    def needs(name):
-        return property(lambda self: (Requirement(name),))
-
-    probes = [
-        another("left", Counting.measure, requires=needs("right")),
-        another("right", Counting.measure, requires=needs("left")),
-    ]
-    with plugged(xatlas_probes=probes), pytest.raises(XatlasError, match="left → right → left"):
-        steps_for(model, [Requirement("left")], settings)
-
-
 def test_reading_probes_share_one_pass_and_a_bad_one_spoils_no_other(model, settings, tmp_path, monkeypatch):
     from xatlas.model import HookedModel
 
@@ -204,19 +163,6 @@ def test_a_model_that_cannot_be_loaded_does_not_stop_the_next(model, settings, t
     assert [step.job.model for step in outcome.measured] == [model.slug]
 
 
-def test_an_architecture_without_adapter_is_refused_before_loading(model, settings):
-    strange = dataclasses.replace(model, architecture="LlamaForCausalLMs")
-    with plugged(xatlas_probes=[Counting]), pytest.raises(XatlasError) as caught:
-        steps_for(strange, [Requirement("counting")], settings)
-    assert "did you mean 'LlamaForCausalLM'" in str(caught.value)
-    assert "docs/adapters.md" in str(caught.value)
-
-
-def test_a_chat_template_that_is_not_there_is_refused_before_loading(model, settings):
-    with pytest.raises(XatlasError, match="has no chat template"):
-        steps_for(model, [Requirement("layer_ablation")], dataclasses.replace(settings, chat_template=True))
-
-
 def test_prompts_left_out_are_said(model, settings, tmp_path, caplog):
     def leaving_out(self, model, suite, inputs):
         result = seeds(self.variables, suite, inputs)
@@ -228,56 +174,9 @@ def test_prompts_left_out_are_said(model, settings, tmp_path, caplog):
     assert "prompts left out: 1, e.g. a0: logits not finite" in caplog.text
 
 
-def test_a_comparison_goes_on_without_the_model_that_failed(folder, tmp_path, monkeypatch):
-    from xatlas.run import runner as module
-
-    def load(step, settings, original=module.load_hooked):
-        if step.job.model.startswith("other"):
-            raise XatlasError("the weights are damaged.")
-        return original(step, settings)
-
-    monkeypatch.setattr(module, "load_hooked", load)
-    names = [str(folder / "tiny"), tiny(tmp_path, "other", seed=1)]
-    done = compare(
-        names,
-        comparisons=["hub"],
-        suite=str(folder / "suite.jsonl"),
-        reference=str(folder / "reference.jsonl"),
-        out=tmp_path,
-        device="cpu",
-    )
-    assert [row["model"].partition("-")[0] for row in done.results[0].table[:1]] == ["tiny"]
-    assert ["other" in failure.what for failure in done.failures] == [True, True]
-
-
 def test_a_device_that_is_not_there_is_said_once(model, settings, tmp_path):
     with plugged(xatlas_probes=[Counting]), pytest.raises(XatlasError, match="cuda:99"):
         go(model, dataclasses.replace(settings, device="cuda:99"), Store(tmp_path), "counting")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"dtype": "float31"}, "unknown dtype 'float31'"),
-        ({"device": "tpu"}, "unknown device 'tpu'"),
-        ({"device": "cuda:x"}, "unknown device"),
-        ({"bos": "never"}, "unknown BOS habit 'never'"),
-        ({"attention": "flash"}, "unknown attention implementation 'flash'"),
-        ({"draws": 0}, "whole number from 1"),
-        ({"parameters": {"layer_ablatoin": {}}}, "did you mean 'layer_ablation'"),
-        ({"parameters": {"layer_ablation": {"scope": "all"}}}, "did you mean 'scopes'"),
-    ],
-)
-def test_settings_refuse_what_does_not_exist(settings, change, message):
-    with pytest.raises(XatlasError, match=message):
-        dataclasses.replace(settings, **change)
-
-
-def test_parameters_are_parsed_from_texts():
-    assert parse_parameters(["p.a=1,2", "p.b=x=y", "q.c="]) == {"p": {"a": "1,2", "b": "x=y"}, "q": {"c": ""}}
-    for text in ("p=1", "p.a", ".a=1", "p.=1"):
-        with pytest.raises(XatlasError, match=r"PROBE\.NAME=VALUE"):
-            parse_parameters([text])
 
 
 def test_measure_gives_what_the_atlas_then_holds(folder, tmp_path):
@@ -291,49 +190,6 @@ def test_measure_gives_what_the_atlas_then_holds(folder, tmp_path):
     assert list((tmp_path / "atlas").glob("*/layer_ablation-*.nc"))
     np.testing.assert_array_equal(stored.kl, direct.kl)
     assert stored.kl.dims == ("prompt", "layer", "component", "ablation", "scope")
-
-
-def test_compare_is_made_again_only_when_its_inputs_change(folder, tmp_path):
-    other = tiny(tmp_path, "other", seed=1)
-    arguments = {"suite": str(folder / "suite.jsonl"), "reference": str(folder / "reference.jsonl")}
-    names = [str(folder / "tiny"), other]
-
-    def again(**more):
-        return compare(names, comparisons=["hub"], out=tmp_path, device="cpu", **arguments, **more)
-
-    first, second = again(), again()
-    assert not first.failures
-    assert [first.results[0].reused, second.results[0].reused] == [False, True]
-    assert second.results[0].table == first.results[0].table
-    assert len(second.results[0].findings) == len(first.results[0].findings)
-    figure = first.results[0].files[0]
-    figure.write_bytes(b"scribbled over")
-    assert not again().results[0].reused
-    assert figure.read_bytes() != b"scribbled over"
-    # A sensitivity run that lands in the atlas is news for the comparison.
-    measure(names[0], "layer_ablation", out=tmp_path, device="cpu", bos="native", **arguments)
-    assert not again().results[0].reused
-
-
-def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model, tmp_path):
-    from xatlas.run.lineup import build_tree, variants
-
-    store = Store(tmp_path)
-    with plugged(xatlas_probes=[Counting]):
-        main = go(model, settings, store, "counting").measured[0].job
-        for change in ({"bos": "native"}, {"seed": 1}, {"dtype": "bfloat16"}):
-            go(model, dataclasses.replace(settings, **change), store, "counting")
-        longer = suite_file(tmp_path / "longer.jsonl", "abc", 6)
-        both = make_settings(longer, settings.reference, bos="native", device="cpu")
-        go(model, both, store, "counting")
-        stale = tmp_path / "suite.jsonl"
-        suite_file(stale, "ab", 2)
-        go(model, make_settings(str(stale), settings.reference, device="cpu"), store, "counting")
-    found = variants(main, settings, store)
-    root = f"/{model.slug}/counting"
-    assert sorted(found) == [f"{root}@bos=native", f"{root}@bos=native,suite=longer"]
-    tree = build_tree([(root, store.file(main)), *found.items()])
-    assert tree[f"{root}@bos=native,suite=longer"].sizes["prompt"] == 18
 
 
 @pytest.mark.slow

@@ -24,13 +24,17 @@ def parameters(context: typer.Context, texts: list[str] | None, chosen: Sequence
     chosen : sequence of str
         Probes that will be measured: a short name stands for that parameter of each of them that has it.
 
+    Returns
+    -------
+    dict of str to dict
+        Texts, not yet converted.
+
     Raises
     ------
     XatlasError
         A text is malformed, or an option is neither one of the command nor a parameter of a chosen probe.
     """
     from xatlas import manager
-    from xatlas.run.plan import parse_parameters
 
     held = {name: probe().canonical_parameters() for name, probe in manager.probes().items()}
     short = []
@@ -46,6 +50,24 @@ def parameters(context: typer.Context, texts: list[str] | None, chosen: Sequence
             raise unknown("option", option, known | named)
         short += [f"{probe}.{name}={value}" for probe in owners]
     return parse_parameters([*short, *(texts or [])])
+
+
+def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Turn ``PROBE.NAME=VALUE`` texts into probe → name → value.
+
+    Raises
+    ------
+    XatlasError
+        A text is not of that form.
+    """
+    parsed: dict[str, dict[str, str]] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        probe, dot, name = path.partition(".")
+        if not (equals and dot and probe and name):
+            raise XatlasError(f"--set {text} does not fit: write it as PROBE.NAME=VALUE.")
+        parsed.setdefault(probe.strip(), {})[name.strip()] = value
+    return parsed
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -60,9 +60,20 @@ def test_interval_covers_when_prompts_of_a_template_hang_together():
     assert 0.915 <= held / 300 <= 0.985
 
 
-def test_a_family_of_one_template_falls_back_on_its_prompts():
-    draws = Clusters(["a"] * 6, ["t"] * 6).macro_draws(np.arange(6.0))
-    assert draws.std() > 0
+def test_a_family_of_one_template_never_varies():
+    clusters = Clusters(["a"] * 6 + ["b"] * 6, ["t"] * 6 + ["u", "v"] * 3)
+    assert (clusters.family_draws(np.arange(12.0), "a") == 2.5).all()
+    assert clusters.family_draws(np.arange(12.0), "b").std() > 0
+    assert clusters.varying == {"b"}
+
+
+def test_prompts_of_one_template_share_a_sign():
+    family, rng = np.repeat([f"f{i}" for i in range(8)], 20), np.random.default_rng(0)
+    clusters = Clusters(family, family)
+    values = [np.repeat(rng.normal(size=8), 20) + 0.3 * rng.normal(size=160) for _ in range(300)]
+    # flips of single prompts would reject in more than half
+    assert np.mean([clusters.max_t(v, alternative="two-sided") <= 0.05 for v in values]) <= 0.08
+    assert not clusters.resamples
 
 
 def test_missing_templates_make_each_prompt_its_own_cluster():

@@ -1,9 +1,8 @@
-"""Keeping results: whole or not at all, checked before they are opened, found again."""
+"""Keeping results: whole or not at all, checked before they are opened, one writer at a time."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import subprocess
 import sys
@@ -12,67 +11,13 @@ import textwrap
 import numpy as np
 import pytest
 import xarray as xr
+from storing import JOB, result
 
 from xatlas.errors import XatlasError
 from xatlas.store import Store, files, read_entry
-from xatlas.store.atlas import open_atlas
 from xatlas.store.checkpoint import FolderCheckpoint
 from xatlas.store.files import hash_path
 from xatlas.store.jobs import Job
-
-JOB = Job(
-    model="qwen-mini",
-    weights="abc123",
-    probe="layer_ablation",
-    parameters={"ablation": ["mean", "zero"], "top": 3},
-    suite="5" * 64,
-    reference="6" * 64,
-)
-
-
-def result(value=1.0):
-    return xr.Dataset(
-        {
-            "kl": (("prompt", "layer"), np.full((2, 3), value, np.float32), {"units": "nats"}),
-            "top_token": (("prompt",), ["é", " the"]),
-            "empty": (("none",), np.zeros(0)),
-        },
-        coords={"prompt": ["a", "b"], "layer": [0, 1, 2], "family": ("prompt", ["x", "y"])},
-    )
-
-
-def test_key_is_what_it_always_was():
-    # A change here makes every stored atlas unreadable as "the same job": never do it lightly.
-    assert JOB.key == "b22a68aae8e00a02"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": "other"},
-        {"weights": "abc124"},
-        {"probe": "head_ablation"},
-        {"version": 2},
-        {"parameters": {"ablation": ["zero", "mean"], "top": 3}},
-        {"suite": "7" * 64},
-        {"reference": None},
-        {"inputs": {"layer_ablation": "00"}},
-        {"dtype": "bfloat16"},
-        {"attention": "eager"},
-        {"bos": "native"},
-        {"chat_template": True},
-        {"seed": 1},
-        {"draws": 2},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_every_field_changes_the_key(change):
-    assert dataclasses.replace(JOB, **change).key != JOB.key
-
-
-def test_order_of_parameters_does_not_change_the_key():
-    turned = dict(reversed(JOB.parameters.items()))
-    assert dataclasses.replace(JOB, parameters=turned).key == JOB.key
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -244,68 +189,3 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path):
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
     with Store(tmp_path).lock(Job(model="m", weights="w", probe="p")):
         pass
-
-
-def filled(tmp_path):
-    store = Store(tmp_path / "atlas")
-    store.write(JOB, result(1), {"suite": {"name": "quick"}})
-    store.write(dataclasses.replace(JOB, model="lfm2-mini"), result(2), {"suite": {"name": "quick"}})
-    store.write(Job(model="qwen-mini", weights="abc123", probe="model_card"), result(3), {})
-    return store
-
-
-def test_an_atlas_opens_as_a_tree(tmp_path):
-    filled(tmp_path)
-    tree = open_atlas(tmp_path)
-    assert sorted(node.path for node in tree.leaves) == [
-        "/lfm2-mini/layer_ablation",
-        "/qwen-mini/layer_ablation",
-        "/qwen-mini/model_card",
-    ]
-    assert float(tree["lfm2-mini/layer_ablation/kl"][0, 0]) == 2
-    assert "layer" not in tree.coords
-    assert list(open_atlas(tmp_path / "atlas", models="lfm2-mini").children) == ["lfm2-mini"]
-
-
-def test_two_jobs_of_one_probe_must_be_chosen_between(tmp_path):
-    store = filled(tmp_path)
-    more = dataclasses.replace(JOB, suite="8" * 64)
-    store.write(more, result(4), {"suite": {"name": "standard"}})
-    with pytest.raises(XatlasError, match="2 jobs of qwen-mini/layer_ablation fit") as caught:
-        open_atlas(tmp_path)
-    assert f"[key={JOB.key} suite=quick]" in str(caught.value)
-    assert f"[key={more.key} suite=standard]" in str(caught.value)
-    chosen = open_atlas(tmp_path, suite="standard")
-    assert float(chosen["qwen-mini/layer_ablation/kl"][0, 0]) == 4
-    # A probe of the model alone rests on no suite, and so fits any.
-    assert "model_card" in chosen["qwen-mini"]
-    assert "layer_ablation" in open_atlas(tmp_path, suite="8" * 12)["qwen-mini"]
-
-
-def test_damaged_and_foreign_files_are_passed_over_with_a_line_each(tmp_path, caplog):
-    store = filled(tmp_path)
-    broken = store.file(JOB)
-    broken.write_bytes(broken.read_bytes()[:1000])
-    foreign = tmp_path / "atlas" / "qwen-mini" / "weather.nc"
-    result().to_netcdf(foreign)
-    signed = foreign.with_name("signed.nc")
-    files.write_hashed(signed, foreign.read_bytes())
-    garbage = foreign.with_name("garbage.nc")
-    files.write_hashed(garbage, b"not netCDF")
-    with caplog.at_level(logging.WARNING, logger="xatlas"):
-        tree = open_atlas(tmp_path)
-    assert "layer_ablation" not in tree["qwen-mini"]
-    assert "model_card" in tree["qwen-mini"]
-    assert len(caplog.records) == 4
-    assert all("\n" not in record.getMessage() for record in caplog.records)
-    assert foreign.exists()
-
-
-def test_an_empty_or_missing_atlas_says_so(tmp_path):
-    with pytest.raises(XatlasError, match="not a folder"):
-        open_atlas(tmp_path / "nowhere")
-    filled(tmp_path)
-    with pytest.raises(XatlasError, match="no result for suite=none-such"):
-        open_atlas(tmp_path, suite="none-such", probes="layer_ablation")
-    with pytest.raises(XatlasError, match="unknown choice 'sute'; did you mean 'suite'"):
-        open_atlas(tmp_path, sute="quick")

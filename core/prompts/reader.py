@@ -1,93 +1,14 @@
-"""Prompts as tokens: joint tokenisation, the readout position, position classes, buckets."""
+"""From text to tokens: beginning, text and target are tokenised together, and what is read out is found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from xatlas.errors import XatlasError
+from xatlas.prompts.tokens import TokenPrompt, TokenSuite
+from xatlas.settings import BosHabit
 from xatlas.suites import Prompt, Suite
-
-#: Classes of positions, for interventions and readings.
-POSITION_CLASSES = ("first", "subject", "last", "other")
-BosHabit = Literal["always", "native"]
-
-
-@dataclass(frozen=True)
-class TokenPrompt:
-    """One prompt as a model reads it.
-
-    Parameters
-    ----------
-    prompt : Prompt
-        What was tokenised.
-    ids : tuple of int
-        Tokens run: beginning, text, and the target without its last token.
-    n_text : int
-        How many of them are the beginning and the text.
-    readout : int
-        Position whose next token is the first that tells target and foil apart.
-    answer, foil_answer : int or None
-        That next token in the target and in the foil.
-    target_ids : tuple of int
-        All tokens of the target.
-    subject : tuple of int
-        Positions of the tokens that overlap the marked span.
-    """
-
-    prompt: Prompt
-    ids: tuple[int, ...]
-    n_text: int
-    readout: int
-    answer: int | None
-    foil_answer: int | None
-    target_ids: tuple[int, ...]
-    subject: tuple[int, ...]
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that are run, position 0 included."""
-        return len(self.ids)
-
-    @property
-    def appended(self) -> int:
-        """Tokens of the target that were run."""
-        return len(self.ids) - self.n_text
-
-    def positions(self, name: str) -> tuple[int, ...]:
-        """Return the positions of class ``name``; the classes share none, ``last`` and ``first`` go before."""
-        if name == "first":
-            return (0,)
-        if name == "last":
-            return (self.readout,)
-        if name == "subject":
-            return tuple(p for p in self.subject if p not in (0, self.readout))
-        if name == "other":
-            taken = {0, self.readout, *self.subject}
-            return tuple(p for p in range(self.n_text) if p not in taken)
-        raise XatlasError(f"unknown position class '{name}'. Valid: all, {', '.join(POSITION_CLASSES)}.")
-
-
-@dataclass(frozen=True)
-class TokenSuite:
-    """A suite as one model reads it.
-
-    Parameters
-    ----------
-    prompts : tuple of TokenPrompt
-        Those that could be tokenised, in the suite's order.
-    dropped : dict
-        Prompt id → why it was left out.
-    """
-
-    prompts: tuple[TokenPrompt, ...]
-    dropped: dict[str, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.prompts)
 
 
 class Reader:
@@ -106,6 +27,11 @@ class Reader:
         Longest input the model takes.
     end_token : int or None
         The model's end-of-document token.
+
+    Raises
+    ------
+    XatlasError
+        The tokenizer has no chat template, or no token to put at position 0, and it is asked for.
     """
 
     def __init__(
@@ -134,7 +60,15 @@ class Reader:
         )
 
     def suite(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
-        """Tokenise every prompt; those that can't be read as METHODS asks are dropped, with a reason.
+        """Tokenise every prompt.
+
+        One is dropped, with a reason, where its text's own tokens do not stay as they are once target or foil
+        follows, or where no token of the target can be read out.
+
+        Returns
+        -------
+        TokenSuite
+            What is left, in the suite's order, and the reasons.
 
         Raises
         ------
@@ -155,7 +89,13 @@ class Reader:
         return TokenSuite(tuple(kept), dropped)
 
     def prompt(self, prompt: Prompt) -> TokenPrompt | str:
-        """Return the tokenised prompt, or the reason for dropping it."""
+        """Return the tokenised prompt, or the reason for dropping it.
+
+        Raises
+        ------
+        XatlasError
+            It is longer than the context.
+        """
         text, shift = self._wrap(prompt.text)
         ids, offsets = self._encode(text)
         target_ids: tuple[int, ...] = ()
@@ -238,27 +178,3 @@ def _overlap(offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None, s
         return ()
     start, end = span[0] + shift, span[1] + shift
     return tuple(i for i, (a, b) in enumerate(offsets) if a < end and b > start)
-
-
-def buckets(lengths: Sequence[int], most: dict[int, int] | int) -> list[np.ndarray]:
-    """Group prompts of exactly equal length, at most ``most`` (or ``most[length]``) in a group.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Token length of each prompt.
-    most : int or dict of int to int
-        Largest group.
-
-    Returns
-    -------
-    list of ndarray of int
-        Indices of the prompts, shortest first; no padding is ever needed.
-    """
-    groups: list[np.ndarray] = []
-    array = np.asarray(lengths)
-    for length in np.unique(array):
-        members = np.flatnonzero(array == length)
-        size = most if isinstance(most, int) else most[int(length)]
-        groups += [members[start : start + size] for start in range(0, len(members), size)]
-    return groups

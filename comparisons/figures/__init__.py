@@ -1,0 +1,1 @@
+"""The figures of the comparisons, and how all of them look."""

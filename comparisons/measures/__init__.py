@@ -1,0 +1,1 @@
+"""The numbers of the comparisons, and how they find results in a tree."""

@@ -1,0 +1,190 @@
+"""Synthetic results in the shapes of real ones, with effects planted where a test wants them."""
+
+import json
+
+import numpy as np
+import xarray as xr
+
+FAMILIES, TEMPLATES, EACH = 6, 4, 2
+N_PROMPTS = FAMILIES * TEMPLATES * EACH
+
+
+def noise(rng, shape, scale=0.05):
+    """Return positive values that hang together within templates, prompts along the first axis."""
+    shared = rng.gamma(4, 0.25, size=(FAMILIES * TEMPLATES, *shape))
+    return scale * np.repeat(shared, EACH, axis=0) * rng.gamma(8, 1 / 8, size=(N_PROMPTS, *shape))
+
+
+def labels(dataset, types):
+    n_layers = len(types)
+    family = np.repeat([f"family{i}" for i in range(FAMILIES)], TEMPLATES * EACH)
+    template = np.tile(np.repeat([f"t{i}" for i in range(TEMPLATES)], EACH), FAMILIES)
+    return dataset.assign_coords(
+        prompt=[f"p{i}" for i in range(N_PROMPTS)],
+        family=("prompt", family),
+        template=("prompt", template),
+        layer=np.arange(n_layers),
+        depth=("layer", np.arange(n_layers) / max(n_layers - 1, 1)),
+        operator_type=("layer", list(types)),
+    )
+
+
+def about(suite="quick", bos="always"):
+    return {"xatlas": json.dumps({"suite": {"name": suite, "hash": "0"}, "job": {"bos": bos}})}
+
+
+def layer_result(types, plant=None, *, seed=0, ablations=("zero", "mean", "resample"), scopes=("last",), **where):
+    """Return a ``layer_ablation`` dataset; ``plant(kl)`` edits ``(prompt, layer, component, ablation, scope)``."""
+    rng = np.random.default_rng(seed)
+    dims = ("prompt", "layer", "component", "ablation", "scope")
+    shape = (len(types), 3, 1, 1)
+    kl = np.broadcast_to(noise(rng, shape), (N_PROMPTS, len(types), 3, len(ablations), len(scopes))).copy()
+    kl *= rng.gamma(200, 1 / 200, size=kl.shape)
+    control = noise(rng, kl.shape[1:], 0.004)
+    if plant is not None:
+        kl = plant(kl)
+    dataset = xr.Dataset({"kl": (dims, kl), "kl_control": (dims, control)}, attrs=about(**where))
+    names = {"component": ["operator", "mlp", "joint"], "ablation": list(ablations), "scope": list(scopes)}
+    return labels(dataset.assign_coords(names), types)
+
+
+def head_result(types, n_heads=4, plant=None, *, seed=0, ablations=("mean",), scopes=("last",), **where):
+    """Return a ``head_ablation`` dataset; heads of layers other than attention are NaN."""
+    rng = np.random.default_rng(seed)
+    dims = ("prompt", "layer", "head", "ablation", "scope")
+    shape = (len(types), n_heads, len(ablations), len(scopes))
+    kl, control, subspace = noise(rng, shape, 0.02), noise(rng, shape, 0.004), noise(rng, shape, 0.006)
+    if plant is not None:
+        kl = plant(kl)
+    for array in (kl, control, subspace):
+        array[:, [kind != "attention" for kind in types]] = np.nan
+    data = {"kl": (dims, kl), "kl_control": (dims, control), "kl_control_subspace": (dims, subspace)}
+    dataset = xr.Dataset(data, attrs=about(**where))
+    names = {"head": np.arange(n_heads), "ablation": list(ablations), "scope": list(scopes)}
+    dataset = dataset.assign_coords(names | {"kv_group": ("head", np.arange(n_heads) // 2)})
+    return labels(dataset, types)
+
+
+def tree_of(**models):
+    """Return a tree: ``tree_of(model={"layer_ablation": dataset})``; ``_`` in a model's name means ``-``."""
+    return xr.DataTree.from_dict(
+        {f"/{model.replace('_', '-')}/{probe}": ds for model, nodes in models.items() for probe, ds in nodes.items()}
+    )
+
+
+def shuffle_layers(dataset, seed=0):
+    """Return the dataset with its layer labels shuffled independently in each prompt."""
+    rng = np.random.default_rng(seed)
+    shuffled = dataset.copy(deep=True)
+    there = np.flatnonzero(~np.isnan(dataset["kl"].values).all(axis=(0, 2, 3, 4)))
+    for i in range(dataset.sizes["prompt"]):
+        order = rng.permutation(there)
+        for name in dataset.data_vars:
+            shuffled[name].values[i, there] = dataset[name].values[i, order]
+    return shuffled
+
+
+CONV_TYPES = ["conv", "conv", "attention", "conv", "attention", "conv"]
+FACTORS, KINDS = ["gate", "carrier", "signal"], ["mean", "one", "resample"]
+
+
+def conv_results(factor=None, tap=None, seed=0, types=CONV_TYPES, kernel=3):
+    """Return results of both probes; ``factor`` and ``tap`` multiply effects ``(layer, label)``."""
+    rng = np.random.default_rng(seed)
+    absent = [kind != "conv" for kind in types]
+
+    def dataset(shape, dims, more, coords):
+        kl = noise(rng, shape, 0.1)
+        kl = kl if more is None else kl * more.reshape(*more.shape, *[1] * (kl.ndim - 3))
+        control = noise(rng, shape, 0.01)
+        for array in (kl, control):
+            array[:, absent] = np.nan
+        data = xr.Dataset({"kl": (dims, kl), "kl_control": (dims, control)}, coords=coords, attrs=about())
+        return labels(data, types)
+
+    factors = dataset(
+        (len(types), 3, 3, 1),
+        ("prompt", "layer", "factor", "ablation", "scope"),
+        factor,
+        {"factor": FACTORS, "ablation": KINDS, "scope": ["last"]},
+    )
+    taps = dataset(
+        (len(types), kernel, 1),
+        ("prompt", "layer", "tap", "scope"),
+        tap,
+        {"tap": list(range(1 - kernel, 1)), "scope": ["last"]},
+    )
+    return {"conv_factors": factors, "conv_taps": taps}
+
+
+def conv_plant(label, layer=3, everywhere=3.0, there=30.0):
+    more = np.ones((len(CONV_TYPES), 3))
+    more[:, label] = everywhere
+    more[layer, label] = there
+    return more
+
+
+STRENGTHS, RANDOM = (-0.25, 0.1, 0.25, 1.0), 6
+
+
+def steering_result(growth=1.0, early=1.0, family=None, seed=0, strengths=STRENGTHS, layers=8):
+    """Return a steering result: KL is quadratic in what is added over the norm, which grows ``growth`` a layer.
+
+    ``early`` multiplies effects layer by layer towards the first; ``family (layer)`` those of own families.
+    """
+    rng = np.random.default_rng(seed)
+    norm = 10 * growth ** np.arange(layers)
+    strength = np.array(strengths)
+    length = np.stack([np.median(norm) + 0 * norm, norm], -1)[:, None, :] * strength[:, None]
+    share = (length / norm[:, None, None]) ** 2 * (early ** -np.arange(layers))[:, None, None]
+    families = [f"family{i}" for i in range(6)]
+    kinds = ["random"] * RANDOM + ["matched"] * RANDOM + ["family"] * 6 + ["shuffled"] * 6
+    owners = [""] * 2 * RANDOM + families * 2
+    scale = noise(rng, (layers, len(kinds), 1, 1), 1.0)
+    kl = scale * share[None, :, None]  # (prompt, layer, direction, strength, scale)
+    own = np.repeat(families, len(kl) // 6)[:, None] == np.array(owners)
+    own &= np.array(kinds) == "family"
+    more = np.ones(layers) if family is None else family
+    kl = kl * np.where(own[:, None, :], more[:, None], 1.0)[..., None, None]
+    dims = ("prompt", "layer", "direction", "strength", "scale")
+    data = xr.Dataset(
+        {
+            "kl": (dims, kl),
+            "delta_logit_diff": (dims, kl * np.sign(strength)[:, None]),
+            "length": (dims[1:2] + dims[3:], length),
+            "median_norm": ("layer", norm),
+        },
+        coords={
+            "direction": [f"d{i}" for i in range(len(kinds))],
+            "direction_kind": ("direction", kinds),
+            "direction_family": ("direction", owners),
+            "strength": strength,
+            "scale": ["absolute", "relative"],
+        },
+        attrs=about(),
+    )
+    return labels(data, ["attention"] * layers)
+
+
+SITES, POSITIONS = ("resid_post", "operator_out", "mlp_out"), ("first", "subject", "last", "other")
+
+
+def patching_result(types, arrives, *, seed=0, share=0.6, rows=N_PROMPTS):
+    """Return an ``activation_patching`` dataset: layer ``arrives``'s operator moves ``share`` to the readout."""
+    rng = np.random.default_rng(seed)
+    n = len(types)
+    recovery = np.zeros((N_PROMPTS, n, len(SITES), len(POSITIONS), 2))
+    per_prompt = rng.normal(0, 0.04, size=(N_PROMPTS, n, 2))
+    rises = np.where(np.arange(n) < arrives, 0.1, 0.9)[None, :, None] + per_prompt
+    recovery[:, :, 0, 2] = rises
+    recovery[:, -1, 0, 2] = 1.0
+    recovery[:, :, 0, 1] = 1 - rises
+    recovery[:, :, 1, 2] = 0.05 + rng.normal(0, 0.04, size=(N_PROMPTS, n, 2))
+    recovery[:, arrives, 1, 2] += share
+    recovery[:, :, 2, 1] = 0.02
+    control = rng.normal(0, 0.03, size=recovery.shape)
+    dims = ("prompt", "layer", "site", "position", "mode")
+    data = {"recovery": (dims, recovery), "recovery_control": (dims, control)}
+    dataset = xr.Dataset(data, attrs={**about(), "dropped": json.dumps({"gone": "no foil or no corrupt twin"})})
+    names = {"site": list(SITES), "position": list(POSITIONS), "mode": ["denoise", "noise"]}
+    return labels(dataset.assign_coords(names), types).isel(prompt=slice(rows))

@@ -1,0 +1,86 @@
+"""What every comparison owes its verdicts: kinds without a number don't vote, one wording supports nothing."""
+
+import numpy as np
+import pytest
+
+from xatlas.comparisons.conv_profile import ConvProfile
+from xatlas.comparisons.early_late import EarlyLate
+from xatlas.comparisons.head_specialisation import HeadSpecialisation
+from xatlas.comparisons.hub import Hub
+from xatlas.comparisons.mlp_ratio import MlpRatio
+from xatlas.comparisons.patching_profile import PatchingProfile
+from xatlas.comparisons.steering_profile import SteeringProfile
+
+HYBRID = ["conv", "attention"] * 6
+
+
+def planted(kl):
+    """Falling over depth, more in conv layers, with a hub in layer 0 whose MLP does most."""
+    kl *= (1.3 ** -np.arange(kl.shape[1]))[:, None, None, None]
+    kl[:, [kind == "conv" for kind in HYBRID]] *= 4
+    kl[:, 0] *= 6
+    kl[:, 0, 1] *= 9
+    return kl
+
+
+def few_heads(kl):
+    kl *= np.linspace(1, 3, kl.shape[1])[:, None, None, None]
+    kl[:, :, 1] *= 20
+    kl[:, 3, 1] *= 9
+    return kl
+
+
+def verdicts(synthetic, kind, **results):
+    dataset = kind().compare(synthetic.tree_of(**results))
+    return dataset, [finding.verdict for finding in kind().findings(dataset)]
+
+
+@pytest.mark.parametrize("kind", [Hub, EarlyLate, MlpRatio, HeadSpecialisation])
+def test_a_kind_that_gave_no_number_does_not_disagree(synthetic, kind):
+    """Resample ablation is NaN in every prompt when none has a donor."""
+    if kind is HeadSpecialisation:
+        result = synthetic.head_result(["attention"] * 12, 4, few_heads, ablations=("mean", "resample"))
+        held = {"head_ablation": result}
+    else:
+        result = synthetic.layer_result(HYBRID, planted)
+        held = {"layer_ablation": result}
+    before = verdicts(synthetic, kind, a=held)[1]
+    assert "supported" in before
+    result["kl"].loc[{"ablation": "resample"}] = np.nan
+    dataset, after = verdicts(synthetic, kind, a=held)
+    assert after == before
+    agreeing = "0 of 0" if kind is HeadSpecialisation else "1 of 1"
+    assert kind().table(dataset)[0]["sensitivity"].startswith(f"{agreeing} other settings agree")
+
+
+def results(synthetic, kind):
+    """Return what each comparison finds something in."""
+    if kind is ConvProfile:
+        plant = synthetic.conv_plant(1)
+        return synthetic.conv_results(plant, plant)
+    if kind is PatchingProfile:
+        return {"activation_patching": synthetic.patching_result(HYBRID, 11)}
+    if kind is SteeringProfile:
+        return {"steering": synthetic.steering_result(early=1.5, growth=1.3)}
+    if kind is HeadSpecialisation:
+        return {"head_ablation": synthetic.head_result(["attention"] * 12, 4, few_heads)}
+    return {"layer_ablation": synthetic.layer_result(HYBRID, planted)}
+
+
+@pytest.mark.parametrize(
+    "kind", [Hub, EarlyLate, MlpRatio, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile]
+)
+def test_families_of_one_wording_each_decide_nothing(synthetic, kind):
+    held = results(synthetic, kind)
+    for dataset in held.values():
+        dataset["template"] = ("prompt", dataset["family"].values)
+    other = results(synthetic, kind)
+    dataset, found = verdicts(synthetic, kind, a=held, b=other)
+    assert {"supported", "not supported"} & set(found)  # of the other model
+    findings = [finding for finding in kind().findings(dataset) if finding.model != "b"]
+    assert {finding.verdict for finding in findings} == {"undecided"}
+    assert np.isnan([[finding.low, finding.high] for finding in findings]).all()
+    rows = [row for row in kind().table(dataset) if row["model"] == "a"]
+    assert not [cell for row in rows for cell in map(str, row.values()) if "nan" in cell]
+    assert {cell for row in rows for name, cell in row.items() if name.startswith("P(")} <= {"–"}
+    assert kind().plot(dataset).axes

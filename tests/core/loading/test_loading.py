@@ -1,0 +1,111 @@
+"""Local folders and what loading them gives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+from folders import edit_config, logits, write_lora
+
+from xatlas import XatlasError, loading
+from xatlas.loading import weights
+
+
+def test_loaded_model_is_the_saved_one(tiny):
+    from transformers import LlamaForCausalLM
+
+    parts = loading.load(loading.resolve(str(tiny)), device="cpu")
+    assert type(parts.model) is LlamaForCausalLM
+    assert not parts.model.training
+    assert not any(p.requires_grad or p.is_inference() for p in parts.model.parameters())
+    assert torch.equal(logits(parts.model), logits(LlamaForCausalLM.from_pretrained(tiny)))
+    assert parts.tokenizer("ab")["input_ids"] == [64, 65]
+    assert (parts.device, parts.dtype, parts.attention) == ("cpu", "float32", "sdpa")
+
+
+def test_weights_can_train_although_loaded_inside_inference_mode(tiny):
+    with torch.inference_mode():
+        model = loading.load(loading.resolve(str(tiny)), device="cpu").model
+    model.requires_grad_(True)
+    model(torch.arange(5)[None]).logits.sum().backward()
+
+
+def test_dtype_and_attention_are_used(tiny):
+    parts = loading.load(loading.resolve(str(tiny)), device="cpu", dtype="bfloat16", attention="eager")
+    assert {p.dtype for p in parts.model.parameters()} == {torch.bfloat16}
+    assert parts.model.config._attn_implementation == "eager"
+
+
+def test_loading_turns_tf32_off(tiny):
+    torch.set_float32_matmul_precision("high")
+    loading.load(loading.resolve(str(tiny)), device="cpu")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("dtype", "float8", "unknown dtype 'float8'"),
+        ("attention", "flash", "unknown attention implementation"),
+        ("device", "gpu", "unknown device 'gpu'"),
+        ("device", "cuda:x", "unknown device"),
+        ("device", "cpu:1", "unknown device"),
+        ("device", "cuda:99", "torch finds"),
+    ],
+)
+def test_wrong_options_are_named(tiny, option, value, words):
+    with pytest.raises(XatlasError, match=words):
+        loading.load(loading.resolve(str(tiny)), **{option: value})
+
+
+def test_auto_device_is_there():
+    torch.zeros(1, device=loading.pick_device("auto"))
+
+
+def test_loading_asks_no_network(tiny, monkeypatch):
+    import socket
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("loading a local folder opened a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    write_lora(tiny.parent / "lora", tiny)
+    loading.load(loading.resolve(f"{tiny}+{tiny.parent / 'lora'}"), device="cpu")
+
+
+def test_loading_prints_nothing(tiny, capfd):
+    loading.load(loading.resolve(str(tiny)), device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_hash_follows_content_not_place(tiny):
+    first = loading.resolve(str(tiny))
+    elsewhere = shutil.copytree(tiny, tiny.parent / "copy" / "tiny")
+    assert loading.resolve(str(elsewhere)).identity == first.identity
+    assert loading.resolve(str(elsewhere)).slug == first.slug
+    edit_config(elsewhere, rms_norm_eps=1e-3)
+    assert loading.resolve(str(elsewhere)).identity != first.identity
+
+
+def test_remembered_hash_is_dropped_when_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
+    big = tmp_path / "model.safetensors"
+    big.write_bytes(b"a" * (2 << 20))
+    first, times = weights.file_sha256(big), big.stat()
+    with monkeypatch.context() as patch:
+        patch.setattr(weights.hashlib, "file_digest", lambda *_: pytest.fail("hashed twice"))
+        assert weights.file_sha256(big) == first
+    big.write_bytes(b"b" * (2 << 20))
+    os.utime(big, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time of writing
+    assert weights.file_sha256(big) != first
+
+
+def test_cache_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "file" / "below"))
+    big = tmp_path / "weights"
+    big.write_bytes(bytes(2 << 20))
+    assert weights.file_sha256(big) == weights.file_sha256(big)

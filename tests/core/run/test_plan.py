@@ -1,0 +1,55 @@
+"""Before a run: what it needs is found, and what does not exist is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from running import Counting, another, plugged
+
+from xatlas.errors import XatlasError
+from xatlas.probe import Requirement
+from xatlas.run.plan import steps_for
+
+
+def test_probes_in_a_circle_are_an_error(model, settings):
+    def needs(name):
+        return property(lambda self: (Requirement(name),))
+
+    probes = [
+        another("left", Counting.measure, requires=needs("right")),
+        another("right", Counting.measure, requires=needs("left")),
+    ]
+    with plugged(xatlas_probes=probes), pytest.raises(XatlasError, match="left → right → left"):
+        steps_for(model, [Requirement("left")], settings)
+
+
+def test_an_architecture_without_adapter_is_refused_before_loading(model, settings):
+    strange = dataclasses.replace(model, architecture="LlamaForCausalLMs")
+    with plugged(xatlas_probes=[Counting]), pytest.raises(XatlasError) as caught:
+        steps_for(strange, [Requirement("counting")], settings)
+    assert "did you mean 'LlamaForCausalLM'" in str(caught.value)
+    assert "docs/adapters.md" in str(caught.value)
+
+
+def test_a_chat_template_that_is_not_there_is_refused_before_loading(model, settings):
+    with pytest.raises(XatlasError, match="has no chat template"):
+        steps_for(model, [Requirement("layer_ablation")], dataclasses.replace(settings, chat_template=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float31"}, "unknown dtype 'float31'"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+        ({"device": "cuda:x"}, "unknown device"),
+        ({"bos": "never"}, "unknown BOS habit 'never'"),
+        ({"attention": "flash"}, "unknown attention implementation 'flash'"),
+        ({"draws": 0}, "whole number from 1"),
+        ({"parameters": {"layer_ablatoin": {}}}, "did you mean 'layer_ablation'"),
+        ({"parameters": {"layer_ablation": {"scope": "all"}}}, "did you mean 'scopes'"),
+    ],
+)
+def test_settings_refuse_what_does_not_exist(settings, change, message):
+    with pytest.raises(XatlasError, match=message):
+        dataclasses.replace(settings, **change)

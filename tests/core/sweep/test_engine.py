@@ -1,0 +1,68 @@
+"""What the engine refuses before it runs, keeps of a run that stopped, and tells on the way."""
+
+from __future__ import annotations
+
+import pytest
+import reference as ref
+from sweeping import PROMPTS, Part, measured
+
+from xatlas.errors import XatlasError
+from xatlas.interventions import FromRun, Intervention, Mean, Zero
+from xatlas.metrics import KL
+from xatlas.sites import Site
+from xatlas.sweep import sweep
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ((), "at least one intervention"),
+        ((Intervention(Site(9, "mlp_out"), Zero()),), "layer 9 is out of range"),
+        ((Intervention(Site(0, "conv_gate"), Zero()),), "unknown site kind in layer 0"),
+        ((Intervention(Site(0, "mlp_out"), Mean()),), "no reference mean was given for L0.mlp_out"),
+        ((Intervention(Site(0, "mlp_out"), FromRun("x")),), "was not given the run 'x'"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused_before_anything_runs(shape, monkeypatch, condition, told):
+    model = shape("llama")
+    monkeypatch.setattr(model, "record", lambda ids: pytest.fail("it ran"))
+    with pytest.raises(XatlasError, match=told):
+        sweep(model, PROMPTS, [condition], [KL()])
+
+
+def test_a_run_of_another_length_is_refused(shape):
+    runs = {"donor": [(1, 2, 3)] * len(PROMPTS)}
+    with pytest.raises(XatlasError, match="run 'donor' of prompt 'a' has 3 tokens, not 5"):
+        sweep(shape("llama"), PROMPTS, [(Intervention(Site(0, "mlp_out"), FromRun("donor")),)], [KL()], runs=runs)
+
+
+class Kept:
+    def __init__(self):
+        self.parts = {}
+
+    def load(self, key):
+        return self.parts.get(key)
+
+    def save(self, key, arrays):
+        self.parts[key] = arrays
+
+
+def test_finished_buckets_are_not_measured_again(shape, monkeypatch):
+    model, kept = shape("llama"), Kept()
+    cases = [[Part(layer, "mlp_out", "zero")] for layer in range(3)]
+    first = measured(model, cases, checkpoint=kept)
+    assert len(kept.parts) == len({len(prompt.ids) for prompt in PROMPTS})
+    gone = kept.parts.popitem()
+    runs, record = [], model.record
+    monkeypatch.setattr(model, "record", lambda ids: runs.append(ids) or record(ids))
+    assert ref.agree(measured(model, cases, checkpoint=kept), first)
+    assert len(runs) == 1
+    assert gone[0] in kept.parts
+
+
+def test_progress_counts_prompts(shape):
+    heard = []
+    cases = [[Part(0, "mlp_out", "zero")]]
+    measured(shape("llama"), cases, progress=lambda *told: heard.append(told), label="demo")
+    assert heard[-1] == ("demo", len(PROMPTS), len(PROMPTS))
+    assert [done for _, done, _ in heard] == sorted({done for _, done, _ in heard})
