@@ -181,9 +181,8 @@ def _correlate(a: Reading, b: Reading, kind: str) -> tuple[float, float, float, 
     value = float(correlate_ranks(_profile(a, point_a), _profile(b, point_b)))
     if math.isnan(value):
         return (math.nan,) * 5
-    low, high = a.clusters.interval(correlate_ranks(_profile(a, draws_a), _profile(b, draws_b)))
-    if not b.clusters.resamples:
-        low = high = np.array(math.nan)
+    clusters = a.clusters if b.clusters.resamples else b.clusters  # no interval unless both can be resampled
+    low, high = clusters.interval(correlate_ranks(_profile(a, draws_a), _profile(b, draws_b)))
     rng = np.random.default_rng(a.clusters.seed)
     orders = rng.permuted(np.tile(point_b, (ORDERS, 1)), axis=1)
     chance = correlate_ranks(np.broadcast_to(_profile(a, point_a), (ORDERS, 20)), _profile(b, orders))

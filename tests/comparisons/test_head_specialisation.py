@@ -96,6 +96,16 @@ def test_random_heads_win_at_chance_level(synthetic):
     assert finding.p > 0.05
 
 
+def test_without_an_interval_wins_are_not_even_refused(synthetic):
+    def plant(kl):
+        return kl * (2.0 ** np.arange(12))[:, None, None, None]  # layers differ, heads don't
+
+    result = synthetic.head_result(["attention"] * 12, plant=plant)
+    assert HeadSpecialisation().findings(compare(synthetic, result))[1].verdict == "not supported"
+    result["template"] = ("prompt", result["family"].values)
+    assert HeadSpecialisation().findings(compare(synthetic, result))[1].verdict == "undecided"
+
+
 def test_one_index_that_wins_everywhere_is_found(synthetic):
     result = synthetic.head_result(["attention"] * 12, plant=same_index)
     dataset = compare(synthetic, result)

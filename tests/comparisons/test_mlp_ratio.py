@@ -97,6 +97,11 @@ def test_a_type_effect_that_is_only_depth_is_an_artefact(synthetic):
     assert (raw > 1.5).all()
     verdicts = [finding.verdict for finding in MlpRatio().findings(dataset)[1:]]
     assert verdicts == ["artefact", "artefact"]
+    # within tertiles above 1, but not beyond doubt: too little evidence for either
+    for name, value in (("", 1.9), ("_low", 1.2), ("_high", 2.8), ("_p", 0.09)):
+        dataset[f"conv_over_attention{name}"].loc[{"component": "mlp", "part": "within"}] = value
+    verdicts = [finding.verdict for finding in MlpRatio().findings(dataset)[1:]]
+    assert verdicts == ["undecided", "artefact"]
 
 
 def test_one_operator_type_is_nan_with_a_reason(synthetic):

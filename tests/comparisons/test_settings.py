@@ -33,8 +33,7 @@ def test_what_may_not_differ_is_said_again(synthetic, reference, ending):
     assert found == f"native --dtype bfloat16 --attention eager --seed 3 --draws 4 --chat-template{ending}"
 
 
-def test_the_job_a_command_asks_for_is_a_variant_of_the_main_one(synthetic):
-    """Every option that is given is one that the command line has."""
+def test_a_command_gives_only_options_that_the_command_line_has(synthetic):
     from typer.main import get_command
 
     from xatlas.cli import app

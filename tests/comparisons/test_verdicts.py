@@ -75,12 +75,16 @@ def test_families_of_one_wording_each_decide_nothing(synthetic, kind):
     for dataset in held.values():
         dataset["template"] = ("prompt", dataset["family"].values)
     other = results(synthetic, kind)
+    after = kind().compare(synthetic.tree_of(b=other, a=held))
+    assert {finding.verdict for finding in kind().findings(after) if not finding.model} <= {"undecided"}
     dataset, found = verdicts(synthetic, kind, a=held, b=other)
     assert {"supported", "not supported"} & set(found)  # of the other model
     findings = [finding for finding in kind().findings(dataset) if finding.model != "b"]
     assert {finding.verdict for finding in findings} == {"undecided"}
     assert np.isnan([[finding.low, finding.high] for finding in findings]).all()
-    rows = [row for row in kind().table(dataset) if row["model"] == "a"]
+    table = kind().table(dataset)
+    rows = [row for row in table if row["model"] == "a"]
+    assert len(rows) == len(table) / 2
     assert not [cell for row in rows for cell in map(str, row.values()) if "nan" in cell]
     assert {cell for row in rows for name, cell in row.items() if name.startswith("P(")} <= {"–"}
     assert kind().plot(dataset).axes
