@@ -44,7 +44,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         columns[0].set_ylabel("KL, random directions, nats")
         entries = [(model, {"color": palette[model]}) for model in models]
         entries += [(_NAMES[kind], {"ls": line, "lw": 1.2}) for kind, line in _LINES.items()]
-        style.legend(made, [*entries, ("95 % of directions with the stream's covariance", {"lw": 6, "alpha": 0.15})])
+        style.legend(made, [*entries, ("stream's covariance, 95 %", {"lw": 6, "alpha": 0.15})])
     return made
 
 
@@ -76,4 +76,4 @@ def _doses(axes: Axes, dataset: xr.Dataset) -> None:
     style.log_axis(axes)
     style.log_axis(axes, "x")
     axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
-    axes.set_xlabel("strength over norm; light: first layer, dark: last")
+    axes.set_xlabel("strength over norm (dark: late layers)")
