@@ -95,7 +95,7 @@ def test_the_engine_gives_the_numbers_of_the_reference_loop(smollm2, tokens):
 
 
 def test_zeroing_mlps_finds_layer_0(smollm2):
-    """On every family layer 0 comes first; over all of them 2.5 times layer 11, which is next.
+    """Layer 0 comes first on nearly every family; over all of them it does 2.5 times what the next one does.
 
     How far it leads depends on the text: 2.3 to 2.7 times the next layer on forty sentences of prose, 1.8 times where
     all positions are read.
@@ -105,7 +105,7 @@ def test_zeroing_mlps_finds_layer_0(smollm2):
     effect = sweep(smollm2, prompts, conditions, [KL()])[0]  # (prompt, layer)
     families = [prompt.prompt.family for prompt in prompts]
     means = np.stack([effect[[f == family for f in families]].mean(0) for family in sorted(set(families))])
-    assert (means.argmax(1) == 0).all()
+    assert (means.argmax(1) == 0).mean() > 0.9
     assert means.mean(0)[0] >= 2.2 * means.mean(0)[1:].max()
 
 
@@ -114,7 +114,6 @@ def test_the_finding_is_more_than_a_matter_of_norm(smollm2, tokens):
     own = (Intervention(Site(0, "mlp_out"), Zero()),)
     controls = [(Intervention(Site(0, "mlp_out"), RandomDirection(own, draw)),) for draw in range(4)]
     values = sweep(smollm2, tokens, [own, *controls], [KL()])[0]
-    print(values)
     assert (values[:, :1] > values[:, 1:]).mean() > 0.7
 
 
