@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from running import Counting, another, go, plugged, seeds
 
@@ -194,8 +195,11 @@ def test_measure_gives_what_the_atlas_then_holds(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_run_killed_a_hundred_times_loses_no_finished_bucket(folder, settings, model, tmp_path):
+def test_a_run_killed_a_hundred_times_loses_no_finished_bucket(folder, settings, model, tmp_path, request):
     """SIGKILL at random moments, again and again: what is finished stays, and the end is the same."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # a forked child waits for ever for the threads of its parent
+    request.addfinalizer(lambda: torch.set_num_threads(before))
     steps = steps_for(model, [Requirement("layer_ablation")], settings)
     whole = Store(tmp_path / "whole")
     assert not run(steps, whole, settings).failures
