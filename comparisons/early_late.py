@@ -201,7 +201,7 @@ def _ratio_finding(dataset: xr.Dataset, index: int) -> Finding:
     # what the control does as much or more, in the same direction, is no finding about early and late
     against = 1 < low <= high < control or control < low <= high < 1
     verdict = summary.verdict(main != 0 and p <= summary.ALPHA, agree, against=against)
-    what = {1: "matters more than", -1: "matters less than", 0: "does not clear its control against"}[main]
+    what = {1: "matters more than", -1: "matters less than", 0: "does no more, beside its control, than"}[main]
     sentence = (
         f"In {model} the first half of the layers {what} the second: ratio {summary.interval(value, low, high)}, "
         f"control {summary.number(control)}."

@@ -13,6 +13,7 @@ from xatlas.probe import Inputs, Probe, Requirement
 from xatlas.run import run
 from xatlas.run.comparing import Comparing, pick_comparisons
 from xatlas.run.comparing import compare as compare_models
+from xatlas.run.direct import measure_directly
 from xatlas.run.outcome import Reporter
 from xatlas.run.plan import Settings, steps_for
 from xatlas.run.suites import default_suite, find_suite
@@ -151,21 +152,11 @@ def measure(
 
 
 def _measure_loaded(model: HookedModel, probe: Probe, settings: Settings) -> xr.Dataset:
-    """Measure a model in memory, its requirements first; nothing is stored."""
-    from xatlas.schema import validate
-
+    """Measure a model in memory; nothing is stored."""
     if probe.mutates:
         raise XatlasError(f"{probe.name} trains the model that it is given: name the model, and it is loaded for that.")
-
-    results = {}
-    for needed in probe.requires:
-        if not needed.optional:
-            inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
-            results[needed.probe] = _measure_loaded(model, inner, settings)
-    inputs = Inputs(results=results, reference=settings.reference, seed=settings.seed, draws=settings.draws)
-    dataset = probe.measure(model, settings.suite, inputs)
-    validate(dataset, probe)
-    return dataset
+    inputs = Inputs(reference=settings.reference, seed=settings.seed, draws=settings.draws)
+    return measure_directly(probe, model, settings.suite, inputs)
 
 
 def compare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Literal, get_args
 
 from xatlas.errors import unknown
@@ -18,52 +17,24 @@ BOS_HABITS: tuple[str, ...] = get_args(BosHabit)
 #: Devices, with one number for all that CUDA devices may have.
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
-
-def check_dtype(name: str) -> None:
-    """Refuse a number format that is not one of :data:`DTYPES`.
-
-    Raises
-    ------
-    XatlasError
-        With the valid ones.
-    """
-    _check("dtype", name, DTYPES)
+_VALID = {"dtype": DTYPES, "attention implementation": ATTENTIONS, "BOS habit": BOS_HABITS, "device": DEVICES}
 
 
-def check_attention(name: str) -> None:
-    """Refuse an attention implementation that is not one of :data:`ATTENTIONS`.
+def check_setting(kind: str, name: str) -> None:
+    """Refuse a value that a setting can't have; whether the machine has the device is not asked.
+
+    Parameters
+    ----------
+    kind : {"dtype", "attention implementation", "BOS habit", "device"}
+        Which setting, as errors call it.
+    name : str
+        The value.
 
     Raises
     ------
     XatlasError
         With the valid ones.
     """
-    _check("attention implementation", name, ATTENTIONS)
-
-
-def check_bos(name: str) -> None:
-    """Refuse a BOS habit that is not one of :data:`BOS_HABITS`.
-
-    Raises
-    ------
-    XatlasError
-        With the valid ones.
-    """
-    _check("BOS habit", name, BOS_HABITS)
-
-
-def check_device(name: str) -> None:
-    """Refuse what names no device; whether the machine has it is not asked.
-
-    Raises
-    ------
-    XatlasError
-        With the valid ones.
-    """
-    if not re.fullmatch(r"cuda:\d+", name):
-        _check("device", name, DEVICES)
-
-
-def _check(kind: str, name: str, valid: Iterable[str]) -> None:
-    if name not in valid:
-        raise unknown(kind, name, valid)
+    numbered = kind == "device" and re.fullmatch(r"cuda:\d+", name)
+    if name not in _VALID[kind] and not numbered:
+        raise unknown(kind, name, _VALID[kind])

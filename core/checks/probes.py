@@ -12,8 +12,9 @@ from xatlas import manager
 from xatlas.checks.declared import ABSOLUTE, RELATIVE, check_abstract, check_name, check_requirement
 from xatlas.checks.specimen import answered_suite, model_with, small_reference
 from xatlas.errors import XatlasError, unknown
+from xatlas.model.hooks import count_hooks
 from xatlas.probe import Inputs, Probe, Variable
-from xatlas.schema import validate
+from xatlas.run.direct import measure_directly
 from xatlas.sites import SITE_KINDS
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
     for needed in probe.requires:
         check_requirement(needed, f"probe '{probe.name}'")
     model = model or model_with(probe.sites)
-    before, hooks = model.checksum(), _count_hooks(model)
+    before, hooks = model.checksum(), count_hooks(model.model)
     dataset = measure_small(probe, model)
     if not probe.mutates and model.checksum() != before:
         raise XatlasError(f"probe '{probe.name}' changed the weights: a probe that trains declares mutates = True.")
-    if _count_hooks(model) != hooks:
+    if count_hooks(model.model) != hooks:
         raise XatlasError(f"probe '{probe.name}' leaves hooks on the model.")
     if probe.replicate is not None and all(probe.replicate not in v.dims for v in probe.variables.values()):
         raise XatlasError(
@@ -70,33 +71,14 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def measure_small(probe: Probe, model: HookedModel) -> xr.Dataset:
-    """Measure a probe, and first what it requires, on the small suite; each result is validated.
-
-    Parameters
-    ----------
-    probe : Probe
-        Registered or not.
-    model : HookedModel
-        A model with a tokenizer.
-
-    Returns
-    -------
-    Dataset
-        Of the probe itself.
+    """Return what a probe gives for the small suite, with its requirements measured first.
 
     Raises
     ------
     XatlasError
-        A required probe is unknown, or a dataset is off its probe's contract.
+        As :func:`xatlas.run.direct.measure_directly`.
     """
-    results = {}
-    for needed in probe.requires:
-        if not needed.optional:
-            inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
-            results[needed.probe] = measure_small(inner, model)
-    dataset = probe.measure(model, answered_suite(model), Inputs(results=results, reference=small_reference()))
-    validate(dataset, probe)
-    return dataset
+    return measure_directly(probe, model, answered_suite(model), Inputs(reference=small_reference()))
 
 
 def _check_declared_probe(cls: type[Probe]) -> None:
@@ -127,7 +109,3 @@ def _check_declared_probe(cls: type[Probe]) -> None:
         json.dumps(cls().canonical_parameters())
     except TypeError as error:
         raise XatlasError(f"the default parameters of probe '{cls.name}' don't fit their types: {error}.") from None
-
-
-def _count_hooks(model: HookedModel) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.model.modules())

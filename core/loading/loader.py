@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xatlas.errors import XatlasError
 from xatlas.loading.names import Resolved
 from xatlas.loading.pretrained import first_line, quiet_transformers, refuse_gaps
-from xatlas.settings import check_attention, check_device, check_dtype
+from xatlas.settings import check_setting
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +69,8 @@ def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", at
         A name is unknown, the device isn't there, weights are missing or damaged, the class is not known
         to transformers, or the LoRA weights don't fit.
     """
-    check_dtype(dtype)
-    check_attention(attention)
+    check_setting("dtype", dtype)
+    check_setting("attention implementation", attention)
     chosen = pick_device(device)
 
     import torch
@@ -96,7 +96,7 @@ def pick_device(device: str = "auto") -> str:
     XatlasError
         The name is unknown, or there is no such device.
     """
-    check_device(device)
+    check_setting("device", device)
 
     import torch
 

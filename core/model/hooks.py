@@ -106,6 +106,11 @@ def attached(hooks: Iterable[Hook]) -> Iterator[None]:
         yield
 
 
+def count_hooks(model: nn.Module) -> int:
+    """Return how many forward hooks a model's modules hold."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
 def keeper(values: dict[Site, Tensor], site: Site) -> SiteFunction:
     """Return a function that keeps what it is shown as ``values[site]``."""
 

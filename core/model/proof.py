@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xatlas.errors import XatlasError
-from xatlas.model.hooks import Hook, attached
+from xatlas.model.hooks import Hook, attached, count_hooks
 from xatlas.sites import READ_ONLY, Site
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def prove(model: HookedModel) -> None:
     XatlasError
         Names the site, the module and what was found.
     """
-    before = _count_hooks(model)
+    before = count_hooks(model.model)
     _check_paths(model)
     ids = _tokens(model)
     plain = _logits(model, ids)
@@ -47,7 +47,7 @@ def prove(model: HookedModel) -> None:
     _check_reach(model, ids)
     _check_unembedding(model, values, plain)
     _second_pass(model, ids)
-    if _count_hooks(model) != before:
+    if count_hooks(model.model) != before:
         raise XatlasError("hooks are left on the model after its proof: one of its modules keeps them.")
 
 
@@ -206,11 +206,6 @@ def _has_dead_weights(model: HookedModel, layer: int) -> bool:
     parameters = [*model.adapter.layer(layer).parameters()]
     parameters += [*model.adapter.module(model.adapter.unembedding_path).parameters()]
     return any(weight.dim() > 1 and not bool(weight.any()) for weight in parameters)
-
-
-def _count_hooks(model: HookedModel) -> int:
-    modules = model.model.modules()
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
 
 
 def _wrong(model: HookedModel, site: Site, found: str) -> XatlasError:

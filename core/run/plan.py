@@ -10,7 +10,7 @@ from xatlas import manager
 from xatlas.errors import XatlasError, unknown
 from xatlas.loading.names import Resolved
 from xatlas.probe import Probe, Requirement
-from xatlas.settings import BosHabit, check_attention, check_bos, check_device, check_dtype
+from xatlas.settings import BosHabit, check_setting
 from xatlas.store.jobs import Job
 from xatlas.suites import Suite
 
@@ -54,10 +54,10 @@ class Settings:
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_dtype(self.dtype)
-        check_attention(self.attention)
-        check_bos(self.bos)
-        check_device(self.device)
+        check_setting("dtype", self.dtype)
+        check_setting("attention implementation", self.attention)
+        check_setting("BOS habit", self.bos)
+        check_setting("device", self.device)
         if self.draws < 1:
             raise XatlasError(f"draws = {self.draws} does not fit: it takes a whole number from 1.")
         for probe, given in self.parameters.items():

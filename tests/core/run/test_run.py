@@ -95,6 +95,17 @@ def test_a_probe_that_trains_gets_a_model_that_nobody_else_sees(model, settings,
     assert len(set(seen)) == 1
 
 
+def test_a_probe_that_trains_is_not_let_at_somebodys_own_model(model, settings):
+    loaded = load("qwen-mini", device="cpu")
+    before = loaded.checksum()
+    with (
+        plugged(xatlas_probes=[another("trains", training, mutates=True)]),
+        pytest.raises(XatlasError, match="name the"),
+    ):
+        measure(loaded, "trains", suite=settings.suite)
+    assert loaded.checksum() == before
+
+
 def test_results_of_required_probes_are_given_and_enter_the_key(model, settings, tmp_path):
     def twice(self, model, suite, inputs):
         result = seeds(self.variables, suite, inputs)
