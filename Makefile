@@ -1,5 +1,6 @@
 # make compare   measure and compare the three miniature models (creates .venv on first use)
 # make test      the test suite, at most ten minutes    make test-all   with the slow ones
+# make test-gpu  the tests that need a CUDA device
 # make bench     the sweep benchmark                    make lint       ruff, mypy, import linter
 # make docs      write again what docs/ takes from the code; make picture: the README's picture and table
 
@@ -12,16 +13,19 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 PACKAGE := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: compare test test-all bench lint docs picture clean
+.PHONY: compare test test-all test-gpu bench lint docs picture clean
 
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/sweep.py

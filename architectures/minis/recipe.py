@@ -21,12 +21,13 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .configs import MLP_WIDTH, build
-from .tokens import TokenFile, load_tokenizer, train_tokenizer
+from .tokens import TARGET, TokenFile, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PreTrainedModel
 
@@ -62,12 +63,12 @@ def rate(step: int, decay: tuple[int, int] | None = None, recipe: Recipe = RECIP
 class Trainer:
     """One model in training: its weights, its optimiser and its place in the data."""
 
-    def __init__(self, name: str, out: Path, recipe: Recipe = RECIPE) -> None:
-
-        self.name, self.out, self.recipe = name, out, recipe
+    def __init__(self, name: str, out: Path, device: str = "cpu", recipe: Recipe = RECIPE) -> None:
+        self.name, self.out, self.device, self.recipe = name, out, device, recipe
         tokenizer = load_tokenizer(out / "tokenizer")
         self.data = TokenFile(out / "train.jsonl", tokenizer)
-        self.model = build(name, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.seed)
+        model = build(name, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.seed)
+        self.model = model.to(device)  # type: ignore[arg-type]
         self.optimizers = make_optimizers(self.model, recipe)
         self.average = [p.detach().clone() for p in self.model.parameters()]
         self.next_step, self.tokens_seen = 0, 0
@@ -78,7 +79,7 @@ class Trainer:
         import torch
 
         if self.checkpoint.is_file():
-            state = torch.load(self.checkpoint, weights_only=True)
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
@@ -96,21 +97,22 @@ class Trainer:
         torch.save(state, partial)
         os.replace(partial, self.checkpoint)
 
-    def step(self, decay: tuple[int, int] | None = None) -> float:
-        """One optimiser step; returns the mean loss of target tokens, in nats."""
+    def step(self, decay: tuple[int, int] | None = None) -> torch.Tensor:
+        """One optimiser step; returns the mean loss of target tokens ``()``, in nats."""
         import torch
 
-        batches = self.data.batches(self.next_step, self.recipe.lines_per_step, self.recipe.parts)
-        weights = [self._weights(kinds) for _, kinds in batches]
-        total = sum(float(weight.sum()) for weight in weights)
-        targets = sum(float((weight == 1).sum()) for weight in weights)
+        batches = self.data.batches(self.next_step, self.recipe.lines_per_step, self._parts)
+        kinds = [kinds[:, 1:] for _, kinds in batches]  # of predicted tokens
+        targets = sum(int((part == TARGET).sum()) for part in kinds)
+        predicted = sum(int((part > 0).sum()) for part in kinds)
+        total = targets + self.recipe.text_weight * (predicted - targets)
         self.model.train()
-        loss_on_targets = 0.0
-        for (tokens, _), weight in zip(batches, weights, strict=True):
-            loss, of_targets = weighted_loss(self.model, torch.from_numpy(tokens), weight)
+        of_targets = []
+        for (tokens, _), part in zip(batches, kinds, strict=True):
+            loss, on_targets = weighted_loss(self.model, tokens, part, self.recipe.text_weight)
             (loss / total).backward()
-            loss_on_targets += of_targets / targets
-            self.tokens_seen += int((weight > 0).sum())
+            of_targets.append(on_targets)
+        self.tokens_seen += predicted
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -119,13 +121,12 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         torch._foreach_lerp_(self.average, [p.detach() for p in self.model.parameters()], 1 - self.recipe.averaging)
         self.next_step += 1
-        return loss_on_targets
+        return torch.stack(of_targets).sum() / targets
 
-    def _weights(self, kinds: Any) -> torch.Tensor:
-        import torch
-
-        predicted = torch.from_numpy(kinds[:, 1:])  # (lines, positions - 1)
-        return (predicted == 2).float() + (predicted == 1).float() * self.recipe.text_weight
+    @property
+    def _parts(self) -> int:
+        """Arrays that a step's lines are cut into: a GPU is faster with some padding than with many small ones."""
+        return self.recipe.parts if self.device == "cpu" else 1
 
 
 def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -146,19 +147,37 @@ def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.
     return [muon, adamw]
 
 
-def weighted_loss(model: PreTrainedModel, tokens: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Sum of weighted next-token losses, and the unweighted sum over target tokens.
+def weighted_loss(
+    model: PreTrainedModel, tokens: np.ndarray, kinds: np.ndarray, text_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of weighted next-token losses, and the unweighted sum over target tokens, both ``()``.
 
     Padding stands at the right and nothing looks ahead, so no mask is needed; only predicted positions are unembedded.
+    What is predicted is found before the device is asked for anything, so that it never waits.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        On any device.
+    tokens : ndarray of int64
+        ``(lines, positions)``.
+    kinds : ndarray of int64
+        Of the predicted tokens ``(lines, positions - 1)``: 0 padding, 1 text, 2 target.
+    text_weight : float
+        Of a text token's loss; a target token's is 1.
     """
     import torch
 
-    hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    kept = weight > 0
-    logits = model.lm_head(hidden[kept])  # (predicted tokens, vocabulary)
-    losses = torch.nn.functional.cross_entropy(logits, tokens[:, 1:][kept], reduction="none")
-    weights = weight[kept]
-    return (losses * weights).sum(), float(losses.detach()[weights == 1].sum())
+    flat = kinds.reshape(-1)
+    (kept,) = flat.nonzero()
+    ids = torch.from_numpy(tokens).to(model.device)
+    rows = torch.from_numpy(kept).to(model.device)
+    is_target = torch.from_numpy(flat[kept] == TARGET).to(model.device)
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden.flatten(0, 1)[rows])  # (predicted tokens, vocabulary)
+    labels = ids[:, 1:].reshape(-1)[rows]
+    losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return (losses * torch.where(is_target, 1.0, text_weight)).sum(), (losses.detach() * is_target).sum()
 
 
 def prepare(out: Path) -> None:
@@ -169,9 +188,9 @@ def prepare(out: Path) -> None:
     write_baseline(out)
 
 
-def train(name: str, out: Path, steps: int, save_seconds: float) -> None:
+def train(name: str, out: Path, steps: int, save_seconds: float, device: str = "cpu") -> None:
     """Train until step `steps`, with a checkpoint every `save_seconds` and a line in the log every 100 steps."""
-    trainer = Trainer(name, out)
+    trainer = Trainer(name, out, device)
     trainer.resume()
     started = saved = time.monotonic()
     first, seen, losses = trainer.next_step, trainer.tokens_seen, []
@@ -180,7 +199,7 @@ def train(name: str, out: Path, steps: int, save_seconds: float) -> None:
         now = time.monotonic()
         if trainer.next_step % 100 == 0:
             speed = (trainer.tokens_seen - seen) / (now - started)
-            mean = sum(losses) / len(losses)
+            mean = float(sum(losses)) / len(losses)
             print(f"{name} step {trainer.next_step} loss {mean:.4f} {speed:.0f} tokens/s", flush=True)
             losses = []
         if now - saved > save_seconds:
@@ -190,7 +209,7 @@ def train(name: str, out: Path, steps: int, save_seconds: float) -> None:
         trainer.save()
 
 
-def export(name: str, out: Path, folder: Path, decay_steps: int) -> None:
+def export(name: str, out: Path, folder: Path, decay_steps: int, device: str = "cpu") -> None:
     """Write the model that ships, from the newest checkpoint, which stays as it is.
 
     With `decay_steps` the learning rate is brought down over so many more steps; without, the running average ships.
@@ -199,7 +218,7 @@ def export(name: str, out: Path, folder: Path, decay_steps: int) -> None:
 
     from .card import write_facts, write_model
 
-    trainer = Trainer(name, out)
+    trainer = Trainer(name, out, device)
     trainer.resume()
     decay = (trainer.next_step, trainer.next_step + decay_steps)
     while trainer.next_step < decay[1]:
@@ -210,7 +229,12 @@ def export(name: str, out: Path, folder: Path, decay_steps: int) -> None:
                 parameter.copy_(average)
     write_model(trainer.model, out, folder)
     facts = asdict(trainer.recipe) | {"decay_steps": decay_steps, "steps": trainer.next_step}
-    facts |= {"tokens_seen": trainer.tokens_seen, "training_lines": len(trainer.data), "data_sha256": trainer.data.hash}
+    facts |= {
+        "tokens_seen": trainer.tokens_seen,
+        "device": trainer.device,
+        "training_lines": len(trainer.data),
+        "data_sha256": trainer.data.hash,
+    }
     write_facts(folder, facts)
 
 
@@ -224,6 +248,7 @@ def main() -> int:
     )
     parser.add_argument("--steps", type=int, default=20_000, help="train until this step")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--save-seconds", type=float, default=90)
     parser.add_argument("--decay-steps", type=int, default=300, help="export: steps of decay; 0 ships the average")
     parser.add_argument("--folder", type=Path, help="where the model ships; default: OUT/NAME/shipped")
@@ -238,10 +263,10 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     folder = arguments.folder or arguments.out / arguments.name / "shipped"
     if arguments.what == "train":
-        train(arguments.name, arguments.out, arguments.steps, arguments.save_seconds)
+        train(arguments.name, arguments.out, arguments.steps, arguments.save_seconds, arguments.device)
     elif arguments.what == "export":
         folder.mkdir(parents=True, exist_ok=True)
-        export(arguments.name, arguments.out, folder, arguments.decay_steps)
+        export(arguments.name, arguments.out, folder, arguments.decay_steps, arguments.device)
     else:
         from .card import write_card
 

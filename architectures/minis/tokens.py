@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 VOCABULARY = 1024
 CHUNK = 20_000  # lines tokenised at a time
 TOKENIZER_LINES = 30_000  # of the training file
+TEXT, TARGET = 1, 2  # kinds of token; 0 is padding
 BOS, EOS = "<|begin|>", "<|end|>"
 # Words, digits and signs take a leading space along; every digit and every sign is a token of its own, and so is a
 # line's indentation.
@@ -137,8 +138,8 @@ class TokenFile:
         for row, (line, length) in enumerate(zip(lines, lengths, strict=True)):
             start, target = self.starts[line], int(self.targets[line])
             tokens[row, :length] = self.tokens[start : start + length]
-            kinds[row, :length] = 1
-            kinds[row, length - 1 - target : length - 1] = 2
+            kinds[row, :length] = TEXT
+            kinds[row, length - 1 - target : length - 1] = TARGET
         return tokens, kinds
 
 
@@ -155,7 +156,7 @@ def _tokenize(path: Path, tokenizer: PreTrainedTokenizerFast, cache: Path) -> No
         lengths += [len(row) + 1 for row in whole]
         targets += [len(row) - len(text) for row, text in zip(whole, alone, strict=True)]
     partial = cache.with_name(cache.name + ".partial.npz")
-    np.savez(
+    np.savez_compressed(
         partial,
         tokens=np.concatenate(tokens),
         starts=np.concatenate([[0], np.cumsum(lengths)]),

@@ -11,7 +11,7 @@ from xatlas import XatlasError
 from xatlas.architectures.minis.card import BagOfTokens, card_text, solved
 from xatlas.architectures.minis.configs import ATTENTION_LAYERS, MLP_WIDTH, build
 from xatlas.architectures.minis.recipe import RECIPE, Trainer, export, rate, weighted_loss
-from xatlas.architectures.minis.tokens import TokenFile, load_tokenizer, read_lines, train_tokenizer
+from xatlas.architectures.minis.tokens import TARGET, TEXT, TokenFile, load_tokenizer, read_lines, train_tokenizer
 from xatlas.plugins.suites.__main__ import main as suites_main
 from xatlas.suites import Prompt
 
@@ -29,7 +29,7 @@ def out(tmp_path_factory):
 
 
 def test_all_three_see_the_same_tokens_in_the_same_order(out):
-    trainers = [Trainer(name, out, SMALL) for name in NAMES]
+    trainers = [Trainer(name, out, recipe=SMALL) for name in NAMES]
     for trainer in trainers:
         trainer.next_step = 3  # the order follows from the step, so the fifth step is the same wherever one starts
         trainer.step()
@@ -65,24 +65,29 @@ def test_the_file_is_read_again_from_its_start(out):
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_changes_nothing(name):
     model = build(name, 300, 0, 1, seed=0)
-    tokens = torch.randint(2, 300, (3, 9), generator=torch.manual_seed(0))
-    weight = torch.tensor([[0.05] * 6 + [1.0, 0.05]] * 3)
-    padded = torch.cat([tokens, torch.zeros(3, 4, dtype=torch.long)], 1)
-    loss, targets = weighted_loss(model, tokens, weight)
-    loss_padded, targets_padded = weighted_loss(model, padded, torch.cat([weight, torch.zeros(3, 4)], 1))
+    tokens = np.random.default_rng(0).integers(2, 300, (3, 9))
+    kinds = np.array([[TEXT] * 6 + [TARGET, TEXT]] * 3)
+    padding = np.zeros((3, 4), dtype=np.int64)
+    loss, targets = weighted_loss(model, tokens, kinds, 0.05)
+    padded = np.concatenate([tokens, padding], 1), np.concatenate([kinds, padding], 1)
+    loss_padded, targets_padded = weighted_loss(model, *padded, 0.05)
     assert loss_padded.item() == pytest.approx(loss.item(), rel=1e-5)
-    assert targets_padded == pytest.approx(targets, rel=1e-5)
-    assert targets < loss.item()  # text counts, but little
+    assert targets_padded.item() == pytest.approx(targets.item(), rel=1e-5)
+    log_p = model(input_ids=torch.from_numpy(tokens)).logits.log_softmax(-1)
+    nll = -log_p[:, :-1].gather(-1, torch.from_numpy(tokens)[:, 1:, None])[..., 0]  # (line, predicted token)
+    assert targets.item() == pytest.approx(nll[:, 6].sum().item(), rel=1e-5)
+    rest = nll.sum() - nll[:, 6].sum()
+    assert loss.item() == pytest.approx((nll[:, 6].sum() + 0.05 * rest).item(), rel=1e-5)  # text counts, but little
 
 
 def test_resuming_gives_the_same_weights(out):
-    straight = Trainer("lfm2-mini", out, SMALL)
+    straight = Trainer("lfm2-mini", out, recipe=SMALL)
     for _ in range(3):
         straight.step()
-    broken = Trainer("lfm2-mini", out, SMALL)
+    broken = Trainer("lfm2-mini", out, recipe=SMALL)
     broken.step()
     broken.save()
-    resumed = Trainer("lfm2-mini", out, SMALL)
+    resumed = Trainer("lfm2-mini", out, recipe=SMALL)
     resumed.resume()
     for _ in range(2):
         resumed.step()
@@ -95,7 +100,7 @@ def test_resuming_gives_the_same_weights(out):
 
 @pytest.mark.parametrize("decay_steps", [0, 1])
 def test_export_leaves_the_checkpoint_alone(out, tmp_path, decay_steps):
-    trainer = Trainer("smollm2-mini", out, SMALL)
+    trainer = Trainer("smollm2-mini", out, recipe=SMALL)
     trainer.step()
     trainer.step()
     trainer.save()
