@@ -51,16 +51,23 @@ class Place:
     site: Site
     heads: tuple[int, ...] | None
 
+    @property
+    def _index(self) -> slice | list[int]:
+        """The heads as an index; a slice where they are neighbours, for it copies nothing and waits for no device."""
+        assert self.heads is not None
+        first, last = self.heads[0], self.heads[-1]
+        return slice(first, last + 1) if self.heads == tuple(range(first, last + 1)) else list(self.heads)
+
     def pick(self, tensor: Tensor) -> Tensor:
         """Return the picked heads of a tensor ``(..., n_heads, d_head)``; all of it without heads."""
-        return tensor if self.heads is None else tensor[..., list(self.heads), :]
+        return tensor if self.heads is None else tensor[..., self._index, :]
 
     def put(self, tensor: Tensor, value: Tensor) -> Tensor:
         """Return ``tensor`` with the picked heads replaced."""
         if self.heads is None:
             return value
         result = tensor.clone()
-        result[..., list(self.heads), :] = value
+        result[..., self._index, :] = value
         return result
 
     def random(self, size: Sequence[int], label: str, like: Tensor) -> Tensor:

@@ -239,9 +239,9 @@ class HookedModel:
         return values
 
     @torch.inference_mode()
-    def record(self, ids: Tensor) -> CleanRun:
-        """Run ``ids`` ``(prompt, pos)`` once and keep what each layer was called with."""
-        with recording(self, ids.shape[0]) as record:
+    def record(self, ids: Tensor, sites: Sequence[Site] = ()) -> CleanRun:
+        """Run ``ids`` ``(prompt, pos)`` once; keep what each layer was called with, and the values at ``sites``."""
+        with recording(self, ids.shape[0], sites) as record:
             self.run(ids)
         return record()
 

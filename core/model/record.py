@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xatlas.errors import XatlasError
-from xatlas.model.hooks import attach, first_tensor
+from xatlas.model.hooks import attach, first_tensor, keeper
 from xatlas.sites import Site
 
 if TYPE_CHECKING:
@@ -59,16 +59,19 @@ class CleanRun:
         The rest of each layer's arguments.
     final : Tensor
         The stream leaving the last layer ``(prompt, pos, d_model)``.
+    values : dict of Site to Tensor
+        ``(prompt, pos, ...)`` at the sites that were asked for.
     """
 
     inputs: list[Tensor]
     calls: list[LayerCall]
     final: Tensor
+    values: dict[Site, Tensor] = field(default_factory=dict)
 
 
 @contextmanager
-def recording(model: HookedModel, rows: int) -> Iterator[Callable[[], CleanRun]]:
-    """Keep what each layer is called with while a forward of ``rows`` prompts runs.
+def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iterator[Callable[[], CleanRun]]:
+    """Keep what each layer is called with, and the values at ``sites``, while a forward of ``rows`` prompts runs.
 
     Yields
     ------
@@ -78,6 +81,7 @@ def recording(model: HookedModel, rows: int) -> Iterator[Callable[[], CleanRun]]
     inputs: list[Tensor] = []
     calls: list[LayerCall] = []
     final: list[Tensor] = []
+    values: dict[Site, Tensor] = {}
 
     def before(_: Any, args: Any, kwargs: Any) -> None:
         hidden, args, kwargs, name = first_tensor(args, kwargs)
@@ -90,8 +94,9 @@ def recording(model: HookedModel, rows: int) -> Iterator[Callable[[], CleanRun]]
     layers = [model.adapter.layer(layer) for layer in range(model.n_layers)]
     handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     handles.append(attach(*model.hook(Site(model.n_layers - 1, "resid_post"), final.append)))
+    handles += [attach(*model.hook(site, keeper(values, site))) for site in sites]
     try:
-        yield lambda: CleanRun(inputs, calls, final[0])
+        yield lambda: CleanRun(inputs, calls, final[0], values)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from xatlas.interventions import Condition
+from xatlas.interventions import Condition, means_needed
 from xatlas.metrics import Metric
 from xatlas.probe import Checkpoint, NoCheckpoint, no_progress
 from xatlas.prompts import TokenPrompt
@@ -23,6 +23,7 @@ from xatlas.sweep.schedule import (
     check_sweep,
     checkpoint_key,
     condition_groups,
+    kept_sites,
     most_prompts,
     prompt_groups,
 )
@@ -92,6 +93,7 @@ def sweep(
     """
     runs, means = dict(runs or {}), dict(means or {})
     check_sweep(model, prompts, conditions, runs, means)
+    means = {site: means[site].to(model.device) for site in means_needed(conditions)}
     checkpoint = checkpoint or NoCheckpoint()
     budget = budget or Budget.for_device(model.device)
     if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
@@ -166,8 +168,8 @@ class _Part:
             alone, whole = self._split(conditions, metrics)
             for chosen, step in ((alone, True), (whole, False)):
                 if chosen:
-                    scene = self._scene(rows, means, seed, step)
                     some = [conditions[i] for i in chosen]
+                    scene = self._scene(rows, some, budget, means, seed, step)
                     values[:, :, chosen] = _measure_scene(self.model, scene, some, metrics, budget)
             self._blank_missing(values, rows, conditions)
             pieces.append(values)
@@ -186,7 +188,15 @@ class _Part:
             (alone if local else whole).append(index)
         return alone, whole
 
-    def _scene(self, rows: slice, means: Mapping[Site, Tensor], seed: int, step: bool) -> BucketScene:
+    def _scene(
+        self,
+        rows: slice,
+        conditions: Sequence[Condition],
+        budget: Budget,
+        means: Mapping[Site, Tensor],
+        seed: int,
+        step: bool,
+    ) -> BucketScene:
         """Record the clean pass over the prompts and over every distinct other run."""
         prompts = self.prompts[rows]
         ids = [prompt.ids for prompt in prompts]
@@ -202,7 +212,8 @@ class _Part:
                 index.append(place[tokens])
             chosen[name] = torch.tensor(index, device=self.model.device)
         run_ids = torch.tensor(ids, device=self.model.device)
-        clean, past = record_step(self.model, run_ids) if step else (self.model.record(run_ids), None)
+        sites = kept_sites(self.model, conditions, len(ids) if step else run_ids.numel(), budget)
+        clean, past = record_step(self.model, run_ids, sites) if step else (self.model.record(run_ids, sites), None)
         return BucketScene(self.model, prompts, clean, chosen, means, seed, past)
 
     def _blank_missing(self, values: np.ndarray, rows: slice, conditions: Sequence[Condition]) -> None:

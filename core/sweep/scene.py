@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class BucketScene:
     """The scene of one bucket: prompts of equal length, and the other runs that changes look at.
 
-    Values at a layer are captured when the first change there asks for them, by one more call of the clean
-    layer, and forgotten when the walk goes on: never more than one layer's values are held.
+    Values that the clean run didn't keep are captured when the first change at their layer asks for them, by one
+    more call of the clean layer, and forgotten when the walk goes on: never more than one layer's are held.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class BucketScene:
     rows : mapping of str to Tensor
         Other run → the recorded row that stands in for each prompt ``(prompt,)``.
     means : mapping of Site to Tensor
-        Reference means ``(2, ...)``.
+        Reference means ``(2, ...)``, on the model's device.
     seed : int
         Seed of random directions.
     past : Past, optional
@@ -80,11 +80,8 @@ class BucketScene:
     def expect(self, conditions: Sequence[Condition]) -> None:
         """Learn which kinds the changes of a walk look at, so that each layer is captured once."""
         kinds: dict[int, set[str]] = {}
-        for condition in conditions:
-            for intervention in condition:
-                for needed in (intervention, *_nested(intervention)):
-                    for site in (needed.site, *needed.change.looks_at(needed.site)):
-                        kinds.setdefault(site.layer, set()).add(site.kind)
+        for site in sites_seen(conditions):
+            kinds.setdefault(site.layer, set()).add(site.kind)
         self._kinds = {layer: tuple(sorted(found)) for layer, found in kinds.items()}
         self._layer = -1
 
@@ -117,7 +114,7 @@ class BucketScene:
         """Return the reference means ``(2, ...)``."""
         if site not in self.means:
             raise XatlasError(f"no reference mean was computed for {site}: pass means that hold it to the sweep.")
-        return self.means[site].to(self.model.device)
+        return self.means[site]
 
     def source(self, site: Site, name: str) -> Tensor:
         """Return a site's values in another run ``(prompt, pos, ...)``."""
@@ -130,11 +127,13 @@ class BucketScene:
         return self._captured(site)[: len(self.prompts)]
 
     def _captured(self, site: Site) -> Tensor:
+        if site in self.recorded.values:
+            return self.recorded.values[site]
         if site.layer != self._layer:
             self._values = {}
             self._layer = site.layer
         if site not in self._values:
-            kinds = {*self._kinds.get(site.layer, ()), site.kind, "resid_post"}
+            kinds = {*self._kinds.get(site.layer, ()), site.kind}
             self._capture_layer(site.layer, [Site(site.layer, kind) for kind in sorted(kinds)])
         return self._values[site]
 
@@ -142,6 +141,17 @@ class BucketScene:
         with attached([self.model.hook(site, keeper(self._values, site)) for site in sites]):
             hidden = self.recorded.inputs[layer]
             self.run_layer(layer, hidden, prompts=hidden.shape[0])
+
+
+def sites_seen(conditions: Iterable[Condition]) -> list[Site]:
+    """Return the sites whose clean values the changes of a sweep may look at, their own included, in order."""
+    found: set[Site] = set()
+    for condition in conditions:
+        for intervention in condition:
+            for needed in (intervention, *_nested(intervention)):
+                found |= {needed.site, *needed.change.looks_at(needed.site)}
+                found.add(Site(needed.site.layer, "resid_post"))
+    return sorted(found)
 
 
 def _nested(intervention: Intervention) -> list[Intervention]:

@@ -12,6 +12,7 @@ from xatlas.interventions import Condition, Intervention, means_needed
 from xatlas.prompts import TokenPrompt, buckets
 from xatlas.sites import Site
 from xatlas.sweep.budget import Budget
+from xatlas.sweep.scene import sites_seen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +43,19 @@ def prompt_groups(
     lengths = [len(prompt.ids) for prompt in prompts]
     most = {length: most_prompts(model, length, len(runs), budget) for length in set(lengths)}
     yield from buckets(lengths, most)
+
+
+def kept_sites(model: HookedModel, conditions: Sequence[Condition], tokens: int, budget: Budget) -> list[Site]:
+    """Return the sites whose values the clean run keeps, so that no layer is called again to see them.
+
+    All that the conditions may look at, or none where they would not fit the budget.
+    """
+    sites = sites_seen(conditions)
+    heads = [layout.n_heads * layout.d_head for layout in model.head_layouts if layout]
+    width = max([model.d_model, *heads])
+    # what enters and leaves a layer is recorded anyway
+    own = [site for site in sites if site.kind not in ("resid_pre", "resid_post")]
+    return sites if len(own) * tokens * width * 4 <= budget.stream_bytes else []
 
 
 def condition_groups(

@@ -6,6 +6,7 @@ taken from one cached clean pass, and only the readout position walks through th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas.model import HookedModel
+    from xatlas.sites import Site
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,37 @@ class StepCache:
         """Return that nothing is kept for going back."""
         return False
 
+    # Earlier releases of transformers ask the same of their cache in another way.
+
+    def has_previous_state(self, layer_idx: int) -> bool:
+        """Return that there is a conv state."""
+        return True
+
+    @property
+    def layers(self) -> _Layers:
+        """What ``layers[i].conv_states[0]`` and ``layers[i].record_past`` are read from."""
+        return _Layers(self)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many positions went before."""
         return self.past.length
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a step's cache, one at a time."""
+
+    cache: StepCache
+    layer_idx: int = -1
+    record_past = False
+
+    def __getitem__(self, layer_idx: int) -> _Layers:
+        return _Layers(self.cache, layer_idx)
+
+    @property
+    def conv_states(self) -> list[Tensor]:
+        """The conv state, as the only one."""
+        return [self.cache.get_conv_state(self.layer_idx)]
 
 
 def can_step(model: HookedModel, length: int) -> bool:
@@ -84,8 +114,8 @@ def can_step(model: HookedModel, length: int) -> bool:
 
 
 @torch.inference_mode()
-def record_step(model: HookedModel, ids: Tensor) -> tuple[CleanRun, Past]:
-    """Run ``ids`` ``(prompt, pos)`` with a cache and keep the last position's pass.
+def record_step(model: HookedModel, ids: Tensor, sites: Sequence[Site] = ()) -> tuple[CleanRun, Past]:
+    """Run ``ids`` ``(prompt, pos)`` with a cache and keep the last position's pass, and its values at ``sites``.
 
     Returns
     -------
@@ -102,6 +132,6 @@ def record_step(model: HookedModel, ids: Tensor) -> tuple[CleanRun, Past]:
         else:
             conv[layer] = kept.conv_states[0].clone()
     past = Past(keys, values, conv, ids.shape[1] - 1)
-    with recording(model, ids.shape[0]) as record:
+    with recording(model, ids.shape[0], sites) as record:
         model.model.base_model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
     return record(), past

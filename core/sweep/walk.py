@@ -71,8 +71,8 @@ class Walk:
 
     def _layer(self, layer: int) -> None:
         plain: list[int] = []
-        free: list[int] = []  # nothing is done to them any more
         edited: list[int] = []
+        short: list[int] = []  # nothing is done to them any more, and their last positions are enough
         here: dict[int, list[Intervention]] = {}
         for index, condition in enumerate(self.conditions):
             if self.starts[index] > layer:
@@ -80,16 +80,15 @@ class Walk:
             here[index] = [part for part in condition if part.site.layer == layer]
             if self.starts[index] == layer and self._is_written(here[index]):
                 continue
-            (edited if here[index] else free if self.ends[index] < layer else plain).append(index)
+            ended = self.ends[index] < layer and self.tails[layer] is not None
+            (edited if here[index] else short if ended else plain).append(index)
         # Written conditions need the clean values of this layer, the others must not see them half-built.
         for index, parts in here.items():
             if self.starts[index] == layer and index not in edited:
                 self.streams[index] = self._write(index, parts)
-        for indices in _tiles(edited, self.tile):
+        for indices in _tiles(edited + plain, self.tile):
             self._edited(layer, indices, here)
-        for indices in _tiles(plain, self.tile):
-            self._advance(layer, indices)
-        for indices in _tiles(free, self.tile):
+        for indices in _tiles(short, self.tile):
             self._advance(layer, indices, self.tails[layer])
 
     def _is_written(self, parts: Sequence[Intervention]) -> bool:
@@ -131,7 +130,7 @@ class Walk:
             self.streams[index] = block
 
     def _edited(self, layer: int, indices: Sequence[int], here: dict[int, list[Intervention]]) -> None:
-        """Take blocks through the layer under hooks, each block edited by its own interventions."""
+        """Take blocks through the layer under hooks, each block edited by its own interventions, if any."""
         by_site: dict[Site, list[tuple[int, Intervention]]] = {}
         for block, index in enumerate(indices):
             for part in here[index]:

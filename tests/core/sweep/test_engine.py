@@ -10,7 +10,7 @@ from xatlas.errors import XatlasError
 from xatlas.interventions import FromRun, Intervention, Mean, Zero
 from xatlas.metrics import KL
 from xatlas.sites import Site
-from xatlas.sweep import sweep
+from xatlas.sweep import Budget, sweep
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from xatlas.sweep import sweep
 )
 def test_what_can_not_be_measured_is_refused_before_anything_runs(shape, monkeypatch, condition, told):
     model = shape("llama")
-    monkeypatch.setattr(model, "record", lambda ids: pytest.fail("it ran"))
+    monkeypatch.setattr(model, "record", lambda *asked: pytest.fail("it ran"))
     with pytest.raises(XatlasError, match=told):
         sweep(model, PROMPTS, [condition], [KL()])
 
@@ -54,10 +54,23 @@ def test_finished_buckets_are_not_measured_again(shape, monkeypatch):
     assert len(kept.parts) == len({len(prompt.ids) for prompt in PROMPTS})
     gone = kept.parts.popitem()
     runs, record = [], model.record
-    monkeypatch.setattr(model, "record", lambda ids: runs.append(ids) or record(ids))
+    monkeypatch.setattr(model, "record", lambda *asked: runs.append(asked) or record(*asked))
     assert ref.agree(measured(model, cases, checkpoint=kept), first)
     assert len(runs) == 1
     assert gone[0] in kept.parts
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(stream_bytes=10_500)])
+def test_a_layer_is_called_once_a_bucket_and_once_more_where_its_values_would_not_fit(shape, monkeypatch, budget):
+    """Conditions that begin, are under way and have ended share a call; the clean run keeps what they look at."""
+    model = shape("llama")
+    cases = [[Part(layer, kind, "random")] for layer in range(3) for kind in ("resid_mid", "mlp_out")]
+    calls, run_layer = [], model.run_layer
+    monkeypatch.setattr(model, "run_layer", lambda layer, *rest: calls.append(layer) or run_layer(layer, *rest))
+    measured(model, cases, [KL()], budget=budget)
+    fits = budget == Budget()
+    buckets = len({len(prompt.ids) for prompt in PROMPTS})
+    assert sorted(calls) == sorted([0, 1, 2] * buckets * (1 if fits else 2))
 
 
 def test_progress_counts_prompts(shape):

@@ -13,6 +13,7 @@ from xatlas.interventions import Add, FromRun, Intervention, Mean, Zero
 from xatlas.metrics import KL, Top1Changed
 from xatlas.sites import Site
 from xatlas.sweep import sweep
+from xatlas.sweep.step import StepCache, record_step
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -44,6 +45,20 @@ def test_changes_at_the_readout_alone_give_the_numbers_of_the_reference_loop(sha
     theirs = Plain(model, random_means(model)).expected(cases)[[0, 3]]
     wrong = [case for column, case in enumerate(cases) if not ref.agree(ours[:, :, column], theirs[:, :, column])]
     assert wrong == []
+
+
+def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks(shape):
+    model = shape("lfm2-kernel-4-biased")
+    _, past = record_step(model, torch.tensor([PROMPTS[0].ids, PROMPTS[0].ids[::-1]]))
+    cache = StepCache(past, prompts=2, copies=3)
+    for layer, operator in enumerate(model.operator_types):
+        if operator == "conv":
+            assert cache.has_previous_state(layer)
+            assert not cache.layers[layer].record_past
+            state = cache.layers[layer].conv_states[0]
+            assert torch.equal(state, cache.get_conv_state(layer))
+            state.zero_()  # the layer updates it in place
+            assert past.conv[layer].any()
 
 
 @pytest.mark.parametrize("name", ["lfm2", "lfm2-all-conv", "lfm2-kernel-4-biased", "llama"])
