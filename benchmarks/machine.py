@@ -105,6 +105,18 @@ def weight_bytes(model):
     return sum(parameter.numel() * parameter.element_size() for parameter in model.model.parameters())
 
 
+def about(options):
+    """Return on what, and how, a benchmark was run, from its command line."""
+    return {
+        "machine": name_of(torch.device(options.device)),
+        "device": options.device,
+        "threads": options.threads,
+        "dtype": getattr(options, "dtype", "float32"),
+        "clock": options.clock,
+        "torch": torch.__version__,
+    }
+
+
 def name_of(device):
     """Return what the device is called."""
     if device.type == "cuda":

@@ -174,9 +174,7 @@ def main():
     """Measure and print."""
     options = parse()
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    about = {"machine": machine.name_of(device), "device": options.device, "threads": options.threads}
-    about |= {"dtype": "float32", "clock": options.clock, "torch": torch.__version__}
+    about = machine.about(options)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     held, rows = {}, []
     for name in options.probes.split(","):

@@ -5,16 +5,16 @@
 
 Each condition adds a random unit direction, times a strength, to the stream leaving a layer, at the readout
 position. The engine is timed on all conditions of the chosen layers, the plain way on an evenly spaced subset
-of the same; both are stated per condition and prompt. KL of the shared conditions must agree.
+of the same, its time scaled to all. KL of the shared conditions must agree.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 
 import cases
+import machine
 import numpy as np
 import torch
 
@@ -35,7 +35,7 @@ def parse():
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--layers", type=int, default=5, help="layers, evenly spaced from first to last; 0: all")
     parser.add_argument("--plain", type=int, default=24, help="conditions that the plain way is timed on")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--clock", choices=machine.CLOCKS, default="wall")
     parser.add_argument("--json", metavar="FILE")
     return parser.parse_args()
 
@@ -75,16 +75,6 @@ def plain(model, prompts, chosen):
     return result
 
 
-def timed(clock, function):
-    """Return seconds and the result."""
-    now = time.process_time if clock == "cpu" else time.perf_counter
-    started = now()
-    value = function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return now() - started, value
-
-
 def main():
     """Measure and print."""
     options = parse()
@@ -96,27 +86,28 @@ def main():
     subset = [int(i) for i in np.linspace(0, len(every) - 1, options.plain)]
     sweep(case.model, case.prompts[:1], every[:8], [KL()])  # warm-up of both
     plain(case.model, case.prompts[:1], every[:2])
-    ours, values = timed(options.clock, lambda: sweep(case.model, case.prompts, every, [KL()])[0])
-    theirs, expected = timed(options.clock, lambda: plain(case.model, case.prompts, [every[i] for i in subset]))
-    per_ours, per_theirs = ours / values.size, theirs / expected.size
+    clock, device = options.clock, case.model.device
+    ours, values = machine.seconds(lambda: sweep(case.model, case.prompts, every, [KL()])[0], device, clock)
+    some = [every[i] for i in subset]
+    theirs, expected = machine.seconds(lambda: plain(case.model, case.prompts, some), device, clock)
+    scaled = theirs * len(every) / len(some)
     row = {
+        "probe": "steering, whole sweep",
         "model": case.name,
-        "device": options.device,
-        "threads": options.threads,
-        "clock": options.clock,
+        "conditions": len(every),
         "prompts": len(case.prompts),
         "mean_tokens": round(float(np.mean([len(prompt.ids) for prompt in case.prompts])), 1),
-        "conditions": len(every),
-        "ms_engine": round(1e3 * per_ours, 3),
-        "ms_prompt_by_prompt": round(1e3 * per_theirs, 3),
-        "ratio": round(per_theirs / per_ours, 1),
-        "largest_difference": float(np.abs(values[:, subset] - expected).max()),
+        "engine_s": ours,
+        "prompt_by_prompt_s": scaled,
+        "ratio": scaled / ours,
+        "difference": float(np.abs(values[:, subset] - expected).max()),
     }
-    for name, value in row.items():
+    about = machine.about(options)
+    for name, value in {**about, **row}.items():
         print(f"{name:22}{value}")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(row, file, indent=1)
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({**about, "probes": [row]}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -178,15 +178,7 @@ def main():
     if options.clock == "cpu" and (options.threads != 1 or options.device != "cpu"):
         sys.exit("--clock cpu compares methods only with --threads 1 on the CPU: waiting threads count too.")
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    about = {
-        "machine": machine.name_of(device),
-        "device": options.device,
-        "threads": options.threads,
-        "dtype": options.dtype,
-        "clock": options.clock,
-        "torch": torch.__version__,
-    }
+    about = machine.about(options)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     rows, scaled = [], []
     for name in options.models.split(","):

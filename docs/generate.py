@@ -107,7 +107,8 @@ shapes with the same threads. *Over weights* is the peak memory of the process, 
 
 [`benchmarks/probes.py`](../benchmarks/probes.py) catches what each causal probe asks of the engine and measures an
 evenly spaced subset of it both ways; attribution patching is set against exact patching of the same cells.
-[`benchmarks/steering.py`](../benchmarks/steering.py) times a whole steering sweep.
+[`benchmarks/steering.py`](../benchmarks/steering.py) times a whole steering sweep; the plain way is timed on
+24 of its conditions and scaled.
 
 ## Measured
 """
@@ -144,7 +145,7 @@ def speed() -> str:
 
 def _speed_row(row: dict[str, Any]) -> str:
     return (
-        f"| {row['model']} | {row['sweep']} | {row['conditions']} × {row['prompts']} | {row['engine_s']:.1f} s "
+        f"| {row['model']} | {row['sweep']} | {row['conditions']} × {row['prompts']} | {row['engine_s']:.3g} s "
         f"| {row['ratio_prompt_by_prompt']:.1f} × | {row['ratio_bucketed']:.1f} × "
         f"| {row['share_of_multiply_rate']:.2f} | {row['difference']:.0e} | {row['peak_over_weights_gb']:.2f} GB |"
     )
@@ -160,8 +161,8 @@ def _probe_row(row: dict[str, Any]) -> str:
 
 def _scaling_row(row: dict[str, Any]) -> str:
     return (
-        f"| {row['model']} | {row['prompts']} | {row['tokens']} | {row['engine_s']:.1f} "
-        f"| {row['us_per_token_and_condition']:.0f} | {row['peak_over_weights_gb']:.2f} GB |"
+        f"| {row['model']} | {row['prompts']} | {row['tokens']} | {row['engine_s']:.3g} "
+        f"| {row['us_per_token_and_condition']:.3g} | {row['peak_over_weights_gb']:.2f} GB |"
     )
 
 

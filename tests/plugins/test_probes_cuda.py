@@ -16,6 +16,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
+#: Ranks of cells that are all but equal turn with rounding.
+LOOSE = {"rank_correlation": 0.02}
 MINIS = ("lfm2-mini", "qwen-mini", "smollm2-mini")
 
 
@@ -40,7 +42,7 @@ def test_every_probe_measures_the_same_as_on_the_cpu(name, probe, tmp_path):
     for variable, expected in here.data_vars.items():
         if expected.dtype.kind == "f":
             size = float(np.nanmax(np.abs(expected))) if expected.notnull().any() else 0.0
-            atol = 1e-4 + 1e-5 * size
+            atol = LOOSE.get(str(variable), 1e-4 + 1e-5 * size)
             np.testing.assert_allclose(there[variable], expected, rtol=1e-3, atol=atol, err_msg=str(variable))
 
 
