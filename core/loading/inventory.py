@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from xatlas import manager
-from xatlas.loading.downloads import cached_snapshot, wheel_gguf
 from xatlas.loading.gguf import is_converted
+from xatlas.loading.hub import cached_snapshot
 from xatlas.loading.sources import ModelSource
 from xatlas.loading.weights import missing_parts
+from xatlas.loading.wheels import wheel_gguf
 
 State = Literal["local", "cached", "needs download", "missing"]
 

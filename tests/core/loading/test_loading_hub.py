@@ -13,7 +13,7 @@ from local_hub import COMMIT, REPO, Hub, put_in_cache
 from tiny_llama import write_tiny_llama
 
 from xatlas import XatlasError, manager
-from xatlas.loading import downloads
+from xatlas.loading import hub as hub_module
 from xatlas.loading.inventory import available
 from xatlas.loading.names import resolve
 from xatlas.loading.sources import ModelSource
@@ -102,9 +102,9 @@ def test_missing_shard_is_noticed(cache, aliases, closed_port, tiny):
     (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
     shards = '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
     (snapshot / "model.safetensors.index.json").write_text(shards)
-    assert downloads.cached_snapshot(REPO, None) is None
+    assert hub_module.cached_snapshot(REPO, None) is None
     (snapshot / "model-00002-of-00002.safetensors").touch()
-    assert downloads.cached_snapshot(REPO, None) == snapshot
+    assert hub_module.cached_snapshot(REPO, None) == snapshot
 
 
 def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_port):
@@ -117,7 +117,7 @@ def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_p
 
 
 def test_hub_that_accepts_and_never_answers(cache, aliases, endpoint, monkeypatch):
-    monkeypatch.setattr(downloads, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(XatlasError, match=r"did not answer within|is unreachable .*Timeout"):
@@ -132,7 +132,7 @@ def test_name_lookup_that_hangs_is_given_up(cache, aliases, endpoint, monkeypatc
         release.wait()
         raise OSError("never found")
 
-    monkeypatch.setattr(downloads, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.5)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     endpoint("http://some.invalid")
     try:
