@@ -95,18 +95,21 @@ def test_the_engine_gives_the_numbers_of_the_reference_loop(smollm2, tokens):
 
 
 def test_zeroing_mlps_finds_layer_0(smollm2):
-    """Layer 0 comes first on nearly every family; over all of them it does 2.5 times what the next one does.
+    """Without layer 0 the target loses three times what it loses without any other; and nearly every family agrees.
 
-    How far it leads depends on the text: 2.3 to 2.7 times the next layer on forty sentences of prose, 1.8 times where
-    all positions are read.
+    By KL it leads by less, 2.5 times the next layer on this suite and 1.8 times where all positions are read: what
+    else could follow moves more than the target does.
     """
-    prompts = smollm2.read(find_suite("quick").prompts[::2]).prompts
+    prompts = smollm2.read(find_suite("quick").prompts).prompts
     conditions = [(Intervention(site, Zero()),) for site in smollm2.sites("mlp_out")]
-    effect = sweep(smollm2, prompts, conditions, [KL()])[0]  # (prompt, layer)
+    effects = sweep(smollm2, prompts, conditions, [DeltaNLL(), KL()])  # (metric, prompt, layer)
     families = [prompt.prompt.family for prompt in prompts]
-    means = np.stack([effect[[f == family for f in families]].mean(0) for family in sorted(set(families))])
-    assert (means.argmax(1) == 0).mean() > 0.9
-    assert means.mean(0)[0] >= 2.2 * means.mean(0)[1:].max()
+    members = [[f == family for f in families] for family in sorted(set(families))]
+    nll, kl = (np.stack([effect[rows].mean(0) for rows in members]) for effect in effects)  # (family, layer)
+    assert (nll.argmax(1) == 0).mean() > 0.9
+    assert (kl.argmax(1) == 0).mean() > 0.9
+    assert nll.mean(0)[0] >= 3 * nll.mean(0)[1:].max()
+    assert kl.mean(0)[0] >= 2.2 * kl.mean(0)[1:].max()
 
 
 def test_the_finding_is_more_than_a_matter_of_norm(smollm2, tokens):
