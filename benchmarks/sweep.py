@@ -13,6 +13,7 @@ the three methods take turns.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -139,6 +140,7 @@ def scaling(name, options):
     """Time the engine's layer sweep on 1, 2 and 4 times the prompts: seconds per prompt should not grow."""
     rows = []
     for factor in (1, 2, 4):
+        gc.collect()  # the model before this one: its memory is not this one's
         case = CASES[name](factor * options.prompts, options.bucket, options.device, options.dtype)
         conditions, controls = _subset(*SWEEPS["layers"](case.model), options.conditions)
         sites = {part.site for i, c in enumerate(conditions) for part in controls[i] or c}
@@ -161,6 +163,7 @@ def scaling(name, options):
                 "peak_over_weights_gb": peak / 1e9,
             }
         )
+        del case
     return rows
 
 

@@ -80,7 +80,7 @@ class BucketScene:
     def expect(self, conditions: Sequence[Condition]) -> None:
         """Learn which kinds the changes of a walk look at, so that each layer is captured once."""
         kinds: dict[int, set[str]] = {}
-        for site in sites_seen(conditions):
+        for site in [] if self.recorded.values else sites_seen(conditions):  # the record has all of them or none
             kinds.setdefault(site.layer, set()).add(site.kind)
         self._kinds = {layer: tuple(sorted(found)) for layer, found in kinds.items()}
         self._layer = -1
