@@ -125,11 +125,15 @@ def speed() -> str:
     """Return benchmarks.md, with one table for each file in benchmarks/results."""
     lines = [SPEED.format(made=MADE)]
     files = sorted((FOLDER.parent / "benchmarks" / "results").glob("*.json"))
+    before = ""
     for file in files:
         found = json.loads(file.read_text(encoding="utf-8"))
         where = "" if found["device"].startswith("cuda") else f", {found['threads']} thread(s)"
         clock = ", CPU time" if found["clock"] == "cpu" else ""
-        lines += [f"### {found['machine']}{where}, {found['dtype']}, torch {found['torch']}{clock}", ""]
+        heading = f"### {found['machine']}{where}, {found['dtype']}, torch {found['torch']}{clock}"
+        if heading != before:
+            lines += [heading, ""]
+            before = heading
         if found.get("rows"):
             lines += [SPEED_HEAD, "| --- " * 9 + "|", *(_speed_row(row) for row in found["rows"]), ""]
         if found.get("probes"):
