@@ -142,29 +142,29 @@ def scaling(name, options):
     for factor in (1, 2, 4):
         gc.collect()  # the model before this one: its memory is not this one's
         case = CASES[name](factor * options.prompts, options.bucket, options.device, options.dtype)
-        conditions, controls = _subset(*SWEEPS["layers"](case.model), options.conditions)
-        sites = {part.site for i, c in enumerate(conditions) for part in controls[i] or c}
-        means = reference_means(case.model, case.reference, sites).values
-        machine.reset_peak(case.model.device)
-        taken, _ = machine.seconds(
-            lambda: sweep(case.model, case.prompts, conditions, [KL("last")], means=means),  # noqa: B023
-            case.model.device,
-            options.clock,
-        )
-        peak = machine.peak_bytes(case.model.device) - machine.weight_bytes(case.model)
-        tokens = sum(len(prompt.ids) for prompt in case.prompts)
-        rows.append(
-            {
-                "model": name,
-                "prompts": len(case.prompts),
-                "tokens": tokens,
-                "engine_s": taken,
-                "us_per_token_and_condition": 1e6 * taken / tokens / len(conditions),
-                "peak_over_weights_gb": peak / 1e9,
-            }
-        )
+        rows.append(_engine_alone(case, options))
         del case
     return rows
+
+
+def _engine_alone(case, options):
+    conditions, controls = _subset(*SWEEPS["layers"](case.model), options.conditions)
+    sites = {part.site for i, c in enumerate(conditions) for part in controls[i] or c}
+    means = reference_means(case.model, case.reference, sites).values
+    machine.reset_peak(case.model.device)
+    taken, _ = machine.seconds(
+        lambda: sweep(case.model, case.prompts, conditions, [KL("last")], means=means), case.model.device, options.clock
+    )
+    peak = machine.peak_bytes(case.model.device) - machine.weight_bytes(case.model)
+    tokens = sum(len(prompt.ids) for prompt in case.prompts)
+    return {
+        "model": case.name,
+        "prompts": len(case.prompts),
+        "tokens": tokens,
+        "engine_s": taken,
+        "us_per_token_and_condition": 1e6 * taken / tokens / len(conditions),
+        "peak_over_weights_gb": peak / 1e9,
+    }
 
 
 def table(rows, columns):
