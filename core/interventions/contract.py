@@ -54,9 +54,9 @@ class Place:
     @property
     def _index(self) -> slice | list[int]:
         """The heads as an index; a slice where they are neighbours, for it copies nothing and waits for no device."""
-        assert self.heads is not None
-        first, last = self.heads[0], self.heads[-1]
-        return slice(first, last + 1) if self.heads == tuple(range(first, last + 1)) else list(self.heads)
+        heads = list(self.heads or ())
+        neighbours = bool(heads) and heads == list(range(heads[0], heads[-1] + 1))
+        return slice(heads[0], heads[-1] + 1) if neighbours else heads
 
     def pick(self, tensor: Tensor) -> Tensor:
         """Return the picked heads of a tensor ``(..., n_heads, d_head)``; all of it without heads."""
