@@ -32,6 +32,11 @@ READ_ONLY: frozenset[str] = frozenset({"attention_pattern"})
 WRITES: frozenset[str] = frozenset({"mlp_out", "resid_post"})
 
 
+def forward_order(kind: str) -> int:
+    """Return when a layer's forward passes a kind; kinds that an adapter adds come last."""
+    return list(SITE_KINDS).index(kind) if kind in SITE_KINDS else len(SITE_KINDS)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
     """One place in a model: a layer and a kind.

@@ -55,7 +55,7 @@ class Place:
     def _index(self) -> slice | list[int]:
         """The heads as an index; a slice where they are neighbours, for it copies nothing and waits for no device."""
         heads = list(self.heads or ())
-        neighbours = bool(heads) and heads == list(range(heads[0], heads[-1] + 1))
+        neighbours = bool(heads) and heads[0] >= 0 and heads == list(range(heads[0], heads[-1] + 1))
         return slice(heads[0], heads[-1] + 1) if neighbours else heads
 
     def pick(self, tensor: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ def edit(intervention: Intervention, value: Tensor, scene: Scene) -> Tensor:
     """
     place = Place(scene, intervention.site, intervention.heads)
     part = place.pick(value)
-    new = intervention.change(part, place)
+    new = intervention.change(part.clone(), place)  # a copy, for a change that works in place
     if new.shape != part.shape:
         raise XatlasError(
             f"{type(intervention.change).__name__} at {intervention.site} returned the shape "

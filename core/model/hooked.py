@@ -126,6 +126,23 @@ class HookedModel:
             raise unknown(f"site kind in layer {site.layer} ({self.operator_types[site.layer]})", site.kind, points)
         return points[site.kind]
 
+    def check(self, intervention: Intervention) -> None:
+        """Refuse an intervention at a place that the model doesn't have.
+
+        Raises
+        ------
+        XatlasError
+            As :meth:`point`; or a head is out of range.
+        """
+        self.point(intervention.site)
+        layer = intervention.site.layer
+        layout = self.adapter.head_layout(layer) if intervention.site.kind == "heads" else None
+        if layout is None:
+            return
+        for head in intervention.heads or ():
+            if not 0 <= head < layout.n_heads:
+                raise XatlasError(f"head {head} is out of range: layer {layer} has heads 0 to {layout.n_heads - 1}.")
+
     def sites(self, kind: str) -> list[Site]:
         """Return the sites of one kind, layer by layer."""
         return [Site(layer, kind) for layer in range(self.n_layers) if kind in self._points[layer]]

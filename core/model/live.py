@@ -12,13 +12,13 @@ import torch
 from xatlas.errors import XatlasError
 from xatlas.interventions import edit
 from xatlas.model.hooks import Editor, attached
+from xatlas.sites import Site, forward_order
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas.interventions import Intervention
     from xatlas.model import HookedModel
-    from xatlas.sites import Site
 
 
 class LiveScene:
@@ -136,11 +136,13 @@ def holding(
     Raises
     ------
     XatlasError
-        A site does not exist, or a change looks at another run.
+        A site or head does not exist, or a change looks at another run.
     """
     scene = LiveScene(model, means, seed)
     hooks = []
-    for intervention in interventions:
+    # Two edits may hook one module, where they run in the order of their hooks.
+    for intervention in sorted(interventions, key=lambda each: forward_order(each.site.kind)):
+        model.check(intervention)
         if intervention.change.runs() or intervention.change.reads():
             scene.source(intervention.site, "")
         for site in intervention.change.means(intervention.site):

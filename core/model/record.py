@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xatlas.errors import XatlasError
-from xatlas.model.hooks import attach, first_tensor, keeper
+from xatlas.model.hooks import attached, first_tensor, keeper
 from xatlas.sites import Site
 
 if TYPE_CHECKING:
@@ -91,15 +91,14 @@ def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iter
         named = {key: value for key, value in kwargs.items() if key not in skipped}
         calls.append(LayerCall(*one_row((tuple(rest), named), rows)))
 
-    layers = [model.adapter.layer(layer) for layer in range(model.n_layers)]
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    handles.append(attach(*model.hook(Site(model.n_layers - 1, "resid_post"), final.append)))
-    handles += [attach(*model.hook(site, keeper(values, site))) for site in sites]
-    try:
+    hooks = [model.hook(Site(model.n_layers - 1, "resid_post"), final.append)]
+    hooks += [model.hook(site, keeper(values, site)) for site in sites]
+    with ExitStack() as stack:
+        for layer in range(model.n_layers):
+            handle = model.adapter.layer(layer).register_forward_pre_hook(before, with_kwargs=True)
+            stack.callback(handle.remove)
+        stack.enter_context(attached(hooks))
         yield lambda: CleanRun(inputs, calls, final[0], values)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def one_row(value: Any, rows: int) -> Any:

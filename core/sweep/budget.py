@@ -18,7 +18,7 @@ class Budget:
     Parameters
     ----------
     stream_bytes : int
-        For recorded and for perturbed streams, each.
+        For recorded streams, for other values that the clean run keeps, and for perturbed streams, each.
     logit_bytes : int
         For one tensor of logits.
     tile_tokens : int

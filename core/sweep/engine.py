@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from xatlas.interventions import Condition, means_needed
+from xatlas.interventions import Condition
 from xatlas.metrics import Metric
 from xatlas.probe import Checkpoint, NoCheckpoint, no_progress
 from xatlas.prompts import TokenPrompt
@@ -89,11 +89,11 @@ def sweep(
     Raises
     ------
     XatlasError
-        A site does not exist, a mean or run is missing, or a run has another length than its prompt.
+        A site or head does not exist, a mean or run is missing, or a run has another length than its prompt.
     """
     runs, means = dict(runs or {}), dict(means or {})
     check_sweep(model, prompts, conditions, runs, means)
-    means = {site: means[site].to(model.device) for site in means_needed(conditions)}
+    means = {site: mean.to(model.device) for site, mean in means.items()}
     checkpoint = checkpoint or NoCheckpoint()
     budget = budget or Budget.for_device(model.device)
     if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):

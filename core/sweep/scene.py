@@ -148,15 +148,15 @@ def sites_seen(conditions: Iterable[Condition]) -> list[Site]:
     found: set[Site] = set()
     for condition in conditions:
         for intervention in condition:
-            for needed in (intervention, *_nested(intervention)):
+            for needed in (intervention, *nested(intervention)):
                 found |= {needed.site, *needed.change.looks_at(needed.site)}
                 found.add(Site(needed.site.layer, "resid_post"))
     return sorted(found)
 
 
-def _nested(intervention: Intervention) -> list[Intervention]:
+def nested(intervention: Intervention) -> list[Intervention]:
     """Return all interventions that a change looks at, however deep."""
     found: list[Intervention] = []
     for inner in intervention.change.reads():
-        found += [inner, *_nested(inner)]
+        found += [inner, *nested(inner)]
     return found

@@ -12,7 +12,7 @@ from xatlas.interventions import Condition, Intervention, means_needed
 from xatlas.prompts import TokenPrompt, buckets
 from xatlas.sites import Site
 from xatlas.sweep.budget import Budget
-from xatlas.sweep.scene import sites_seen
+from xatlas.sweep.scene import nested, sites_seen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,8 +26,12 @@ Runs = Mapping[str, Sequence[tuple[int, ...] | None]]
 
 
 def at_last(part: Intervention) -> bool:
-    """Whether an intervention, and all that it looks at, is at the readout position alone."""
-    return part.positions == "last" and all(at_last(inner) for inner in part.change.reads())
+    """Whether an intervention, and all that it looks at, is at the readout position alone.
+
+    What a change sees of further sites may be of any position, so such a change is not.
+    """
+    alone = part.positions == "last" and not part.change.looks_at(part.site)
+    return alone and all(at_last(inner) for inner in part.change.reads())
 
 
 def most_prompts(model: HookedModel, length: int, n_runs: int, budget: Budget) -> int:
@@ -51,11 +55,25 @@ def kept_sites(model: HookedModel, conditions: Sequence[Condition], tokens: int,
     All that the conditions may look at, or none where they would not fit the budget.
     """
     sites = sites_seen(conditions)
-    heads = [layout.n_heads * layout.d_head for layout in model.head_layouts if layout]
-    width = max([model.d_model, *heads])
-    # what enters and leaves a layer is recorded anyway
-    own = [site for site in sites if site.kind not in ("resid_pre", "resid_post")]
-    return sites if len(own) * tokens * width * 4 <= budget.stream_bytes else []
+    total = 0
+    for site in sites:
+        width = _kept_width(model, site)
+        if width is None:
+            return []
+        total += width * tokens * 4
+    return sites if total <= budget.stream_bytes else []
+
+
+def _kept_width(model: HookedModel, site: Site) -> int | None:
+    """Return how many numbers per token it takes to keep a site's value; None where that can't be told."""
+    if site.kind in ("resid_pre", "resid_post"):
+        return 0  # what enters and leaves a layer is recorded anyway
+    if site.kind in ("operator_out", "resid_mid", "mlp_out"):
+        return model.d_model
+    if site.kind in ("conv_gate", "conv_carrier", "conv_signal"):
+        return 3 * model.d_model  # a view of a projection that holds all three
+    layout = model.adapter.head_layout(site.layer)
+    return layout.n_heads * layout.d_head if site.kind == "heads" and layout else None
 
 
 def condition_groups(
@@ -86,15 +104,18 @@ def check_sweep(
     Raises
     ------
     XatlasError
-        A site does not exist, a mean or run is missing, or a run has another length than its prompt.
+        A site or head does not exist, a mean or run is missing, or a run has another length than its prompt.
     """
     for condition in conditions:
         if not condition:
             raise XatlasError("a condition needs at least one intervention.")
         for part in condition:
-            model.point(part.site)
+            for each in (part, *nested(part)):
+                model.check(each)
             for name in part.change.runs() - set(runs):
                 raise XatlasError(f"the sweep was not given the run '{name}' that a change at {part.site} needs.")
+    for site in sites_seen(conditions):
+        model.point(site)
     for site in means_needed(conditions) - set(means):
         raise XatlasError(f"no reference mean was given for {site}.")
     for name, run in runs.items():

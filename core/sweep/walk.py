@@ -9,7 +9,7 @@ import torch
 
 from xatlas.interventions import Condition, Intervention, edit
 from xatlas.model.hooks import Editor, Hook, attached
-from xatlas.sites import WRITES, Site
+from xatlas.sites import WRITES, Site, forward_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,7 +139,8 @@ class Walk:
         for site in by_site:
             self.scene.clean(site)
         pairs: list[Hook] = []
-        for site, edits in by_site.items():
+        # Two edits may hook one module, where they run in the order of their hooks.
+        for site, edits in sorted(by_site.items(), key=lambda item: forward_order(item[0].kind)):
             pairs += self.model.edit_hooks(site, self._editor(edits, indices))
         with attached(pairs):
             self._advance(layer, indices)

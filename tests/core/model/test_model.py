@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
-from xatlas.model.hooks import attached
+from xatlas.model.hooks import attached, count_hooks
 from xatlas.model.record import one_row
 from xatlas.sites import READ_ONLY, SITE_KINDS, Site
 
@@ -31,6 +31,13 @@ def test_captured_values_are_those_of_plain_hooks(shape, name):
         plain = ref.every_value(model.model, ids, [(site.layer, site.kind) for site in sites])
         for site in sites:
             torch.testing.assert_close(values[site][row], plain[site.layer, site.kind][0], atol=2e-5, rtol=1e-5)
+
+
+def test_a_record_that_is_refused_leaves_no_hooks(shape):
+    model = shape("llama")
+    with pytest.raises(XatlasError, match="unknown site kind in layer 1"):
+        model.record(IDS, [Site(0, "mlp_out"), Site(1, "conv_gate")])
+    assert count_hooks(model.model) == 0
 
 
 @pytest.mark.parametrize("name", ["llama", "lfm2-kernel-4-biased"])

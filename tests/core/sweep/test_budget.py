@@ -8,7 +8,10 @@ import torch
 from sweeping import Part, all_cases, measured
 
 from xatlas.errors import XatlasError
+from xatlas.interventions import Intervention, Zero
+from xatlas.sites import Site
 from xatlas.sweep.budget import Budget
+from xatlas.sweep.schedule import kept_sites
 
 
 def test_the_budget_changes_nothing_but_memory(shape):
@@ -62,3 +65,19 @@ def test_other_errors_of_a_run_are_not_taken_for_memory(shape, monkeypatch):
     monkeypatch.setattr(walk.Walk, "run", failing)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         measured(shape("llama"), [[Part(0, "mlp_out", "zero")]])
+
+
+def test_what_the_clean_run_keeps_is_counted_as_it_lies_in_memory(shape):
+    """A third of a convolution's projection keeps the whole; what can't be counted is never kept."""
+
+    class Looks(Zero):
+        def looks_at(self, site):
+            return (Site(site.layer, "attention_pattern"),)
+
+    model = shape("lfm2")
+    conditions = [(Intervention(site, Zero()),) for site in (Site(0, "conv_gate"), Site(1, "mlp_out"))]
+    needed = 10 * 4 * (3 * model.d_model + model.d_model)
+    kept = kept_sites(model, conditions, 10, Budget(stream_bytes=needed))
+    assert {Site(0, "conv_gate"), Site(1, "mlp_out")} <= set(kept)
+    assert kept_sites(model, conditions, 10, Budget(stream_bytes=needed - 1)) == []
+    assert kept_sites(model, [(Intervention(Site(1, "mlp_out"), Looks()),)], 10, Budget()) == []

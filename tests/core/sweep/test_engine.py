@@ -7,7 +7,7 @@ import reference as ref
 from sweeping import PROMPTS, Part, measured
 
 from xatlas.errors import XatlasError
-from xatlas.interventions import FromRun, Intervention, Mean, Zero
+from xatlas.interventions import FromRun, Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL
 from xatlas.sites import Site
 from xatlas.sweep import Budget, sweep
@@ -21,6 +21,12 @@ from xatlas.sweep import Budget, sweep
         ((Intervention(Site(0, "conv_gate"), Zero()),), "unknown site kind in layer 0"),
         ((Intervention(Site(0, "mlp_out"), Mean()),), "no reference mean was given for L0.mlp_out"),
         ((Intervention(Site(0, "mlp_out"), FromRun("x")),), "was not given the run 'x'"),
+        ((Intervention(Site(1, "heads"), Zero(), heads=(3, 4)),), "head 4 is out of range: layer 1 has heads 0 to 3"),
+        ((Intervention(Site(1, "heads"), Zero(), heads=(-1,)),), "head -1 is out of range"),
+        (
+            (Intervention(Site(0, "mlp_out"), RandomDirection((Intervention(Site(0, "conv_gate"), Zero()),))),),
+            "unknown site kind in layer 0",
+        ),
     ],
 )
 def test_what_can_not_be_measured_is_refused_before_anything_runs(shape, monkeypatch, condition, told):

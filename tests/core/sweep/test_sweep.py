@@ -9,7 +9,7 @@ import torch
 from models import SHAPES, token_prompt
 from sweeping import METRICS, PROMPTS, VECTOR, Part, Plain, all_cases, editable, measured, random_means
 
-from xatlas.interventions import Add, FromRun, Intervention, Mean, Zero
+from xatlas.interventions import Add, Change, FromRun, Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, Top1Changed
 from xatlas.sites import Site
 from xatlas.sweep import sweep
@@ -59,6 +59,47 @@ def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks
             assert torch.equal(state, cache.get_conv_state(layer))
             state.zero_()  # the layer updates it in place
             assert past.conv[layer].any()
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_edits_of_one_layer_are_made_in_the_forwards_order_whatever_stands_beside_them(shape, name):
+    """The stream after the operator is edited by way of the operator's output: both edits hook one module."""
+    model = shape(name)
+    both = [Part(1, "operator_out", "add"), Part(1, "resid_mid", "zero")]
+    entered = [Part(1, "resid_pre", "mean"), Part(1, "resid_mid", "add")]
+    cases = [[Part(1, "resid_mid", "add")], both, both[::-1], entered, entered[::-1]]
+    in_order = [cases[0], both, both, entered, entered]
+    assert ref.agree(measured(model, cases), Plain(model, random_means(model)).expected(in_order))
+
+
+def test_a_change_that_works_in_place_changes_only_its_own_value(shape):
+    class InPlace(Change):
+        def __call__(self, value, place):
+            return value.zero_()
+
+    def conditions(change):
+        own = [Intervention(Site(1, "heads"), change, heads=heads) for heads in ((0,), (0, 1), (0, 2), None)]
+        return [(each,) for each in own] + [
+            (Intervention(each.site, RandomDirection((each,)), heads=each.heads),) for each in own
+        ]
+
+    zero, in_place = (sweep(shape("llama"), PROMPTS, conditions(change), [KL()]) for change in (Zero(), InPlace()))
+    assert np.array_equal(zero, in_place)
+    assert (zero > 1e-4).all()
+
+
+def test_what_a_change_sees_of_other_positions_is_whole_though_only_the_readout_is_changed(shape):
+    class Before(Change):
+        def __call__(self, value, place):
+            return place.scene.clean(Site(place.site.layer, "resid_pre")).cumsum(1)
+
+        def looks_at(self, site):
+            return (Site(site.layer, "resid_pre"),)
+
+    model = shape("lfm2")
+    conditions = [(Intervention(site, Before(), positions="last"),) for site in model.sites("mlp_out")]
+    last = sweep(model, PROMPTS, conditions, [KL()])
+    assert ref.agree(last, sweep(model, PROMPTS, conditions, [KL(), KL("all")])[:1])
 
 
 @pytest.mark.parametrize("name", ["lfm2", "lfm2-all-conv", "lfm2-kernel-4-biased", "llama"])
