@@ -89,7 +89,7 @@ class Change(ABC):
 
     @abstractmethod
     def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return the new value, shaped as ``value`` ``(prompt, pos, ...)``."""
+        """Return the new value, shaped as ``value`` ``(prompt, pos, ...)``, which is a copy and may be used up."""
 
     def reads(self) -> tuple[Intervention, ...]:
         """Return interventions whose sites' clean values the change looks at."""
@@ -176,7 +176,7 @@ def edit(intervention: Intervention, value: Tensor, scene: Scene) -> Tensor:
     """
     place = Place(scene, intervention.site, intervention.heads)
     part = place.pick(value)
-    new = intervention.change(part.clone(), place)  # a copy, for a change that works in place
+    new = intervention.change(part.clone(), place)
     if new.shape != part.shape:
         raise XatlasError(
             f"{type(intervention.change).__name__} at {intervention.site} returned the shape "
