@@ -11,7 +11,7 @@ import torch
 
 from xatlas.errors import XatlasError, unknown
 from xatlas.model.choice import adapter_for, make_reader
-from xatlas.model.hooks import Editor, Hook, SiteFunction, attached, keeper
+from xatlas.model.hooks import Editor, Hook, SiteFunction, attached, keeper, rebuilding
 from xatlas.model.live import holding
 from xatlas.model.proof import prove as prove_hook_points
 from xatlas.model.record import CleanRun, LayerCall, recording
@@ -161,9 +161,6 @@ class HookedModel:
     def edit_hooks(self, site: Site, editor: Editor) -> list[Hook]:
         """Return the hooks that replace a site's value by ``editor(value)``; an indirect site needs two.
 
-        Where a module only reads a copy of the stream, replacing what it reads would miss the stream itself.
-        The stream is then rebuilt where it was last added to, from what entered the layer.
-
         Raises
         ------
         XatlasError
@@ -172,17 +169,7 @@ class HookedModel:
         point = self.point(site)
         if point.edit_as is None:
             return [self.hook(site, editor)]
-        entered: list[Tensor] = []
-
-        def enter(value: Tensor) -> None:
-            entered[:] = [value]
-
-        def rebuild(value: Tensor) -> Tensor:
-            stream = entered[0] + value
-            new = editor(stream)
-            # Exact where the stream is set to zero, and where it is left alone.
-            return torch.where(new == stream, value, new - entered[0])
-
+        enter, rebuild = rebuilding(editor)
         return [
             self.hook(Site(site.layer, "resid_pre"), enter),
             self.hook(Site(site.layer, point.edit_as), rebuild),

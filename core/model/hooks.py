@@ -118,3 +118,30 @@ def keeper(values: dict[Site, Tensor], site: Site) -> SiteFunction:
         values[site] = value
 
     return keep
+
+
+def rebuilding(editor: Editor) -> tuple[SiteFunction, Editor]:
+    """Return how the stream is edited by way of what is added to it.
+
+    Where a module only reads a copy of the stream, replacing what it reads would miss the stream itself. The
+    stream is then rebuilt where it was last added to, from what entered the layer.
+
+    Returns
+    -------
+    enter : callable
+        Is shown the stream entering the layer ``(row, pos, d_model)``.
+    rebuild : callable
+        Takes what is added to it, and returns what makes the sum ``editor(sum)``.
+    """
+    entered: list[Tensor] = []
+
+    def enter(value: Tensor) -> None:
+        entered[:] = [value]
+
+    def rebuild(value: Tensor) -> Tensor:
+        stream = entered[0] + value
+        new = editor(stream)
+        # Exact where the stream is set to zero, and where it is left alone.
+        return torch.where(new == stream, value, new - entered[0])
+
+    return enter, rebuild

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, means_needed
 from xatlas.prompts import TokenPrompt, buckets
-from xatlas.sites import Site
+from xatlas.sites import READ_ONLY, SITE_KINDS, Chunk, Heads, Site
 from xatlas.sweep.budget import Budget
 from xatlas.sweep.scene import nested, sites_seen
 
@@ -66,14 +66,14 @@ def kept_sites(model: HookedModel, conditions: Sequence[Condition], tokens: int,
 
 def _kept_width(model: HookedModel, site: Site) -> int | None:
     """Return how many numbers per token it takes to keep a site's value; None where that can't be told."""
+    if site.kind in READ_ONLY or site.kind not in SITE_KINDS:
+        return None
     if site.kind in ("resid_pre", "resid_post"):
         return 0  # what enters and leaves a layer is recorded anyway
-    if site.kind in ("operator_out", "resid_mid", "mlp_out"):
-        return model.d_model
-    if site.kind in ("conv_gate", "conv_carrier", "conv_signal"):
-        return 3 * model.d_model  # a view of a projection that holds all three
-    layout = model.adapter.head_layout(site.layer)
-    return layout.n_heads * layout.d_head if site.kind == "heads" and layout else None
+    view = model.point(site).view
+    if isinstance(view, Heads):
+        return view.n_heads * view.d_head
+    return model.d_model * (view.count if isinstance(view, Chunk) else 1)  # a part keeps the whole
 
 
 def condition_groups(

@@ -10,8 +10,9 @@ import torch
 from xatlas import XatlasError
 from xatlas.architectures.minis.card import BagOfTokens, card_text, solved
 from xatlas.architectures.minis.configs import ATTENTION_LAYERS, MLP_WIDTH, build
-from xatlas.architectures.minis.recipe import RECIPE, Trainer, export, rate, weighted_loss
+from xatlas.architectures.minis.recipe import export
 from xatlas.architectures.minis.tokens import TARGET, TEXT, TokenFile, load_tokenizer, read_lines, train_tokenizer
+from xatlas.architectures.minis.trainer import RECIPE, Trainer, rate, weighted_loss
 from xatlas.plugins.suites.__main__ import main as suites_main
 from xatlas.suites import Prompt
 
@@ -78,6 +79,18 @@ def test_padding_changes_nothing(name):
     assert targets.item() == pytest.approx(nll[:, 6].sum().item(), rel=1e-5)
     rest = nll.sum() - nll[:, 6].sum()
     assert loss.item() == pytest.approx((nll[:, 6].sum() + 0.05 * rest).item(), rel=1e-5)  # text counts, but little
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_a_cuda_device_learns_what_the_cpu_learns(out):
+    there, here = (Trainer("lfm2-mini", out, device, SMALL) for device in ("cuda", "cpu"))
+    losses = [(float(there.step()), float(here.step())) for _ in range(3)]
+    there.save()
+    there.resume()
+    losses.append((float(there.step()), float(here.step())))
+    for on_cuda, on_cpu in losses:
+        assert on_cuda == pytest.approx(on_cpu, rel=0.02)  # Muon orthogonalises in bfloat16
 
 
 def test_resuming_gives_the_same_weights(out):
