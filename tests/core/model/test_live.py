@@ -167,9 +167,22 @@ def test_first_is_position_0_only_once(shape):
 OWN = (Intervention(Site(0, "mlp_out"), Zero()),)
 
 
+def test_edits_are_made_in_the_forwards_order_however_they_are_given(shape):
+    """The stream after the operator is edited by way of the operator's output: both edits hook one module."""
+    model = shape("llama")
+    ids = PROMPT[0].tolist()
+    edits = [(1, "operator_out", lambda value: value + VECTOR), (1, "resid_mid", torch.zeros_like)]
+    parts = [Intervention(Site(1, "operator_out"), Add(VECTOR)), Intervention(Site(1, "resid_mid"), Zero())]
+    for given in (parts, parts[::-1]):
+        with model.intervene(given):
+            logits = model.model(input_ids=PROMPT).logits[0].double()
+        torch.testing.assert_close(logits, ref.logits(model.model, ids, edits), atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("held", "told"),
     [
+        (Intervention(Site(1, "heads"), Zero(), heads=(4,)), "head 4 is out of range: layer 1 has heads 0 to 3"),
         (
             Intervention(Site(0, "mlp_out"), FromRun("donor 0")),
             "no other run to take values from: use zero",
