@@ -27,6 +27,8 @@ class Adapter(ABC):
 
     #: Hugging Face class names that the adapter fits, e.g. ``("LlamaForCausalLM",)``.
     architectures: ClassVar[tuple[str, ...]]
+    #: Raised whenever a change of the adapter changes numbers; enters the job's key.
+    version: ClassVar[int] = 1
     #: Path of the module list of decoder layers.
     layers_path: ClassVar[str] = "model.layers"
     #: Paths of the embedding, the norm after the last layer, and the unembedding.

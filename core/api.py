@@ -17,6 +17,7 @@ from xatlas.run.direct import measure_directly
 from xatlas.run.outcome import Reporter
 from xatlas.run.plan import Settings, steps_for
 from xatlas.run.suites import default_suite, find_suite
+from xatlas.settings import TEMPLATE_DATE
 from xatlas.store import Store
 from xatlas.store.atlas import open_atlas
 from xatlas.suites import Suite
@@ -83,6 +84,7 @@ def load(
     attention: str = "sdpa",
     bos: Literal["always", "native"] = "always",
     chat_template: bool = False,
+    template_date: str = TEMPLATE_DATE,
 ) -> HookedModel:
     """Load a model by name or path, with its hook points proved.
 
@@ -96,7 +98,14 @@ def load(
 
     resolved = resolve(name)
     parts = load_parts(resolved, device=device, dtype=dtype, attention=attention)
-    return HookedModel(parts.model, parts.tokenizer, slug=resolved.slug, bos=bos, chat_template=chat_template)
+    return HookedModel(
+        parts.model,
+        parts.tokenizer,
+        slug=resolved.slug,
+        bos=bos,
+        chat_template=chat_template,
+        template_date=template_date,
+    )
 
 
 def measure(
@@ -127,7 +136,7 @@ def measure(
     reporter : Reporter, optional
         Hears how it goes.
     **options
-        ``device``, ``dtype``, ``attention``, ``bos``, ``chat_template``, ``seed``, ``draws``.
+        ``device``, ``dtype``, ``attention``, ``bos``, ``chat_template``, ``template_date``, ``seed``, ``draws``.
 
     Returns
     -------

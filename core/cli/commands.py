@@ -24,6 +24,7 @@ from xatlas.cli.words import (
     told,
 )
 from xatlas.errors import XatlasError
+from xatlas.settings import TEMPLATE_DATE
 
 if TYPE_CHECKING:
     from xatlas.comparison import Comparison
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from xatlas.run.plan import Settings, Step
 
 #: Options of the commands that measure which are settings by the same name.
-_SHARED = ("draws", "seed", "device", "dtype", "bos", "attention", "chat_template")
+_SHARED = ("draws", "seed", "device", "dtype", "bos", "attention", "chat_template", "template_date")
 
 app = typer.Typer(
     name="xatlas",
@@ -79,6 +80,7 @@ def compare(
     bos: options.Bos = "always",
     attention: options.Attention = "sdpa",
     chat_template: options.ChatTemplate = False,
+    template_date: options.TemplateDate = TEMPLATE_DATE,
     as_json: options.Json = False,
 ) -> None:
     """Measure what comparisons need of several models, compare, and draw the figures."""
@@ -124,6 +126,7 @@ def run(
     bos: options.Bos = "always",
     attention: options.Attention = "sdpa",
     chat_template: options.ChatTemplate = False,
+    template_date: options.TemplateDate = TEMPLATE_DATE,
     as_json: options.Json = False,
 ) -> None:
     """Measure one model with probes; what the atlas holds is not measured again."""
@@ -163,6 +166,7 @@ def plan(
     bos: options.Bos = "always",
     attention: options.Attention = "sdpa",
     chat_template: options.ChatTemplate = False,
+    template_date: options.TemplateDate = TEMPLATE_DATE,
     as_json: options.Json = False,
 ) -> None:
     """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""

@@ -109,4 +109,8 @@ Attention = Annotated[
     str, typer.Option(help="Attention implementation: sdpa or eager.", autocompletion=_one_of(*ATTENTIONS))
 ]
 ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Wrap prompts as a user's turn.")]
+TemplateDate = Annotated[
+    str,
+    typer.Option(metavar="YYYY-MM-DD", help="Date that a chat template is rendered with: equal tokens on any day."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

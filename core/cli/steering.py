@@ -6,12 +6,13 @@ import itertools
 import shutil
 import textwrap
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from xatlas.cli import options
 from xatlas.cli.words import print_json, say, told
+from xatlas.settings import TEMPLATE_DATE
 
 #: Narrowest and widest column that a continuation is printed in.
 _COLUMN = (24, 60)
@@ -44,20 +45,27 @@ def steer(
     dtype: options.Dtype = "float32",
     bos: options.Bos = "always",
     chat_template: options.ChatTemplate = False,
+    template_date: options.TemplateDate = TEMPLATE_DATE,
     as_json: options.Json = False,
 ) -> None:
     """Continue a text with a direction added at every newest token, beside the clean continuation."""
     from xatlas.api import load, make_settings
 
     # Everything that can be wrong without a model is found before one is loaded.
-    settings = make_settings(suite, reference, device=device, dtype=dtype, bos=bos, chat_template=chat_template)
+    shared: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "chat_template": chat_template,
+        "template_date": template_date,
+    }
+    settings = make_settings(suite, reference, bos=bos, **shared)
     from xatlas.steer import Source, check_strength
     from xatlas.steer import steer as steer_text
 
     check_strength(strength)
     assert settings.reference is not None
     source = Source.read(direction, settings.reference)
-    hooked = load(model, device=device, dtype=dtype, bos=settings.bos, chat_template=chat_template)
+    hooked = load(model, bos=settings.bos, **shared)
     vector = source.vector(hooked, layer, settings.reference)
     norm_of = settings.suite if relative else None
     done = steer_text(hooked, text, vector, layer, strength, relative_to=norm_of, tokens=tokens)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from xatlas.errors import unknown
 from xatlas.manager import adapters
 from xatlas.prompts import Reader
-from xatlas.settings import BosHabit
+from xatlas.settings import TEMPLATE_DATE, BosHabit
 
 if TYPE_CHECKING:
     from xatlas.adapter import Adapter
@@ -28,7 +28,9 @@ def adapter_for(model: Any) -> Adapter:
     return known[name](model)
 
 
-def make_reader(model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool) -> Reader:
+def make_reader(
+    model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool, template_date: str = TEMPLATE_DATE
+) -> Reader:
     """Return the reader for a model: its context length and end-of-document token are read here.
 
     Raises
@@ -40,4 +42,11 @@ def make_reader(model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool) 
     ends = given if isinstance(given, list) else [given]
     end: int | None = ends[0] if ends else None
     context = getattr(model.config, "max_position_embeddings", None)
-    return Reader(tokenizer, bos=bos, chat_template=chat_template, context=context, end_token=end)
+    return Reader(
+        tokenizer,
+        bos=bos,
+        chat_template=chat_template,
+        template_date=template_date,
+        context=context,
+        end_token=end,
+    )

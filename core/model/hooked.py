@@ -16,7 +16,7 @@ from xatlas.model.live import holding
 from xatlas.model.proof import prove as prove_hook_points
 from xatlas.model.record import CleanRun, LayerCall, recording
 from xatlas.prompts import TokenPrompt, TokenSuite
-from xatlas.settings import BosHabit
+from xatlas.settings import TEMPLATE_DATE, BosHabit
 from xatlas.sites import HookPoint, Site
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class HookedModel:
         What stands at position 0.
     chat_template : bool
         Wrap prompts as a user's turn.
+    template_date : str
+        Date that the chat template is rendered with, ``YYYY-MM-DD``.
     adapter : Adapter, optional
         Chosen by the model's class name when left out.
     prove : bool
@@ -62,6 +64,7 @@ class HookedModel:
         slug: str = "model",
         bos: BosHabit = "always",
         chat_template: bool = False,
+        template_date: str = TEMPLATE_DATE,
         adapter: Adapter | None = None,
         prove: bool = True,
     ) -> None:
@@ -69,7 +72,7 @@ class HookedModel:
         self.tokenizer = tokenizer
         self.slug = slug
         self.adapter = adapter or adapter_for(model)
-        self.reader = None if tokenizer is None else make_reader(model, tokenizer, bos, chat_template)
+        self.reader = None if tokenizer is None else make_reader(model, tokenizer, bos, chat_template, template_date)
         self._points = [self.adapter.hook_points(layer) for layer in range(self.n_layers)]
         if prove:
             prove_hook_points(self)

@@ -7,7 +7,7 @@ from typing import Any
 
 from xatlas.errors import XatlasError
 from xatlas.prompts.tokens import TokenPrompt, TokenSuite
-from xatlas.settings import BosHabit
+from xatlas.settings import TEMPLATE_DATE, BosHabit
 from xatlas.suites import Prompt, Suite
 
 
@@ -23,6 +23,8 @@ class Reader:
         that position 0 is the same kind of thing in every model; ``native`` leaves the tokenizer's habit.
     chat_template : bool
         Wrap the text as a user's turn.
+    template_date : str
+        Date that the chat template is rendered with, ``YYYY-MM-DD``: the same tokens on any day.
     context : int or None
         Longest input the model takes.
     end_token : int or None
@@ -40,6 +42,7 @@ class Reader:
         *,
         bos: BosHabit = "always",
         chat_template: bool = False,
+        template_date: str = TEMPLATE_DATE,
         context: int | None = None,
         end_token: int | None = None,
     ) -> None:
@@ -48,6 +51,7 @@ class Reader:
         self.tokenizer = tokenizer
         self.bos = bos
         self.chat_template = chat_template
+        self.template_date = template_date
         self.context = context
         self.first_token = self._first_token(end_token) if bos == "always" else None
 

@@ -10,7 +10,7 @@ from xatlas import manager
 from xatlas.errors import XatlasError, unknown
 from xatlas.loading.names import Resolved
 from xatlas.probe import Probe, Requirement
-from xatlas.settings import BosHabit, check_setting
+from xatlas.settings import TEMPLATE_DATE, BosHabit, check_date, check_setting
 from xatlas.store.jobs import Job
 from xatlas.suites import Suite
 
@@ -31,6 +31,8 @@ class Settings:
         As in :class:`xatlas.store.jobs.Job`.
     chat_template : bool
         Wrap prompts in the model's chat template.
+    template_date : str
+        Date that a chat template is rendered with, ``YYYY-MM-DD``.
     seed, draws : int
         As in :class:`xatlas.store.jobs.Job`.
     parameters : mapping of str to mapping
@@ -49,6 +51,7 @@ class Settings:
     attention: str = "sdpa"
     bos: BosHabit = "always"
     chat_template: bool = False
+    template_date: str = TEMPLATE_DATE
     seed: int = 0
     draws: int = 1
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -58,6 +61,7 @@ class Settings:
         check_setting("attention implementation", self.attention)
         check_setting("BOS habit", self.bos)
         check_setting("device", self.device)
+        check_date(self.template_date)
         if self.draws < 1:
             raise XatlasError(f"draws = {self.draws} does not fit: it takes a whole number from 1.")
         for probe, given in self.parameters.items():
@@ -168,6 +172,12 @@ def make_probe(requirement: Requirement, settings: Settings) -> Probe:
     return manager.pick("probe", requirement.probe, manager.probes())(**given)
 
 
+def adapter_name(architecture: str) -> str:
+    """Return which adapter, in which version, names the hook points of an architecture."""
+    adapter = manager.adapters()[architecture]
+    return f"{adapter.__module__}.{adapter.__qualname__} {adapter.version}"
+
+
 def job_for(model: Resolved, probe: Probe, settings: Settings, needs: Mapping[str, Job]) -> Job:
     """Write down one measurement; what the probe does not depend on stays out of it."""
     reference = settings.reference if probe.uses_reference else None
@@ -178,6 +188,7 @@ def job_for(model: Resolved, probe: Probe, settings: Settings, needs: Mapping[st
         weights=model.identity,
         probe=probe.name,
         version=probe.version,
+        adapter=adapter_name(model.architecture),
         parameters=probe.canonical_parameters(),
         suite=settings.suite.hash if probe.measures_on == "suite" else None,
         reference=None if reference is None else reference.hash,
@@ -186,6 +197,7 @@ def job_for(model: Resolved, probe: Probe, settings: Settings, needs: Mapping[st
         attention=attention,
         bos=settings.bos,
         chat_template=settings.chat_template,
+        template_date=settings.template_date if settings.chat_template else None,
         seed=settings.seed,
         draws=settings.draws,
     )

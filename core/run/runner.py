@@ -221,6 +221,7 @@ def load_hooked(step: Step, settings: Settings) -> HookedModel:
         slug=step.model.slug,
         bos=settings.bos,
         chat_template=settings.chat_template,
+        template_date=settings.template_date,
     )
 
 

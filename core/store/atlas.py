@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 #: What a choice between jobs can name; ``suite`` takes a suite's name or the start of its hash.
-CHOICES = ("suite", "reference", "dtype", "attention", "bos", "chat_template", "seed", "draws", "key")
+CHOICES = ("suite", "reference", "dtype", "attention", "bos", "chat_template", "template_date", "seed", "draws", "key")
 
 
 def open_atlas(
@@ -36,7 +36,7 @@ def open_atlas(
         Parameters that a probe must have been run with, where it knows them.
     **choices
         ``suite`` (name, or start of the hash), ``reference``, ``dtype``, ``attention``, ``bos``,
-        ``chat_template``, ``seed``, ``draws``, ``key``: needed when a probe was run in several ways.
+        ``chat_template``, ``template_date``, ``seed``, ``draws``, ``key``: needed when a probe was run in several ways.
 
     Returns
     -------

@@ -29,6 +29,8 @@ class Job:
         Name of the probe.
     version : int
         Its version.
+    adapter : str
+        The adapter that named the hook points, as ``module.Class``, and its version: ``xatlas.…LlamaAdapter 1``.
     parameters : mapping
         All of its parameters, JSON-ready.
     suite, reference : str or None
@@ -39,6 +41,8 @@ class Job:
         Number format, attention implementation, and ``"always"`` or ``"native"``.
     chat_template : bool
         Whether prompts are wrapped in the model's chat template.
+    template_date : str or None
+        Date that a chat template is rendered with, None without a template.
     seed, draws : int
         Seed of every random choice; donors and control directions averaged.
     """
@@ -47,6 +51,7 @@ class Job:
     weights: str
     probe: str
     version: int = 1
+    adapter: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     suite: str | None = None
     reference: str | None = None
@@ -55,6 +60,7 @@ class Job:
     attention: str = "sdpa"
     bos: str = "always"
     chat_template: bool = False
+    template_date: str | None = None
     seed: int = 0
     draws: int = 1
 
