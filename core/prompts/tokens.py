@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -93,6 +96,15 @@ class TokenSuite:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hex sha256 of what is run and where it is read: every prompt's id, tokens and positions, in order."""
+        digest = hashlib.sha256()
+        for p in self.prompts:
+            line = [p.prompt.id, p.ids, p.n_text, p.readout, p.answer, p.foil_answer, p.target_ids, p.subject]
+            digest.update(json.dumps(line).encode() + b"\n")
+        return digest.hexdigest()
 
 
 def buckets(lengths: Sequence[int], most: dict[int, int] | int) -> list[np.ndarray]:

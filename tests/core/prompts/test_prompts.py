@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from xatlas.errors import XatlasError
-from xatlas.prompts import Reader, buckets
+from xatlas.prompts import Reader, TokenSuite, buckets
 from xatlas.suites import Prompt, Suite
 
 SPACE = "Ġ"  # how byte-level tokenizers write a space
@@ -163,6 +165,21 @@ def test_a_chat_template_wraps_the_text_and_begins_it_once():
 def test_a_chat_template_that_is_not_there_is_refused():
     with pytest.raises(XatlasError, match="has no chat template"):
         Reader(tokenizer(), chat_template=True)
+
+
+def test_the_hash_of_the_tokens_sees_tokens_positions_and_ids_and_nothing_else():
+    found = Reader(tokenizer()).suite([Prompt("p", "f", "ab", " c", " d", subject=(0, 1))])
+    (prompt,) = found.prompts
+    changes = [
+        {"ids": (*prompt.ids[:-1], 3)},
+        {"readout": 1},
+        {"answer": 3},
+        {"subject": (2,)},
+        {"prompt": replace(prompt.prompt, id="q")},
+    ]
+    others = {TokenSuite((replace(prompt, **change),)).hash for change in changes}
+    assert len(others | {found.hash}) == len(changes) + 1
+    assert TokenSuite((replace(prompt, prompt=replace(prompt.prompt, family="g")),), {"x": "why"}).hash == found.hash
 
 
 # -- classes of positions, buckets ------------------------------------------------------------------
