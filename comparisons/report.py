@@ -18,6 +18,7 @@ import numpy as np
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.measures import summary
 from xatlas.errors import XatlasError
+from xatlas.text import spreadsheet_cell
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -145,7 +146,8 @@ def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:
         places = itertools.product(*(labels[dim] for dim in own))
         for place, value in zip(places, np.asarray(array.values).ravel().tolist(), strict=True):
             where = dict(zip(own, place, strict=True))
-            writer.writerow([name, *(where.get(dim, "") for dim in dims), _cell(value), units])
+            cells = (name, *(where.get(dim, "") for dim in dims), _cell(value), units)
+            writer.writerow([spreadsheet_cell(cell) for cell in cells])
 
 
 def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:
@@ -158,4 +160,4 @@ def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if value != value else repr(value)
-    return value
+    return spreadsheet_cell(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,11 +19,14 @@ from xatlas.cli.words import (
     FAILED,
     INTERRUPTED,
     Bars,
+    Verbose,
+    echo,
     listen,
     print_json,
     print_table,
     say,
     told,
+    traceback_hint,
 )
 from xatlas.errors import XatlasError
 from xatlas.settings import TEMPLATE_DATE
@@ -47,13 +52,13 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"xatlas {__version__}")
+        echo(f"xatlas {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def start(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more, tracebacks included.")] = False,
+    verbose: Verbose = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -192,7 +197,7 @@ def plan(
         return
     print_table(rows)
     total = sum(row["minutes"] for row in rows if isinstance(row["minutes"], float))
-    typer.echo(f"\n{rests_on(settings)}; about {total:.1f} min on this processor, less on a GPU.")
+    echo(f"\n{rests_on(settings)}; about {total:.1f} min on this processor, less on a GPU.")
 
 
 def _names(text: str) -> list[str]:
@@ -229,7 +234,8 @@ def _steps(models: Sequence[Resolved], probes: Sequence[str], settings: Settings
 def _end(failures: Sequence[Failure]) -> None:
     """Name what failed, and leave with its exit code."""
     if failures:
-        say(f"{len(failures)} failed: {'; '.join(failure.what for failure in failures)}. The rest is kept.")
+        named = "; ".join(failure.what for failure in failures)
+        say(f"{len(failures)} failed: {named}. The rest is kept.{traceback_hint()}")
         raise typer.Exit(FAILED)
 
 
@@ -241,6 +247,9 @@ def main() -> None:
     """Run the command line."""
     # Standard error is for this program's own words; a wish of the user's goes before.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is escaped, never a crash
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except KeyboardInterrupt:  # before a command had begun

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xatlas.cli import options
-from xatlas.cli.words import FAILED, print_json, print_table, say, told
+from xatlas.cli.words import FAILED, echo, print_json, print_table, say, told
+from xatlas.text import one_line
 
 if TYPE_CHECKING:
     from xatlas.probe import Probe
@@ -48,7 +49,7 @@ def fetch(
     from xatlas.loading.names import fetch as fetch_model
 
     model = fetch_model(name)
-    typer.echo(f"{model.name}: {model.architecture} in {model.folder}")
+    echo(f"{model.name}: {model.architecture} in {model.folder}")
 
 
 def show(
@@ -63,7 +64,7 @@ def show(
         if as_json:
             print_json({"job": entry.job.record(), **entry.provenance})
             return
-        typer.echo(str(dataset.drop_attrs(deep=False)))
+        echo(str(dataset.drop_attrs(deep=False)))
         print_table([{"about": name, "is": value} for name, value in _flat(entry.job.record())])
         print_table([{"measured": name, "is": value} for name, value in _flat(entry.provenance)])
         return
@@ -91,9 +92,9 @@ def explain(
     from xatlas import manager
 
     found = manager.pick("probe", probe, manager.probes())
-    typer.echo(f"{found.name}, version {found.version}\n")
-    typer.echo(inspect.getdoc(found) or "It has no description.")
-    typer.echo("\nVariables")
+    echo(f"{found.name}, version {found.version}\n")
+    echo(inspect.getdoc(found) or "It has no description.")
+    echo("\nVariables")
     print_table(
         [
             {"name": name, "unit": item.units, "dimensions": ", ".join(item.dims), "what": item.long_name}
@@ -102,10 +103,10 @@ def explain(
     )
     values = found().canonical_parameters()
     if values:
-        typer.echo("\nParameters (--set PROBE.NAME=VALUE, or --NAME VALUE)")
+        echo("\nParameters (--set PROBE.NAME=VALUE, or --NAME VALUE)")
         print_table([{"name": f"{found.name}.{name}", "default": _text(item)} for name, item in values.items()])
     needed = [requirement.probe for requirement in found().requires]
-    typer.echo(f"\nSites: {', '.join(found.sites) or 'none'}. Requires: {', '.join(needed) or 'nothing'}.")
+    echo(f"\nSites: {', '.join(found.sites) or 'none'}. Requires: {', '.join(needed) or 'nothing'}.")
 
 
 def probes(as_json: options.Json = False) -> None:
@@ -175,10 +176,10 @@ def check(
             continue
         try:
             function(item)
-            typer.echo(f"ok      {kind} {name}")
+            echo(f"ok      {kind} {name}")
         except Exception as error:  # whatever a plugin raises is its failure, told like any other
             failed += 1
-            typer.echo(f"FAILED  {kind} {name}: {' '.join(str(error).split())}")
+            echo(f"FAILED  {kind} {name}: {one_line(str(error))}")
     if failed:
         say(f"{failed} failed their checks.")
         raise typer.Exit(FAILED)
@@ -190,7 +191,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     elif rows:
         print_table(rows)
     else:
-        typer.echo("none")
+        echo("none")
 
 
 def _first_line(item: type[Probe] | type[Any]) -> str:

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from xatlas.cli import options
-from xatlas.cli.words import print_json, say, told
+from xatlas.cli.words import echo, print_json, say, told
 from xatlas.settings import TEMPLATE_DATE
+from xatlas.text import printable
 
 #: Narrowest and widest column that a continuation is printed in.
 _COLUMN = (24, 60)
@@ -73,9 +74,7 @@ def steer(
         print_json({"model": hooked.slug, "text": text, "direction": direction, "layer": layer, **asdict(done)})
         return
     _print_beside(("clean", done.clean), ("steered", done.steered))
-    typer.echo(
-        f"\nKL(clean || steered) at the first step: {done.kl:.4g} nats; added at layer {layer}: {done.length:.4g}"
-    )
+    echo(f"\nKL(clean || steered) at the first step: {done.kl:.4g} nats; added at layer {layer}: {done.length:.4g}")
     if done.clean == done.steered:
         say("the continuations are the same: a larger strength may tell them apart.")
 
@@ -86,8 +85,8 @@ def _print_beside(*columns: tuple[str, str]) -> None:
     width = min(most, max(least, (shutil.get_terminal_size().columns - 3) // len(columns)))
     cells = []
     for title, text in columns:
-        shown = text.strip("\n") if text.strip() else "(the text ends here)"
+        shown = printable(text).strip("\n") if text.strip() else "(the text ends here)"
         lines = [part for line in shown.splitlines() for part in textwrap.wrap(line, width) or [""]]
         cells.append([title, "-" * width, *lines])
     for row in itertools.zip_longest(*cells, fillvalue=""):
-        typer.echo("   ".join(cell.ljust(width) for cell in row).rstrip())
+        echo("   ".join(cell.ljust(width) for cell in row).rstrip())

@@ -8,9 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from xatlas.cli.words import command_line, print_result
+from xatlas.cli.words import command_line, echo, print_result
 
 if TYPE_CHECKING:
     from xatlas.run.comparing import Comparing
@@ -56,13 +54,13 @@ def print_comparing(done: Comparing, settings: Settings, out: Path) -> None:
         print_result(result, manager.comparisons()[result.name].summary)
     if not done.results:
         return
-    typer.echo(f"\n{rests_on(settings)}.")
+    echo(f"\n{rests_on(settings)}.")
     if not done.outcome.measured and all(result.reused for result in done.results):
-        typer.echo("Nothing has changed: all of it was there.")
-    typer.echo(f"Results are in {out / ATLAS}, figures and their data in {out / FIGURES}.")
+        echo("Nothing has changed: all of it was there.")
+    echo(f"Results are in {out / ATLAS}, figures and their data in {out / FIGURES}.")
     larger = larger_suite(settings.suite)
     if larger is not None:
-        typer.echo(f"On suite '{larger.name}' ({len(larger)} prompts): {_again('--suite', larger.name)}")
+        echo(f"On suite '{larger.name}' ({len(larger)} prompts): {_again('--suite', larger.name)}")
 
 
 def _again(option: str, value: str) -> str:

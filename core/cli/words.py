@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
 import os
@@ -10,32 +11,45 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from xatlas.errors import XatlasError
+from xatlas.text import one_line, printable
 
 if TYPE_CHECKING:
     from xatlas.run.comparing import Compared
     from xatlas.run.outcome import Failure
     from xatlas.run.plan import Step
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
 
-def told(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a user's mistake into one line on stderr and an exit code; no traceback."""
+#: Tells about faults of programs, with a traceback that ``-v`` shows.
+log = logging.getLogger("xatlas")
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more, tracebacks included.")]
+
+
+def told(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command ``-v``, and turn what goes wrong into one line on stderr and an exit code."""
 
     @functools.wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(*args: Any, verbose: bool = False, **kwargs: Any) -> R:
+        if verbose:
+            listen(True)
         try:
             return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
         except XatlasError as error:
-            say(str(error))
+            cause = error.__cause__
+            if cause is not None and not isinstance(cause, XatlasError | OSError | ValueError):
+                log.debug("this came from:", exc_info=cause)
+            say(f"{error}{traceback_hint()}")
             raise typer.Exit(USAGE) from None
         except KeyboardInterrupt:
             say("interrupted. What was finished is kept: the same command goes on from there.")
@@ -43,28 +57,56 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError:  # the reader of our output has gone, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
+        except Exception as error:  # a fault of ours or of a plugin's
+            log.debug("this came from:", exc_info=True)
+            say(f"{type(error).__name__}: {error}{traceback_hint()}")
+            raise typer.Exit(FAILED) from None
 
+    signature = inspect.signature(command, eval_str=True)
+    more = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+    vars(wrapper)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), more])
     return wrapper
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print text, safe for terminals."""
+    typer.echo(printable(text), err=err)
 
 
 def say(text: str) -> None:
     """Write one line to stderr."""
-    typer.echo(f"xatlas: {' '.join(text.split())}", err=True)
+    echo(f"xatlas: {one_line(text)}", err=True)
+
+
+class Lines(logging.Handler):
+    """Writes what the package logs to stderr, a line each; with tracebacks when ``verbose``."""
+
+    def __init__(self, verbose: bool) -> None:
+        super().__init__()
+        self.verbose = verbose
+        self.hidden = False  # whether the traceback of a fault was left out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write, or note that there was more to write."""
+        fault = record.exc_info and not isinstance(record.exc_info[1], XatlasError)
+        if self.verbose and record.exc_info:
+            echo(logging.Formatter().formatException(record.exc_info), err=True)
+        elif fault:
+            self.hidden = True
+        if self.verbose or record.levelno >= logging.WARNING:
+            say(record.getMessage())
 
 
 def listen(verbose: bool) -> None:
-    """Send what the package logs to stderr, a line each; with tracebacks when ``verbose``."""
+    """Send what the package logs to stderr."""
+    log.handlers = [Lines(verbose)]
+    log.propagate = False
+    log.setLevel(logging.DEBUG)
 
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if verbose and record.exc_info:
-                typer.echo(logging.Formatter().formatException(record.exc_info), err=True)
-            say(record.getMessage())
 
-    logger = logging.getLogger("xatlas")
-    logger.handlers = [Lines()]
-    logger.propagate = False
-    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+def traceback_hint() -> str:
+    """Return how to see the traceback of a fault, where one was left out."""
+    return " (-v shows the traceback)" if any(getattr(each, "hidden", False) for each in log.handlers) else ""
 
 
 def print_json(value: Any) -> None:
@@ -79,37 +121,41 @@ def print_json(value: Any) -> None:
             return [plain(inner) for inner in item]
         return item if isinstance(item, str | int | float | bool | None) else str(item)
 
-    typer.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    narrow = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8"
+    text = json.dumps(plain(value), indent=2, ensure_ascii=narrow, allow_nan=False)
+    # What a terminal would obey is escaped as JSON does it: programs read the same text.
+    typer.echo("".join(mark if printable(mark) == mark else f"\\u{ord(mark):04x}" for mark in text))
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows under their column names, aligned; numbers to the right."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
+    heads = [_cell(name) for name in columns]
     cells = [[_cell(row.get(name, "")) for name in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     numeric = [all(isinstance(row.get(name), int | float) for row in rows) for name in columns]
 
     def line(texts: Iterable[str]) -> str:
         parts = zip(texts, widths, numeric, strict=True)
         return "  ".join(text.rjust(w) if right else text.ljust(w) for text, w, right in parts).rstrip()
 
-    for texts in (columns, ["-" * width for width in widths], *cells):
-        typer.echo(line(texts))
+    for texts in (heads, ["-" * width for width in widths], *cells):
+        echo(line(texts))
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if value != value else f"{value:.3g}"
-    return str(value)
+    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def print_result(result: Compared, summary: str) -> None:
     """Print a comparison's table and findings."""
-    typer.echo(f"\n{result.name}: {summary}\n")
+    echo(f"\n{result.name}: {summary}\n")
     print_table(result.table)
     for item in result.findings:
         p = "" if item.p_adjusted is None else f" (p = {item.p_adjusted:.2g} after Holm)"
-        typer.echo(f"  {item.verdict}: {item.sentence}{p}")
+        echo(f"  {item.verdict}: {one_line(item.sentence)}{p}")
 
 
 def command_line(*words: str) -> str:
@@ -149,7 +195,7 @@ class Bars:
         share = min(done / total, 1.0)
         left = (now - self.started) * (1 - share) / share if share else 0.0
         bar = "█" * round(24 * share) + "░" * (24 - round(24 * share))
-        text = f"{self.title}  {bar} {share:4.0%}  {label}  {left:.0f} s left"
+        text = f"{one_line(self.title)}  {bar} {share:4.0%}  {one_line(label)}  {left:.0f} s left"
         sys.stderr.write(f"\r\x1b[K{text[: os.get_terminal_size(2).columns - 1]}")
         sys.stderr.flush()
 

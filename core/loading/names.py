@@ -25,6 +25,7 @@ from xatlas.loading.weights import (
     has_chat_template,
 )
 from xatlas.loading.wheels import fetch_wheel_gguf, wheel_gguf
+from xatlas.text import one_line
 
 #: Hex digits of the hash that tell apart local folders of the same name.
 _SHORT = 8
@@ -81,7 +82,7 @@ class Resolved:
 
 def say_on_stderr(line: str) -> None:
     """Tell the user what takes time; stdout is for results."""
-    print(f"xatlas: {line}", file=sys.stderr, flush=True)
+    print(f"xatlas: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def resolve(name: str, *, hub: bool = True, progress: Callable[[str], None] = say_on_stderr) -> Resolved:

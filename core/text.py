@@ -1,0 +1,55 @@
+"""Text of others made safe to print and to file; lists of names as people write them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from typing import Any
+
+from xatlas.errors import XatlasError
+
+#: What moves a cursor, hides or turns text around: control characters (but tab and line break), marks of
+#: direction, separators of lines, and halves of characters, which no terminal can print.
+_UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+#: How a formula begins in one spreadsheet or another.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def printable(text: str) -> str:
+    """Return text that does nothing to a terminal but stand there: what would is written as its escape."""
+    return _UNSAFE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """Return printable text without line breaks or runs of spaces."""
+    return printable(" ".join(text.split()))
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """Return a value for a CSV file; a text that a spreadsheet would run as a formula gets an apostrophe."""
+    if not isinstance(value, str) or not value.startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in a comma-separated text; one that holds a comma stands in double quotes.
+
+    Raises
+    ------
+    XatlasError
+        A name is empty, or a quote is not closed.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise XatlasError(f"the list {text!r} can't be read: {error}.") from None
+    names = [name.strip() for row in rows for name in row]
+    if not names or not all(names):
+        raise XatlasError(f"the list {text!r} has an empty name: leave no comma too many, or leave the option out.")
+    return names

@@ -1,0 +1,89 @@
+"""What is printed is safe for terminals, fits any encoding, and says more with -v wherever that stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from running import Counting, another, plugged
+
+EVIL = "x\x1b[2J\u202e\x9b31m"
+
+
+def suite_named(folder, name):
+    line = {"id": f"{EVIL}-1", "family": EVIL, "text": "a 1 is to 2 as", "target": " 3"}
+    (folder / name).write_text(json.dumps(line) + "\n")
+    return name
+
+
+def harmless(text):
+    return text.isprintable() or all(letter.isprintable() or letter in "\n\t" for letter in text)
+
+
+def test_no_text_of_suites_and_plugins_reaches_a_terminal_as_it_is(cli, folder):
+    def failing(self, model, suite, inputs):
+        raise ValueError(f"bad {EVIL} {suite.prompts[0].id}")
+
+    bad = another("bad", failing, __doc__=f"Does {EVIL}.")
+    with plugged(xatlas_probes=[bad, Counting]):
+        runs = [
+            cli("run", "tiny", "--probes", "bad,counting", "--suite", suite_named(folder, f"evil{EVIL}.jsonl"), "-v"),
+            cli("probes"),
+            cli("probes", "--json"),
+            cli("explain", "bad"),
+            cli("explain", EVIL),
+            cli("show", EVIL),
+            cli("compare", "-m", EVIL),
+        ]
+    for done in runs:
+        assert harmless(done.stdout + done.stderr), (done.stdout, done.stderr)
+    assert "\\x1b[2J" in runs[0].stderr
+    assert any(row["what"] == f"Does {EVIL}." for row in json.loads(runs[2].stdout))
+
+
+def test_verbose_works_behind_the_command_and_is_named_where_it_helps(cli):
+    def failing(self, model, suite, inputs):
+        raise ZeroDivisionError("there it is")
+
+    with plugged(xatlas_probes=[another("bad", failing)]):
+        short, long = (cli("run", "tiny", "--probes", "bad", *more) for more in ([], ["-v"]))
+    assert "Traceback" not in short.stderr
+    assert "-v shows the traceback" in short.stderr.splitlines()[-1]
+    assert "Traceback" in long.stderr
+    assert "-v shows" not in long.stderr
+    assert "-v" not in cli("run", "./nowhere").stderr
+
+
+def test_a_fault_in_a_plugins_class_is_one_line(cli):
+    def broken(self):
+        raise RuntimeError("no requirements today")
+
+    with plugged(xatlas_probes=[another("bad", Counting.measure, requires=property(broken))]):
+        done = cli("explain", "bad")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("xatlas: RuntimeError: no requirements today (-v shows")
+    assert "Traceback" not in done.stderr
+
+
+def outside(*words, cwd, **environment):
+    command = [sys.executable, "-m", "xatlas.cli", *words]
+    return subprocess.run(command, env=os.environ | environment, cwd=cwd, capture_output=True, check=False)
+
+
+def test_a_terminal_without_unicode_gets_all_of_it(cli, folder):
+    narrow = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
+    cli("run", "tiny", "--probes", "residual_norms")
+    for words in (["explain", "layer_ablation"], ["suites", "--json"], ["plan", "-m", "caf\xe9\U0001f600"]):
+        done = outside(*words, cwd=folder, **narrow)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert done.stdout or done.returncode == 2
+    assert json.loads(outside("suites", "--json", cwd=folder, **narrow).stdout)
+
+
+def test_a_closed_pipe_is_no_traceback(folder):
+    for words in ("probes", "--help"):
+        script = f"{sys.executable} -m xatlas.cli {words} | true"
+        done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+        assert done.stderr == ""
