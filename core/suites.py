@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +16,12 @@ from xatlas.errors import XatlasError
 
 _TEXT_FIELDS = ("target", "foil", "corrupt_text", "template")
 _KNOWN = ("id", "family", "text", "subject", *_TEXT_FIELDS)
+#: Most characters of what labels a prompt: it stands in tables and in every result.
+_LONGEST_LABEL = 1_000
+#: Deepest nesting of fields beyond the known ones: far from where JSON is too deep to be written again.
+_DEEPEST = 100
+#: Largest suite that is read.
+_MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,12 @@ class Prompt:
     template : str, optional
         Wording from which the prompt was made; prompts of one template are not independent.
     extra : mapping
-        Fields beyond these, kept as they are.
+        Fields beyond these, kept as they are: what JSON can hold.
+
+    Raises
+    ------
+    XatlasError
+        A field can't be stored or read back as it is, or does not fit the others.
     """
 
     id: str
@@ -49,6 +62,45 @@ class Prompt:
     subject: tuple[int, int] | None = None
     template: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fault = self._fault()
+        if fault:
+            raise XatlasError(f"prompt {str(self.id)[:60]!r}: {fault}.")
+
+    def _fault(self) -> str:
+        """Say what is wrong with the prompt, empty when nothing is."""
+        for name in ("id", "family", "text", *_TEXT_FIELDS):
+            value, optional = getattr(self, name), name in _TEXT_FIELDS
+            if value is None and optional:
+                continue
+            if not isinstance(value, str) or not value:
+                return f"'{name}' must be a text that is not empty" + ", or left out" * optional
+            if name in ("id", "family", "template") and len(value) > _LONGEST_LABEL:
+                return f"'{name}' has {len(value)} characters, at most {_LONGEST_LABEL} are taken"
+            unfit = _unfit(value)
+            if unfit:
+                return f"'{name}' holds {unfit}"
+        if self.foil is not None and self.target is None:
+            return "a foil needs a target"
+        if self.foil is not None and self.foil == self.target:
+            return "target and foil are the same"
+        span, length = self.subject, len(self.text)
+        if span is not None:
+            whole = isinstance(span, (tuple, list)) and len(span) == 2 and all(type(item) is int for item in span)
+            if not whole or not 0 <= span[0] < span[1] <= length:
+                return f"'subject' must be [start, end] with 0 <= start < end <= {length}"
+        taken = [name for name in self.extra if name in _KNOWN]
+        if taken:
+            return f"'{taken[0]}' is no field beyond the known ones"
+        try:
+            json.dumps(dict(self.extra), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+            deep = _depth(self.extra) > _DEEPEST
+        except RecursionError:
+            deep = True
+        except (TypeError, ValueError) as error:  # no JSON, no number, or half of a character
+            return f"a field beyond the known ones can't be kept ({error})"
+        return f"its fields are nested more than {_DEEPEST} deep" if deep else ""
 
     def record(self) -> dict[str, Any]:
         """Return the prompt as one JSON record, absent fields left out."""
@@ -71,13 +123,16 @@ class Suite:
     Raises
     ------
     XatlasError
-        Without prompts, or with an id given twice.
+        Without prompts, with an id given twice, or a text that ends in a space.
     """
 
     name: str
     prompts: tuple[Prompt, ...]
 
     def __post_init__(self) -> None:
+        unfit = _unfit(self.name) or f"more than {_LONGEST_LABEL} characters" * (len(self.name) > _LONGEST_LABEL)
+        if unfit:
+            raise XatlasError(f"the suite's name {self.name[:60]!r} holds {unfit}.")
         if not self.prompts:
             raise XatlasError(f"suite '{self.name}' is empty: give at least one prompt.")
         seen: set[str] = set()
@@ -85,6 +140,8 @@ class Suite:
             if prompt.id in seen:
                 raise XatlasError(f"suite '{self.name}' has the id '{prompt.id}' twice: ids must be unique.")
             seen.add(prompt.id)
+            if _ends_in_space(prompt):
+                raise XatlasError(f"suite '{self.name}', prompt '{prompt.id}': {_ends_in_space(prompt)}.")
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -148,13 +205,19 @@ def read_suite(path: str | Path) -> Suite:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device might never end
+            raise XatlasError(f"cannot read the suite {path}: it is no file.")
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        lines = raw.decode("utf-8-sig").split("\n")  # other separators may stand inside a JSON text
+    except (OSError, ValueError) as error:
         raise XatlasError(f"cannot read the suite {path}: {error}.") from None
+    if len(raw) > _MOST_BYTES:
+        raise XatlasError(f"cannot read the suite {path}: it is larger than {_MOST_BYTES >> 20} MiB.")
     prompts: list[Prompt] = []
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip(" \t\r"):
             continue
         prompt = _parse(line, f"{path}, line {number}")
         if prompt.id in first_line:
@@ -165,45 +228,62 @@ def read_suite(path: str | Path) -> Suite:
         prompts.append(prompt)
     if not prompts:
         raise XatlasError(f"{path} holds no prompt: write one JSON object per line with id, family and text.")
-    return Suite(path.stem, tuple(prompts))
+    return Suite(os.fsencode(path.stem).decode("utf-8", "replace"), tuple(prompts))
 
 
 def write_suite(suite: Suite, path: str | Path) -> None:
     """Write ``suite`` to ``path`` as JSON lines that :func:`read_suite` reads back unchanged."""
     lines = (json.dumps(prompt.record(), ensure_ascii=False) for prompt in suite)
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
 def _parse(line: str, where: str) -> Prompt:
     """Make one prompt of one line, or say what is wrong with it."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise XatlasError(f"{where}: the field {twice[:60]!r} stands twice.")
+        return dict(pairs)
+
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise XatlasError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from None
+    except RecursionError:
+        raise XatlasError(f"{where}: its fields are nested more than {_DEEPEST} deep.") from None
+    except ValueError:  # the limit that Python sets on digits
+        raise XatlasError(f"{where}: a number has too many digits.") from None
     if not isinstance(record, dict):
         raise XatlasError(f"{where}: one JSON object per line is needed, not {type(record).__name__}.")
-    for name in ("id", "family", "text"):
-        if not isinstance(record.get(name), str) or not record[name]:
-            raise XatlasError(f"{where}: '{name}' must be a text that is not empty.")
-    for name in _TEXT_FIELDS:
-        if record.get(name) is not None and (not isinstance(record[name], str) or not record[name]):
-            raise XatlasError(f"{where}: '{name}' must be a text that is not empty, or left out.")
-    if record["text"].endswith(" "):
-        raise XatlasError(f"{where}: 'text' ends in a space; begin the target with it instead.")
-    if record.get("foil") is not None and record.get("target") is None:
-        raise XatlasError(f"{where}: a foil needs a target.")
-    if record.get("foil") is not None and record["foil"] == record["target"]:
-        raise XatlasError(f"{where}: target and foil are the same.")
-    subject = _subject(record.get("subject"), len(record["text"]), where)
     extra = {name: value for name, value in record.items() if name not in _KNOWN}
-    given: dict[str, Any] = {name: record.get(name) for name in ("id", "family", "text", *_TEXT_FIELDS)}
-    return Prompt(**given, subject=subject, extra=extra)
+    given: dict[str, Any] = {name: record.get(name) for name in _KNOWN}
+    if isinstance(given["subject"], list):
+        given["subject"] = tuple(given["subject"])
+    try:
+        prompt = Prompt(**given, extra=extra)
+    except XatlasError as error:
+        raise XatlasError(f"{where}: {error}") from None
+    if _ends_in_space(prompt):
+        raise XatlasError(f"{where}: {_ends_in_space(prompt)}.")
+    return prompt
 
 
-def _subject(value: Any, length: int, where: str) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    whole = isinstance(value, list) and len(value) == 2 and all(type(item) is int for item in value)
-    if not whole or not 0 <= value[0] < value[1] <= length:
-        raise XatlasError(f"{where}: 'subject' must be [start, end] with 0 <= start < end <= {length}.")
-    return (value[0], value[1])
+def _ends_in_space(prompt: Prompt) -> str:
+    """Say which text ends in a space: its target's first token would be another one than after the word."""
+    ends = [name for name in ("text", "corrupt_text") if (getattr(prompt, name) or "").endswith(" ")]
+    return f"'{ends[0]}' ends in a space; begin the target with it instead" if ends else ""
+
+
+def _unfit(text: str) -> str:
+    """Name what no result file can hold: it ends texts at NUL, and half a character is not UTF-8."""
+    if "\0" in text:
+        return "a NUL character"
+    return "half of a surrogate pair" if any("\ud800" <= character <= "\udfff" for character in text) else ""
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, (list, tuple)) else 0

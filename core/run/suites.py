@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Literal
 
 from xatlas import manager
@@ -21,7 +21,7 @@ def find_suite(name: str) -> Suite:
     known = manager.suites()
     if name in known:
         return known[name].load()
-    if name.endswith((".jsonl", ".json")) or "/" in name or Path(name).is_file():
+    if name.endswith((".jsonl", ".json")) or "/" in name or os.path.isfile(name):
         return read_suite(name)
     raise unknown("suite", name, known, "A path to a JSON-lines file works too.")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from xatlas.errors import XatlasError
+from xatlas.run.suites import find_suite
 from xatlas.suites import Prompt, Suite, read_suite, write_suite
 
 GOOD = {"id": "a", "family": "f", "text": "one two", "target": " three"}
@@ -58,11 +60,36 @@ def test_empty_lines_are_passed_over_but_counted(tmp_path):
         (GOOD | {"subject": [True, 2]}, "'subject' must be"),
         (GOOD | {"subject": "0-2"}, "'subject' must be"),
         (GOOD, "the id 'a' stands already in line 1"),
+        (GOOD | {"id": "a\0"}, "'id' holds a NUL character"),
+        (GOOD | {"id": "b", "text": "\ud83d"}, "'text' holds half of a surrogate pair"),
+        (GOOD | {"id": "b", "template": "\udc00"}, "'template' holds half of a surrogate pair"),
+        (GOOD | {"id": "b", "note": ["\udc00"]}, "a field beyond the known ones can't be kept"),
+        (GOOD | {"family": "f" * 2000}, "'family' has 2000 characters"),
+        (GOOD | {"id": "b", "corrupt_text": "one "}, "'corrupt_text' ends in a space"),
+        ('{"id": "b", "family": "f", "text": "x", "note": NaN}', "can't be kept"),
+        ('{"id": "b", "family": "f", "text": "x", "note": -1e999}', "can't be kept"),
+        ('{"id": "b", "family": "f", "text": "x", "text": "y"}', "the field 'text' stands twice"),
+        ('{"id": "b", "family": "f", "text": "x", "note": ' + "9" * 5000 + "}", "a number has too many digits"),
+        ('{"id": "b", "family": "f", "text": "x", "note": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested"),
+        ('{"id": "b", "family": "f", "text": "x", "note": ' + "[" * 300 + "]" * 300 + "}", "nested more than 100 deep"),
     ],
 )
 def test_a_line_that_is_off_is_named_by_its_number(tmp_path, record, told):
     with pytest.raises(XatlasError, match=rf"s\.jsonl, line 2: .*{told}"):
         read_suite(written(tmp_path / "s.jsonl", GOOD, record))
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e", "\r", "\n"])
+def test_only_a_newline_ends_a_line(tmp_path, character):
+    suite = Suite("s", (Prompt("a", "f", f"one{character}two"), Prompt("b", "f", "x")))
+    write_suite(suite, tmp_path / "s.jsonl")
+    assert read_suite(tmp_path / "s.jsonl") == suite
+
+
+def test_a_byte_order_mark_and_carriage_returns_are_passed_over(tmp_path):
+    record = json.dumps(GOOD).encode()
+    (tmp_path / "s.jsonl").write_bytes(b"\xef\xbb\xbf" + record + b"\r\n\r\n")
+    assert [prompt.id for prompt in read_suite(tmp_path / "s.jsonl")] == ["a"]
 
 
 def test_files_that_are_no_suite_are_one_clear_line(tmp_path):
@@ -73,6 +100,18 @@ def test_files_that_are_no_suite_are_one_clear_line(tmp_path):
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(XatlasError, match="cannot read the suite"):
         read_suite(tmp_path / "binary.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for endless in ("/dev/zero", tmp_path / "pipe.jsonl", tmp_path):
+        with pytest.raises(XatlasError, match="it is no file"):
+            read_suite(endless)
+
+
+def test_names_that_no_file_can_have_are_unknown_suites():
+    for name in ("n" * 300, "a\0b"):
+        with pytest.raises(XatlasError, match="unknown suite"):
+            find_suite(name)
+    with pytest.raises(XatlasError, match="cannot read the suite"):
+        find_suite("n" * 300 + ".jsonl")
 
 
 def test_suites_made_in_python_are_checked_too():
@@ -80,3 +119,28 @@ def test_suites_made_in_python_are_checked_too():
         Suite("none", ())
     with pytest.raises(XatlasError, match="has the id 'a' twice"):
         Suite("s", (Prompt("a", "f", "x"), Prompt("a", "f", "y")))
+    with pytest.raises(XatlasError, match="'text' ends in a space"):
+        Suite("s", (Prompt("a", "f", "x "),))
+    with pytest.raises(XatlasError, match="the suite's name 'a.*' holds a NUL"):
+        Suite("a\0", (Prompt("a", "f", "x"),))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"id": "a\0b"}, "'id' holds a NUL character"),
+        ({"family": "f\0"}, "'family' holds a NUL character"),
+        ({"corrupt_text": "\ud800"}, "'corrupt_text' holds half"),
+        ({"id": 3}, "'id' must be a text"),
+        ({"subject": (0, 9)}, "'subject' must be"),
+        ({"foil": "y"}, "a foil needs a target"),
+        ({"extra": {"id": "b"}}, "'id' is no field beyond the known ones"),
+        ({"extra": {"note": float("nan")}}, "can't be kept"),
+        ({"extra": {"note": {1, 2}}}, "can't be kept"),
+        ({"extra": {"note": 10**5000}}, "can't be kept"),
+    ],
+)
+def test_a_prompt_that_a_result_cannot_hold_is_refused_when_it_is_made(fields, told):
+    """A result file ends texts at NUL: of two ids one would be left."""
+    with pytest.raises(XatlasError, match=told):
+        Prompt(**({"id": "a", "family": "f", "text": "x"} | fields))
