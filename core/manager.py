@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
 import pkgutil
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
 BUILT_IN = ("xatlas.architectures", "xatlas.plugins", "xatlas.comparisons")
 ENTRY_POINT_GROUP = "xatlas"
 
+#: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names.
+_NAME = re.compile(r"\w[\w.-]*")
+
+log = logging.getLogger("xatlas")
+
 T = TypeVar("T")
 
 
@@ -35,7 +43,7 @@ def manager() -> pluggy.PluginManager:
     Raises
     ------
     XatlasError
-        A third-party plugin fails on import or carries an unknown hook; the package is named.
+        A third-party plugin fails on import or carries an unknown hook; plugin and package are named.
     """
     found = pluggy.PluginManager("xatlas")
     found.add_hookspecs(hookspecs)
@@ -45,72 +53,100 @@ def manager() -> pluggy.PluginManager:
             name = f"{package_name}.{module.name}"
             found.register(importlib.import_module(name), name=name)
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
-        _register_installed(found, point.name, point.load)
-    found.check_pending()
+        brought = getattr(getattr(point, "dist", None), "name", "")
+        _register_installed(found, f"{point.name} of {brought}" if brought else point.name, point.load)
     return found
 
 
 def _register_installed(found: pluggy.PluginManager, name: str, load: Callable[[], object]) -> None:
     try:
-        found.register(load(), name=name)
-    except Exception as error:
+        plugin = load()
+        if not found.is_registered(plugin):  # one module under two names answers once
+            found.register(plugin, name=name)
+        found.check_pending()
+    except (Exception, SystemExit) as error:
         raise XatlasError(
             f"the plugin '{name}' could not be loaded ({type(error).__name__}: {error}); "
             f"mend it, or uninstall the package that brings it."
         ) from error
+    answered = {caller.name for caller in found.get_hookcallers(plugin) or ()}
+    for hook in sorted(set(dir(plugin)) - answered):
+        if hook.startswith("xatlas_") and inspect.isroutine(getattr(plugin, hook)):
+            log.warning("the plugin '%s' has a function %s without @hookimpl: it is not used.", name, hook)
 
 
-def _collect(kind: str, hook: str, names: Callable[[T], Iterable[str]]) -> dict[str, T]:
-    """Call one hook on every plugin; a name given twice is an error that names both givers."""
+def _collect(kind: str, hook: str, contract: str, names: str = "name") -> dict[str, Any]:
+    """Call one hook on every plugin; what it gives is held to its contract, known here by its class name alone."""
     owners: dict[str, str] = {}
-    result: dict[str, T] = {}
-    plugins = manager()
-    for plugin_name, plugin in plugins.list_name_plugin():
-        implementation = getattr(plugin, hook, None)
-        if plugin is None or implementation is None:
-            continue
-        given = implementation()
-        items = list(given.values()) if isinstance(given, dict) else list(given)
-        for item in items:
-            for name in names(item):
+    result: dict[str, Any] = {}
+    classes = contract in ("Adapter", "Probe", "Comparison")
+    for implementation in getattr(manager().hook, hook).get_hookimpls():
+        giver = implementation.plugin_name
+        try:
+            given = implementation.function()
+        except (Exception, SystemExit) as error:
+            raise _off(giver, hook, f"raised {type(error).__name__}: {error}") from error
+        if not isinstance(given, list | tuple | dict):
+            raise _off(giver, hook, f"returned {type(given).__name__}, not a list or dict")
+        keys = list(given) if isinstance(given, dict) else [None] * len(given)
+        for key, item in zip(keys, given.values() if isinstance(given, dict) else given, strict=True):
+            if classes and not isinstance(item, type):
+                raise _off(giver, hook, f"returned {item!r}, which is no class")
+            if contract not in {base.__name__ for base in (item if classes else type(item)).__mro__}:
+                raise _off(giver, hook, f"returned {item!r}, which is no {contract}")
+            own = getattr(item, names, None)
+            called = own if names == "architectures" else (own,)
+            if not isinstance(called, list | tuple) or not called or not all(map(_is_name, called)):
+                raise _off(giver, hook, f"returned {item!r}, whose {names} is {own!r}: letters, digits, '_', '-', '.'")
+            if key is not None and key not in called:
+                raise _off(giver, hook, f"returned the {kind} '{called[0]}' under the key {key!r}")
+            for name in called:
                 if name in owners:
                     raise XatlasError(
-                        f"the {kind} '{name}' is registered twice: by {owners[name]} and by {plugin_name}; "
+                        f"the {kind} '{name}' is registered twice: by {owners[name]} and by {giver}; "
                         f"rename one or uninstall its package."
                     )
-                owners[name] = plugin_name
+                owners[name] = giver
                 result[name] = item
     return dict(sorted(result.items()))
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def _off(giver: str, hook: str, what: str) -> XatlasError:
+    return XatlasError(f"the plugin '{giver}': {hook} {what}; mend it, or uninstall the package that brings it.")
 
 
 @cache
 def adapters() -> dict[str, type[Adapter]]:
     """Return Hugging Face class name → adapter class."""
-    return _collect("architecture", "xatlas_adapters", lambda item: item.architectures)
+    return _collect("architecture", "xatlas_adapters", "Adapter", "architectures")
 
 
 @cache
 def probes() -> dict[str, type[Probe]]:
     """Return name → probe class."""
-    return _collect("probe", "xatlas_probes", lambda item: (item.name,))
+    return _collect("probe", "xatlas_probes", "Probe")
 
 
 @cache
 def comparisons() -> dict[str, type[Comparison]]:
     """Return name → comparison class."""
-    return _collect("comparison", "xatlas_comparisons", lambda item: (item.name,))
+    return _collect("comparison", "xatlas_comparisons", "Comparison")
 
 
 @cache
 def models() -> dict[str, ModelSource]:
     """Return alias → model source."""
-    return _collect("model", "xatlas_models", lambda item: (item.alias,))
+    return _collect("model", "xatlas_models", "ModelSource", "alias")
 
 
 @cache
 def suites() -> dict[str, SuiteSpec]:
     """Return name → suite specification."""
-    return _collect("suite", "xatlas_suites", lambda item: (item.name,))
+    return _collect("suite", "xatlas_suites", "SuiteSpec")
 
 
 def pick(kind: str, name: str, registry: dict[str, T], hint: str = "") -> T:

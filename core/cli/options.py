@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from xatlas.errors import XatlasError
 from xatlas.settings import ATTENTIONS, BOS_HABITS, DEVICES, DTYPES
 
 
@@ -18,7 +19,11 @@ def complete(registry: str) -> Callable[[str], list[str]]:
         from xatlas import manager
 
         before, comma, last = incomplete.rpartition(",")
-        return [f"{before}{comma}{name}" for name in getattr(manager, registry)() if name.startswith(last)]
+        try:
+            known = getattr(manager, registry)()
+        except XatlasError:  # a plugin is off: the command itself says so
+            return []
+        return [f"{before}{comma}{name}" for name in known if name.startswith(last)]
 
     return matching
 
