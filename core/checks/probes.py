@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +15,10 @@ from xatlas.checks.declared import ABSOLUTE, RELATIVE, check_abstract, check_nam
 from xatlas.checks.specimen import answered_suite, model_with, small_reference
 from xatlas.errors import XatlasError, unknown
 from xatlas.model.hooks import count_hooks
-from xatlas.probe import Inputs, Probe, Variable
+from xatlas.probe import Checkpoint, Inputs, NoCheckpoint, Probe, Variable
 from xatlas.run.direct import measure_directly
 from xatlas.sites import SITE_KINDS
+from xatlas.store.checkpoint import FolderCheckpoint
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,7 +30,8 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
     """Check a probe: what it declares, and what it returns for a small model and suite.
 
     It must return what it declared, with reasons for NaN; leave the weights alone unless it mutates, and no
-    hook behind; and return the same numbers for the same seed.
+    hook behind; and return the same numbers for the same seed, with a checkpoint, and when it is resumed from one
+    that holds a part of a run.
 
     Parameters
     ----------
@@ -58,10 +62,50 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
             "replicate, or declare replicate = None."
         )
     if probe.replicate == "prompt" and not probe.mutates:
-        again = measure_small(probe_class(), model)
-        for name in probe.variables:
-            if not _same(dataset[name].values, again[name].values):
-                raise XatlasError(f"probe '{probe.name}' gives other numbers for '{name}' with the same seed.")
+        _check_repeated(probe_class, model, dataset)
+
+
+class _Watched(FolderCheckpoint):
+    """Remembers what was saved, in order, and what was found; loses what it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.saved: list[str] = []
+        self.found: list[str] = []
+        self.lost: list[str] = []
+
+    def load(self, key: str) -> dict[str, np.ndarray] | None:
+        arrays = None if key in self.lost else super().load(key)
+        self.found += [] if arrays is None else [key]
+        return arrays
+
+    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        super().save(key, arrays)
+        self.saved.append(key)
+
+
+def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Dataset) -> None:
+    """Measure again with an empty checkpoint, and once more as a killed run goes on: with half of its parts."""
+
+    def check(checkpoint: Checkpoint, told: str) -> None:
+        again = measure_small(probe_class(), model, checkpoint)
+        for name in probe_class.variables:
+            if not _same(first[name].values, again[name].values):
+                raise XatlasError(f"probe '{probe_class.name}' gives other numbers for '{name}' {told}.")
+
+    with tempfile.TemporaryDirectory() as folder:
+        kept = _Watched(Path(folder))
+        try:
+            check(kept, "with the same seed")
+        except XatlasError:
+            if not kept.found:
+                raise
+            check(NoCheckpoint(), "with the same seed")
+            told = f"with a checkpoint: two of its parts have one key ({kept.found[0]})"
+            raise XatlasError(f"probe '{probe_class.name}' gives other numbers {told}.") from None
+        kept.lost = kept.saved[1::2]
+        if kept.saved:
+            check(kept, "when it is resumed from a checkpoint: its parts depend on what was done before them")
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -70,7 +114,7 @@ def _same(one: Any, other: Any) -> bool:
     return bool((one == other).all())
 
 
-def measure_small(probe: Probe, model: HookedModel) -> xr.Dataset:
+def measure_small(probe: Probe, model: HookedModel, checkpoint: Checkpoint | None = None) -> xr.Dataset:
     """Return what a probe gives for the small suite, with its requirements measured first.
 
     Raises
@@ -78,7 +122,8 @@ def measure_small(probe: Probe, model: HookedModel) -> xr.Dataset:
     XatlasError
         As :func:`xatlas.run.direct.measure_directly`.
     """
-    return measure_directly(probe, model, answered_suite(model), Inputs(reference=small_reference()))
+    inputs = Inputs(reference=small_reference(), checkpoint=checkpoint or NoCheckpoint())
+    return measure_directly(probe, model, answered_suite(model), inputs)
 
 
 def _check_declared_probe(cls: type[Probe]) -> None:

@@ -21,7 +21,7 @@ from xatlas.sweep.schedule import (
     Runs,
     at_last,
     check_sweep,
-    checkpoint_key,
+    checkpoint_keys,
     condition_groups,
     kept_sites,
     most_prompts,
@@ -94,7 +94,7 @@ def sweep(
     runs, means = dict(runs or {}), dict(means or {})
     check_sweep(model, prompts, conditions, runs, means)
     means = {site: mean.to(model.device) for site, mean in means.items()}
-    checkpoint = checkpoint or NoCheckpoint()
+    checkpoint = NoCheckpoint() if checkpoint is None else checkpoint
     budget = budget or Budget.for_device(model.device)
     if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
         # Nothing after the readout position is read, and by causality nothing there matters before it.
@@ -102,13 +102,17 @@ def sweep(
         prompts = [replace(prompt, ids=prompt.ids[: prompt.readout + 1]) for prompt in prompts]
     result = np.full((len(metrics), len(prompts), len(conditions)), np.nan)
     done = 0
-    for group in prompt_groups(model, prompts, runs, budget):
-        key = checkpoint_key(label, [prompts[i].prompt.id for i in group], conditions)
-        saved = checkpoint.load(key)
+    groups = list(prompt_groups(model, prompts, runs, budget))
+    keys = None
+    if not isinstance(checkpoint, NoCheckpoint):
+        keys = checkpoint_keys(model, label, groups, prompts, runs, (conditions, metrics, means, seed))
+    for number, group in enumerate(groups):
+        saved = None if keys is None else checkpoint.load(keys[number])
         if saved is None:
             part = _Part(model, [prompts[i] for i in group], {n: [r[i] for i in group] for n, r in runs.items()})
             values, budget = part.measure_within(budget, conditions, metrics, means, seed)
-            checkpoint.save(key, {"values": values})
+            if keys is not None:
+                checkpoint.save(keys[number], {"values": values})
         else:
             values = saved["values"]
         result[:, group] = values

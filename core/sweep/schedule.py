@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+import io
+import logging
+import pickle
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, means_needed
@@ -18,8 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from xatlas.metrics import Metric
     from xatlas.model import HookedModel
     from xatlas.sweep.scene import BucketScene
+
+log = logging.getLogger("xatlas")
 
 #: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
 Runs = Mapping[str, Sequence[tuple[int, ...] | None]]
@@ -87,9 +94,65 @@ def condition_groups(
         yield order[start : start + most]
 
 
-def checkpoint_key(label: str, ids: Sequence[str], conditions: Sequence[Condition]) -> str:
-    """Return under what a finished bucket is kept; a checkpoint belongs to one job, which fixes the rest."""
-    return hashlib.sha256(json.dumps([label, len(conditions), *ids]).encode()).hexdigest()
+class _Canonical(pickle.Pickler):
+    """Writes equal things as equal bytes, and different ones as different bytes, in any process.
+
+    Functions and classes go by their names; what has none (a lambda, a class made inside a function) is refused.
+    """
+
+    def __init__(self, file: io.BytesIO, known: Collection[object]) -> None:
+        super().__init__(file, protocol=5)
+        self.fast = True  # no memo: bytes that depend on values alone, not on which of them are one object
+        self.known = {id(each): each for each in known}
+        self.tensors: dict[int, tuple[Tensor, str]] = {}  # the tensor too, so that its id is not given away again
+
+    def persistent_id(self, thing: Any) -> str | None:
+        """Return how something is told by its content that pickle tells by layout, order or not at all."""
+        if id(thing) in self.known:
+            return "the model"
+        if isinstance(thing, torch.Tensor):
+            if id(thing) not in self.tensors:
+                raw = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                told = f"{thing.dtype} {tuple(thing.shape)} {hashlib.sha256(raw.data).hexdigest()}"
+                self.tensors[id(thing)] = thing, told
+            return self.tensors[id(thing)][1]
+        if isinstance(thing, set | frozenset):
+            return f"{type(thing).__name__} {sorted(canonical_digest(each, self.known.values()) for each in thing)}"
+        return None
+
+
+def canonical_digest(thing: Any, known: Collection[object] = ()) -> str:
+    """Return a hex digest of what something holds; raises where that can't be told. ``known`` need not be told."""
+    file = io.BytesIO()
+    _Canonical(file, known).dump(thing)
+    return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+def checkpoint_keys(
+    model: HookedModel,
+    label: str,
+    groups: Sequence[np.ndarray],
+    prompts: Sequence[TokenPrompt],
+    runs: Runs,
+    settings: tuple[Sequence[Condition], Sequence[Metric], Mapping[Site, Tensor], int],
+) -> list[str] | None:
+    """Return under what each finished bucket is kept: a digest of all that its numbers depend on.
+
+    None where a change or a metric can't be told from others by what it holds: then nothing is kept.
+    """
+    known = (model, model.model, model.adapter)
+    conditions, metrics, means, seed = settings
+    try:
+        whole = canonical_digest([label, conditions, metrics, sorted(means.items()), seed], known)
+        whole += f"{model.dtype} {model.checksum()}"
+        parts = [
+            [[prompts[i] for i in group], [(name, [run[i] for i in group]) for name, run in sorted(runs.items())]]
+            for group in groups
+        ]
+        return [canonical_digest([whole, part]) for part in parts]
+    except Exception as error:
+        log.warning("sweep '%s' can't be resumed: what it does can't be told by its fields (%s)", label, error)
+        return None
 
 
 def check_sweep(

@@ -16,9 +16,12 @@ from xatlas import Comparison, Finding, Probe, Requirement, Variable, check_adap
 from xatlas.architectures.llama import LlamaAdapter
 from xatlas.checks.specimen import byte_tokenizer, model_with, small_model, small_reference, small_suite
 from xatlas.errors import XatlasError
+from xatlas.interventions import Intervention, Zero
 from xatlas.measures.means import choose_donors
+from xatlas.metrics import KL
 from xatlas.schema import label, suite_coords
 from xatlas.sites import HeadLayout
+from xatlas.sweep import sweep
 
 
 def refused(check, thing, told, **more):
@@ -145,6 +148,38 @@ def other_each_time(self, model, suite, inputs):
     return self.labelled(tokens, np.random.default_rng().random(len(tokens)))
 
 
+def one_key_for_two_parts(self, model, suite, inputs):
+    """Keeps two parts under one key: the second is the first's wherever there is a checkpoint."""
+    tokens = model.read(suite)
+    values = []
+    for offset in (1.0, 2.0):
+        found = inputs.checkpoint.load("part")
+        values.append(np.full(len(tokens), offset) if found is None else found["x"])
+        inputs.checkpoint.save("part", {"x": values[-1]})
+    return self.labelled(tokens, values[0] - values[1])
+
+
+def parts_that_draw_in_turn(self, model, suite, inputs):
+    """Draws its numbers part by part from one generator: a part that is loaded leaves the next other ones."""
+    tokens, draw = model.read(suite), np.random.default_rng(0)
+    values = []
+    for part in range(2):
+        found = inputs.checkpoint.load(f"part {part}")
+        values.append(draw.random(len(tokens)) if found is None else found["x"])
+        inputs.checkpoint.save(f"part {part}", {"x": values[-1]})
+    return self.labelled(tokens, sum(values))
+
+
+def two_sweeps_of_one_label(self, model, suite, inputs):
+    """What a sweep's label does not tell its conditions do."""
+    tokens = model.read(suite)
+    swept = [
+        sweep(model, tokens.prompts, [(Intervention(site, Zero()),)], [KL()], checkpoint=inputs.checkpoint)[0, :, 0]
+        for site in model.sites("mlp_out")[:2]
+    ]
+    return self.labelled(tokens, swept[0] - swept[1])
+
+
 @pytest.fixture
 def llama():
     return small_model(LlamaAdapter)
@@ -153,6 +188,7 @@ def llama():
 def test_a_good_probe_passes(llama):
     check_probe(Good, llama)
     check_probe(bad(measure=spoil, mutates=True), llama)
+    check_probe(bad(measure=two_sweeps_of_one_label), llama)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +206,11 @@ def test_a_good_probe_passes(llama):
         ({"measure": spoil}, "changed the weights: a probe that trains declares mutates"),
         ({"measure": leave_hook}, "leaves hooks on the model"),
         ({"measure": other_each_time}, "gives other numbers for 'tokens' with the same seed"),
+        (
+            {"measure": one_key_for_two_parts},
+            r"other numbers with a checkpoint: two of its parts have one key \(part\)",
+        ),
+        ({"measure": parts_that_draw_in_turn}, "gives other numbers for 'tokens' when it is resumed"),
         ({"measure": lambda self, model, suite, inputs: 3}, "it returned int, not an xarray.Dataset"),
         ({"replicate": "seed"}, "no variable with the dimension 'seed'"),
     ],
