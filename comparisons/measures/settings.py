@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xatlas.comparisons.measures.readings import ABLATIONS, BOS, SCOPES, Estimate, Reading
+from xatlas.settings import TEMPLATE_DATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,8 @@ def _options(main: Reading) -> list[str]:
     options = [f"--{name} {job[name]}" for name in names if job.get(name, usual[name]) != usual[name]]
     if job.get("chat_template"):
         options.append("--chat-template")
+        if job.get("template_date", TEMPLATE_DATE) != TEMPLATE_DATE:
+            options.append(f"--template-date {job['template_date']}")
     suites = manager.suites()
     reference = (main.about.get("reference") or {}).get("name")
     # one read from a file can't be named: its path is not stored

@@ -31,22 +31,27 @@ def adapter_for(model: Any) -> Adapter:
 def make_reader(
     model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool, template_date: str = TEMPLATE_DATE
 ) -> Reader:
-    """Return the reader for a model: its context length and end-of-document token are read here.
+    """Return the reader for a model: its context, vocabulary and beginning and end tokens are read here.
 
     Raises
     ------
     XatlasError
         As :class:`xatlas.prompts.Reader`.
     """
-    given = getattr(model.config, "eos_token_id", None)
-    ends = given if isinstance(given, list) else [given]
-    end: int | None = ends[0] if ends else None
-    context = getattr(model.config, "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    configs = [source for source in (config, getattr(model, "generation_config", None)) if source is not None]
+    ends: list[Any] = [getattr(source, "eos_token_id", None) for source in configs]
+    begins = [getattr(source, "bos_token_id", None) for source in configs]
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    context = getattr(config, "max_position_embeddings", None)
+    vocabulary = min(len(module.weight) for module in embeddings if module is not None)
     return Reader(
         tokenizer,
         bos=bos,
         chat_template=chat_template,
         template_date=template_date,
-        context=context,
-        end_token=end,
+        context=context if isinstance(context, int) and context > 0 else None,
+        begin_token=next((token for token in begins if isinstance(token, int) and 0 <= token < vocabulary), None),
+        end_token=[token for given in ends for token in (given if isinstance(given, list) else [given])],
+        vocabulary=vocabulary,
     )

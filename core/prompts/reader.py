@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xatlas.errors import XatlasError
+from xatlas.prompts.chat import ChatTemplate
 from xatlas.prompts.tokens import TokenPrompt, TokenSuite
 from xatlas.settings import TEMPLATE_DATE, BosHabit
 from xatlas.suites import Prompt, Suite
+
+#: Tokens that end documents in base models, and may end turns too in what was tuned from them.
+_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[EOS]")
+#: Tokens that end turns; others are told by standing in the chat template.
+_TURN_ENDS = re.compile(r"im_end|eo[tm]_id|end_of_(turn|utterance|message)|turn\|>")
 
 
 class Reader:
@@ -19,21 +26,26 @@ class Reader:
     tokenizer : PreTrainedTokenizerBase
         A fast tokenizer (spans need offsets).
     bos : {"always", "native"}
-        ``always`` prepends the tokenizer's beginning token, or else the model's end-of-document token, so
-        that position 0 is the same kind of thing in every model; ``native`` leaves the tokenizer's habit.
+        ``always`` prepends the tokenizer's beginning token, else the model's, else its end-of-document token,
+        so that position 0 is the same kind of thing in every model; ``native`` leaves the tokenizer's habit.
     chat_template : bool
         Wrap the text as a user's turn.
     template_date : str
         Date that the chat template is rendered with, ``YYYY-MM-DD``: the same tokens on any day.
     context : int or None
         Longest input the model takes.
-    end_token : int or None
-        The model's end-of-document token.
+    begin_token : int or None
+        The model's beginning token.
+    end_token : int, sequence of int or None
+        The model's end tokens; those that end a turn never stand at position 0.
+    vocabulary : int or None
+        How many tokens the model knows.
 
     Raises
     ------
     XatlasError
-        The tokenizer has no chat template, or no token to put at position 0, and it is asked for.
+        The tokenizer has no chat template, or no token to put at position 0, and it is asked for; or it
+        does not say where its tokens stand in the text.
     """
 
     def __init__(
@@ -44,30 +56,46 @@ class Reader:
         chat_template: bool = False,
         template_date: str = TEMPLATE_DATE,
         context: int | None = None,
-        end_token: int | None = None,
+        begin_token: int | None = None,
+        end_token: int | Sequence[int] | None = None,
+        vocabulary: int | None = None,
     ) -> None:
-        if chat_template and not getattr(tokenizer, "chat_template", None):
-            raise XatlasError("this model's tokenizer has no chat template: leave --chat-template out.")
+        if not tokenizer.is_fast:
+            raise XatlasError(f"{type(tokenizer).__name__} does not say where tokens stand: add a tokenizer.json.")
         self.tokenizer = tokenizer
         self.bos = bos
-        self.chat_template = chat_template
         self.template_date = template_date
+        self.chat = ChatTemplate(tokenizer, template_date) if chat_template else None
         self.context = context
-        self.first_token = self._first_token(end_token) if bos == "always" else None
+        self.vocabulary = len(tokenizer) if vocabulary is None else vocabulary
+        ends = [end_token] if isinstance(end_token, int) else list(end_token or ())
+        self.first_token = self._first_token(begin_token, ends) if bos == "always" else None
 
-    def _first_token(self, end_token: int | None) -> int:
-        for candidate in (self.tokenizer.bos_token_id, end_token, self.tokenizer.eos_token_id):
-            if candidate is not None:
-                return int(candidate)
+    def _first_token(self, begin: int | None, ends: Sequence[int]) -> int:
+        """Return what stands at position 0: base and instruct models of one family get the same token."""
+        tokenizer = self.tokenizer
+        template = str(tokenizer.chat_template or "")
+        named = [tokenizer.added_tokens_encoder.get(name) for name in _DOCUMENT_ENDS]
+        for candidate in (tokenizer.bos_token_id, begin, *ends, tokenizer.eos_token_id, *named):
+            if not isinstance(candidate, int) or not 0 <= candidate < min(self.vocabulary, len(tokenizer)):
+                continue
+            text = tokenizer.convert_ids_to_tokens(candidate)
+            exempt = text in _DOCUMENT_ENDS or candidate == begin
+            if candidate == tokenizer.bos_token_id or not (
+                _TURN_ENDS.search(text) or (text in template and not exempt)
+            ):
+                return candidate
         raise XatlasError(
-            "the tokenizer has neither a beginning nor an end token to put at position 0: use --bos native."
+            "the tokenizer has neither a beginning nor an end token of documents to put at position 0: "
+            "use --bos native."
         )
 
     def suite(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
         """Tokenise every prompt.
 
         One is dropped, with a reason, where its text's own tokens do not stay as they are once target or foil
-        follows, or where no token of the target can be read out.
+        follows, where no token of the target can be read out, where the chat template changes the text, and
+        where the model has no room for it or no such token.
 
         Returns
         -------
@@ -77,8 +105,12 @@ class Reader:
         Raises
         ------
         XatlasError
-            A prompt is longer than the context, or no prompt is left.
+            No prompt is left, or the chat template can't be rendered.
         """
+        suite = list(suite)
+        if self.chat is not None:
+            texts = [text for prompt in suite for text in (prompt.text, prompt.corrupt_text)]
+            self.chat.prepare(text for text in texts if text is not None)
         kept: list[TokenPrompt] = []
         dropped: dict[str, str] = {}
         for prompt in suite:
@@ -98,9 +130,16 @@ class Reader:
         Raises
         ------
         XatlasError
-            It is longer than the context.
+            The chat template can't be rendered.
         """
-        text, shift = self._wrap(prompt.text)
+        text, subject = prompt.text, prompt.subject
+        if self.chat is not None:
+            wrapped = self.chat.wrap(text)
+            if isinstance(wrapped, str):
+                return wrapped
+            if subject is not None and wrapped.shift is None:
+                return "the chat template writes the text more than once: the subject has no one place"
+            text, subject = wrapped.text, subject and wrapped.place(subject)
         ids, offsets = self._encode(text)
         target_ids: tuple[int, ...] = ()
         foil_ids: tuple[int, ...] = ()
@@ -121,9 +160,11 @@ class Reader:
             return split
         run = (*ids, *target_ids[:-1])
         if self.context is not None and len(run) > self.context:
-            raise XatlasError(
-                f"prompt '{prompt.id}' has {len(run)} tokens, the model's context is {self.context}: shorten it."
-            )
+            return f"it has {len(run)} tokens, the model's context is {self.context}: shorten it"
+        strange = max((*run, *target_ids, *foil_ids), default=0)
+        if strange >= self.vocabulary:
+            known = self.tokenizer.convert_ids_to_tokens(strange)
+            return f"the model has {self.vocabulary} tokens, none for {known!r} ({strange})"
         if not run:
             return "the text has no token"
         return TokenPrompt(
@@ -134,28 +175,18 @@ class Reader:
             answer=target_ids[split] if target_ids else None,
             foil_answer=foil_ids[split] if foil_ids else None,
             target_ids=target_ids,
-            subject=_overlap(offsets, prompt.subject, shift),
+            subject=_overlap(offsets, subject),
         )
-
-    def _wrap(self, text: str) -> tuple[str, int]:
-        """Return the text as it is run, and how far the prompt's characters moved in it."""
-        if not self.chat_template:
-            return text, 0
-        turns = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        beginning = self.tokenizer.bos_token
-        if self.bos == "always" and beginning and rendered.startswith(beginning):
-            rendered = rendered[len(beginning) :]
-        return rendered, rendered.find(text)
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return tokens and character spans, the beginning token in front."""
-        own_habit = self.bos == "native" and not self.chat_template
+        own_habit = self.bos == "native" and self.chat is None
         encoded = self.tokenizer(text, add_special_tokens=own_habit, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         if own_habit and ids and ids[-1] == self.tokenizer.eos_token_id and offsets[-1][0] == offsets[-1][1]:
             ids, offsets = ids[:-1], offsets[:-1]
-        if self.first_token is not None:
+        template_begins = self.chat is not None and ids[:1] == [self.first_token]
+        if self.first_token is not None and not template_begins:
             return [self.first_token, *ids], [(0, 0), *offsets]
         return ids, offsets
 
@@ -177,8 +208,5 @@ class Reader:
         return "target and foil share all tokens that can be compared"
 
 
-def _overlap(offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None, shift: int) -> tuple[int, ...]:
-    if span is None or shift < 0:
-        return ()
-    start, end = span[0] + shift, span[1] + shift
-    return tuple(i for i, (a, b) in enumerate(offsets) if a < end and b > start)
+def _overlap(offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None) -> tuple[int, ...]:
+    return tuple(i for i, (a, b) in enumerate(offsets) if span and a < span[1] and b > span[0])

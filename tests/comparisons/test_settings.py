@@ -6,6 +6,7 @@ import pytest
 
 from xatlas.comparisons.measures import readings
 from xatlas.comparisons.measures.settings import Setting, command
+from xatlas.settings import TEMPLATE_DATE
 
 
 def told(synthetic, dataset, probe, row, **about):
@@ -31,6 +32,14 @@ def test_what_may_not_differ_is_said_again(synthetic, reference, ending):
         synthetic, synthetic.layer_result(["conv"]), "layer_ablation", row, job=job, reference={"name": reference}
     )
     assert found == f"native --dtype bfloat16 --attention eager --seed 3 --draws 4 --chat-template{ending}"
+
+
+def test_a_date_of_the_chat_template_is_said_where_it_is_not_the_default(synthetic):
+    for date, ending in (("2026-05-01", " --template-date 2026-05-01"), (TEMPLATE_DATE, "")):
+        job = {"chat_template": True, "template_date": date}
+        row = ("mean", "last", "native", "quick")
+        found = told(synthetic, synthetic.layer_result(["conv"]), "layer_ablation", row, job=job)
+        assert found == f"native --chat-template{ending}"
 
 
 def test_a_command_gives_only_options_that_the_command_line_has(synthetic):

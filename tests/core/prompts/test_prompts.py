@@ -107,11 +107,28 @@ def test_a_suite_without_a_usable_prompt_is_one_clear_line():
         Reader(tokenizer([("=", "5")])).suite([Prompt("bad", "f", "a =", target="5")])
 
 
-def test_a_prompt_longer_than_the_context_is_one_clear_line():
+def test_a_prompt_longer_than_the_context_is_dropped():
     reader = Reader(tokenizer(), context=6)
-    assert reader.prompt(Prompt("p", "f", "abcde")).n_tokens == 6
-    with pytest.raises(XatlasError, match="prompt 'long' has 7 tokens, the model's context is 6: shorten it"):
-        reader.prompt(Prompt("long", "f", "abcdef"))
+    found = reader.suite(
+        [Prompt("p", "f", "abcde"), Prompt("long", "f", "abcdef"), Prompt("more", "f", "ab", "cdefgh")]
+    )
+    assert [prompt.n_tokens for prompt in found.prompts] == [6]
+    assert found.dropped["long"] == "it has 7 tokens, the model's context is 6: shorten it"
+    assert "it has 8 tokens" in found.dropped["more"]
+    with pytest.raises(XatlasError, match=r"all 1 are dropped, e\.g\. long: it has 7 tokens"):
+        reader.suite([Prompt("long", "f", "abcdef")])
+
+
+@pytest.mark.parametrize("where", ["text", "target", "foil"])
+def test_a_prompt_with_a_token_that_the_model_lacks_is_dropped(where):
+    """Run, it would end the job in the embedding; read out, in the logits."""
+    tok = tokenizer()
+    known = len(tok)
+    tok.add_tokens(["<extra>"])
+    fields = {"text": "Fine", "target": " x", "foil": " y"}
+    odd = Prompt("odd", "f", **(fields | {where: fields[where] + "<extra>"}))
+    found = Reader(tok, vocabulary=known).suite([odd, Prompt("b", "f", "Fine")])
+    assert found.dropped == {"odd": f"the model has {known} tokens, none for '<extra>' ({known})"}
 
 
 # -- what stands at position 0 ---------------------------------------------------------------------
@@ -149,6 +166,38 @@ def test_without_a_beginning_token_the_models_end_token_stands_first():
     assert Reader(tok).prompt(Prompt("p", "f", "ab")).ids[0] == tok.eos_token_id
     with pytest.raises(XatlasError, match="neither a beginning nor an end token"):
         Reader(tokenizer(bos=None, eos=None))
+
+
+def special(*names, template=None, eos=None):
+    """Return a tokenizer without a beginning token, and its ids of ``names``."""
+    tok = tokenizer(bos=None, eos=eos, template=template)
+    tok.add_special_tokens({"additional_special_tokens": list(names)})
+    return tok, [tok.convert_tokens_to_ids(name) for name in names]
+
+
+def test_an_end_of_turn_never_stands_first():
+    """An instruct model gets the token that its base model gets."""
+    tok, (document, turn) = special("<|endoftext|>", "<|im_end|>", eos="<|im_end|>")
+    assert Reader(tok, end_token=[turn]).first_token == document  # by its name
+    assert Reader(tok, end_token=[turn, document]).first_token == document
+    assert Reader(tok, begin_token=document, end_token=turn).first_token == document
+    tok, (turn, document) = special("<|over|>", "<|doc|>", template="{{ messages[0].content }}<|over|>", eos="<|over|>")
+    assert Reader(tok, end_token=[turn, document]).first_token == document  # by the template
+    with pytest.raises(XatlasError, match="neither a beginning nor an end token of documents"):
+        Reader(tok, end_token=turn)
+
+
+def test_a_token_that_ends_documents_and_turns_stands_first():
+    tok, (end,) = special("</s>", template="{{ messages[0].content }}</s>", eos="</s>")
+    assert Reader(tok).first_token == end
+
+
+def test_no_token_beyond_the_vocabulary_stands_first():
+    tok = tokenizer(bos=None)
+    for beyond in (len(tok), 10**6, -1):
+        assert Reader(tok, begin_token=beyond, end_token=beyond).first_token == tok.eos_token_id
+    tok.add_special_tokens({"bos_token": "<new>"})
+    assert Reader(tok, vocabulary=len(tok) - 1).first_token == tok.eos_token_id
 
 
 def test_a_chat_template_wraps_the_text_and_begins_it_once():
