@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas import manager
 from xatlas.comparison import Comparison, Finding
+from xatlas.errors import XatlasError
 from xatlas.probe import Requirement
 from xatlas.run.lineup import build_tree, lacking, nodes_for
 from xatlas.run.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.run.plan import Settings, Step, steps_for
 from xatlas.run.runner import explain, run
+from xatlas.run.source import source_of
 from xatlas.stats import holm
 from xatlas.store import Store, file_state
 from xatlas.store.files import hash_path, locked, read_hashed, sha256, write_hashed
@@ -149,8 +152,8 @@ def compare(
         ]
         try:
             if complete:
-                done.results.append(_one(comparison, complete, settings, store, figures))
-        except Exception as error:
+                done.results.append(_one(comparison, complete, settings, store, figures, failures))
+        except (Exception, SystemExit) as error:
             log.debug("comparison %s failed", comparison.name, exc_info=True)
             failures.append(Failure(comparison.name, explain(error)))
         for failure in failures:
@@ -161,50 +164,111 @@ def compare(
 
 
 def _one(
-    comparison: Comparison, models: Sequence[Resolved], settings: Settings, store: Store, figures: Path
+    comparison: Comparison,
+    models: Sequence[Resolved],
+    settings: Settings,
+    store: Store,
+    figures: Path,
+    failures: list[Failure],
 ) -> Compared:
     nodes = nodes_for(comparison, models, settings, store)
+    source = source_of(type(comparison))
     key = digest(
         {
             "comparison": comparison.name,
             "version": comparison.version,
+            "source": source,
             "parameters": comparison.canonical_parameters(),
             "suite": settings.suite.name,
             "inputs": [[node, path.name, _hash_of(path)] for node, path in nodes],
         }
     )
-    record = store.path / ".comparisons" / f"{comparison.name}-{key[:16]}.json"
-    with locked(record.with_suffix(".lock"), f"another run is making {comparison.name}: waiting for it."):
-        kept = _kept(record, comparison, figures)
-        return kept or _make(comparison, nodes, store, record, figures)
+    # what can't be told from another comparison of this name is made every time
+    record = None if source is None else store.path / ".comparisons" / f"{comparison.name}-{key[:16]}.json"
+    kept = _kept(record, key, figures)  # needs neither lock nor write access
+    if kept:
+        return kept
+    with contextlib.ExitStack() as stack:
+        try:  # one lock a name, for all of that name write the same figure
+            waiting = f"another run is making {comparison.name}: waiting for it."
+            stack.enter_context(locked(store.path / ".comparisons" / f"{comparison.name}.lock", waiting))
+        except XatlasError as error:
+            log.warning("%s is made, but not kept: %s", comparison.name, error)
+            record = None
+        kept = _kept(record, key, figures)
+        if kept:
+            return kept
+        dataset = comparison.compare(build_tree(nodes)).assign_attrs(measured=_measured(comparison, models, settings))
+        made: dict[str, Any] = {"key": key, "name": comparison.name, "files": {}}
+        made["table"] = [{name: _plain(cell) for name, cell in row.items()} for row in comparison.table(dataset)]
+        findings = [asdict(item) for item in comparison.findings(dataset)]
+        made["findings"] = [{name: _plain(value) for name, value in item.items()} for item in findings]
+        result = _compared(made, figures)
+        try:
+            files = importlib.import_module(REPORT).export(comparison.name, comparison, dataset, figures)
+        except XatlasError as error:  # numbers without a figure are better than neither
+            failures.append(Failure(comparison.name, explain(error)))
+            return result
+        made["files"] = {file.name: sha256(file.read_bytes()) for file in files}
+        if record:
+            write_hashed(record, json.dumps(made).encode())
+        return replace(result, files=files)
 
 
-def _make(comparison: Comparison, nodes: list[tuple[str, Path]], store: Store, record: Path, figures: Path) -> Compared:
-    dataset = comparison.compare(build_tree(nodes))
-    export = importlib.import_module(REPORT).export
-    files = [Path(file) for file in export(comparison.name, comparison, dataset, figures)]
-    made = Compared(comparison.name, comparison.table(dataset), comparison.findings(dataset), files)
-    table = [{name: _plain(value) for name, value in row.items()} for row in made.table]
-    content = {
-        "table": table,
-        "findings": [{name: _plain(value) for name, value in asdict(item).items()} for item in made.findings],
-        "files": {file.name: sha256(file.read_bytes()) for file in files},
+def _measured(comparison: Comparison, models: Sequence[Resolved], settings: Settings) -> str:
+    """Say what a figure shows; figures of two of these are two figures."""
+    told = {
+        "models": [model.slug for model in models],
+        "suite": {"name": settings.suite.name, "hash": settings.suite.hash},
+        "reference": settings.reference.hash if settings.reference else None,
+        "template_date": settings.template_date if settings.chat_template else None,
+        **{name: getattr(settings, name) for name in ("dtype", "attention", "bos", "chat_template", "seed", "draws")},
+        "parameters": {
+            comparison.name: comparison.canonical_parameters(),
+            **{
+                needed.probe: dict(settings.parameters[needed.probe])
+                for needed in comparison.requires
+                if settings.parameters.get(needed.probe)
+            },
+        },
     }
-    write_hashed(record, json.dumps(content).encode())
-    return replace(made, table=table)
+    return json.dumps(told, sort_keys=True, default=str)
 
 
-def _kept(record: Path, comparison: Comparison, figures: Path) -> Compared | None:
+def _kept(record: Path | None, key: str, figures: Path) -> Compared | None:
     """Return what was made of the same inputs before, if its record and all its files are still whole."""
-    if file_state(record) != "done":
+    if record is None or file_state(record) != "done":
         return None
-    content = json.loads(read_hashed(record))
-    files = [figures / name for name in content["files"]]
-    for file, expected in zip(files, content["files"].values(), strict=True):
-        if not file.is_file() or sha256(file.read_bytes()) != expected:
-            return None
+    try:
+        content = json.loads(read_hashed(record))
+        if content["key"] != key:
+            raise ValueError("it is another comparison's")
+        kept = _compared(content, figures, reused=True)
+        whole = all(file.is_file() and sha256(file.read_bytes()) == content["files"][file.name] for file in kept.files)
+    except (XatlasError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
+        log.debug("%s is made again: %s", record, error)
+        return None
+    return kept if whole else None
+
+
+def _compared(content: dict[str, Any], figures: Path, reused: bool = False) -> Compared:
+    """Return what a record says: the same when it was just made and when it was kept.
+
+    Raises
+    ------
+    LookupError, TypeError, ValueError, AttributeError
+        It is no record, or a cell is neither text nor number.
+    """
     findings = [Finding(**item) for item in content["findings"]]
-    return Compared(comparison.name, content["table"], findings, files, reused=True)
+    cells = [cell for row in content["table"] for cell in row.values()]
+    texts = [text for item in findings for text in (item.sentence, item.verdict, item.model)]
+    numbers = [number for item in findings for number in (item.value, item.low, item.high, item.control, item.p)]
+    for kinds, values in ((str | int | float, cells), (str, texts), (int | float, numbers)):
+        for value in values:
+            if not isinstance(value, kinds):
+                raise TypeError(f"a table or finding holds {value!r}, where text or a number belongs")
+    files = [figures / Path(name).name for name in content["files"]]
+    return Compared(content["name"], content["table"], findings, files, reused)
 
 
 def _plain(value: Any) -> Any:
