@@ -6,8 +6,11 @@ import csv
 import hashlib
 import io
 import itertools
+import logging
 import os
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -18,13 +21,18 @@ import numpy as np
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.measures import summary
 from xatlas.errors import XatlasError
-from xatlas.text import spreadsheet_cell
+from xatlas.text import printable, spreadsheet_cell
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
     from xatlas.comparison import Comparison
 
+log = logging.getLogger("xatlas")
+
+#: Ends of the names of all files that a comparison may write; ``nc`` last, for it says what the others show.
+KINDS = ("png", "svg", "csv", "sensitivity.csv", "nc")
 #: Columns of the CSV with numbers under other settings.
 COLUMNS = ("number", "model", "setting", "value", "low", "high", "units", "command")
 
@@ -34,7 +42,9 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
 
     ``name.sensitivity.csv`` joins them where the dataset holds numbers under other settings.
 
-    A figure that shows the same data already is left alone.
+    A figure that shows the same data already is left alone. One of the same name that shows other models, or was
+    measured otherwise (the dataset's attribute ``measured``, else ``suite``), is kept as ``name-DIGEST.…``, and that
+    is said. Two writers of one name must hold a lock.
 
     Parameters
     ----------
@@ -65,22 +75,57 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
     mark = _mark(comparison, dataset, table.getvalue())
     try:
         target.mkdir(parents=True, exist_ok=True)
+        for path in paths.values():  # left by runs that were killed
+            for stray in target.glob(f".{path.stem}-????????{path.suffix}"):
+                stray.unlink(missing_ok=True)
+        _make_room(target, name, dataset)
         _write(paths["csv"], lambda path: path.write_text(table.getvalue(), "utf-8", newline=""))
         if varied:
             write_sensitivity(dataset, others)
             _write(paths["sensitivity.csv"], lambda path: path.write_text(others.getvalue(), "utf-8", newline=""))
         _write(paths["nc"], lambda path: _write_netcdf(dataset, path))
-        if paths["svg"].is_file() and paths["png"].is_file() and _carries(paths["png"], mark):
-            return list(paths.values())
-        drawn = comparison.plot(dataset)
-        style.arrange(drawn)
-        _write(paths["svg"], lambda path: style.save(drawn, path))
-        # last, because its mark says that both are there
-        _write(paths["png"], lambda path: style.save(drawn, path, mark))
+        if not all(_whole(paths[kind], mark) for kind in ("svg", "png")):
+            drawn = comparison.plot(dataset)
+            style.arrange(drawn)
+            for kind in ("svg", "png"):
+                _write(paths[kind], lambda path: _seal(drawn, path, mark))
     except OSError as error:
         reason = error.strerror or error
         raise XatlasError(f"can't write the figure '{name}' to {target}: {reason}; choose another --out.") from error
     return list(paths.values())
+
+
+def _make_room(folder: Path, name: str, dataset: xr.Dataset) -> None:
+    """Set files of this name aside that show something else, and take back what was set aside of this dataset."""
+    import xarray as xr
+
+    held = folder / f"{name}.nc"
+    if not held.is_file():
+        return
+    try:
+        with xr.open_dataset(held, engine="netcdf4") as old:
+            shown, aside = _shown(old), f"{name}-{_digest(old)}"
+            models = ", ".join(map(str, np.atleast_1d(old["model"].values)))
+    except Exception as error:  # the reader raises whatever the library underneath made of the bytes
+        log.warning("%s can't be read (%s): the figure is made again.", held, type(error).__name__)
+        return
+    if shown == _shown(dataset):
+        return
+    for old_name, new_name in ((name, aside), (f"{name}-{_digest(dataset)}", name)):
+        for kind in KINDS:
+            if (folder / f"{old_name}.{kind}").is_file():
+                os.replace(folder / f"{old_name}.{kind}", folder / f"{new_name}.{kind}")
+    log.warning("%s showed something else (%s): that is kept as %s.", folder / f"{name}.png", models, f"{aside}.png")
+
+
+def _shown(dataset: xr.Dataset) -> list[Any]:
+    """Return what tells a figure from another of its name."""
+    attrs = dataset.attrs
+    return [*map(str, np.atleast_1d(dataset["model"].values)), str(attrs.get("measured", attrs.get("suite", "")))]
+
+
+def _digest(dataset: xr.Dataset) -> str:
+    return hashlib.sha256("\0".join(_shown(dataset)).encode()).hexdigest()[:8]
 
 
 def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
@@ -97,10 +142,30 @@ def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _carries(path: Path, mark: str) -> bool:
-    """Tell whether a PNG of ours was made from the same data; its comment stands before the pixels."""
-    with open(path, "rb") as file:
-        return mark.encode() in file.read(1024)
+def _seal(drawn: Figure, path: Path, mark: str) -> None:
+    """Save a figure, its last comment says what it shows and holds the hash of all before it."""
+    style.save(drawn, path)
+    data = path.read_bytes()
+    path.write_bytes(_sealed(data, mark, path.suffix))
+
+
+def _sealed(data: bytes, mark: str, suffix: str) -> bytes:
+    """Return an image with its seal: at the end of an SVG, before the last chunk (12 bytes) of a PNG."""
+    seal = f"{mark} {hashlib.sha256(data).hexdigest()}".encode()
+    if suffix == ".svg":
+        return data + b"<!-- xatlas " + seal + b" -->\n"
+    chunk = b"tEXtxatlas\0" + seal
+    return data[:-12] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[-12:]
+
+
+def _whole(path: Path, mark: str) -> bool:
+    """Tell whether an image shows the same data, and nothing in it has changed since it was drawn."""
+    if not path.is_file():
+        return False
+    data, suffix = path.read_bytes(), path.suffix
+    extra = len(_sealed(bytes(12), mark, suffix)) - 12
+    bare = data[:-extra] if suffix == ".svg" else data[: -extra - 12] + data[-12:]
+    return data == _sealed(bare, mark, suffix)
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -146,8 +211,8 @@ def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:
         places = itertools.product(*(labels[dim] for dim in own))
         for place, value in zip(places, np.asarray(array.values).ravel().tolist(), strict=True):
             where = dict(zip(own, place, strict=True))
-            cells = (name, *(where.get(dim, "") for dim in dims), _cell(value), units)
-            writer.writerow([spreadsheet_cell(cell) for cell in cells])
+            cells = (name, *(where.get(dim, "") for dim in dims), value, units)
+            writer.writerow([_cell(cell) for cell in cells])
 
 
 def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:
@@ -160,4 +225,4 @@ def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if value != value else repr(value)
-    return spreadsheet_cell(value)
+    return spreadsheet_cell(printable(value) if isinstance(value, str) else value)

@@ -153,12 +153,8 @@ def arrange(made: Figure) -> None:
         made.set_layout_engine("none")
 
 
-def save(made: Figure, path: Path, mark: str = "") -> None:
-    """Write a figure as PNG or SVG, by the path's suffix, without dates or versions in it.
-
-    ``mark`` goes into the file's metadata.
-    """
-    svg = path.suffix == ".svg"
-    named: dict[str, Any] = {"Date": None, "Creator": None} if svg else {"Software": None, "Comment": mark}
+def save(made: Figure, path: Path) -> None:
+    """Write a figure as PNG or SVG, by the path's suffix, without dates or versions in it."""
+    named = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
     with context():
         made.savefig(path, format=path.suffix[1:], metadata=named)

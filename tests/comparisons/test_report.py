@@ -134,6 +134,60 @@ def test_unchanged_figures_are_left_alone_and_changed_data_redrawn(tree, tmp_pat
     assert paths[3].read_bytes() != old
 
 
+@pytest.mark.parametrize("kind", ["svg", "png"])
+@pytest.mark.parametrize("damage", [lambda b: b"garbage", lambda b: b[: len(b) // 2], lambda b: b[:400] + b[402:]])
+def test_a_figure_that_is_not_whole_is_drawn_again(tree, tmp_path, kind, damage):
+    dataset = Plain().compare(tree)
+    paths = {path.suffix[1:]: path for path in report.export("a", Plain(), dataset, tmp_path)}
+    whole = paths[kind].read_bytes()
+    paths[kind].write_bytes(damage(whole))
+    report.export("a", Plain(), dataset, tmp_path)
+    assert paths[kind].read_bytes() == whole
+
+
+def test_figures_of_other_models_or_another_suite_are_kept_and_it_is_said(tree, tmp_path, caplog):
+    """Whatever was shown last has the plain name; what was shown before comes back under it when it is asked for."""
+    both = Plain().compare(tree)
+    shown = {"all": both, "two": both.isel(model=[0, 1]), "other suite": both.assign_attrs(suite="suite standard")}
+    drawn = {}
+    for what, dataset in shown.items():
+        paths = report.export("a", Plain(), dataset, tmp_path)
+        drawn[what] = {path.suffix: path.read_bytes() for path in paths}
+    assert caplog.text.count("that is kept as") == 2
+    assert len(list(tmp_path.iterdir())) == 3 * len(paths)
+    for what, dataset in shown.items():
+        first = report.export("a", Plain(), dataset, tmp_path)
+        assert {path.name for path in first} == {f"a.{end}" for end in ("png", "svg", "nc", "csv", "sensitivity.csv")}
+        assert {path.suffix: path.read_bytes() for path in first if path.suffix != ".nc"} == {
+            suffix: data for suffix, data in drawn[what].items() if suffix != ".nc"
+        }
+        with xr.open_dataset(tmp_path / "a.nc") as beside:
+            assert beside.sizes["model"] == dataset.sizes["model"]
+            assert beside.attrs["suite"] == dataset.attrs["suite"]
+    assert len(list(tmp_path.iterdir())) == 3 * len(paths)
+
+
+def test_what_a_killed_run_left_is_removed(tree, tmp_path):
+    for name in (".a-0ld_temp.png", ".a.sensitivity-0ld_temp.csv"):
+        (tmp_path / name).write_bytes(b"half")
+    paths = report.export("a", Plain(), Plain().compare(tree), tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_cells_of_a_csv_are_no_formulas():
+    name = '=HYPERLINK("x")'
+    dataset = xr.Dataset(
+        {"value": (("model", "family"), [[-1.5, 2.0], [np.nan, np.inf]])},
+        coords={"model": [name, "two\nlines"], "family": ["@sum", "a\r-b\x1b[2J"]},
+    )
+    file = io.StringIO()
+    report.write_csv(dataset, file)
+    rows = list(csv.reader(io.StringIO(file.getvalue(), newline="")))
+    assert [row[1] for row in rows[1:]] == [f"'{name}"] * 2 + ["two\nlines"] * 2
+    assert [row[2] for row in rows[1:3]] == ["'@sum", r"a\r-b\x1b[2J"]
+    assert [row[3] for row in rows[1:]] == ["-1.5", "2.0", "", "inf"]
+
+
 def test_a_failed_write_leaves_what_was_there(tree, tmp_path, monkeypatch):
     dataset = Plain().compare(tree)
     paths = report.export("a", Plain(), dataset, tmp_path)
