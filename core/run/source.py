@@ -56,7 +56,8 @@ def source_of(cls: type) -> str | None:
             or ("." not in name and path and "." not in other and _beside(path, other))
         ]
     for base in bases:
-        parts[f"class {base.__qualname__}"] = _constants(vars(base))
+        own = {name: value for name, value in vars(base).items() if name != "version"}  # which keys hold themselves
+        parts[f"class {base.__qualname__}"] = _constants(own)
         for function in _functions(vars(base)):
             cells = [cell.cell_contents for cell in function.__closure__ or ()]
             if function.__code__ not in codes.get(function.__module__, ()) or not all(
@@ -111,9 +112,11 @@ def _functions(space: Mapping[str, Any]) -> Iterator[FunctionType]:
     """Yield the functions of a class or module, but those that Python itself makes for data classes."""
     for item in space.values():
         for each in (item, *(getattr(item, part, None) for part in ("__func__", "fget", "__wrapped__"))):
-            made = isinstance(each, FunctionType) and each.__code__.co_filename.startswith("<string")
-            if isinstance(each, FunctionType) and not made and each.__name__ != "__repr__":
-                yield each
+            if isinstance(each, FunctionType):
+                code = each.__code__
+                made = code.co_filename == "<string>" and each.__name__[:2] == "__"
+                if not made and each.__name__ != "__repr__":
+                    yield each
 
 
 def _constants(space: Mapping[str, Any]) -> str:

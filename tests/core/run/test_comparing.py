@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import json
+import math
+import sys
 
+import pytest
 from running import Counting, go, plugged, suite_file, tiny
 
 from xatlas.api import compare, make_settings, measure
 from xatlas.errors import XatlasError
 from xatlas.store import Store
+from xatlas.store.files import write_hashed
 
 
 def test_a_comparison_goes_on_without_the_model_that_failed(folder, tmp_path, monkeypatch):
@@ -74,3 +80,150 @@ def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model
     assert sorted(found) == [f"{root}@bos=native", f"{root}@bos=native,suite=longer"]
     tree = build_tree([(root, store.file(main)), *found.items()])
     assert tree[f"{root}@bos=native,suite=longer"].sizes["prompt"] == 18
+
+
+PLUGIN = """
+import math
+
+import helper_of_mine
+from xatlas import Comparison, Finding, Requirement
+
+
+class Told(Comparison):
+    name = "told"
+    summary = "What a helper says."
+    requires = (Requirement("counting"),)
+
+    def compare(self, tree):
+        import xarray as xr
+
+        models = list(tree.children)
+        return xr.Dataset({"value": ("model", [1.0] * len(models))}, coords={"model": models})
+
+    def plot(self, dataset):
+        from matplotlib.figure import Figure
+
+        made = Figure(figsize=(1, 1))
+        made.subplots()
+        return made
+
+    def findings(self, dataset):
+        return [Finding("A thing.", 1.0, -math.inf, math.inf, math.nan, math.nan, "undecided")]
+
+    def table(self, dataset):
+        return [{"model": "m", "says": helper_of_mine.SAID, "nothing": math.nan}]
+"""
+
+
+@pytest.fixture
+def told(folder, tmp_path, monkeypatch):
+    """Return a function that writes a comparison and its helper, loads them and compares."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two versions of one second would share it
+    arguments = {"suite": str(folder / "suite.jsonl"), "reference": str(folder / "reference.jsonl"), "device": "cpu"}
+
+    def run(said=None, plugin=PLUGIN, change=None, more=(), names=("tiny",), **others):
+        if said is not None:
+            (tmp_path / "helper_of_mine.py").write_text(f"SAID = {said!r}\n")
+            (tmp_path / "plugin_of_mine.py").write_text(plugin)
+            for module in ("helper_of_mine", "plugin_of_mine"):
+                sys.modules.pop(module, None)
+            importlib.invalidate_caches()
+        kind = importlib.import_module("plugin_of_mine").Told
+        if change:
+            change(kind)
+        with plugged(xatlas_probes=[Counting], xatlas_comparisons=[kind, *more]):
+            chosen = [*(other.name for other in more), "told"]
+            models = [str(folder / name) for name in names]
+            return compare(models, comparisons=chosen, out=tmp_path, **{**arguments, **others})
+
+    yield run
+    for module in ("helper_of_mine", "plugin_of_mine"):
+        sys.modules.pop(module, None)
+
+
+def test_a_changed_comparison_is_not_printed_from_an_old_record(told, tmp_path):
+    first, again = told("this").results[0], told("this").results[0]
+    assert (first.reused, again.reused) == (False, True)
+    assert repr((again.table, again.findings)) == repr((first.table, first.findings))
+    assert [again.findings[0].low, again.findings[0].high] == [-math.inf, math.inf]
+    for change in (
+        {"said": "that"},  # its helper
+        {"plugin": PLUGIN.replace('{"model": "m",', '{"model": "m", "more": 1,')},
+        {"change": lambda kind: setattr(kind, "version", 2)},
+        {"change": lambda kind: setattr(kind, "table", lambda self, dataset: [{"model": "changed"}])},
+    ):
+        result = told(**{"said": "this", **change}).results[0]
+        assert not result.reused
+    assert result.table == [{"model": "changed"}]
+    # The file has changed since it was loaded: neither is told from its record, nor kept under its name.
+    told("this")
+    (tmp_path / "helper_of_mine.py").write_text("SAID = 'later'\n")
+    assert told().results[0].table[0]["says"] == "this"
+    assert told("later").results[0].table[0]["says"] == "later"
+
+
+def test_a_comparison_without_source_is_made_every_time(told):
+    def typed_in(kind):
+        space = {"Told": kind}
+        exec("def table(self, dataset): return [{'model': 'typed in'}]", space)
+        kind.table = space["table"]
+
+    for _ in range(2):
+        result = told("this", change=typed_in).results[0]
+        assert (result.reused, result.table) == (False, [{"model": "typed in"}])
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda record: b"[" * 100_000,
+        lambda record: b'{"files": ' + b"9" * 5000 + b"}",
+        lambda record: b"null",
+        lambda record: b"\xff",
+        lambda record: record | {"key": "0" * 64, "table": [{"model": "another's"}]},
+        lambda record: record | {"table": [["no row"]]},
+        lambda record: record | {"findings": [{"sentence": "half"}]},
+        lambda record: record | {"findings": [record["findings"][0] | {"p": None}]},
+        lambda record: record | {"files": 3},
+        lambda record: record | {"files": {"nowhere.png": "0"}},
+    ],
+)
+def test_a_record_that_is_not_this_comparisons_is_made_again(told, tmp_path, edit):
+    first = told("this").results[0]
+    (path,) = (tmp_path / "atlas" / ".comparisons").glob("*.json")
+    edited = edit(json.loads(path.read_bytes()))
+    write_hashed(path, edited if isinstance(edited, bytes) else json.dumps(edited).encode())
+    again = told("this")
+    assert not again.failures
+    assert not again.results[0].reused
+    assert repr(again.results[0].table) == repr(first.table)
+    assert told("this").results[0].reused
+
+
+def test_what_is_there_is_read_without_a_lock_and_what_can_not_be_kept_is_made(told, tmp_path, monkeypatch):
+    told("this")
+
+    def closed(*arguments):
+        raise XatlasError("the folder is not writable.")
+
+    monkeypatch.setattr("xatlas.run.comparing.locked", closed)
+    assert told("this").results[0].reused
+    made = told("that")
+    assert (made.failures, made.results[0].table[0]["says"]) == ([], "that")
+
+
+def test_figures_of_two_suites_are_two(told, folder, tmp_path):
+    first, other = told("this"), told("this", suite=suite_file(tmp_path / "suite.jsonl", "abd"))
+    assert first.results[0].files == other.results[0].files
+    aside = [path for path in (tmp_path / "figures").iterdir() if path not in other.results[0].files]
+    assert sorted(path.suffix for path in aside) == [".csv", ".nc", ".png", ".svg"]
+    assert told("this").results[0].files == first.results[0].files
+    assert len(list((tmp_path / "figures").iterdir())) == 8
+
+
+def test_a_figure_that_can_not_be_written_costs_no_numbers(told, tmp_path):
+    (tmp_path / "figures").write_text("in the way")
+    done = told("this")
+    assert done.results[0].table[0]["says"] == "this"
+    assert ["can't write the figure 'told'" in failure.reason for failure in done.failures] == [True]
