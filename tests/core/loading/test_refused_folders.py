@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from folders import edit_config, logits
+from safetensors.torch import load_file, save_file
 
 from xatlas import XatlasError, loading
 
@@ -26,6 +27,8 @@ def test_pickles_are_refused_and_the_advice_works(tiny):
     [
         ({"architectures": None}, "names no model class"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with gptq"),
+        ({"quantization_config": 5}, "quantised with an unnamed method"),
+        *(({"architectures": value}, "names no model class") for value in (5, [5], "Llama", {"a": 1}, [])),
     ],
 )
 def test_unusable_configs_are_explained(tiny, changes, words):
@@ -69,3 +72,104 @@ def test_code_in_a_model_folder_is_never_run(tiny):
     with pytest.raises(XatlasError, match="cannot be loaded"):
         loading.load(loading.resolve(str(tiny)), device="cpu")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": "three"},
+        {"num_attention_heads": [4]},
+        {"hidden_size": None},
+        {"vocab_size": -1},
+        {"text_config": 5},
+        {"model_type": 5},
+        {"rope_parameters": 5},
+        {"dtype": 5},
+        {"generation_config": 5},
+        {"max_position_embeddings": "64"},
+        {"id2label": 7},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_config_fields_of_a_wrong_type_are_one_line_or_no_matter(tiny, changes):
+    from xatlas.run.estimate import facts
+
+    edit_config(tiny, **changes)
+    said = []
+    try:
+        facts(tiny)
+        loading.load(loading.resolve(str(tiny)), device="cpu")
+    except XatlasError as error:
+        said.append(str(error))
+    assert all("\n" not in line and str(tiny) in line for line in said)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "\ufeff{}", '{"a": ' + "9" * 5000 + "}", "[1]", "\x00", ""])
+def test_config_that_is_no_object_is_one_line(tiny, content):
+    (tiny / "config.json").write_text(content)
+    with pytest.raises(XatlasError, match=r"config\.json") as caught:
+        loading.resolve(str(tiny))
+    assert "\n" not in str(caught.value)
+
+
+def edit_weights(folder, edit):
+    state = load_file(folder / "model.safetensors")
+    edit(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.mlp.down_proj.bias",
+        "model.layers.1.self_attn.q_norm.weight",
+        "model.layers.0.mlp.experts.7.w1.weight",
+        "model.layers.0.conv.conv.bias",
+        "vision.layers.0.weight",
+        "lm_head.bias",
+    ],
+)
+def test_weights_that_nothing_reads_are_refused(tiny, name):
+    edit_weights(tiny, lambda state: state.update({name: torch.ones(8)}))
+    with pytest.raises(XatlasError, match=f"nothing reads {name}"):
+        loading.load(loading.resolve(str(tiny)), device="cpu")
+
+
+def test_layers_beyond_the_last_get_one_line(tiny):
+    expected = load_file(tiny / "model.safetensors")
+    edit_config(tiny, num_hidden_layers=1, layer_types=None)
+    lines: list[str] = []
+    model = loading.load(loading.resolve(str(tiny)), device="cpu", progress=lines.append).model
+    assert len(lines) == 1
+    assert "model.layers.1." in lines[0]
+    assert torch.equal(model.model.norm.weight, expected["model.norm.weight"])
+
+
+def test_stored_masks_and_frequencies_are_harmless(tiny):
+    frequencies = loading.load(loading.resolve(str(tiny)), device="cpu").model.model.rotary_emb.inv_freq
+    old = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": frequencies.bfloat16(),
+        "model.layers.0.attn.bias": torch.ones(1, 1, 16, 16).tril(),
+        "model.layers.0.attn.masked_bias": torch.tensor(-1e9),
+    }
+    edit_weights(tiny, lambda state: state.update(old))
+    loading.load(loading.resolve(str(tiny)), device="cpu")
+    edit_weights(tiny, lambda state: state[next(iter(old))].copy_(frequencies**0.9))
+    with pytest.raises(XatlasError, match=r"inv_freq .* correct the rotary settings"):
+        loading.load(loading.resolve(str(tiny)), device="cpu")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_named(tiny, value):
+    name = "model.layers.1.mlp.down_proj.weight"
+    edit_weights(tiny, lambda state: state[name][0, 0].fill_(value))
+    with pytest.raises(XatlasError, match=f"{name} .*not finite"):
+        loading.load(loading.resolve(str(tiny)), device="cpu")
+
+
+def test_weights_beyond_float16_say_what_to_use(tiny):
+    name = "model.layers.1.mlp.down_proj.weight"
+    edit_weights(tiny, lambda state: state[name][0, 0].fill_(1e6))
+    with pytest.raises(XatlasError, match=f"{name} .*use float32 or bfloat16"):
+        loading.load(loading.resolve(str(tiny)), device="cpu", dtype="float16")
+    loading.load(loading.resolve(str(tiny)), device="cpu", dtype="bfloat16")
