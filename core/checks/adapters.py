@@ -14,7 +14,7 @@ from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Intervention, Zero
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
-from xatlas.model.hooks import attached
+from xatlas.model.hooks import attached, exclusive
 from xatlas.prompts import TokenPrompt
 from xatlas.sites import READ_ONLY, SITE_KINDS, Site
 from xatlas.suites import Prompt
@@ -126,6 +126,7 @@ def _check_shapes(model: HookedModel, prompt: TokenPrompt) -> None:
             )
 
 
+@exclusive
 @torch.inference_mode()
 def _check_engine(model: HookedModel, prompts: list[TokenPrompt]) -> None:
     """Zero every site, in the engine and in Hugging Face's own forward, and compare."""

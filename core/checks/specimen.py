@@ -12,6 +12,7 @@ import torch
 from xatlas.errors import XatlasError
 from xatlas.manager import adapters
 from xatlas.model import HookedModel
+from xatlas.model.hooks import exclusive
 from xatlas.suites import Prompt, Suite
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def answered_suite(model: HookedModel) -> Suite:
     return Suite("small", tuple(_answered(model, prompt) for prompt in small_suite()))
 
 
+@exclusive
 @torch.inference_mode()
 def _answered(model: HookedModel, prompt: Prompt) -> Prompt:
     assert model.reader is not None

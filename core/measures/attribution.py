@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from xatlas.model.hooks import Hook, attached
+from xatlas.model.hooks import Hook, attached, exclusive
 from xatlas.prompts import TokenPrompt, buckets
 from xatlas.sites import Site
 from xatlas.sweep.budget import Budget
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _KEPT = 32
 
 
+@exclusive
 def gradients(
     model: HookedModel, prompts: Sequence[TokenPrompt], sites: Sequence[Site]
 ) -> dict[Site, tuple[Tensor, Tensor]]:
@@ -45,7 +46,7 @@ def gradients(
     values: dict[Site, Tensor] = {}
     leaves: dict[Site, Tensor] = {}
     final: list[Tensor] = []
-    hooks = [_leaf(model, site, values, leaves) for site in dict.fromkeys(sites)]
+    hooks = [hook for site in dict.fromkeys(sites) for hook in _leaf(model, site, values, leaves)]
     hooks.append(model.hook(Site(model.n_layers - 1, "resid_post"), final.append))
     with torch.inference_mode(False), torch.enable_grad():
         with attached(hooks):
@@ -59,20 +60,18 @@ def gradients(
     return {site: (values[site], gradient) for site, gradient in zip(leaves, found, strict=True)}
 
 
-def _leaf(model: HookedModel, site: Site, values: dict[Site, Tensor], leaves: dict[Site, Tensor]) -> Hook:
-    """Return a hook that makes a site's value something to differentiate by."""
+def _leaf(model: HookedModel, site: Site, values: dict[Site, Tensor], leaves: dict[Site, Tensor]) -> list[Hook]:
+    """Return the hooks that make a site's value something to differentiate by: zeros are added to it."""
+
+    def read(value: Tensor) -> None:
+        values[site] = value.detach()
 
     def add_nothing(value: Tensor) -> Tensor:
-        values[site] = value.detach()
         leaves[site] = torch.zeros_like(value, requires_grad=True)
         return value + leaves[site]
 
-    def keep(value: Tensor) -> None:
-        values[site] = value.detach()
-        leaves[site] = value if value.requires_grad else value.requires_grad_()
-
-    # A site that can't be edited in place is the stream itself: all that reads it reads this very tensor.
-    return model.hook(site, add_nothing if model.point(site).edit_as is None else keep)
+    edited = model.point(site).edit_as or site.kind  # what is added there is added to the site itself
+    return [model.hook(site, read), model.hook(Site(site.layer, edited), add_nothing)]
 
 
 def attribution(model: HookedModel, pairs: Pairs, sites: Sequence[str], positions: Sequence[str]) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from xatlas.model.hooks import exclusive
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 SAMPLE = 8
 
 
+@exclusive
 @torch.inference_mode()
 def noise_floor(model: HookedModel, prompts: Sequence[TokenPrompt]) -> dict[str, float]:
     """Return how far two clean runs lie apart at the readout position that differ in rounding alone.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from xatlas.errors import XatlasError, unknown
 from xatlas.model.choice import adapter_for, make_reader
-from xatlas.model.hooks import Editor, Hook, SiteFunction, attached, keeper, rebuilding
+from xatlas.model.hooks import Editor, Hook, SiteFunction, attached, exclusive, keeper, rebuilding
 from xatlas.model.live import holding
 from xatlas.model.proof import prove as prove_hook_points
 from xatlas.model.record import CleanRun, LayerCall, recording
@@ -27,9 +29,15 @@ if TYPE_CHECKING:
     from xatlas.sites import HeadLayout
     from xatlas.suites import Prompt, Suite
 
+#: Hugging Face model → its lock: two that hook one model share it.
+_LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
 
 class HookedModel:
     """A causal language model whose sites can be captured and edited.
+
+    One thread at a time: what hooks or runs the model holds :attr:`lock`, and other threads wait. Forwards of the
+    Hugging Face model itself don't wait; they pass by the hooks of other threads, but not what ``intervene`` holds.
 
     Parameters
     ----------
@@ -74,10 +82,18 @@ class HookedModel:
         self.adapter = adapter or adapter_for(model)
         self.reader = None if tokenizer is None else make_reader(model, tokenizer, bos, chat_template, template_date)
         self._points = [self.adapter.hook_points(layer) for layer in range(self.n_layers)]
+        #: Sites whose value the model's own forward writes over later, in place; None while that isn't known.
+        self.overwritten: Collection[Site] | None = None
         if prove:
             prove_hook_points(self)
 
     # -- facts ------------------------------------------------------------------------------------
+
+    @property
+    def lock(self) -> RLock:
+        """What a thread holds while it hooks or runs the model; it may be taken again by the thread that has it."""
+        lock: RLock = _LOCKS.setdefault(self.model, RLock())
+        return lock
 
     @property
     def n_layers(self) -> int:
@@ -150,8 +166,14 @@ class HookedModel:
         """Return the sites of one kind, layer by layer."""
         return [Site(layer, kind) for layer in range(self.n_layers) if kind in self._points[layer]]
 
+    def lasting(self, site: Site, value: Tensor) -> Tensor:
+        """Return a site's value such that it stays as it is: a copy where the forward writes over it later."""
+        return value.clone() if self.overwritten is None or site in self.overwritten else value
+
     def hook(self, site: Site, function: SiteFunction) -> Hook:
         """Return the arguments that :func:`xatlas.model.hooks.attach` needs for a site.
+
+        The value that the function is shown may be kept: see :meth:`lasting`.
 
         Raises
         ------
@@ -159,7 +181,7 @@ class HookedModel:
             As :meth:`point`.
         """
         point = self.point(site)
-        return self.adapter.module(point.module), point, function
+        return self.adapter.module(point.module), point, lambda value: function(self.lasting(site, value))
 
     def edit_hooks(self, site: Site, editor: Editor) -> list[Hook]:
         """Return the hooks that replace a site's value by ``editor(value)``; an indirect site needs two.
@@ -178,6 +200,7 @@ class HookedModel:
             self.hook(Site(site.layer, point.edit_as), rebuild),
         ]
 
+    @exclusive
     def read(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
         """Tokenise a suite the way this model reads it; see :class:`xatlas.prompts.Reader`.
 
@@ -200,6 +223,7 @@ class HookedModel:
             raise XatlasError("this model was made without a tokenizer: it can't read a suite.")
         return self.reader.suite(suite)
 
+    @exclusive
     def checksum(self) -> str:
         """Return a hex digest of all weights: it tells whether a probe left them alone."""
         digest = hashlib.sha256()
@@ -215,10 +239,12 @@ class HookedModel:
         """Return the token ids ``(prompt, pos)`` of prompts of equal length."""
         return torch.tensor([prompt.ids for prompt in prompts], device=self.device)
 
+    @exclusive
     def run(self, ids: Tensor, **kwargs: Any) -> Any:
         """Run the decoder without its unembedding and without a cache."""
         return self.model.base_model(input_ids=ids, use_cache=False, **kwargs)
 
+    @exclusive
     @torch.inference_mode()
     def capture(self, ids: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
         """Return the values of ``sites`` in one clean forward.
@@ -245,6 +271,7 @@ class HookedModel:
             self.run(ids)
         return values
 
+    @exclusive
     @torch.inference_mode()
     def record(self, ids: Tensor, sites: Sequence[Site] = ()) -> CleanRun:
         """Run ``ids`` ``(prompt, pos)`` once; keep what each layer was called with, and the values at ``sites``."""
@@ -252,15 +279,18 @@ class HookedModel:
             self.run(ids)
         return record()
 
+    @exclusive
     def run_layer(self, layer: int, hidden: Tensor, call: LayerCall, cache: Any = None) -> Tensor:
         """Call one Hugging Face layer on ``hidden`` ``(row, pos, d_model)`` with recorded arguments."""
         kwargs = call.kwargs
         if cache is not None:
             kwargs = {**kwargs, str(self.adapter.cache_argument): cache}
+        hidden = self.lasting(Site(layer, "resid_pre"), hidden)
         output = self.adapter.layer(layer)(hidden, *call.args, **kwargs)
         stream: Tensor = output[0] if isinstance(output, tuple) else output
         return stream
 
+    @exclusive
     def logits(self, hidden: Tensor) -> Tensor:
         """Turn the stream after the last layer ``(..., d_model)`` into logits ``(..., vocabulary)``, in float32."""
         return self.adapter.logits(hidden).float()
@@ -272,7 +302,8 @@ class HookedModel:
         """Hold interventions over Hugging Face's own forward and ``generate``.
 
         They hold on the prompt and on every cached decode step, with left padding too. During generation
-        ``last`` is the newest token of each step. See :mod:`xatlas.model.live` for what is refused.
+        ``last`` is the newest token of each step. Other threads' captures and sweeps wait until it ends. See
+        :mod:`xatlas.model.live` for what is refused.
 
         Parameters
         ----------
@@ -288,5 +319,5 @@ class HookedModel:
         XatlasError
             The model lacks a site, a mean is missing, or a change looks at another run.
         """
-        with holding(self, interventions, means or {}, seed):
+        with self.lock, holding(self, interventions, means or {}, seed):
             yield

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -22,6 +24,18 @@ SiteFunction = Callable[["Tensor"], "Tensor | None"]
 Editor = Callable[["Tensor"], "Tensor"]
 #: A module, its hook point, and what is called there: the arguments of :func:`attach`.
 Hook = tuple["nn.Module", "HookPoint", SiteFunction]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def exclusive(function: _F) -> _F:
+    """Make a function hold the lock of its first argument, a ``HookedModel``, while it runs."""
+
+    @wraps(function)
+    def alone(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with model.lock:
+            return function(model, *args, **kwargs)
+
+    return cast("_F", alone)
 
 
 def attach(module: nn.Module, point: HookPoint, function: SiteFunction) -> RemovableHandle:
@@ -92,8 +106,10 @@ def first_tensor(args: Any, kwargs: Any) -> tuple[Tensor, Any, dict[str, Any], s
 
 
 @contextmanager
-def attached(hooks: Iterable[Hook]) -> Iterator[None]:
+def attached(hooks: Iterable[Hook], *, every_thread: bool = False) -> Iterator[None]:
     """Hold several hooks for the length of a ``with`` block; none survives it.
+
+    Forwards that other threads run meanwhile pass them by, unless ``every_thread``.
 
     Raises
     ------
@@ -102,8 +118,14 @@ def attached(hooks: Iterable[Hook]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module, point, function in hooks:
-            stack.callback(attach(module, point, function).remove)
+            kept = function if every_thread else _own(function)
+            stack.callback(attach(module, point, kept).remove)
         yield
+
+
+def _own(function: SiteFunction) -> SiteFunction:
+    thread = get_ident()
+    return lambda value: function(value) if get_ident() == thread else None
 
 
 def count_hooks(model: nn.Module) -> int:

@@ -150,7 +150,7 @@ def holding(
         hooks += model.edit_hooks(intervention.site, _editor(intervention, scene))
     handle = model.model.base_model.register_forward_pre_hook(scene.enter, with_kwargs=True)
     try:
-        with attached(hooks):
+        with attached(hooks, every_thread=True):
             yield
     except ValueError as error:
         # generate() asks its cache for a length before the first forward; without attention there is none.

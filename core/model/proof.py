@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from xatlas.errors import XatlasError
-from xatlas.model.hooks import Hook, attached, count_hooks
+from xatlas.model.hooks import Hook, attached, count_hooks, exclusive
 from xatlas.sites import READ_ONLY, Site
 
 if TYPE_CHECKING:
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 LENGTH = 7
 
 
+@exclusive
 @torch.inference_mode()
 def prove(model: HookedModel) -> None:
-    """Check every hook point of a model in two short passes and stop at the first that is wrong.
+    """Check every hook point of a model in short passes and stop at the first that is wrong.
 
-    The first pass reads every site through an edit that changes nothing: each hook must fire exactly once,
-    the logits must stay bit-identical, and what was read must add up. In the second, each row of one batch
-    has one site perturbed, and its logits must move.
+    One reads every site through an edit that changes nothing: each hook must fire exactly once, the logits must
+    stay bit-identical, and what was read must add up. One reads without editing, and finds the values that what
+    runs later writes over: of those, copies are kept from then on. In one, each row of a batch has one site
+    perturbed, and its logits must move.
 
     Parameters
     ----------
@@ -44,6 +46,7 @@ def prove(model: HookedModel) -> None:
     values = _first_pass(model, ids, plain)
     _check_sums(model, values)
     _check_heads(model, values)
+    _find_overwritten(model, ids.expand(2, -1))
     _check_reach(model, ids)
     _check_unembedding(model, values, plain)
     _second_pass(model, ids)
@@ -103,6 +106,18 @@ def _first_pass(model: HookedModel, ids: Tensor, plain: Tensor) -> dict[Site, Te
     if not torch.equal(edited, plain):
         raise XatlasError("an edit that changes nothing changes the logits: a view writes what it did not read.")
     return values
+
+
+def _find_overwritten(model: HookedModel, ids: Tensor) -> None:
+    """Find the sites whose value the forward writes over, in place, after it was read."""
+    sites = _editable(model)
+    copied = model.record(ids, sites)  # as long as nothing is known, all that is kept is a copy
+    model.overwritten = ()
+    kept = model.record(ids, sites)
+    found = {site for site in sites if not torch.equal(kept.values[site], copied.values[site])}
+    for layer, (now, then) in enumerate(zip(kept.inputs, copied.inputs, strict=True)):
+        found |= set() if torch.equal(now, then) else {Site(layer, "resid_pre")}
+    model.overwritten = frozenset(found)
 
 
 def _tolerance(*tensors: Tensor) -> float:

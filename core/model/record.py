@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,10 +83,13 @@ def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iter
     calls: list[LayerCall] = []
     final: list[Tensor] = []
     values: dict[Site, Tensor] = {}
+    thread = get_ident()
 
     def before(_: Any, args: Any, kwargs: Any) -> None:
+        if get_ident() != thread:
+            return
         hidden, args, kwargs, name = first_tensor(args, kwargs)
-        inputs.append(hidden)
+        inputs.append(model.lasting(Site(len(inputs), "resid_pre"), hidden))
         rest = args[1:] if name is None else args
         skipped = (name, model.adapter.cache_argument, "use_cache")
         named = {key: value for key, value in kwargs.items() if key not in skipped}

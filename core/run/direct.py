@@ -46,6 +46,7 @@ def measure_directly(probe: Probe, model: HookedModel, suite: Suite, inputs: Inp
         if not needed.optional:
             inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
             results[needed.probe] = measure_directly(inner, model, suite, inputs)
-    dataset = probe.measure(model, suite, replace(inputs, results=results))
+    with model.lock:  # a probe may run the Hugging Face model itself
+        dataset = probe.measure(model, suite, replace(inputs, results=results))
     validate(dataset, probe)
     return dataset

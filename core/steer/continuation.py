@@ -11,6 +11,7 @@ import torch
 from xatlas.errors import XatlasError
 from xatlas.interventions import Add, Intervention
 from xatlas.measures.directions import median_norms, readout_values
+from xatlas.model.hooks import exclusive
 from xatlas.sites import Site
 from xatlas.suites import Prompt
 
@@ -55,6 +56,7 @@ class Steered:
     length: float
 
 
+@exclusive
 def steer(
     model: HookedModel,
     text: str,

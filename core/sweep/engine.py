@@ -11,6 +11,7 @@ import torch
 
 from xatlas.interventions import Condition
 from xatlas.metrics import Metric
+from xatlas.model.hooks import exclusive
 from xatlas.probe import Checkpoint, NoCheckpoint, no_progress
 from xatlas.prompts import TokenPrompt
 from xatlas.sites import Site
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from xatlas.model import HookedModel
 
 
+@exclusive
 def sweep(
     model: HookedModel,
     prompts: Sequence[TokenPrompt],
