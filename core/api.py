@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +13,7 @@ from xatlas.errors import XatlasError
 from xatlas.loading.names import Resolved, resolve
 from xatlas.probe import Inputs, Probe, Requirement
 from xatlas.run import run
-from xatlas.run.comparing import Comparing, pick_comparisons
+from xatlas.run.comparing import Comparing, part_parameters, pick_comparisons
 from xatlas.run.comparing import compare as compare_models
 from xatlas.run.direct import measure_directly
 from xatlas.run.outcome import Reporter
@@ -21,6 +23,7 @@ from xatlas.settings import TEMPLATE_DATE
 from xatlas.store import Store
 from xatlas.store.atlas import open_atlas
 from xatlas.suites import Suite
+from xatlas.text import split_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 ATLAS, FIGURES = "atlas", "figures"
 
 open = open_atlas
+log = logging.getLogger("xatlas")
 
 
 def make_settings(suite: str | Suite | None = None, reference: str | Suite | None = None, **options: Any) -> Settings:
@@ -48,8 +52,8 @@ def make_settings(suite: str | Suite | None = None, reference: str | Suite | Non
     XatlasError
         A name or value is not one that exists.
     """
-    chosen = suite or default_suite("measure")
-    means = reference or default_suite("reference")
+    chosen = default_suite("measure") if suite is None else suite
+    means = default_suite("reference") if reference is None else reference
     return Settings(
         suite=chosen if isinstance(chosen, Suite) else find_suite(chosen),
         reference=means if isinstance(means, Suite) else find_suite(means),
@@ -57,8 +61,21 @@ def make_settings(suite: str | Suite | None = None, reference: str | Suite | Non
     )
 
 
+def _names(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return names as a list; one text is taken for a comma-separated list."""
+    if isinstance(given, str):
+        return split_names(given)
+    names = [given] if isinstance(given, os.PathLike) else list(given)
+    for name in names:
+        if not isinstance(name, str | os.PathLike):
+            raise XatlasError(f"{name!r} is no name: give texts, or paths.")
+    return [os.fspath(name) for name in names]
+
+
 def resolve_all(names: Sequence[str], *, hub: bool = True) -> list[Resolved]:
     """Resolve names; two that are filed under one slug are an error, for one would hide the other.
+
+    A model named twice is taken once; one with two names is shown twice. Both are said.
 
     Raises
     ------
@@ -69,7 +86,12 @@ def resolve_all(names: Sequence[str], *, hub: bool = True) -> list[Resolved]:
         raise XatlasError("name at least one model; 'xatlas models' lists those with a short name.")
     found: dict[str, Resolved] = {}
     for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            log.warning("'%s' is named %d times: it is taken once.", name, names.count(name))
         model = resolve(name, hub=hub)
+        twin = next((each for each in found.values() if each.identity == model.identity), None)
+        if twin and twin.slug != model.slug:
+            log.warning("'%s' and '%s' are one model under two names: what they share shows nothing.", twin.name, name)
         other = found.setdefault(model.slug, model)
         if other is not model:
             raise XatlasError(f"'{other.name}' and '{model.name}' are the same model: name it once.")
@@ -77,7 +99,7 @@ def resolve_all(names: Sequence[str], *, hub: bool = True) -> list[Resolved]:
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     device: str = "auto",
     dtype: str = "float32",
@@ -96,7 +118,7 @@ def load(
     from xatlas.loading import load as load_parts
     from xatlas.model import HookedModel
 
-    resolved = resolve(name)
+    resolved = resolve(os.fspath(name))
     parts = load_parts(resolved, device=device, dtype=dtype, attention=attention)
     return HookedModel(
         parts.model,
@@ -109,7 +131,7 @@ def load(
 
 
 def measure(
-    model: str | HookedModel,
+    model: str | os.PathLike[str] | HookedModel,
     probe: str,
     *,
     suite: str | Suite | None = None,
@@ -150,9 +172,9 @@ def measure(
     """
     chosen = {probe: dict(parameters or {})}
     settings = make_settings(suite, reference, parameters=chosen, **options)
-    if not isinstance(model, str):
+    if not isinstance(model, str | os.PathLike):
         return _measure_loaded(model, manager.pick("probe", probe, manager.probes())(**chosen[probe]), settings)
-    steps = steps_for(resolve(model), [Requirement(probe)], settings)
+    steps = steps_for(resolve(os.fspath(model)), [Requirement(probe)], settings)
     store = Store(Path(out) / ATLAS)
     outcome = run(steps, store, settings, reporter)
     if outcome.failures:
@@ -169,9 +191,9 @@ def _measure_loaded(model: HookedModel, probe: Probe, settings: Settings) -> xr.
 
 
 def compare(
-    models: Sequence[str],
+    models: str | Iterable[str | os.PathLike[str]],
     *,
-    comparisons: Sequence[str] | None = None,
+    comparisons: str | Iterable[str] | None = None,
     suite: str | Suite | None = None,
     reference: str | Suite | None = None,
     parameters: dict[str, dict[str, Any]] | None = None,
@@ -183,14 +205,14 @@ def compare(
 
     Parameters
     ----------
-    models : sequence of str
-        Names or paths, in the order in which they are to be shown.
-    comparisons : sequence of str, optional
+    models : iterable of str, or str
+        Names or paths, in the order in which they are to be shown; in one text, comma-separated.
+    comparisons : iterable of str, or str, optional
         Names; those that cost little by default.
     suite, reference : str or Suite, optional
         As in :func:`make_settings`.
     parameters : dict of str to dict, optional
-        Probe → its parameters that differ from what the comparisons require.
+        Probe or comparison → its parameters that differ from what is required or default.
     out : path
         Folder for ``atlas/`` and ``figures/``.
     reporter : Reporter, optional
@@ -208,7 +230,11 @@ def compare(
     XatlasError
         A name is unknown or a model can't be had.
     """
-    settings = make_settings(suite, reference, parameters=parameters or {}, **options)
-    chosen = pick_comparisons(comparisons)
+    names = [comparison.name for comparison in pick_comparisons(None if comparisons is None else _names(comparisons))]
+    of_probes, of_comparisons = part_parameters(parameters or {}, names)
+    settings = make_settings(suite, reference, parameters=of_probes, **options)
+    chosen = pick_comparisons(names, of_comparisons)
     folder = Path(out)
-    return compare_models(resolve_all(models), chosen, settings, Store(folder / ATLAS), folder / FIGURES, reporter)
+    return compare_models(
+        resolve_all(_names(models)), chosen, settings, Store(folder / ATLAS), folder / FIGURES, reporter
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -44,8 +45,8 @@ def build(cls: type[Any], given: Mapping[str, Any], owner: str) -> Any:
             raise unknown(f"parameter of {owner}", name, names)
         try:
             values[name] = convert(value, hints[name])
-        except (TypeError, ValueError):
-            raise XatlasError(f"{owner}.{name} = {value!r} does not fit: it takes {_say(hints[name])}.") from None
+        except (TypeError, ValueError, OverflowError):
+            raise XatlasError(f"{owner}.{name} = {value!r:.60} does not fit: it takes {_say(hints[name])}.") from None
     return cls(**values)
 
 
@@ -54,8 +55,8 @@ def convert(value: Any, hint: Any) -> Any:
 
     Raises
     ------
-    TypeError, ValueError
-        It is not one.
+    TypeError, ValueError, OverflowError
+        It is not one, or no finite number.
     """
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -84,7 +85,10 @@ def convert(value: Any, hint: Any) -> Any:
             raise TypeError
         if hint is int and isinstance(value, float) and not value.is_integer():
             raise ValueError
-        return hint(value)
+        number = hint(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     if hint is str:
         if not isinstance(value, str):
             raise TypeError

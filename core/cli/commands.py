@@ -30,12 +30,12 @@ from xatlas.cli.words import (
 )
 from xatlas.errors import XatlasError
 from xatlas.settings import TEMPLATE_DATE
+from xatlas.text import split_names
 
 if TYPE_CHECKING:
     from xatlas.comparison import Comparison
-    from xatlas.loading.names import Resolved
     from xatlas.run.outcome import Failure
-    from xatlas.run.plan import Settings, Step
+    from xatlas.run.plan import Settings
 
 #: Options of the commands that measure which are settings by the same name.
 _SHARED = ("draws", "seed", "device", "dtype", "bos", "attention", "chat_template", "template_date")
@@ -72,10 +72,10 @@ def start(
 def compare(
     context: typer.Context,
     models: options.Models,
-    comparisons: options.Comparisons = "",
-    probes: options.MoreProbes = "",
-    suite: options.SuiteName = "",
-    reference: options.Reference = "",
+    comparisons: options.Comparisons = None,
+    probes: options.MoreProbes = None,
+    suite: options.SuiteName = None,
+    reference: options.Reference = None,
     out: options.Out = Path("."),
     set_: options.Set = None,
     draws: options.Draws = 1,
@@ -91,11 +91,10 @@ def compare(
     """Measure what comparisons need of several models, compare, and draw the figures."""
     from xatlas.api import ATLAS, FIGURES, resolve_all
     from xatlas.run.comparing import compare as compare_models
-    from xatlas.run.comparing import pick_comparisons, plan_comparison
+    from xatlas.run.comparing import plan_comparison
     from xatlas.store import Store
 
-    chosen = pick_comparisons(_names(comparisons))
-    settings = _settings(context, chosen)
+    settings, chosen = _settings(context, _names(comparisons))
     named = resolve_all(_names(models))
     store = Store(out / ATLAS)
     steps = plan_comparison(named, chosen, settings, _names(probes))
@@ -119,9 +118,9 @@ def run(
             autocompletion=options.complete("models"),
         ),
     ],
-    probes: options.Probes = "",
-    suite: options.SuiteName = "",
-    reference: options.Reference = "",
+    probes: options.Probes = None,
+    suite: options.SuiteName = None,
+    reference: options.Reference = None,
     out: options.Out = Path("."),
     set_: options.Set = None,
     draws: options.Draws = 1,
@@ -135,15 +134,17 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Measure one model with probes; what the atlas holds is not measured again."""
+    from xatlas import manager
     from xatlas.api import ATLAS, resolve_all
     from xatlas.run import run as run_steps
+    from xatlas.run.comparing import plan_comparison
     from xatlas.store import Store
 
     if model.startswith("-"):
         raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
-    settings = _settings(context)
+    settings, _ = _settings(context)
     store = Store(out / ATLAS)
-    steps = _steps(resolve_all(_names(model)), _names(probes), settings)
+    steps = plan_comparison(resolve_all(split_names(model)), (), settings, _names(probes) or list(manager.probes()))
     done = run_steps(steps, store, settings, Bars(sum(store.state(step.job) != "done" for step in steps)))
     rows = [step_row(step, store, step in done.measured) for step in steps if store.state(step.job) == "done"]
     if as_json:
@@ -158,10 +159,10 @@ def run(
 def plan(
     context: typer.Context,
     models: options.Models,
-    probes: options.Probes = "",
-    comparisons: options.Comparisons = "",
-    suite: options.SuiteName = "",
-    reference: options.Reference = "",
+    probes: options.Probes = None,
+    comparisons: options.Comparisons = None,
+    suite: options.SuiteName = None,
+    reference: options.Reference = None,
     out: options.Out = Path("."),
     set_: options.Set = None,
     draws: options.Draws = 1,
@@ -176,14 +177,13 @@ def plan(
 ) -> None:
     """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""
     from xatlas.api import ATLAS, resolve_all
-    from xatlas.run.comparing import pick_comparisons, plan_comparison
+    from xatlas.run.comparing import plan_comparison
     from xatlas.run.estimate import estimate
     from xatlas.store import Store
 
-    chosen = [] if probes else pick_comparisons(_names(comparisons))
-    settings = _settings(context, chosen)
+    settings, chosen = _settings(context, None if probes and not comparisons else _names(comparisons))
     named = resolve_all(_names(models), hub=False)
-    steps = plan_comparison(named, chosen, settings) if chosen else _steps(named, _names(probes), settings)
+    steps = plan_comparison(named, chosen, settings, _names(probes))
     store = Store(out / ATLAS)
     rows = []
     for step in steps:
@@ -200,35 +200,28 @@ def plan(
     echo(f"\n{rests_on(settings)}; about {total:.1f} min on this processor, less on a GPU.")
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _names(given: Sequence[str] | None) -> list[str]:
+    return [name for text in given or () for name in split_names(text)]
 
 
-def _settings(context: typer.Context, comparisons: Sequence[Comparison] = ()) -> Settings:
-    """Return what the options that ``compare``, ``run`` and ``plan`` share come to, parameters of probes included."""
+def _settings(context: typer.Context, comparisons: Sequence[str] | None = None) -> tuple[Settings, list[Comparison]]:
+    """Return what the options that ``compare``, ``run`` and ``plan`` share come to, and the comparisons.
+
+    Without names of comparisons those made by default are taken; with None, none is.
+    """
+    from xatlas import manager
     from xatlas.api import make_settings
+    from xatlas.run.comparing import part_parameters, pick_comparisons
 
     given = context.params
+    chosen = [] if comparisons is None else pick_comparisons(comparisons)
+    names = [comparison.name for comparison in chosen]
+    probes = [needed.probe for comparison in chosen for needed in comparison.requires] + _names(given["probes"])
+    texts = parameters(context, given["set_"], list(dict.fromkeys(probes)) or list(manager.probes()), names)
+    of_probes, of_comparisons = part_parameters(texts, names)
     shared = {name: given[name] for name in _SHARED}
-    chosen = parameters(context, given["set_"], _probes(comparisons, given["probes"]))
-    return make_settings(given["suite"], given["reference"], parameters=chosen, **shared)
-
-
-def _probes(comparisons: Sequence[Comparison], probes: str) -> list[str]:
-    """Return the names of the probes that comparisons and a list ask for; without either, of all."""
-    from xatlas import manager
-
-    asked = [needed.probe for comparison in comparisons for needed in comparison.requires] + _names(probes)
-    return list(dict.fromkeys(asked)) or list(manager.probes())
-
-
-def _steps(models: Sequence[Resolved], probes: Sequence[str], settings: Settings) -> list[Step]:
-    from xatlas import manager
-    from xatlas.probe import Requirement
-    from xatlas.run.plan import steps_for
-
-    wanted = [Requirement(name) for name in (probes or manager.probes())]
-    return [step for model in models for step in steps_for(model, wanted, settings)]
+    settings = make_settings(given["suite"], given["reference"], parameters=of_probes, **shared)
+    return settings, pick_comparisons(names, of_comparisons) if names else []
 
 
 def _end(failures: Sequence[Failure]) -> None:

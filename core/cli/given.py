@@ -1,4 +1,4 @@
-"""Parameters of probes on the command line: `--set PROBE.NAME=VALUE`, or in short `--NAME VALUE`."""
+"""Parameters of probes and comparisons on the command line: `--set OWNER.NAME=VALUE`, in short `--NAME VALUE`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from xatlas.errors import XatlasError, unknown
 SHORT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def parameters(context: typer.Context, texts: list[str] | None, chosen: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return probe → name → value, as given in full and in short.
+def parameters(
+    context: typer.Context, texts: list[str] | None, probes: Sequence[str], comparisons: Sequence[str] = ()
+) -> dict[str, dict[str, str]]:
+    """Return probe or comparison → name → value, as given in full and in short.
 
     Parameters
     ----------
@@ -21,8 +23,9 @@ def parameters(context: typer.Context, texts: list[str] | None, chosen: Sequence
         Of a command with the settings ``SHORT``: it holds what the command did not know.
     texts : list of str or None
         What was given in full.
-    chosen : sequence of str
-        Probes that will be measured: a short name stands for that parameter of each of them that has it.
+    probes, comparisons : sequence of str
+        What will be measured and made: a short name stands for that parameter of each probe that has it, or of
+        the one comparison that has it.
 
     Returns
     -------
@@ -32,41 +35,51 @@ def parameters(context: typer.Context, texts: list[str] | None, chosen: Sequence
     Raises
     ------
     XatlasError
-        A text is malformed, or an option is neither one of the command nor a parameter of a chosen probe.
+        A text is malformed, or an option is neither one of the command nor a parameter of what is chosen.
     """
     from xatlas import manager
 
-    held = {name: probe().canonical_parameters() for name, probe in manager.probes().items()}
+    registries = (manager.probes(), manager.comparisons())
+    held, made = ({name: item().canonical_parameters() for name, item in each.items()} for each in registries)
     short = []
     for option, value in _pairs(context.args):
         name = option.removeprefix("--").replace("-", "_")
-        owners = [probe for probe in chosen if name in held.get(probe, {})]
-        others = [probe for probe in held if name in held[probe]]
-        if not owners and others:
-            raise XatlasError(f"{option} is a parameter of {', '.join(others)}, and no such probe would be measured.")
-        if not owners:
+        owners = [probe for probe in probes if name in held.get(probe, {})]
+        makers = [comparison for comparison in comparisons if name in made.get(comparison, {})]
+        others = [owner for each in (held, made) for owner in each if name in each[owner]]
+        if len(makers) > 1 or (owners and makers):
+            raise XatlasError(f"{option} may be of {', '.join(owners + makers)}: write --set NAME.{name}={value}.")
+        if not owners + makers and others:
+            raise XatlasError(f"{option} is a parameter of {', '.join(others)}, and nothing of that name is asked for.")
+        if not owners + makers:
             known = {item for parameter in context.command.params for item in parameter.opts if item[:2] == "--"}
-            named = {f"--{item}" for probe in chosen for item in held.get(probe, {})}
-            raise unknown("option", option, known | named)
-        short += [f"{probe}.{name}={value}" for probe in owners]
-    return parse_parameters([*short, *(texts or [])])
+            named = {f"--{item}" for probe in probes for item in held.get(probe, {})}
+            raise unknown(
+                "option", option, known | named | {f"--{item}" for each in comparisons for item in made[each]}
+            )
+        short += [f"{owner}.{name}={value}" for owner in owners + makers]
+    found = parse_parameters(short)
+    for owner, values in parse_parameters(texts or []).items():  # what is said of one goes before what is said of all
+        found[owner] = found.get(owner, {}) | values
+    return found
 
 
 def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Turn ``PROBE.NAME=VALUE`` texts into probe → name → value.
+    """Turn ``OWNER.NAME=VALUE`` texts into probe or comparison → name → value.
 
     Raises
     ------
     XatlasError
-        A text is not of that form.
+        A text is not of that form, or two set one parameter to two values.
     """
     parsed: dict[str, dict[str, str]] = {}
     for text in texts:
         path, equals, value = text.partition("=")
-        probe, dot, name = path.partition(".")
-        if not (equals and dot and probe and name):
-            raise XatlasError(f"--set {text} does not fit: write it as PROBE.NAME=VALUE.")
-        parsed.setdefault(probe.strip(), {})[name.strip()] = value
+        owner, name = (part.strip() for part in (path.partition(".")[0], path.partition(".")[2]))
+        if not (equals and owner and name):
+            raise XatlasError(f"--set {text} does not fit: write it as PROBE.NAME=VALUE, or COMPARISON.NAME=VALUE.")
+        if parsed.setdefault(owner, {}).setdefault(name, value) != value:
+            raise XatlasError(f"{owner}.{name} is set twice: to {parsed[owner][name]!r} and to {value!r}.")
     return parsed
 
 

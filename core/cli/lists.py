@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +11,18 @@ import typer
 
 from xatlas.cli import options
 from xatlas.cli.words import FAILED, echo, print_json, print_table, say, told
+from xatlas.errors import unknown
 from xatlas.text import one_line
 
 if TYPE_CHECKING:
-    from xatlas.probe import Probe
+    import xarray as xr
+
+    from xatlas.adapter import Adapter
+    from xatlas.comparison import Comparison
+    from xatlas.probe import Probe, Requirement
+    from xatlas.suites import SuiteSpec
+
+_ROLES: dict[str | None, str] = {"measure": "to measure on", "reference": "for means and donors"}
 
 models_app = typer.Typer(help="List models by name, or fetch one.", rich_markup_mode=None)
 
@@ -53,12 +61,21 @@ def fetch(
 
 
 def show(
-    path: Annotated[Path, typer.Argument(help="An atlas, the folder that holds it, or one of its files.")],
+    path: Annotated[Path, typer.Argument(help="An atlas, its folder, one of its files, or a figure's .nc.")],
     as_json: options.Json = False,
 ) -> None:
     """Show what an atlas or one of its files holds."""
     from xatlas.store import Store, read_entry, read_result
 
+    if path.is_file() and path.suffix == ".nc" and not Path(f"{path}.sha256").exists():
+        figure = _figure_data(path)
+        if figure is not None:
+            if as_json:
+                print_json(figure.to_dict(data=False))
+                return
+            echo(str(figure.drop_attrs(deep=False)))
+            print_table([{"about": name, "is": value} for name, value in _flat(figure.attrs)])
+            return
     if path.is_file():
         entry, dataset = read_entry(path), read_result(path)
         if as_json:
@@ -85,15 +102,49 @@ def show(
     _print(rows, as_json)
 
 
+def _figure_data(path: Path) -> xr.Dataset | None:
+    """Return the data beside a figure, which no hash stands beside; None where the file is anything else."""
+    import xarray as xr
+
+    from xatlas.store.results import RECORD
+
+    try:
+        dataset = xr.load_dataset(path, engine="netcdf4")
+    except Exception:  # the reader raises whatever the library underneath made of the bytes
+        return None
+    return None if RECORD in dataset.attrs else dataset
+
+
 def explain(
-    probe: Annotated[str, typer.Argument(help="Name of a probe.", autocompletion=options.complete("probes"))],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a probe, comparison, suite or architecture.",
+            autocompletion=options.complete("probes", "comparisons", "suites", "adapters"),
+        ),
+    ],
 ) -> None:
-    """Explain a probe: definition, unit, control, source, variables and parameters."""
+    """Explain a probe, comparison, suite or architecture: what it is, its parameters, and what it rests on."""
     from xatlas import manager
 
-    found = manager.pick("probe", probe, manager.probes())
-    echo(f"{found.name}, version {found.version}\n")
-    echo(inspect.getdoc(found) or "It has no description.")
+    kinds: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
+        "probe": (dict(manager.probes()), _explain_probe),
+        "comparison": (dict(manager.comparisons()), _explain_comparison),
+        "suite": (dict(manager.suites()), _explain_suite),
+        "architecture": (dict(manager.adapters()), _explain_adapter),
+    }
+    found = [kind for kind, (known, _) in kinds.items() if name in known]
+    if not found:
+        raise unknown("name", name, {each for known, _ in kinds.values() for each in known})
+    for number, kind in enumerate(found):
+        known, tell = kinds[kind]
+        version = getattr(known[name], "version", None)
+        echo(f"{chr(10) * bool(number)}{kind} {name}{f', version {version}' if version else ''}\n")
+        tell(known[name])
+
+
+def _explain_probe(found: type[Probe]) -> None:
+    echo(_described(found))
     echo("\nVariables")
     print_table(
         [
@@ -101,12 +152,63 @@ def explain(
             for name, item in found.variables.items()
         ]
     )
+    _print_parameters(found)
+    echo(f"\nSites: {', '.join(found.sites) or 'none'}.")
+    _print_required(found().requires)
+
+
+def _explain_comparison(found: type[Comparison]) -> None:
+    echo(f"{found.summary}\n\n{_described(found)}")
+    _print_parameters(found)
+    _print_required(found().requires)
+    echo(f"Made when no comparison is named: {'yes' if found.default else 'no'}.")
+
+
+def _explain_suite(found: SuiteSpec) -> None:
+    from xatlas.run.suites import find_suite
+
+    suite = find_suite(found.name)
+    use = f" Used {_ROLES[found.default_for]} when none is named." if found.default_for else ""
+    echo(f"{found.summary}{use}\n\n{len(suite)} prompts of {len(suite.families)} families, hash {suite.hash[:12]}")
+    rows = []
+    for family in suite.families:
+        own = [prompt for prompt in suite if prompt.family == family]
+        templates = {prompt.template for prompt in own if prompt.template}
+        first = f"{own[0].text} →{own[0].target or ''}"
+        rows.append({"family": family, "prompts": len(own), "templates": len(templates), "first": first})
+    print_table(rows)
+
+
+def _explain_adapter(found: type[Adapter]) -> None:
+    echo(
+        f"{_described(found)}\n\nAdapter {found.__module__}.{found.__qualname__} for {', '.join(found.architectures)}."
+    )
+
+
+def _described(item: type[Any]) -> str:
+    """Return a class's own description: an inherited one is another's."""
+    return inspect.cleandoc(item.__doc__ or "It has no description.")
+
+
+def _print_parameters(found: type[Probe] | type[Comparison]) -> None:
     values = found().canonical_parameters()
     if values:
-        echo("\nParameters (--set PROBE.NAME=VALUE, or --NAME VALUE)")
+        echo("\nParameters (--set NAME.PARAMETER=VALUE, or --PARAMETER VALUE)")
         print_table([{"name": f"{found.name}.{name}", "default": _text(item)} for name, item in values.items()])
-    needed = [requirement.probe for requirement in found().requires]
-    echo(f"\nSites: {', '.join(found.sites) or 'none'}. Requires: {', '.join(needed) or 'nothing'}.")
+
+
+def _print_required(requires: Iterable[Requirement]) -> None:
+    rows = [
+        {
+            "probe": needed.probe,
+            "with": " ".join(f"{name}={_text(value)}" for name, value in needed.parameters.items()) or "defaults",
+            "": "where the atlas holds it" if needed.optional else "",
+        }
+        for needed in requires
+    ]
+    echo("\nRequires" + ("" if rows else " nothing."))
+    if rows:
+        print_table(rows)
 
 
 def probes(as_json: options.Json = False) -> None:
@@ -146,9 +248,8 @@ def suites(as_json: options.Json = False) -> None:
     """List the suites that have a name, and which are used when none is named."""
     from xatlas import manager
 
-    words = {"measure": "to measure on", "reference": "for means and donors", None: ""}
     rows = [
-        {"name": name, "default": words[item.default_for], "what": item.summary}
+        {"name": name, "default": _ROLES.get(item.default_for, ""), "what": item.summary}
         for name, item in manager.suites().items()
     ]
     _print(rows, as_json)
@@ -199,7 +300,10 @@ def _first_line(item: type[Probe] | type[Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value).lower()
+    """Return a value as an option takes it: texts as they are."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_text, value))
+    return value if isinstance(value, str) else str(value).lower() if value in (True, False, None) else str(value)
 
 
 def _flat(record: dict[str, Any] | Any, before: str = "") -> Iterable[tuple[str, str]]:

@@ -12,15 +12,15 @@ from xatlas.errors import XatlasError
 from xatlas.settings import ATTENTIONS, BOS_HABITS, DEVICES, DTYPES
 
 
-def complete(registry: str) -> Callable[[str], list[str]]:
-    """Return a completer for comma-separated names of one registry of :mod:`xatlas.manager`."""
+def complete(*registries: str) -> Callable[[str], list[str]]:
+    """Return a completer for comma-separated names in registries of :mod:`xatlas.manager`."""
 
     def matching(incomplete: str) -> list[str]:
         from xatlas import manager
 
         before, comma, last = incomplete.rpartition(",")
         try:
-            known = getattr(manager, registry)()
+            known = [name for registry in registries for name in getattr(manager, registry)()]
         except XatlasError:  # a plugin is off: the command itself says so
             return []
         return [f"{before}{comma}{name}" for name in known if name.startswith(last)]
@@ -36,16 +36,17 @@ def _one_of(*values: str) -> Callable[[str], list[str]]:
 
 
 Models = Annotated[
-    str,
+    list[str],
     typer.Option(
         "--models",
         "-m",
-        help="Models by name or path, comma-separated; 'xatlas models' lists names.",
+        help="Models by name or path, comma-separated; 'xatlas models' lists names. Given again, it adds to them; "
+        "a path with a comma stands in double quotes.",
         autocompletion=complete("models"),
     ),
 ]
 Comparisons = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         help="Comparisons, comma-separated; those that cost little when left out.",
         autocompletion=complete("comparisons"),
@@ -53,7 +54,7 @@ Comparisons = Annotated[
     ),
 ]
 Probes = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         help="Probes, comma-separated; all when left out.",
         autocompletion=complete("probes"),
@@ -61,7 +62,7 @@ Probes = Annotated[
     ),
 ]
 MoreProbes = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         "--probes",
         help="Probes to measure besides what the comparisons need, comma-separated.",
@@ -70,7 +71,7 @@ MoreProbes = Annotated[
     ),
 ]
 SuiteName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--suite",
         help="Suite to measure on, by name or as a JSON-lines file; 'xatlas suites' says which is the default.",
@@ -79,7 +80,7 @@ SuiteName = Annotated[
     ),
 ]
 Reference = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="Suite that means and donors are taken from, by name or file; the train split when left out.",
         autocompletion=complete("suites"),
@@ -91,12 +92,12 @@ Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        metavar="PROBE.NAME=VALUE",
-        help="Set a probe's parameter ('xatlas explain PROBE' lists them); may be given several times. "
-        "Short: --NAME VALUE, for every chosen probe that has it.",
+        metavar="NAME.PARAMETER=VALUE",
+        help="Set a parameter of a probe or comparison ('xatlas explain NAME' lists them); may be given several times. "
+        "Short: --PARAMETER VALUE, for every chosen probe, or the chosen comparison, that has it.",
     ),
 ]
-Draws = Annotated[int, typer.Option(min=1, help="Donors and control directions that are averaged.")]
+Draws = Annotated[int, typer.Option(help="Donors and control directions that are averaged.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=_one_of(*DEVICES))]
 Dtype = Annotated[

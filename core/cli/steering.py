@@ -12,6 +12,7 @@ import typer
 
 from xatlas.cli import options
 from xatlas.cli.words import echo, print_json, say, told
+from xatlas.errors import XatlasError
 from xatlas.settings import TEMPLATE_DATE
 from xatlas.text import printable
 
@@ -39,9 +40,9 @@ def steer(
     relative: Annotated[
         bool, typer.Option("--relative", help="Strength in multiples of the layer's median norm on the suite.")
     ] = False,
-    tokens: Annotated[int, typer.Option(min=1, help="Most tokens that are generated.")] = 30,
-    suite: options.SuiteName = "",
-    reference: options.Reference = "",
+    tokens: Annotated[int, typer.Option(help="Most tokens that are generated.")] = 30,
+    suite: options.SuiteName = None,
+    reference: options.Reference = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "float32",
     bos: options.Bos = "always",
@@ -64,6 +65,8 @@ def steer(
     from xatlas.steer import steer as steer_text
 
     check_strength(strength)
+    if tokens < 1:
+        raise XatlasError(f"--tokens {tokens} does not fit: it takes a whole number from 1.")
     assert settings.reference is not None
     source = Source.read(direction, settings.reference)
     hooked = load(model, bos=settings.bos, **shared)

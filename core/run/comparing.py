@@ -7,14 +7,14 @@ import importlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xatlas import manager
 from xatlas.comparison import Comparison, Finding
-from xatlas.errors import XatlasError
+from xatlas.errors import XatlasError, unknown
 from xatlas.probe import Requirement
 from xatlas.run.lineup import build_tree, lacking, nodes_for
 from xatlas.run.outcome import Failure, Outcome, Reporter, Silent
@@ -79,17 +79,51 @@ class Comparing:
     failures: list[Failure] = field(default_factory=list)
 
 
-def pick_comparisons(names: Sequence[str] | None) -> list[Comparison]:
-    """Return the comparisons of those names; those that run by default when none is named.
+def pick_comparisons(
+    names: Sequence[str] | None, parameters: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Comparison]:
+    """Return the comparisons of those names, each once; those that run by default when none is named.
 
     Raises
     ------
     XatlasError
-        A name is unknown.
+        A name is unknown, or a parameter does not fit.
     """
     known = manager.comparisons()
     chosen = names or [name for name, comparison in known.items() if comparison.default]
-    return [manager.pick("comparison", name, known)() for name in chosen]
+    # Each once: a claim made twice would be counted twice when p-values are adjusted.
+    return [
+        manager.pick("comparison", name, known)(**(parameters or {}).get(name, {})) for name in dict.fromkeys(chosen)
+    ]
+
+
+def part_parameters(
+    given: Mapping[str, Mapping[str, Any]], chosen: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Part parameters into those of probes and those of comparisons; a name that is both takes what each knows.
+
+    Raises
+    ------
+    XatlasError
+        A name is neither, or that of a comparison that is not chosen.
+    """
+    known, probes = manager.comparisons(), manager.probes()
+    parted: tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]] = ({}, {})
+    for owner, values in given.items():
+        if owner not in known and owner not in probes:
+            raise unknown("probe or comparison" if chosen else "probe", owner, [*probes, *(known if chosen else ())])
+        of_probe = probes[owner]().canonical_parameters() if owner in probes else {}
+        of_comparison = known[owner]().canonical_parameters() if owner in known else {}
+        for name, value in values.items():
+            of_both = name in of_comparison or owner not in probes, name in of_probe or owner not in known
+            if of_both[0]:
+                parted[1].setdefault(owner, {})[name] = value
+            if of_both[1] or not of_both[0]:
+                parted[0].setdefault(owner, {})[name] = value
+    for owner in parted[1]:
+        if owner not in chosen:
+            raise XatlasError(f"'{owner}' is a comparison that is not asked for: setting its parameters does nothing.")
+    return parted
 
 
 def plan_comparison(
@@ -100,11 +134,16 @@ def plan_comparison(
     Raises
     ------
     XatlasError
-        As :func:`xatlas.run.plan.steps_for`.
+        As :func:`xatlas.run.plan.steps_for`; or parameters are set of a probe that nothing asks for.
     """
     requirements = [needed for comparison in comparisons for needed in comparison.requires]
     requirements += [Requirement(name) for name in probes]
-    return [step for model in models for step in steps_for(model, requirements, settings)]
+    steps = [step for model in models for step in steps_for(model, requirements, settings)]
+    used = {needed.probe for needed in requirements} | {step.job.probe for step in steps}
+    for probe in settings.parameters:
+        if settings.parameters[probe] and probe not in used:
+            raise XatlasError(f"'{probe}' would not be measured: setting its parameters does nothing.")
+    return steps
 
 
 def compare(
@@ -140,6 +179,8 @@ def compare(
     Comparing
         A comparison that fails does not stop the others.
     """
+    if len(models) == 1:
+        log.warning("one model is named, '%s': its numbers are shown, and compared with nothing.", models[0].name)
     outcome = run(plan_comparison(models, comparisons, settings, probes), store, settings, reporter)
     done = Comparing(outcome, failures=list(outcome.failures))
     for comparison in comparisons:

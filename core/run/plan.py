@@ -14,6 +14,13 @@ from xatlas.settings import TEMPLATE_DATE, BosHabit, check_date, check_setting
 from xatlas.store.jobs import Job
 from xatlas.suites import Suite
 
+#: Generators take 64 bits, and probes count their own seeds on from this one.
+LARGEST_SEED = 10**15
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -62,8 +69,10 @@ class Settings:
         check_setting("BOS habit", self.bos)
         check_setting("device", self.device)
         check_date(self.template_date)
-        if self.draws < 1:
-            raise XatlasError(f"draws = {self.draws} does not fit: it takes a whole number from 1.")
+        if not _is_whole(self.draws) or self.draws < 1:
+            raise XatlasError(f"draws = {self.draws!r} does not fit: it takes a whole number from 1.")
+        if not _is_whole(self.seed) or abs(self.seed) > LARGEST_SEED:
+            raise XatlasError(f"seed = {self.seed!r:.40} does not fit: it takes a whole number up to 10^15.")
         for probe, given in self.parameters.items():
             manager.pick("probe", probe, manager.probes())(**given)
 

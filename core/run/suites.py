@@ -20,7 +20,12 @@ def find_suite(name: str) -> Suite:
     """
     known = manager.suites()
     if name in known:
-        return known[name].load()
+        try:
+            return known[name].load()
+        except XatlasError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise XatlasError(f"the suite '{name}' could not be made ({type(error).__name__}: {error}).") from error
     if name.endswith((".jsonl", ".json")) or "/" in name or os.path.isfile(name):
         return read_suite(name)
     raise unknown("suite", name, known, "A path to a JSON-lines file works too.")

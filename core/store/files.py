@@ -62,7 +62,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, folder: Path | None = None) -> Iterator[None]:
     """Turn what the file system refuses into one clear line.
 
     Raises
@@ -70,15 +70,16 @@ def explained(path: Path) -> Iterator[None]:
     XatlasError
         Instead of any :class:`OSError`.
     """
+    folder = folder or path.parent
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             what = f"the disk is full: {path} could not be written. Finished results are kept; free some space."
         elif error.errno in _CLOSED:
-            what = f"the folder {path.parent} is not writable: choose another one with --out."
+            what = f"the folder {folder} is not writable: choose another one with --out."
         elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-            what = f"{path.parent} is not a folder: choose another one with --out."
+            what = f"{folder} is not a folder: choose another one with --out."
         else:
             what = f"{path} could not be read or written ({error.strerror or error})."
         raise XatlasError(what) from error

@@ -73,7 +73,7 @@ class Store:
         XatlasError
             It can't be made or written to.
         """
-        with explained(self.path / "atlas"):
+        with explained(self.path, folder=self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")

@@ -47,7 +47,7 @@ def test_the_command_that_needs_a_hub_is_well_formed():
     assert ONLINE in XATLAS
     name, *arguments = shlex.split(ONLINE)
     command = typer.main.get_command(app).commands[name]
-    assert command.make_context(name, arguments).params["models"] == "lfm2,qwen"
+    assert command.make_context(name, arguments).params["models"] == ["lfm2,qwen"]
 
 
 @pytest.mark.parametrize(("number", "guide"), [(0, "probes"), (1, "adapters")])

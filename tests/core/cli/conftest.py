@@ -16,6 +16,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     tiny(folder)
     tiny(folder, "other", seed=1)
+    tiny(folder, "copy")
     suite_file(folder / "suite.jsonl")
     suite_file(folder / "reference.jsonl", "abcd", 12)
     return folder

@@ -6,11 +6,42 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
-from running import Counting, plugged
+import xarray as xr
+from matplotlib.figure import Figure
+from running import Counting, another, plugged, tiny
 
+from xatlas import Comparison, Finding, Requirement
 from xatlas.cli import app
+
+
+class Dosed(Comparison):
+    """Shows its dose."""
+
+    name = "dosed"
+    summary = "Which dose was given?"
+    requires = (Requirement("counting"),)
+
+    @dataclass(frozen=True)
+    class Parameters:
+        dose: float = 1.0
+
+    def compare(self, tree):
+        models = list(tree.children)
+        return xr.Dataset({"dose": ("model", [self.parameters.dose] * len(models))}, {"model": models})
+
+    def plot(self, dataset):
+        figure = Figure()
+        figure.subplots().plot(dataset["dose"])
+        return figure
+
+    def findings(self, dataset):
+        return [Finding("The dose is 1.", 1.0, 1.0, 1.0, 0.0, float("nan"), "undecided")]
+
+    def table(self, dataset):
+        return [{"model": str(model), "dose": self.parameters.dose} for model in dataset["model"].values]
 
 
 def test_a_parameter_in_short_is_the_parameter_in_full(cli):
@@ -20,6 +51,43 @@ def test_a_parameter_in_short_is_the_parameter_in_full(cli):
     keys = [[row["key"] for row in json.loads(cli(*base, *more).stdout)] for more in (full, short, [])]
     assert keys[0] == keys[1]
     assert not set(keys[0]) & set(keys[2])
+
+
+def test_a_list_adds_up_and_a_quoted_name_may_hold_a_comma(cli, folder):
+    tiny(folder, "with,comma", seed=2)
+    words = ["-m", "tiny", "-m", 'other, "with,comma"', "--probes", "residual_norms", "--probes=layer_ablation"]
+    rows = json.loads(cli("plan", *words, "--json").stdout)
+    assert len({row["model"] for row in rows}) == 3
+    assert {row["probe"] for row in rows} == {"residual_norms", "layer_ablation"}
+    with_comparisons = cli("plan", "-m", "tiny", "--probes", "residual_norms", "--comparisons", "hub", "--json")
+    assert {row["probe"] for row in json.loads(with_comparisons.stdout)} == {"residual_norms", "layer_ablation"}
+
+
+def test_parameters_reach_comparisons_in_full_and_in_short(cli):
+    """What a comparison without its parameter shows stands beside what it shows with it."""
+    base = ["compare", "-m", "tiny", "--comparisons", "dosed", "--json"]
+    with plugged(xatlas_probes=[Counting], xatlas_comparisons=[Dosed]):
+        shown = [
+            json.loads(cli(*base, *more).stdout)["comparisons"]["dosed"]["table"][0]["dose"]
+            for more in ([], ["--set", "dosed.dose=2"], ["--dose", "3"], ["--dose", "3", "--set", "dosed.dose=4"])
+        ]
+        planned = cli("plan", "-m", "tiny", "--comparisons", "dosed", "--dose", "3", "--json")
+        explained = cli("explain", "dosed").stdout
+    assert shown == [1.0, 2.0, 3.0, 4.0]
+    assert [row["probe"] for row in json.loads(planned.stdout)] == ["counting"]
+    for part in ("comparison dosed", "Shows its dose.", "dosed.dose", "counting"):
+        assert part in explained
+
+
+def test_a_model_named_twice_and_one_alone_are_said(cli, folder):
+    with plugged(xatlas_probes=[Counting], xatlas_comparisons=[Dosed]):
+        base = ["compare", "--comparisons", "dosed"]
+        twice, alone, names = (cli(*base, "-m", models) for models in ("tiny,other,tiny", "tiny", "tiny,copy"))
+    assert twice.exit_code == alone.exit_code == names.exit_code == 0
+    assert "'tiny' is named 2 times" in twice.stderr
+    assert "one model is named, 'tiny'" in alone.stderr
+    assert "'tiny' and 'copy' are one model under two names" in names.stderr
+    assert "named" not in cli("plan", "-m", "tiny,other", "--probes", "residual_norms").stderr
 
 
 def test_run_prints_json_for_programs(cli):
@@ -83,6 +151,50 @@ def test_explain_prints_definition_units_and_parameters(cli):
     text = cli("explain", "layer_ablation").stdout
     for part in ("Definition", "Unit", "Control", "Source", "nats", "layer_ablation.ablations", "zero,mean,resample"):
         assert part in text
+
+
+def test_show_prints_values_as_stored_and_reads_a_figures_data(cli, tmp_path):
+    with plugged(xatlas_probes=[Counting], xatlas_comparisons=[Dosed]):
+        done = json.loads(cli("compare", "-m", "tiny", "--comparisons", "dosed", "--json").stdout)
+    shown = cli("show", done["jobs"][0]["file"]).stdout
+    assert "xatlas.architectures.llama.LlamaAdapter" in shown
+    assert "atlas/atlas" not in shown
+    figure = str(tmp_path / "figures" / "dosed.nc")
+    assert "dose" in cli("show", figure).stdout
+    assert json.loads(cli("show", figure, "--json").stdout)["data_vars"]["dose"]["dims"] == ["model"]
+
+
+def test_a_result_without_its_hash_is_not_shown_as_a_figure(cli):
+    with plugged(xatlas_probes=[Counting]):
+        path = json.loads(cli("run", "tiny", "--probes", "counting", "--json").stdout)["jobs"][0]["file"]
+    os.unlink(f"{path}.sha256")
+    assert cli("show", path).exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["hub", "quick", "LlamaForCausalLM", "layer_ablation"])
+def test_explain_knows_whatever_has_a_name(cli, name):
+    done = cli("explain", name)
+    assert done.exit_code == 0
+    assert name in done.stdout.splitlines()[0]
+
+
+def test_a_name_of_two_things_is_explained_as_both_and_each_takes_its_parameters(cli):
+    """A probe and a comparison of one name: each is given the parameter that it has."""
+
+    @dataclass(frozen=True)
+    class Weighted:
+        weight: int = 1
+
+    twin = another("dosed", Counting.measure, Parameters=Weighted)
+    with plugged(xatlas_probes=[twin, Counting], xatlas_comparisons=[Dosed]):
+        told = cli("explain", "dosed").stdout
+        words = ["compare", "-m", "tiny", "--comparisons", "dosed", "--probes", "dosed", "--json"]
+        done = json.loads(cli(*words, "--set", "dosed.dose=2", "--set", "dosed.weight=5").stdout)
+    assert "probe dosed" in told
+    assert "comparison dosed" in told
+    assert done["comparisons"]["dosed"]["table"][0]["dose"] == 2
+    job = next(job for job in done["jobs"] if job["probe"] == "dosed")
+    assert json.loads(cli("show", job["file"], "--json").stdout)["job"]["parameters"] == {"weight": 5}
 
 
 def test_show_lists_an_atlas_and_passes_over_what_is_foreign(cli, tmp_path):

@@ -50,7 +50,35 @@ MISTAKES = {
     "option before the model": (["run", "--components", "L0.mlp", "tiny"], "xatlas run MODEL, then options"),
     "empty suite": (["run", "tiny", "--suite", EMPTY], "holds no prompt"),
     "same ids": (["run", "tiny", "--suite", SAME], "line 2"),
-    "explain": (["explain", "hub"], "unknown probe 'hub'"),
+    "explain": (["explain", "hubb"], "did you mean 'hub'"),
+    "empty name": (["compare", "-m", "tiny,,other"], "has an empty name"),
+    "no name at all": (["compare", "-m", ""], "has an empty name"),
+    "no suite's name": (["run", "tiny", "--suite", ""], "unknown suite ''"),
+    "open quote": (["compare", "-m", '"tiny,other'], "can't be read"),
+    "set twice": (
+        ["run", "tiny", "--set", "layer_ablation.ablations=zero", "--set", "layer_ablation.ablations=mean"],
+        "layer_ablation.ablations is set twice",
+    ),
+    "set of no use": (
+        ["run", "tiny", "--probes", "residual_norms", "--set", "layer_ablation.ablations=zero"],
+        "'layer_ablation' would not be measured",
+    ),
+    "set comparison in run": (["run", "tiny", "--set", "steering_profile.dose=1"], "is a comparison that is not asked"),
+    "set comparison of no use": (
+        ["compare", "-m", "tiny", "--comparisons", "hub", "--set", "steering_profile.dose=1"],
+        "is a comparison that is not asked",
+    ),
+    "set unknown": (["compare", "-m", "tiny", "--set", "steering_profil.dose=1"], "did you mean 'steering_profile'"),
+    "set nan": (
+        ["compare", "-m", "tiny", "--comparisons", "steering_profile", "--dose", "nan"],
+        "steering_profile.dose = 'nan' does not fit",
+    ),
+    "no draws": (["run", "tiny", "--draws", "0"], "draws = 0 does not fit"),
+    "huge seed": (["run", "tiny", "--seed", "9" * 40], "does not fit"),
+    "no tokens": (
+        ["steer", "tiny", "x", "--direction", "random:1", "--layer", "0", "--strength", "1", "--tokens", "0"],
+        "--tokens 0 does not fit",
+    ),
     "show nothing": (["show", "nowhere"], "nothing has been measured there"),
     "show foreign": (["show", "suite.jsonl"], "no hash beside it"),
     "fetch": (["models", "fetch", "./nowhere"], "./nowhere"),
@@ -79,6 +107,17 @@ def test_out_that_is_a_file_is_one_line(cli, tmp_path):
     result = cli("run", "tiny", "--probes", "residual_norms", "--suite", "suite.jsonl", "--out", str(taken), out=False)
     assert "is not a folder" in one_line(result, 2)
     assert taken.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "two\nlines"])
+def test_out_with_an_odd_name_is_one_line_or_works(cli, tmp_path, name):
+    words = ["run", "tiny", "--probes", "residual_norms", "--suite", "suite.jsonl", "--out", str(tmp_path / name)]
+    result = cli(*words, out=False)
+    assert "atlas/atlas" not in result.output
+    if result.exit_code == 2:
+        one_line(result, 2)
+    else:
+        assert len(result.stdout.splitlines()) == 3
 
 
 def raising(self, model, suite, inputs):
