@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import manager
 from xatlas.errors import XatlasError
-from xatlas.loading.names import Resolved, resolve
+from xatlas.loading.names import Hub, Resolved, resolve
 from xatlas.probe import Inputs, Probe, Requirement
 from xatlas.run import run
 from xatlas.run.comparing import Comparing, part_parameters, pick_comparisons
@@ -72,7 +72,7 @@ def _names(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     return [os.fspath(name) for name in names]
 
 
-def resolve_all(names: Sequence[str], *, hub: bool = True) -> list[Resolved]:
+def resolve_all(names: Sequence[str], *, hub: Hub = True) -> list[Resolved]:
     """Resolve names; two that are filed under one slug are an error, for one would hide the other.
 
     A model named twice is taken once; one with two names is shown twice. Both are said.
@@ -90,7 +90,7 @@ def resolve_all(names: Sequence[str], *, hub: bool = True) -> list[Resolved]:
             log.warning("'%s' is named %d times: it is taken once.", name, names.count(name))
         model = resolve(name, hub=hub)
         twin = next((each for each in found.values() if each.identity == model.identity), None)
-        if twin and twin.slug != model.slug:
+        if twin and twin.slug != model.slug and model.weights_hash:
             log.warning("'%s' and '%s' are one model under two names: what they share shows nothing.", twin.name, name)
         other = found.setdefault(model.slug, model)
         if other is not model:

@@ -182,16 +182,18 @@ def plan(
     from xatlas.store import Store
 
     settings, chosen = _settings(context, None if probes and not comparisons else _names(comparisons))
-    named = resolve_all(_names(models), hub=False)
+    named = resolve_all(_names(models), hub="config")
     steps = plan_comparison(named, chosen, settings, _names(probes))
     store = Store(out / ATLAS)
     rows = []
     for step in steps:
         held = store.state(step.job) == "done"
         cost = estimate(step, settings)
-        row = {"model": step.job.model, "probe": step.job.probe, "key": step.job.key}
+        here = bool(step.model.weights_hash)  # else the config alone is, and no key can be known
+        row = {"model": step.job.model, "probe": step.job.probe, "key": step.job.key if here else None}
         minutes = 0.0 if held else round(cost.minutes, 2)
-        rows.append({**row, "state": "done" if held else "to do", "minutes": minutes, "GB": cost.gigabytes})
+        state = "done" if held else "to do" if here else "needs download"
+        rows.append({**row, "state": state, "minutes": minutes, "GB": cost.gigabytes})
     if as_json:
         print_json(rows)
         return

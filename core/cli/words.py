@@ -144,8 +144,10 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return "–"
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.3g}"
+        return f"{value:.3g}"
     return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 

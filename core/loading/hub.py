@@ -76,6 +76,27 @@ def download_snapshot(repo: str, revision: str | None, say: Callable[[str], None
         raise _explained(error) from error
 
 
+def config_file(repo: str, revision: str | None) -> Path:
+    """Return a repository's config from the local cache, or else get that small file alone from the hub.
+
+    Raises
+    ------
+    HubError
+        As :func:`download_snapshot`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    def get() -> str:
+        _wanted_files(repo, [file.rfilename for file in _ask(repo, revision).siblings or []])
+        return str(hf_hub_download(repo, "config.json", revision=revision, etag_timeout=HUB_SECONDS))
+
+    try:
+        return Path(hf_hub_download(repo, "config.json", revision=revision, local_files_only=True))
+    except (OSError, HFValidationError):  # not there, or not to be read
+        return Path(_within_seconds(get, HUB_SECONDS))
+
+
 def _ask(repo: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi
 
@@ -99,7 +120,7 @@ def _within_seconds(ask: Callable[[], Any], seconds: float) -> Any:
     except queue.Empty:
         raise HubError(f"the hub at {_endpoint()} did not answer within {seconds:.0f} s", "unreachable") from None
     if error is not None:
-        raise _explained(error) from error
+        raise (error if isinstance(error, HubError) else _explained(error)) from error
     return answer
 
 

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from xatlas import manager
 from xatlas.errors import XatlasError
 from xatlas.loading.gguf import convert, converted_folder, is_converted
-from xatlas.loading.hub import HubError, cached_snapshot, download_snapshot
+from xatlas.loading.hub import HubError, cached_snapshot, config_file, download_snapshot
 from xatlas.loading.inventory import works_now
 from xatlas.loading.lora import check_lora_folder, other_base
 from xatlas.loading.sources import ModelSource
@@ -29,7 +29,9 @@ from xatlas.loading.weights import (
     files_hash,
     has_chat_template,
     lora_files,
+    missing_parts,
     model_files,
+    read_json,
     tokenizer_files,
 )
 from xatlas.loading.wheels import fetch_wheel_gguf, wheel_gguf
@@ -37,6 +39,8 @@ from xatlas.text import one_line
 
 #: Hex digits of the hash that tell apart local folders of the same name.
 _SHORT = 8
+#: Whether the hub is asked for what is not on this machine.
+Hub = bool | Literal["config"]
 #: Longest slug; longer names are cut, for file systems allow 255 bytes.
 _SLUG_LETTERS = 120
 #: Longest hub id.
@@ -97,7 +101,7 @@ def say_on_stderr(line: str) -> None:
     print(f"xatlas: {one_line(line)}", file=sys.stderr, flush=True)
 
 
-def resolve(name: str, *, hub: bool = True, progress: Callable[[str], None] = say_on_stderr) -> Resolved:
+def resolve(name: str, *, hub: Hub = True, progress: Callable[[str], None] = say_on_stderr) -> Resolved:
     """Turn a name into a complete local folder, fetching and converting what is missing.
 
     Looked up in this order: alias, local folder or GGUF file, local cache, hub (a folder named like an
@@ -109,8 +113,9 @@ def resolve(name: str, *, hub: bool = True, progress: Callable[[str], None] = sa
     name : str
         An alias, a hub id (``owner/model``), either with ``@revision``; a local folder; a GGUF file; any of
         these followed by ``+path/to/lora``.
-    hub : bool
-        False: use only what is on this machine.
+    hub : bool or "config"
+        False: use only what is on this machine. ``"config"``: of a hub model that is not, get the config alone, for
+        a plan; it has no weights yet, and an empty hash.
     progress : callable
         Called with one line before each slow step.
 
@@ -184,7 +189,7 @@ def _split_lora(name: str) -> tuple[str, Path | None]:
     raise XatlasError(f"no LoRA weights in {wanted!r}: in {name!r}, give the path of a folder after '+'.")
 
 
-def _resolve_base(name: str, lora: Path | None, hub: bool, say: Callable[[str], None]) -> Resolved:
+def _resolve_base(name: str, lora: Path | None, hub: Hub, say: Callable[[str], None]) -> Resolved:
     aliases = manager.models()
     repo, _, revision = name.partition("@")
     if repo in aliases:
@@ -205,7 +210,7 @@ def _resolve_base(name: str, lora: Path | None, hub: bool, say: Callable[[str], 
 
 
 def _from_alias(
-    source: ModelSource, revision: str | None, lora: Path | None, hub: bool, say: Callable[[str], None]
+    source: ModelSource, revision: str | None, lora: Path | None, hub: Hub, say: Callable[[str], None]
 ) -> Resolved:
     if revision and source.kind != "hub":
         raise XatlasError(f"'{source.alias}' has no revisions; ask for '{source.alias}' alone.")
@@ -221,11 +226,11 @@ def _from_alias(
     return _from_wheel(source, hub, say)
 
 
-def _from_wheel(source: ModelSource, hub: bool, say: Callable[[str], None]) -> Resolved:
+def _from_wheel(source: ModelSource, hub: Hub, say: Callable[[str], None]) -> Resolved:
     digest = str(source.sha256)
     if not is_converted(digest):
         file = wheel_gguf(source)
-        if file is None and not hub:
+        if file is None and hub is not True:
             raise XatlasError(
                 f"'{source.alias}' is not on this machine; fetch it once: 'xatlas models fetch {source.alias}'."
             )
@@ -260,18 +265,22 @@ def _from_folder(name: str, folder: Path, lora: Path | None) -> Resolved:
 
 
 def _from_hub(
-    name: str, repo: str, revision: str | None, lora: Path | None, hub: bool, say: Callable[[str], None]
+    name: str, repo: str, revision: str | None, lora: Path | None, hub: Hub, say: Callable[[str], None]
 ) -> Resolved:
     folder = cached_snapshot(repo, revision)
     if folder is None:
         try:
             if not hub:
                 raise HubError("the hub was not to be asked", "unreachable")
-            folder = download_snapshot(repo, revision, say)
+            planned = hub == "config"
+            folder = config_file(repo, revision).parent if planned else download_snapshot(repo, revision, say)
         except HubError as error:
             raise XatlasError(_not_had(name, repo, error)) from error
-    config = check_folder(folder, lora)
     slug = _safe(f"{repo.replace('/', '--')}--{revision}" if revision else repo.replace("/", "--"))
+    if hub == "config" and missing_parts(folder):
+        found = _described(name, folder, read_json(folder / "config.json"), slug, "", f"hub model {repo}")
+        return replace(found, revision=folder.name, chat_template=True)  # it may have one
+    config = check_folder(folder, lora)
     found = _described(name, folder, config, slug, files_hash(model_files(folder)), f"hub model {repo}")
     return replace(found, revision=folder.name)
 

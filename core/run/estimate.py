@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from xatlas.errors import XatlasError
 from xatlas.loading.weights import read_json, tensor_shapes, weight_files
 from xatlas.run.plan import Settings, Step
 
@@ -57,7 +58,7 @@ class Estimate:
 
 
 def facts(folder: Path) -> Facts:
-    """Read a model's size from its config and the headers of its weights."""
+    """Read a model's size from its config and the headers of its weights; where there are none, from the config."""
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     config = {**config, **(text if isinstance(text, dict) else {})}
@@ -68,6 +69,7 @@ def facts(folder: Path) -> Facts:
 
     heads = count("num_attention_heads")
     shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+    shapes = shapes or _shapes_by_config(folder)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     return Facts(
         n_parameters=sum(sizes.values()),
@@ -76,6 +78,23 @@ def facts(folder: Path) -> Facts:
         n_heads=heads,
         n_kv_heads=count("num_key_value_heads", heads),
     )
+
+
+@cache
+def _shapes_by_config(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of a model whose weights are not here, by making it without memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # whatever the class made of the config
+        raise XatlasError(
+            f"no model can be made of {folder / 'config.json'} ({type(error).__name__}: {error}); "
+            f"fetch the model to plan with it."
+        ) from error
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def estimate(step: Step, settings: Settings) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -197,6 +198,38 @@ def test_repository_of_pickles_is_refused_before_any_download(cache, aliases, hu
     with pytest.raises(XatlasError, match="only pickles, which are never loaded"):
         resolve(REPO, progress=quiet)
     assert len(hub.asked) == 1
+
+
+def test_a_plan_gets_the_config_alone_and_counts_as_with_the_weights(cache, aliases, hub, tiny):
+    from typer.testing import CliRunner
+
+    from xatlas.cli import app
+    from xatlas.run.estimate import facts
+
+    found = resolve(REPO, hub="config", progress=quiet)
+    assert not [path for path in hub.asked if path.endswith(".safetensors")]
+    assert facts(found.folder) == facts(tiny)
+    rows = []
+    for name in ("tiny", str(tiny)):
+        done = CliRunner().invoke(app, ["plan", "-m", name, "--probes", "layer_ablation", "--json"])
+        rows += json.loads(done.stdout)
+    assert [row["state"] for row in rows] == ["needs download", "to do"]
+    assert rows[0]["key"] is None
+    assert rows[0]["GB"] == rows[1]["GB"]
+    assert rows[0]["minutes"] == pytest.approx(rows[1]["minutes"], abs=1)
+    whole = resolve(REPO, progress=quiet)  # the config in the cache does not pass for the model
+    assert whole.weights_hash
+
+
+def test_a_plan_without_a_hub_is_one_line(cache, aliases, closed_port):
+    with pytest.raises(XatlasError, match=r"cannot get the model 'tiny' .*is unreachable"):
+        resolve("tiny", hub="config")
+
+
+def test_a_plan_refuses_what_a_run_would(cache, aliases, hub):
+    hub.extra_files, hub.hidden_files = ("pytorch_model.bin",), ("model.safetensors",)
+    with pytest.raises(XatlasError, match="only pickles, which are never loaded"):
+        resolve(REPO, hub="config", progress=quiet)
 
 
 def test_offline_switch_is_named(cache, aliases, hub, monkeypatch):
