@@ -1,6 +1,7 @@
 # make compare   measure and compare the three miniature models (creates .venv on first use)
 # make test      the test suite, at most ten minutes    make test-all   with the slow ones
 # make test-gpu  the tests that need a CUDA device
+# make test-oldest  the tests of what transformers does, on the oldest version that is allowed (a venv of its own)
 # make bench     the sweep benchmark                    make lint       ruff, mypy, import linter
 # make docs      write again what docs/ takes from the code; make picture: the README's picture and table
 
@@ -13,7 +14,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 PACKAGE := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: compare test test-all test-gpu bench lint docs picture clean
+.PHONY: compare test test-all test-gpu test-oldest bench lint docs picture clean
 
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
@@ -26,6 +27,10 @@ test-all: $(VENV)/.installed-test
 
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
+
+test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python -m pytest -m "not slow and not gpu and not real" \
+		tests/core/loading tests/core/prompts tests/core/model tests/architectures
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/sweep.py
@@ -54,6 +59,15 @@ $(VENV)/bin/python:
 $(VENV)/.installed: $(PACKAGE) | $(VENV)/bin/python
 	$(INSTALL) setuptools
 	$(INSTALL) -e '.[gguf]'
+	touch $@
+
+# all but transformers and what it pins in turn as in constraints.txt
+$(VENV)-oldest/.installed: $(PACKAGE)
+	$(PYTHON) -m venv $(VENV)-oldest
+	grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > $(VENV)-oldest/constraints.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check setuptools \
+		-c $(VENV)-oldest/constraints.txt -e '.[test]' \
+		"$$(sed -nE 's/.*"(transformers)>=([^"]+)".*/\1==\2/p' pyproject.toml)"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

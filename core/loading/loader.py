@@ -16,6 +16,7 @@ from xatlas.loading.pretrained import (
     refuse_not_finite,
     refuse_other_frequencies,
 )
+from xatlas.loading.tokenizer import as_stored
 from xatlas.loading.weights import lora_files, model_files, only, tensor_shapes, tokenizer_files
 from xatlas.settings import check_setting
 
@@ -195,7 +196,7 @@ def _tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
             why = first_line(error).replace(str(folder), str(resolved.folder))
             raise XatlasError(f"the tokenizer in {resolved.folder} cannot be loaded: {why}") from error
     found.name_or_path = str(resolved.folder)
-    return found
+    return as_stored(found, files.get("tokenizer.json"))
 
 
 def _to_device(model: PreTrainedModel, device: str, resolved: Resolved) -> PreTrainedModel:
