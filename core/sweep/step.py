@@ -128,6 +128,8 @@ def record_step(model: HookedModel, ids: Tensor, sites: Sequence[Site] = ()) -> 
     keys, values, conv = {}, {}, {}
     for layer, kept in enumerate(cache.layers):
         if model.operator_types[layer] == "attention":
+            if getattr(kept, "sliding_window", None) == 1:  # of a window of 1, Hugging Face's cache keeps all
+                kept.keys, kept.values = kept.keys[..., :0, :], kept.values[..., :0, :]
             keys[layer], values[layer] = kept.keys, kept.values
         else:
             conv[layer] = kept.conv_states[0].clone()

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from models import SHAPES, token_prompt
+from models import SHAPES, build, token_prompt
 from sweeping import METRICS, PROMPTS, VECTOR, Part, Plain, all_cases, editable, measured, random_means
 
 from xatlas.interventions import Add, Change, FromRun, Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, Top1Changed
+from xatlas.model import HookedModel
 from xatlas.sites import Site
 from xatlas.sweep import sweep
 from xatlas.sweep.step import StepCache, record_step
@@ -45,6 +46,18 @@ def test_changes_at_the_readout_alone_give_the_numbers_of_the_reference_loop(sha
     theirs = Plain(model, random_means(model)).expected(cases)[[0, 3]]
     wrong = [case for column, case in enumerate(cases) if not ref.agree(ours[:, :, column], theirs[:, :, column])]
     assert wrong == []
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 50])
+def test_the_readout_alone_under_a_sliding_window_gives_the_numbers_of_the_reference_loop(window):
+    """Hugging Face's cache of a window of 1 keeps every key, its mask none."""
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    hf = build("qwen2", use_sliding_window=True, sliding_window=window, layer_types=types)
+    model = HookedModel(hf, None)
+    sites = [site for kind in ("resid_pre", "heads", "operator_out", "mlp_out") for site in model.sites(kind)]
+    cases = [[Part(site.layer, site.kind, how, None, "last")] for site in sites for how in ("zero", "run")]
+    theirs = Plain(model, random_means(model)).expected(cases)[[0, 3]]
+    assert ref.agree(measured(model, cases, [KL(), Top1Changed()]), theirs)
 
 
 def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks(shape):
