@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from xatlas.model import HookedModel
 
 
+#: Names under which decoders take and return their cache.
+CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+
+
 class LiveScene:
     """The scene of whatever is being run right now; told anew by every forward."""
 
@@ -30,34 +35,49 @@ class LiveScene:
         self.seed = seed
         self._position = torch.zeros(0)
         self._real = torch.zeros(0)
-        self._seen = 0
+        self._counted = True
+        self._cache: Any = None
+        # of the last forward: its cache, how many tokens each row then held (row, 1), and how many with padding
+        self._last: tuple[Any, Tensor | int, int] = (None, 0, 0)
 
-    def enter(self, _: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Read off a forward's arguments where its tokens stand; a hook on the decoder.
-
-        Raises
-        ------
-        XatlasError
-            The forward is given a cache, and the model has no attention layer to count its tokens.
-        """
-        given = next(v for v in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if v is not None)
-        rows, length = given.shape[:2]
-        self._refuse(kwargs)
-        mask = kwargs.get("attention_mask")
+    def enter(self, decoder: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Read off a forward's arguments where its tokens stand; a hook on the decoder."""
+        given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
+        named = [given.get("input_ids"), given.get("inputs_embeds"), *args]
+        tokens = next(value for value in named if value is not None)
+        rows, length = tokens.shape[:2]
+        mask = given.get("attention_mask")
+        real = torch.ones(rows, length, dtype=torch.bool, device=tokens.device)
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             real = mask.bool()
-            self._position = (real.cumsum(1) - 1)[:, -length:]
-            self._real = real[:, -length:]
             self._warn(real)
-        else:
-            past = kwargs.get("past_key_values")
-            seen = int(past.get_seq_length()) if past is not None else 0
-            self._position = torch.arange(seen, seen + length, device=given.device).expand(rows, -1)
-            self._real = torch.ones_like(self._position, dtype=torch.bool)
+        self._cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        past: Tensor | int | None = 0
+        columns = 0
+        if real.shape[1] == length:  # a longer mask tells of the past as well
+            past, columns = self._past(given)
+        self._counted = past is not None
+        position = (0 if past is None else past) + real.cumsum(1) - 1
+        self._position, self._real = position[:, -length:], real[:, -length:]
+        self._last = (None, position[:, -1:] + 1, columns + real.shape[1])
 
-    def _refuse(self, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("past_key_values") is not None and "attention" not in self.model.operator_types:
-            raise _no_attention()
+    def leave(self, _: Any, __: Any, output: Any) -> None:
+        """Remember the cache that belongs to a forward; a hook on the decoder."""
+        made = output if isinstance(output, Mapping) else {}
+        cache = self._cache if self._cache is not None else next((made[n] for n in CACHES if n in made), None)
+        self._last = (cache if self._counted else None, *self._last[1:])
+
+    def _past(self, given: Mapping[str, Any]) -> tuple[Tensor | int | None, int]:
+        """Return how many tokens went before, by row or in all, and how many with padding; None if that's unknown."""
+        if self._cache is None:
+            return 0, 0
+        held = _held(self._cache)
+        cache, counts, columns = self._last
+        if cache is self._cache and held in (None, columns):
+            return counts, columns
+        if held is None and isinstance(given.get("cache_position"), torch.Tensor):
+            held = int(given["cache_position"].reshape(-1)[0])
+        return held, held or 0
 
     def _warn(self, real: Tensor) -> None:
         paths = [self.model.adapter.conv_path(layer) for layer in range(self.model.n_layers)]
@@ -74,7 +94,18 @@ class LiveScene:
         return self._real
 
     def first(self) -> Tensor:
-        """Return which tokens are at position 0 ``(row, pos)``."""
+        """Return which tokens are at position 0 ``(row, pos)``.
+
+        Raises
+        ------
+        XatlasError
+            How many tokens went before can't be told: the cache was filled elsewhere, and does not count them.
+        """
+        if not self._counted:
+            raise XatlasError(
+                "this model's cache does not count its tokens, so where position 0 is can't be told: run the text "
+                "from its beginning under the same intervene, or pass use_cache=False."
+            )
         return (self._position == 0) & self._real
 
     def mask(self, positions: str) -> Tensor | None:
@@ -148,7 +179,11 @@ def holding(
         for site in intervention.change.means(intervention.site):
             scene.mean(site)
         hooks += model.edit_hooks(intervention.site, _editor(intervention, scene))
-    handle = model.model.base_model.register_forward_pre_hook(scene.enter, with_kwargs=True)
+    decoder = model.model.base_model
+    handles = [
+        decoder.register_forward_pre_hook(scene.enter, with_kwargs=True),
+        decoder.register_forward_hook(scene.leave),
+    ]
     try:
         with attached(hooks, every_thread=True):
             yield
@@ -156,15 +191,22 @@ def holding(
         # generate() asks its cache for a length before the first forward; without attention there is none.
         if "get_seq_length" not in str(error) or "attention" in model.operator_types:
             raise
-        raise _no_attention() from None
+        told = (
+            "this model has no attention layer, so Hugging Face's cache can't count its tokens: pass use_cache=False."
+        )
+        raise XatlasError(told) from None
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def _no_attention() -> XatlasError:
-    return XatlasError(
-        "this model has no attention layer, so Hugging Face's cache can't count its tokens: pass use_cache=False."
-    )
+def _held(cache: Any) -> int | None:
+    """Return how many tokens a cache holds; None where it holds some and does not count them."""
+    with suppress(AttributeError, TypeError, ValueError):
+        return int(cache.get_seq_length())
+    with suppress(AttributeError, TypeError, ValueError):
+        return None if cache.has_previous_state() else 0
+    return None
 
 
 def _editor(intervention: Intervention, scene: LiveScene) -> Editor:
