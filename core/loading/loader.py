@@ -170,7 +170,8 @@ def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str, say: Cal
             raise XatlasError(f"not enough memory to load '{resolved.name}'.") from error
         except Exception as error:  # transformers and safetensors raise a dozen kinds; none names the model
             why = first_line(error).replace(str(folder), str(resolved.folder))
-            raise XatlasError(f"'{resolved.name}' in {resolved.folder} cannot be loaded: {why}") from error
+            hint = " Use --attention eager." if "attention implementation" in why and attention != "eager" else ""
+            raise XatlasError(f"'{resolved.name}' in {resolved.folder} cannot be loaded: {why}{hint}") from error
     shapes = {name: shape for path in weights for name, shape in tensor_shapes(path).items()}
     beyond = refuse_gaps(report, resolved.folder, model, shapes)
     if beyond:

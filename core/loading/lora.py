@@ -28,6 +28,9 @@ _PATTERNS = (
     "target_parameters",
 )
 _PATTERN_SECONDS = 5.0
+_MOST_PATTERNS, _LONGEST_PATTERN = 5000, 10_000
+#: A whole embedding or unembedding beside the LoRA weights.
+_EMBEDDING = re.compile(r"\.(lm_head|embed_tokens|wte|embed_in|embed_out)(\.(modules_to_save|base_layer))?\.weight$")
 _MATCH = """
 import json, re, sys
 patterns, names = json.load(sys.stdin)
@@ -105,19 +108,14 @@ def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
 
     wrong = f"the LoRA weights in {place} do not fit the model:"
     names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
-    _refuse_endless(read_json(folder / LORA_CONFIG), names, place)
+    settings = read_json(folder / LORA_CONFIG)
+    _refuse_endless(settings, names, place)
     stored = tensor_shapes(folder / LORA_WEIGHTS)
     # Asked of the modules: transformers unties what a config calls tied when the file holds both.
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     rows = {len(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
-    for name, shape in stored.items():
-        whole = "lora_" not in name and shape and shape[0] not in rows
-        if whole and any(f".{end}." in name for end in ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out")):
-            raise XatlasError(
-                f"{wrong} {name} has {shape[0]} rows, the model {min(rows)}; "
-                f"resize the embeddings, merge with peft's merge_and_unload and give the saved folder."
-            )
-    ids = torch.arange(min(_COMPARED_TOKENS, *rows))[None]
+    _refuse_resized(stored, rows, wrong)
+    ids = torch.tensor([_tokens_to_compare(settings, min(rows))])
     try:
         refuse_not_finite(load_file(folder / LORA_WEIGHTS), place)
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False, torch_device="cpu")
@@ -137,22 +135,43 @@ def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
     if stray or gaps:
         what = f"it has no module for {stray[0]}" if stray else f"they lack {gaps[0]}"
         raise XatlasError(f"{wrong} {what}.")
-    if tied and any(end in name for name in stored for end in ("lm_head", "embed_tokens")):
-        raise XatlasError(
-            f"the LoRA weights in {place} change an embedding that is tied to the unembedding; "
-            f"merging them would change both. Merge them yourself and give the folder."
-        )
     if not float((found - expected).abs().max()) <= _ROUNDING * max(1.0, float(expected.abs().max())):
+        if tied and any(end in name for name in stored for end in ("lm_head", "embed_tokens", "wte")):
+            raise XatlasError(
+                f"the LoRA weights in {place} change an embedding that is tied to the unembedding; "
+                f"merging them would change both. Merge them yourself and give the folder."
+            )
         raise XatlasError(f"the LoRA weights in {place} cannot be merged: the merged model computes something else.")
     result: PreTrainedModel = merged
     return result
 
 
+def _refuse_resized(stored: Mapping[str, tuple[int, ...]], rows: set[int], wrong: str) -> None:
+    """Refuse a whole embedding of another vocabulary, which only the user can know how to fit in."""
+    for name, shape in stored.items():
+        if _EMBEDDING.search(name) and shape[0] not in rows:
+            raise XatlasError(
+                f"{wrong} {name} has {shape[0]} rows, the model {min(rows)}; "
+                f"resize the embeddings, merge with peft's merge_and_unload and give the saved folder."
+            )
+
+
+def _tokens_to_compare(settings: Mapping[str, Any], n_tokens: int) -> list[int]:
+    """Return the first tokens, and those whose embeddings were trained one by one."""
+    trained = settings.get("trainable_token_indices")
+    lists = trained.values() if isinstance(trained, dict) else [trained]
+    own = [token for entry in lists if isinstance(entry, list) for token in entry if isinstance(token, int)]
+    return [token for token in (*range(_COMPARED_TOKENS), *own) if 0 <= token < n_tokens]
+
+
 def _refuse_endless(settings: Mapping[str, Any], names: list[str], place: Path) -> None:
     """Match the patterns in another process: Python can't break off a match, and threads wait for it."""
     fields = [settings.get(field) for field in _PATTERNS]
-    flat = [entry for value in fields for entry in ([value] if isinstance(value, str) else value or [])]
-    patterns = [entry for entry in flat if isinstance(entry, str) and re.search(r"[*+?{(|\[\\]", entry)]
+    flat = [entry for value in fields for entry in (value if isinstance(value, list | dict) else [value])]
+    texts = [entry for entry in flat if isinstance(entry, str)]
+    if len(texts) > _MOST_PATTERNS or any(len(text) > _LONGEST_PATTERN for text in texts):
+        raise XatlasError(f"{place / LORA_CONFIG} holds too many or too long patterns; name the modules instead.")
+    patterns = [text for text in texts if re.search(r"[*+?{(|\[\\]", text)]
     if not patterns:
         return
     asked = json.dumps([patterns, names])

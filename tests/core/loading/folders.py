@@ -22,7 +22,7 @@ def write_lora(folder: Path, base: Path, **settings: object) -> torch.Tensor:
     tuned = get_peft_model(model, LoraConfig(r=4, **{"target_modules": ["q_proj", "down_proj"], **settings}))
     torch.manual_seed(1)
     for name, parameter in tuned.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or "modules_to_save" in name or "trainable_tokens" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     tuned.save_pretrained(folder)
     return logits(tuned.eval())

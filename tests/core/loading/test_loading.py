@@ -38,6 +38,16 @@ def test_dtype_and_attention_are_used(tiny):
     assert parts.model.config._attn_implementation == "eager"
 
 
+def test_model_without_sdpa_says_what_to_use(tiny):
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    sizes = {"vocab_size": 300, "hidden_size": 16, "num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1}
+    Mamba2ForCausalLM(Mamba2Config(num_hidden_layers=1, **sizes)).save_pretrained(tiny)
+    with pytest.raises(XatlasError, match="--attention eager"):
+        loading.load(loading.resolve(str(tiny)), device="cpu")
+    loading.load(loading.resolve(str(tiny)), device="cpu", attention="eager")
+
+
 def test_loading_turns_tf32_off(tiny):
     torch.set_float32_matmul_precision("high")
     loading.load(loading.resolve(str(tiny)), device="cpu")

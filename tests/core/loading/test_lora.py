@@ -55,6 +55,10 @@ def test_lora_on_tied_embeddings_is_refused(tiny):
     write_lora(tiny.parent / "lora", tiny, target_modules=["lm_head"])
     with pytest.raises(XatlasError, match="tied"):
         loading.load(loading.resolve(f"{tiny}+{tiny.parent / 'lora'}"), device="cpu")
+    whole = tiny.parent / "whole"
+    expected = write_lora(whole, tiny, modules_to_save=["lm_head"])  # replaced, not changed: unties it
+    model = loading.load(loading.resolve(f"{tiny}+{whole}"), device="cpu").model
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_lora_folder_alone_names_its_base(tiny):
@@ -94,6 +98,7 @@ def edit_lora(folder, edit) -> None:
         {"target_modules": ["lm_head", "embed_tokens"], "use_dora": True},
         {"layers_to_transform": [1], "layers_pattern": "layers"},
         {"init_lora_weights": "pissa"},
+        {"trainable_token_indices": [3, 70]},
     ],
     ids=lambda settings: "-".join(settings),
 )
@@ -195,6 +200,46 @@ def test_pattern_that_never_ends_is_refused(tiny, monkeypatch, field):
     monkeypatch.setattr(module, "_PATTERN_SECONDS", 0.5)
     with pytest.raises(XatlasError, match=r"a-z_\.0-9.* takes too long"):
         loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "ranks", [{f"q_proj_{i}": 4 for i in range(50_000)}, {"q" * 1_000_000: 4}], ids=["many", "long"]
+)
+def test_too_many_or_too_long_patterns_are_refused(tiny, ranks):
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    edit_lora_config(lora, rank_pattern=ranks)
+    with pytest.raises(XatlasError, match="too many or too long"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": 5},
+        {"rank_pattern": 5},
+        {"r": "four"},
+        {"r": -1},
+        {"lora_alpha": None},
+        {"modules_to_save": 5},
+        {"trainable_token_indices": 5},
+        {"trainable_token_indices": {"embed_tokens": 5}},
+        {"target_modules": r"(unclosed"},
+        {"base_model_name_or_path": 5},
+        {"peft_type": 5},
+    ],
+    ids=str,
+)
+def test_lora_settings_of_a_wrong_type_are_one_line_or_no_matter(tiny, changes):
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny)
+    edit_lora_config(lora, **changes)
+    said = []
+    try:
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+    except XatlasError as error:
+        said.append(str(error))
+    assert all("\n" not in line and str(lora) in line for line in said)
 
 
 def test_tokenizer_and_template_beside_lora_win(tiny):
