@@ -32,6 +32,8 @@ _HOME = {
     "check_adapter": "checks",
     "check_comparison": "checks",
     "check_probe": "checks",
+    "check_source": "checks",
+    "check_suite": "checks",
     "measure": "api",
     "compare": "api",
     "load": "api",
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from xatlas.checks import check_adapter as check_adapter
     from xatlas.checks import check_comparison as check_comparison
     from xatlas.checks import check_probe as check_probe
+    from xatlas.checks import check_source as check_source
+    from xatlas.checks import check_suite as check_suite
     from xatlas.comparison import Comparison as Comparison
     from xatlas.comparison import Finding as Finding
     from xatlas.errors import XatlasError as XatlasError

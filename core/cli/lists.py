@@ -257,17 +257,19 @@ def suites(as_json: options.Json = False) -> None:
 
 def check(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Adapters, probes or comparisons; all when left out.")
+        list[str] | None, typer.Argument(help="Adapters, probes, comparisons, suites or models; all when left out.")
     ] = None,
 ) -> None:
-    """Check adapters, probes and comparisons against their contracts, installed plugins included."""
+    """Check adapters, probes, comparisons, suites and named models against their contracts, installed ones included."""
     from xatlas import manager
-    from xatlas.checks import check_adapter, check_comparison, check_probe
+    from xatlas.checks import check_adapter, check_comparison, check_probe, check_source, check_suite
 
     known: list[tuple[str, str, Any, Any]] = [
         *(("architecture", name, item, check_adapter) for name, item in manager.adapters().items()),
         *(("probe", name, item, check_probe) for name, item in manager.probes().items()),
         *(("comparison", name, item, check_comparison) for name, item in manager.comparisons().items()),
+        *(("suite", name, item, check_suite) for name, item in manager.suites().items()),
+        *(("model", name, item, check_source) for name, item in manager.models().items()),
     ]
     for asked in names or []:
         manager.pick("plugin", asked, {name: item for _, name, item, _ in known})
@@ -278,7 +280,7 @@ def check(
         try:
             function(item)
             echo(f"ok      {kind} {name}")
-        except Exception as error:  # whatever a plugin raises is its failure, told like any other
+        except (Exception, SystemExit) as error:  # whatever a plugin raises is its failure, told like any other
             failed += 1
             echo(f"FAILED  {kind} {name}: {one_line(str(error))}")
     if failed:

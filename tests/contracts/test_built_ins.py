@@ -1,10 +1,10 @@
-"""Every registered adapter, probe and comparison keeps its contract: what third parties run too."""
+"""Every registered adapter, probe, comparison, suite and model keeps its contract: what third parties run too."""
 
 from __future__ import annotations
 
 import pytest
 
-from xatlas import check_adapter, check_comparison, check_probe, manager
+from xatlas import check_adapter, check_comparison, check_probe, check_source, check_suite, manager
 
 
 @pytest.mark.parametrize("name", sorted(manager.adapters()))
@@ -20,3 +20,13 @@ def test_probe(name):
 @pytest.mark.parametrize("name", sorted(manager.comparisons()))
 def test_comparison(name):
     check_comparison(manager.comparisons()[name])
+
+
+@pytest.mark.parametrize("name", sorted(manager.suites()))
+def test_suite(name):
+    check_suite(manager.suites()[name])
+
+
+@pytest.mark.parametrize("name", sorted(manager.models()))
+def test_model(name):
+    check_source(manager.models()[name])
