@@ -124,7 +124,8 @@ class Steering(Probe):
         values = _sweep(model, tokens.prompts, directions.vectors, length, inputs)
         exists = ~directions.vectors.isnan().any(-1).numpy().T  # (layer, direction)
         lost = (np.isnan(values[0]) & exists[..., None, None]).sum((1, 2, 3, 4))
-        told = {i: f"logits were not finite in {n} of {values[0, i].size} conditions" for i, n in enumerate(lost) if n}
+        where = f"of {values[0, 0].size} conditions{model.overflow}"
+        told = {i: f"logits were not finite in {n} {where}" for i, n in enumerate(lost) if n}
         absent = directions.absent()
         foilless = sum(prompt.foil_answer is None for prompt in tokens.prompts)
         if foilless:

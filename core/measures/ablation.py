@@ -89,7 +89,7 @@ class Grid:
             progress=inputs.progress,
             label=label,
         )
-        return self._gather(values, tokens.prompts, runs, metrics)
+        return self._gather(values, tokens.prompts, runs, metrics, model.overflow)
 
     def _gather(
         self,
@@ -97,6 +97,7 @@ class Grid:
         prompts: Sequence[TokenPrompt],
         runs: Mapping[str, Sequence[tuple[int, ...] | None]],
         metrics: Sequence[Metric],
+        overflow: str,
     ) -> Measured:
         unread = np.array([[not metric.positions(prompt) for prompt in prompts] for metric in metrics])
         lacking = np.zeros(values.shape[1:], dtype=bool)  # (prompt, condition)
@@ -108,7 +109,7 @@ class Grid:
         for row, count in enumerate(infinite.sum(1)):
             if count:
                 where = f"{count} of {len(self.conditions)} conditions"
-                dropped[prompts[row].prompt.id] = f"logits were not finite in {where}"
+                dropped[prompts[row].prompt.id] = f"logits were not finite in {where}{overflow}"
         arrays = {}
         for name, shape in self.shapes.items():
             total = np.zeros((len(values), len(prompts), *shape))

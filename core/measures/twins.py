@@ -128,7 +128,7 @@ def read_pairs(model: HookedModel, suite: Suite, least: float) -> Pairs:
     corrupt_runs = logit_differences(model, [pair.corrupt for pair in found])
     kept = []
     for i, pair in enumerate(found):
-        reason = _weak(clean_runs[i], corrupt_runs[i], least)
+        reason = _weak(clean_runs[i], corrupt_runs[i], least, model.overflow)
         if reason:
             dropped[pair.clean.prompt.id] = reason
         else:
@@ -187,10 +187,10 @@ def logit_differences(model: HookedModel, prompts: Sequence[TokenPrompt]) -> np.
     return result
 
 
-def _weak(clean: float, corrupt: float, least: float) -> str:
+def _weak(clean: float, corrupt: float, least: float, overflow: str) -> str:
     """Return why two logit differences are of no use, empty when they are."""
     if not np.isfinite([clean, corrupt]).all():
-        return "logits were not finite"
+        return f"logits were not finite{overflow}"
     if clean < least:
         return f"the clean run does not prefer the target by {least:g} logits"
     return f"the corrupt run does not prefer the foil by {least:g} logits" if corrupt > -least else ""

@@ -126,6 +126,11 @@ class HookedModel:
         dtype: torch.dtype = next(self.model.parameters()).dtype
         return dtype
 
+    @property
+    def overflow(self) -> str:
+        """What to say where numbers are not finite; empty where the dtype isn't to blame."""
+        return ": float16 overflows, use float32 or bfloat16" if self.dtype == torch.float16 else ""
+
     def has(self, site: Site) -> bool:
         """Whether the model has this site."""
         return 0 <= site.layer < self.n_layers and site.kind in self._points[site.layer]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xatlas.errors import XatlasError
+from xatlas.loading.pretrained import refuse_not_finite
 from xatlas.model.hooks import Hook, attached, count_hooks, exclusive
-from xatlas.sites import READ_ONLY, Site
+from xatlas.sites import READ_ONLY, Site, forward_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,9 +105,23 @@ def _first_pass(model: HookedModel, ids: Tensor, plain: Tensor) -> dict[Site, Te
     for site in sites:
         if fired.get(site, 0) != 1:
             raise _wrong(model, site, f"the hook fired {fired.get(site, 0)} times in one forward instead of once")
+    _check_finite(model, values, plain)
     if not torch.equal(edited, plain):
         raise XatlasError("an edit that changes nothing changes the logits: a view writes what it did not read.")
     return values
+
+
+def _check_finite(model: HookedModel, values: dict[Site, Tensor], plain: Tensor) -> None:
+    """Tell where a forward first leaves the finite numbers: no adapter is to blame for that."""
+    where = [
+        s for s in sorted(values, key=lambda s: (s.layer, forward_order(s.kind))) if not values[s].isfinite().all()
+    ]
+    if not where and bool(plain.isfinite().all()):
+        return
+    refuse_not_finite(model.model.state_dict(), "the model")
+    at = f"at {where[0]} (module {model.point(where[0]).module})" if where else "in the logits"
+    told = model.overflow or ": the numbers in its weights or its config are too large"
+    raise XatlasError(f"the model's forward is not finite, first {at}{told}.")
 
 
 def _find_overwritten(model: HookedModel, ids: Tensor) -> None:
@@ -123,14 +139,14 @@ def _find_overwritten(model: HookedModel, ids: Tensor) -> None:
 def _tolerance(*tensors: Tensor) -> float:
     """Return what rounding may do to a sum of these, given their precision."""
     largest = max(float(tensor.abs().max()) for tensor in tensors)
-    return 16 * torch.finfo(tensors[0].dtype).eps * max(largest, 1e-3)
+    return 16 * max(torch.finfo(tensor.dtype).eps for tensor in tensors) * max(largest, 1e-3)
 
 
 def _check_sums(model: HookedModel, values: dict[Site, Tensor]) -> None:
     """Check that what a layer writes adds up to what leaves it."""
     for layer in range(model.n_layers):
         at = {site.kind: value for site, value in values.items() if site.layer == layer}
-        total = at["resid_pre"]
+        total = at["resid_pre"].float()  # in float16 a partial sum may overflow where the layer's own does not
         for kind in ("operator_out", "resid_mid", "mlp_out", "resid_post"):
             if kind not in at:
                 continue
@@ -191,15 +207,24 @@ def _check_unembedding(model: HookedModel, values: dict[Site, Tensor], plain: Te
 
 
 def _second_pass(model: HookedModel, ids: Tensor) -> None:
-    """Perturb each site in a row of its own; the row's logits must move."""
-    sites = _editable(model)
+    """Perturb each site in a row of its own; the row's logits must move.
+
+    What is lost beside a stream that is far larger is perturbed once more, far more strongly.
+    """
+    still = _unmoved(model, ids, _editable(model), 1.0)
+    for site in _unmoved(model, ids, still, 1e5) if still else ():
+        if not _has_dead_weights(model, site.layer):
+            raise _wrong(model, site, "a perturbation there does not reach the logits")
+
+
+def _unmoved(model: HookedModel, ids: Tensor, sites: Sequence[Site], strength: float) -> list[Site]:
     generator = torch.Generator().manual_seed(1)
 
     def perturb(row: int) -> Any:
         def add(value: Tensor) -> Tensor:
             noise = torch.randn(value.shape[1:], generator=generator).to(value.device, value.dtype)
             result = value.clone()
-            result[row] += noise * (value[row].abs().mean() + 1)
+            result[row] += noise * (value[row].abs().mean() + 1) * strength
             return result
 
         return add
@@ -210,10 +235,8 @@ def _second_pass(model: HookedModel, ids: Tensor) -> None:
     with attached(hooks):
         hidden = model.run(ids.expand(len(sites) + 1, -1)).last_hidden_state[:, -1]
         logits = model.adapter.module(model.adapter.unembedding_path)(hidden).float()
-    moved = (logits[1:] - logits[0]).abs().amax(-1) > 1e-5 * logits[0].abs().max().clamp(min=1e-6)
-    for site, has_moved in zip(sites, moved.tolist(), strict=True):
-        if not has_moved and not _has_dead_weights(model, site.layer):
-            raise _wrong(model, site, "a perturbation there does not reach the logits")
+    still = (logits[1:] - logits[0]).abs().amax(-1) <= 1e-5 * logits[0].abs().max().clamp(min=1e-6)
+    return [site for site, unmoved in zip(sites, still.tolist(), strict=True) if unmoved]  # what overflows has moved
 
 
 def _has_dead_weights(model: HookedModel, layer: int) -> bool:

@@ -199,3 +199,51 @@ def test_the_proof_leaves_no_hook_and_no_changed_weight():
     HookedModel(hf, None)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in hf.modules())
     assert all(torch.equal(weight, weights[name]) for name, weight in hf.state_dict().items())
+
+
+def overflowing(site):
+    """A tiny Llama whose numbers leave float16's range at a site, though all weights are in it."""
+    hf = build("llama")
+    with torch.no_grad():
+        module, factor = {
+            "L1.mlp_out": (hf.model.layers[1].mlp.down_proj, 6e4),
+            "L0.operator_out": (hf.model.layers[0].self_attn.o_proj, 6e4),
+            "logits": (hf.model.norm, 6e4),
+        }[site]
+        module.weight.copy_((module.weight * factor).clamp(-6e4, 6e4))
+    return hf
+
+
+@pytest.mark.parametrize("site", ["L1.mlp_out", "L0.operator_out", "logits"])
+def test_numbers_beyond_float16_are_told_as_that(site):
+    HookedModel(overflowing(site), None)
+    HookedModel(overflowing(site).bfloat16(), None)
+    where = "in the logits" if site == "logits" else rf"at {site} \(module model\.layers\.{site[1]}\.\w+\)"
+    with pytest.raises(XatlasError, match=f"not finite, first {where}: float16 overflows, use float32 or bfloat16"):
+        HookedModel(overflowing(site).half(), None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value):
+    hf = build("llama")
+    with torch.no_grad():
+        hf.model.layers[1].mlp.up_proj.weight[3, 5] = value
+    with pytest.raises(XatlasError, match=r"^model\.layers\.1\.mlp\.up_proj\.weight in the model is not finite"):
+        HookedModel(hf, None)
+
+
+def test_weights_that_overflow_float32_are_no_fault_of_the_adapter():
+    hf = build("llama")
+    with torch.no_grad():
+        for weight in (hf.model.layers[0].mlp.up_proj.weight, hf.model.layers[0].mlp.down_proj.weight):
+            weight.mul_(1e20)
+    with pytest.raises(XatlasError, match=r"not finite, first at L0\.mlp_out .*too large"):
+        HookedModel(hf, None)
+
+
+def test_a_perturbation_that_overflows_has_reached_the_logits():
+    """Close below float16's limit the proof's own noise is too much; the model itself is sound."""
+    hf = build("llama")
+    with torch.no_grad():
+        hf.model.layers[2].mlp.down_proj.weight.mul_(4e3)
+    HookedModel(hf.half(), None)
