@@ -11,7 +11,7 @@ import typer
 
 from xatlas.cli import options
 from xatlas.cli.words import FAILED, echo, print_json, print_table, say, told
-from xatlas.errors import unknown
+from xatlas.errors import XatlasError, unknown
 from xatlas.text import one_line
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ models_app = typer.Typer(help="List models by name, or fetch one.", rich_markup_
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file to the app."""
-    for command in (show, explain, probes, architectures, comparisons, suites, check):
+    for command in (show, verify, explain, probes, architectures, comparisons, suites, check):
         app.command()(told(command))
     app.add_typer(models_app, name="models", invoke_without_command=True)
 
@@ -65,7 +65,7 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show what an atlas or one of its files holds."""
-    from xatlas.store import Store, read_entry, read_result
+    from xatlas.store import Store, atlas_folder, read_entry, read_result
 
     if path.is_file() and path.suffix == ".nc" and not Path(f"{path}.sha256").exists():
         figure = _figure_data(path)
@@ -77,7 +77,7 @@ def show(
             print_table([{"about": name, "is": value} for name, value in _flat(figure.attrs)])
             return
     if path.is_file():
-        entry, dataset = read_entry(path), read_result(path)
+        entry, dataset = read_entry(path, placed=False), read_result(path, placed=False)
         if as_json:
             print_json({"job": entry.job.record(), **entry.provenance})
             return
@@ -85,7 +85,6 @@ def show(
         print_table([{"about": name, "is": value} for name, value in _flat(entry.job.record())])
         print_table([{"measured": name, "is": value} for name, value in _flat(entry.provenance)])
         return
-    folder = path / "atlas" if (path / "atlas").is_dir() else path
     rows = [
         {
             "model": entry.job.model,
@@ -97,22 +96,43 @@ def show(
             "seconds": entry.provenance.get("wall_time_s", ""),
             "file": entry.path.name,
         }
-        for entry in Store(folder).entries()
+        for entry in Store(atlas_folder(path)).entries()
     ]
     _print(rows, as_json)
 
 
 def _figure_data(path: Path) -> xr.Dataset | None:
     """Return the data beside a figure, which no hash stands beside; None where the file is anything else."""
-    import xarray as xr
-
-    from xatlas.store.results import RECORD
+    from xatlas.store.results import RECORD, read_unproved
 
     try:
-        dataset = xr.load_dataset(path, engine="netcdf4")
-    except Exception:  # the reader raises whatever the library underneath made of the bytes
+        dataset = read_unproved(path)
+    except XatlasError:
         return None
     return None if RECORD in dataset.attrs else dataset
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="An atlas, or the folder that holds it.")] = Path("."),
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set aside what is wrong as .damaged; remove what killed runs left.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check every file of an atlas, and say what is wrong; exit code 1 if anything stays so."""
+    from dataclasses import asdict
+
+    from xatlas.store.verify import verify as check_atlas
+
+    found = list(check_atlas(path, repair=repair))
+    if as_json:
+        print_json([asdict(problem) for problem in found])
+    for problem in () if as_json else found:
+        echo(one_line(f"{problem.what} {problem.repaired and f'It was {problem.repaired}.'}"))
+    if not found and not as_json:
+        echo("Nothing is wrong.")
+    if not all(problem.repaired for problem in found):
+        raise typer.Exit(FAILED)
 
 
 def explain(

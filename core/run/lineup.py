@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xatlas.comparison import Comparison
-from xatlas.errors import XatlasError
 from xatlas.run.plan import Settings, steps_for
-from xatlas.store import Entry, Store, file_state, read_entry, read_result
+from xatlas.store import Entry, Store, read_result
 from xatlas.store.jobs import Job
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas.loading.names import Resolved
-
-log = logging.getLogger("xatlas")
 
 #: Fields of a job in which a sensitivity run may differ from the main one.
 VARIED = ("suite", "bos", "parameters")
@@ -69,20 +65,13 @@ def variants(main: Job, settings: Settings, store: Store) -> dict[str, Path]:
     They are named ``/{model}/{probe}@{what differs}``, for instance ``@bos=native,suite=standard``.
     """
     found: dict[str, Path] = {}
-    for path in sorted((store.path / main.model).glob(f"{main.probe}-*.nc")):
-        if path == store.file(main) or file_state(path) != "done":
-            continue
-        try:
-            entry = read_entry(path)
-        except XatlasError as error:
-            log.warning("passed over: %s", error)
-            continue
+    for entry in store.entries([main.model], [main.probe]):
         same = replace(entry.job, **{name: getattr(main, name) for name in VARIED})
         # The same suite by name with other prompts in it is an older one, not another one.
         stale = entry.job.suite != main.suite and entry.name_of("suite") == settings.suite.name
         name = _difference(entry, main)
         if same == main and name and not stale:
-            found[f"/{main.model}/{main.probe}@{name}"] = path
+            found[f"/{main.model}/{main.probe}@{name}"] = entry.path
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError, unknown
-from xatlas.store.results import Entry, Store, read_result
+from xatlas.store.results import Entry, Store, atlas_folder, read_result
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,11 +53,11 @@ def open_atlas(
     for name in choices:
         if name not in CHOICES:
             raise unknown("choice", name, (*CHOICES, "models", "probes", "parameters"))
-    store = Store(_folder(Path(path)))
+    store = Store(atlas_folder(Path(path)))
     wanted = {name: value for name, value in choices.items() if value is not None}
     found: dict[str, list[Entry]] = {}
-    for entry in store.entries():
-        if _fits(entry, _names(models), _names(probes), parameters or {}, wanted):
+    for entry in store.entries(_names(models), _names(probes)):
+        if _fits(entry, parameters or {}, wanted):
             found.setdefault(f"/{entry.job.model}/{entry.job.probe}", []).append(entry)
     if not found:
         asked = ", ".join(f"{name}={value}" for name, value in wanted.items())
@@ -68,35 +68,21 @@ def open_atlas(
     return xr.DataTree.from_dict({node: read_result(entries[0].path) for node, entries in found.items()})
 
 
-def _folder(path: Path) -> Path:
-    """Take the folder that holds ``atlas/`` for it."""
-    inner = path / "atlas"
-    return inner if inner.is_dir() and not any(path.glob("*/*.nc")) else path
-
-
 def _names(given: Iterable[str] | str | None) -> frozenset[str] | None:
     if given is None:
         return None
     return frozenset(given.split(",") if isinstance(given, str) else given)
 
 
-def _fits(
-    entry: Entry,
-    models: frozenset[str] | None,
-    probes: frozenset[str] | None,
-    parameters: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-) -> bool:
+def _fits(entry: Entry, parameters: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     job = entry.job
-    if (models is not None and job.model not in models) or (probes is not None and job.probe not in probes):
-        return False
     if any(job.parameters.get(name, value) != value for name, value in parameters.items()):
         return False
     return all(_chosen(entry, name, value) for name, value in wanted.items())
 
 
 def _chosen(entry: Entry, name: str, value: Any) -> bool:
-    has = getattr(entry.job, name)
+    has = entry.key if name == "key" else getattr(entry.job, name)
     if name not in ("suite", "reference", "key"):
         return bool(has == value)
     # A probe of the model alone has no suite: it fits any choice of one.
@@ -110,7 +96,7 @@ def _choose(node: str, entries: list[Entry]) -> str:
     lines = []
     for entry, description in zip(entries, described, strict=True):
         own = ", ".join(f"{name}={value}" for name, value in description.items() if (name, value) not in common)
-        lines.append(f"[key={entry.job.key} {own}]")
+        lines.append(f"[key={entry.key} {own}]")
     return f"{len(entries)} jobs of {node[1:]} fit; choose one by what differs: {' '.join(lines)}"
 
 

@@ -10,7 +10,7 @@ from xatlas.store.jobs import Job
 JOB = Job(
     model="qwen-mini",
     weights="abc123",
-    probe="layer_ablation",
+    probe="layers",
     parameters={"ablation": ["mean", "zero"], "top": 3},
     suite="5" * 64,
     reference="6" * 64,

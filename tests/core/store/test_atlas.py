@@ -26,11 +26,11 @@ def test_an_atlas_opens_as_a_tree(tmp_path):
     filled(tmp_path)
     tree = open_atlas(tmp_path)
     assert sorted(node.path for node in tree.leaves) == [
-        "/lfm2-mini/layer_ablation",
-        "/qwen-mini/layer_ablation",
+        "/lfm2-mini/layers",
+        "/qwen-mini/layers",
         "/qwen-mini/model_card",
     ]
-    assert float(tree["lfm2-mini/layer_ablation/kl"][0, 0]) == 2
+    assert float(tree["lfm2-mini/layers/kl"][0, 0]) == 2
     assert "layer" not in tree.coords
     assert list(open_atlas(tmp_path / "atlas", models="lfm2-mini").children) == ["lfm2-mini"]
 
@@ -39,15 +39,15 @@ def test_two_jobs_of_one_probe_must_be_chosen_between(tmp_path):
     store = filled(tmp_path)
     more = dataclasses.replace(JOB, suite="8" * 64)
     store.write(more, result(4), {"suite": {"name": "standard"}})
-    with pytest.raises(XatlasError, match="2 jobs of qwen-mini/layer_ablation fit") as caught:
+    with pytest.raises(XatlasError, match="2 jobs of qwen-mini/layers fit") as caught:
         open_atlas(tmp_path)
     assert f"[key={JOB.key} suite=quick]" in str(caught.value)
     assert f"[key={more.key} suite=standard]" in str(caught.value)
     chosen = open_atlas(tmp_path, suite="standard")
-    assert float(chosen["qwen-mini/layer_ablation/kl"][0, 0]) == 4
+    assert float(chosen["qwen-mini/layers/kl"][0, 0]) == 4
     # A probe of the model alone rests on no suite, and so fits any.
     assert "model_card" in chosen["qwen-mini"]
-    assert "layer_ablation" in open_atlas(tmp_path, suite="8" * 12)["qwen-mini"]
+    assert "layers" in open_atlas(tmp_path, suite="8" * 12)["qwen-mini"]
 
 
 def test_damaged_and_foreign_files_are_passed_over_with_a_line_each(tmp_path, caplog):
@@ -62,7 +62,7 @@ def test_damaged_and_foreign_files_are_passed_over_with_a_line_each(tmp_path, ca
     files.write_hashed(garbage, b"not netCDF")
     with caplog.at_level(logging.WARNING, logger="xatlas"):
         tree = open_atlas(tmp_path)
-    assert "layer_ablation" not in tree["qwen-mini"]
+    assert "layers" not in tree["qwen-mini"]
     assert "model_card" in tree["qwen-mini"]
     assert len(caplog.records) == 4
     assert all("\n" not in record.getMessage() for record in caplog.records)
@@ -74,6 +74,6 @@ def test_an_empty_or_missing_atlas_says_so(tmp_path):
         open_atlas(tmp_path / "nowhere")
     filled(tmp_path)
     with pytest.raises(XatlasError, match="no result for suite=none-such"):
-        open_atlas(tmp_path, suite="none-such", probes="layer_ablation")
+        open_atlas(tmp_path, suite="none-such", probes="layers")
     with pytest.raises(XatlasError, match="unknown choice 'sute'; did you mean 'suite'"):
         open_atlas(tmp_path, sute="quick")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from storing import JOB
+from storing import JOB as TOY
+
+JOB = dataclasses.replace(TOY, probe="layer_ablation")
 
 
 def test_key_is_what_it_always_was():

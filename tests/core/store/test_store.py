@@ -24,7 +24,7 @@ def test_what_is_written_is_read_again(tmp_path):
     store = Store(tmp_path / "atlas")
     assert not store.has(JOB)
     path = store.write(JOB, result(), {"suite": {"name": "quick"}, "device": "cpu"})
-    assert path == tmp_path / "atlas" / "qwen-mini" / f"layer_ablation-{JOB.key}.nc"
+    assert path == tmp_path / "atlas" / "qwen-mini" / f"layers-{JOB.key}.nc"
     assert store.has(JOB)
     again = store.read(JOB)
     xr.testing.assert_identical(again.drop_attrs(), result().drop_attrs())
