@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from xatlas import Adapter, HookPoint, hookimpl
-from xatlas.adapter import PreNormAdapter, gated_thirds
+from xatlas.adapter import GgufLayout, PreNormAdapter, gated_thirds
+
+if TYPE_CHECKING:
+    from xatlas.loading.gguf_file import GgufFile
+
+
+def _gguf_config(file: GgufFile) -> dict[str, Any]:
+    """Read which layers attend from their numbers of key-value heads: a conv layer has none."""
+    heads = file.metadata.get("lfm2.attention.head_count_kv")
+    per_layer = heads if isinstance(heads, list) else []
+    if per_layer and any(per_layer):
+        file.metadata["lfm2.attention.head_count_kv"] = [count for count in per_layer if count]
+    fields: dict[str, Any] = {
+        "conv_L_cache": file.pop("lfm2.shortconv.l_cache", int),
+        "conv_bias": any(name.endswith("shortconv.in_proj.bias") for name in file.tensors),
+        "block_auto_adjust_ff_dim": False,  # the file states the width as it is in the end
+    }
+    if per_layer:
+        fields["layer_types"] = ["full_attention" if count else "conv" for count in per_layer]
+    return fields
 
 
 class Lfm2Adapter(PreNormAdapter):
@@ -14,6 +35,21 @@ class Lfm2Adapter(PreNormAdapter):
     """
 
     architectures = ("Lfm2ForCausalLM",)
+    gguf = GgufLayout(
+        "lfm2",
+        "lfm2",
+        tensors={
+            "token_embd_norm": "model.embedding_norm",  # llama.cpp's name for the norm after the last layer
+            "blk.{n}.attn_norm": "model.layers.{n}.operator_norm",
+            "blk.{n}.attn_q_norm": "model.layers.{n}.self_attn.q_layernorm",
+            "blk.{n}.attn_k_norm": "model.layers.{n}.self_attn.k_layernorm",
+            "blk.{n}.shortconv.conv": "model.layers.{n}.conv.conv",
+            "blk.{n}.shortconv.in_proj": "model.layers.{n}.conv.in_proj",
+            "blk.{n}.shortconv.out_proj": "model.layers.{n}.conv.out_proj",
+        },
+        epsilon="norm_eps",
+        config=_gguf_config,
+    )
     final_norm_path = "model.embedding_norm"
     mlp_name = "feed_forward"
     mlp_norm_name = "ffn_norm"

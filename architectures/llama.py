@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from xatlas import Adapter, hookimpl
-from xatlas.adapter import PreNormAdapter
+from xatlas.adapter import GgufLayout, PreNormAdapter
 
 
 class LlamaAdapter(PreNormAdapter):
     """Llama: pre-norm attention and gated MLP in every layer."""
 
     architectures = ("LlamaForCausalLM",)
+    gguf = GgufLayout(
+        "llama",
+        "llama",
+        interleaved=True,
+        config=lambda file: {
+            "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+        },
+    )
 
 
 @hookimpl

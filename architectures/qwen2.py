@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from xatlas import Adapter, hookimpl
-from xatlas.adapter import PreNormAdapter
+from xatlas.adapter import GgufLayout, PreNormAdapter
 
 
 class Qwen2Adapter(PreNormAdapter):
     """Qwen2: the same places as Llama; only the projections' biases differ."""
 
     architectures = ("Qwen2ForCausalLM",)
+    gguf = GgufLayout("qwen2", "qwen2")
 
 
 @hookimpl

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xatlas.errors import XatlasError
@@ -12,6 +13,36 @@ from xatlas.sites import Chunk, HeadLayout, Heads, HookPoint, Pattern
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from xatlas.loading.gguf_file import GgufFile
+
+
+@dataclass(frozen=True)
+class GgufLayout:
+    """How GGUF files write an architecture, where that differs from the common decoder block's names.
+
+    Parameters
+    ----------
+    architecture, model_type : str
+        ``general.architecture`` in the file, and ``model_type`` of the Hugging Face config.
+    tensors : mapping
+        Name in the file → module path, both with ``{n}`` for the layer and without ``.weight``:
+        ``{"blk.{n}.attn_norm": "model.layers.{n}.operator_norm"}``.
+    interleaved : bool
+        Rows of queries and keys are stored with the halves of each head interleaved.
+    epsilon : str
+        The config's name for the epsilon of RMS norms.
+    config : callable
+        Takes (:meth:`~xatlas.loading.gguf_file.GgufFile.pop`) the keys that only this architecture has out of a
+        file's metadata and returns the config's fields that they mean. What nobody takes refuses the file.
+    """
+
+    architecture: str
+    model_type: str
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
+    epsilon: str = "rms_norm_eps"
+    config: Callable[[GgufFile], dict[str, Any]] = lambda file: {}
 
 
 class Adapter(ABC):
@@ -117,6 +148,8 @@ class PreNormAdapter(Adapter):
     the subclass says so in :meth:`operator_type` and :meth:`hook_points`.
     """
 
+    #: How GGUF files write the architecture; None: they are refused.
+    gguf: ClassVar[GgufLayout | None] = None
     #: Names inside a layer.
     attention_name: ClassVar[str] = "self_attn"
     mlp_name: ClassVar[str] = "mlp"
