@@ -106,8 +106,9 @@ def load(
         tokenizer = _tokenizer(resolved)
         model = _to_device(model, chosen, resolved)
         # Weights whose file has this dtype lie in the mapped file itself: they would change with it.
-        for tensor in (*model.parameters(), *model.buffers()) if chosen == "cpu" else ():
-            tensor.data = tensor.data.clone()
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():  # torch doesn't own it
+                tensor.data = tensor.data.clone()
         refuse_changed(resolved)
     model.eval().requires_grad_(False)
     return LoadedParts(model, tokenizer, chosen, dtype, attention, resolved)
