@@ -33,8 +33,7 @@ class LiveScene:
         self.model = model
         self.means = means
         self.seed = seed
-        self._position = torch.zeros(0)
-        self._real = torch.zeros(0)
+        self._whole = self._position, self._real = torch.zeros(0), torch.zeros(0)
         self._counted = True
         self._cache: Any = None
         # of the last forward: its cache, how many tokens each row then held (row, 1), and how many with padding
@@ -58,7 +57,7 @@ class LiveScene:
             past, columns = self._past(given)
         self._counted = past is not None
         position = (0 if past is None else past) + real.cumsum(1) - 1
-        self._position, self._real = position[:, -length:], real[:, -length:]
+        self._whole = self._position, self._real = position[:, -length:], real[:, -length:]
         self._last = (None, position[:, -1:] + 1, columns + real.shape[1])
 
     def leave(self, _: Any, __: Any, output: Any) -> None:
@@ -66,6 +65,13 @@ class LiveScene:
         made = output if isinstance(output, Mapping) else {}
         cache = self._cache if self._cache is not None else next((made[n] for n in CACHES if n in made), None)
         self._last = (cache if self._counted else None, *self._last[1:])
+
+    def fit(self, rows: int, length: int) -> None:
+        """Go on to a layer that is run alone, on blocks of a forward's rows or on its last positions."""
+        self._position, self._real = self._whole
+        if self._real.shape != (rows, length):
+            self._position = self._position[:1, -length:].expand(rows, -1)
+            self._real = self._real[:1, -length:].expand(rows, -1)
 
     def _past(self, given: Mapping[str, Any]) -> tuple[Tensor | int | None, int]:
         """Return how many tokens went before, by row or in all, and how many with padding; None if that's unknown."""
@@ -200,6 +206,12 @@ def holding(
             handle.remove()
 
 
+def is_held(model: HookedModel) -> bool:
+    """Whether interventions are held over a model's forward at this moment."""
+    hooks = model.model.base_model._forward_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), LiveScene) for hook in hooks)
+
+
 def _held(cache: Any) -> int | None:
     """Return how many tokens a cache holds; None where it holds some and does not count them."""
     with suppress(AttributeError, TypeError, ValueError):
@@ -211,6 +223,7 @@ def _held(cache: Any) -> int | None:
 
 def _editor(intervention: Intervention, scene: LiveScene) -> Editor:
     def change(value: Tensor) -> Tensor:
+        scene.fit(*value.shape[:2])
         new = edit(intervention, value, scene)
         real = scene.real().reshape(*value.shape[:2], *[1] * (value.dim() - 2))
         return torch.where(real, new, value)

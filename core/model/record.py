@@ -99,7 +99,7 @@ def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iter
     hooks += [model.hook(site, keeper(values, site)) for site in sites]
     with ExitStack() as stack:
         for layer in range(model.n_layers):
-            handle = model.adapter.layer(layer).register_forward_pre_hook(before, with_kwargs=True)
+            handle = model.adapter.layer(layer).register_forward_pre_hook(before, prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
         stack.enter_context(attached(hooks))
         yield lambda: CleanRun(inputs, calls, final[0], values)

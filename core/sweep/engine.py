@@ -12,6 +12,7 @@ import torch
 from xatlas.interventions import Condition
 from xatlas.metrics import Metric
 from xatlas.model.hooks import exclusive
+from xatlas.model.live import is_held
 from xatlas.probe import Checkpoint, NoCheckpoint, no_progress
 from xatlas.prompts import TokenPrompt
 from xatlas.sites import Site
@@ -106,7 +107,7 @@ def sweep(
     done = 0
     groups = list(prompt_groups(model, prompts, runs, budget))
     keys = None
-    if not isinstance(checkpoint, NoCheckpoint):
+    if not isinstance(checkpoint, NoCheckpoint) and not is_held(model):  # the key knows not what is held
         keys = checkpoint_keys(model, label, groups, prompts, runs, (conditions, metrics, means, seed))
     for number, group in enumerate(groups):
         saved = None if keys is None else checkpoint.load(keys[number])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from xatlas.model.live import is_held
 from xatlas.model.record import CleanRun, recording
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class _Layers:
 
 def can_step(model: HookedModel, length: int) -> bool:
     """Whether one position can be run on its own: there is a past, and Hugging Face's cache can count it."""
+    if is_held(model):  # what is held at the newest token would be held at the past's
+        return False
     return length > 1 and model.adapter.cache_argument is not None and "attention" in model.operator_types
 
 

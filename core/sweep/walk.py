@@ -9,6 +9,7 @@ import torch
 
 from xatlas.interventions import Condition, Intervention, edit
 from xatlas.model.hooks import Editor, Hook, attached
+from xatlas.model.live import is_held
 from xatlas.sites import WRITES, Site, forward_order
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Walk:
         self.starts = [min(part.site.layer for part in condition) for condition in conditions]
         self.touched = torch.zeros(len(conditions), self.prompts, dtype=torch.bool, device=model.device)
         self.streams: dict[int, Tensor] = {}
+        self.held = is_held(model)
 
     def run(self) -> Iterator[tuple[int, Tensor]]:
         """Yield each condition's index and final stream ``(prompt, pos, d_model)``, of which the end may be all.
@@ -97,6 +99,8 @@ class Walk:
         That is so for changes of what the layer writes last; and for a change of the operator's output when
         the MLP's is replaced as well, since then nothing depends on what the MLP would have read.
         """
+        if self.held:  # what is held may edit the layer's output once more
+            return False
         replaced = any(
             part.site.kind == "mlp_out" and part.change.replaces and part.positions == "all" for part in parts
         )

@@ -141,6 +141,15 @@ def test_a_sweep_after_a_training_step_is_not_the_one_before_it():
     assert kept.loaded == 0
 
 
+def test_a_sweep_under_held_interventions_is_not_the_one_without(shape):
+    model, kept = shape("llama"), Kept()
+    plain = swept(model, kept)
+    with model.intervene([Intervention(Site(0, "mlp_out"), Add(VECTORS[0] * 9))]):
+        held = swept(model, kept)
+    assert kept.loaded == 0
+    assert not ref.agree(plain, held)
+
+
 def by_closure(factor):
     class Local(Change):
         def __call__(self, value, place):

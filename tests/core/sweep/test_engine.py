@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import reference as ref
+import torch
 from sweeping import PROMPTS, Part, measured
 
 from xatlas.errors import XatlasError
-from xatlas.interventions import FromRun, Intervention, Mean, RandomDirection, Zero
+from xatlas.interventions import Add, FromRun, Intervention, Mean, One, RandomDirection, Zero
 from xatlas.metrics import KL
 from xatlas.sites import Site
 from xatlas.sweep import Budget, sweep
@@ -85,3 +86,36 @@ def test_progress_counts_prompts(shape):
     measured(shape("llama"), cases, progress=lambda *told: heard.append(told), label="demo")
     assert heard[-1] == ("demo", len(PROMPTS), len(PROMPTS))
     assert [done for _, done, _ in heard] == sorted({done for _, done, _ in heard})
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_a_sweep_while_interventions_are_held_measures_the_model_as_it_is_held(shape, name):
+    """Held edits come first and at every call of a layer, once each: in recorded and in perturbed runs."""
+    model, vector = shape(name), torch.linspace(-1, 1, 32)
+
+    def at_first(value):
+        return torch.cat([value[:, :1] + vector, value[:, 1:]], 1)
+
+    sites = [Site(layer, kind) for layer in range(3) for kind in ("resid_pre", "resid_mid", "mlp_out", "resid_post")]
+    conditions = [(Intervention(site, Zero()),) for site in sites]
+    conditions += [(Intervention(site, Add(vector), positions="last"),) for site in sites]
+    for site in (Site(1, kind) for kind in ("resid_pre", "operator_out", "mlp_out", "resid_post")):
+        for held, change, positions in ((torch.ones_like, One(), "all"), (at_first, Add(vector), "first")):
+            edits = [(site.layer, site.kind, held)]
+            with model.intervene([Intervention(site, change, positions=positions)]):
+                ours = sweep(model, PROMPTS, conditions, [KL()], budget=Budget(stream_bytes=10_500))[0]
+                both = sweep(model, PROMPTS, conditions, [KL(), KL("all")])[0]
+            for row, prompt in enumerate(PROMPTS):
+                clean = ref.logits(model.model, prompt.ids, edits)[prompt.readout]
+
+                def last(value, at=prompt.readout):
+                    value = value.clone()
+                    value[:, at] += vector
+                    return value
+
+                for column, condition in enumerate(conditions):
+                    place = (condition[0].site.layer, condition[0].site.kind)
+                    edit = (*place, torch.zeros_like if column < len(sites) else last)
+                    wanted = ref.kl(clean, ref.logits(model.model, prompt.ids, [*edits, edit])[prompt.readout])
+                    assert ref.agree(ours[row, column], wanted), (site, positions, condition)
+                    assert ref.agree(both[row, column], wanted), (site, positions, condition)
