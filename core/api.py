@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import manager
 from xatlas.errors import XatlasError
+from xatlas.guard import calling
 from xatlas.loading.names import Hub, Resolved, resolve
 from xatlas.probe import Inputs, Probe, Requirement
 from xatlas.run import run
@@ -120,14 +122,15 @@ def load(
 
     resolved = resolve(os.fspath(name))
     parts = load_parts(resolved, device=device, dtype=dtype, attention=attention)
-    return HookedModel(
-        parts.model,
-        parts.tokenizer,
-        slug=resolved.slug,
-        bos=bos,
-        chat_template=chat_template,
-        template_date=template_date,
-    )
+    with calling(manager.adapters().get(resolved.architecture)):
+        return HookedModel(
+            parts.model,
+            parts.tokenizer,
+            slug=resolved.slug,
+            bos=bos,
+            chat_template=chat_template,
+            template_date=template_date,
+        )
 
 
 def measure(
@@ -139,6 +142,7 @@ def measure(
     parameters: dict[str, Any] | None = None,
     out: str | Path = ".",
     reporter: Reporter | None = None,
+    refresh: bool = False,
     **options: Any,
 ) -> xr.Dataset:
     """Measure one model with one probe; a result that the atlas holds is read from it.
@@ -157,8 +161,11 @@ def measure(
         Folder that holds ``atlas/``.
     reporter : Reporter, optional
         Hears how it goes.
+    refresh : bool
+        Measure again what the atlas holds.
     **options
-        ``device``, ``dtype``, ``attention``, ``bos``, ``chat_template``, ``template_date``, ``seed``, ``draws``.
+        ``device``, ``dtype``, ``attention``, ``bos``, ``chat_template``, ``template_date``, ``seed``, ``draws``;
+        a loaded model has the first six already, so that others are refused.
 
     Returns
     -------
@@ -173,21 +180,41 @@ def measure(
     chosen = {probe: dict(parameters or {})}
     settings = make_settings(suite, reference, parameters=chosen, **options)
     if not isinstance(model, str | os.PathLike):
-        return _measure_loaded(model, manager.pick("probe", probe, manager.probes())(**chosen[probe]), settings)
+        _refuse_others(model, options)
+        found = manager.pick("probe", probe, manager.probes())(**chosen[probe])
+        return _measure_loaded(model, found, settings, reporter)
     steps = steps_for(resolve(os.fspath(model)), [Requirement(probe)], settings)
     store = Store(Path(out) / ATLAS)
-    outcome = run(steps, store, settings, reporter)
+    outcome = run(steps, store, settings, reporter, refresh=refresh)
     if outcome.failures:
         raise XatlasError(str(outcome.failures[0]))
     return store.read(steps[-1].job)
 
 
-def _measure_loaded(model: HookedModel, probe: Probe, settings: Settings) -> xr.Dataset:
+def _refuse_others(model: HookedModel, options: dict[str, Any]) -> None:
+    """Refuse options that are not what a loaded model was loaded with."""
+    held = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
+    held["attention"] = str(getattr(model.model.config, "_attn_implementation", None))
+    for name in ("bos", "chat_template", "template_date") if model.reader is not None else ():
+        held[name] = getattr(model.reader, name)
+    for name, value in options.items():
+        alike = (held.get(name), "auto", model.device.type) if name == "device" else (held.get(name),)
+        if name in held and value not in alike:
+            raise XatlasError(
+                f"the loaded model has {name} = {held[name]}, not {value}: leave {name} out, or load the model with it."
+            )
+
+
+def _measure_loaded(
+    model: HookedModel, probe: Probe, settings: Settings, reporter: Reporter | None = None
+) -> xr.Dataset:
     """Measure a model in memory; nothing is stored."""
     if probe.mutates:
         raise XatlasError(f"{probe.name} trains the model that it is given: name the model, and it is loaded for that.")
     inputs = Inputs(reference=settings.reference, seed=settings.seed, draws=settings.draws)
-    return measure_directly(probe, model, settings.suite, inputs)
+    if reporter is not None:
+        inputs = replace(inputs, progress=reporter.progress)
+    return measure_directly(probe, model, settings.suite, inputs, reporter)
 
 
 def compare(
@@ -199,6 +226,7 @@ def compare(
     parameters: dict[str, dict[str, Any]] | None = None,
     out: str | Path = ".",
     reporter: Reporter | None = None,
+    refresh: bool = False,
     **options: Any,
 ) -> Comparing:
     """Measure what comparisons need of several models, then compare them.
@@ -217,6 +245,8 @@ def compare(
         Folder for ``atlas/`` and ``figures/``.
     reporter : Reporter, optional
         Hears how it goes.
+    refresh : bool
+        Measure again what the atlas holds.
     **options
         As in :func:`measure`.
 
@@ -235,6 +265,5 @@ def compare(
     settings = make_settings(suite, reference, parameters=of_probes, **options)
     chosen = pick_comparisons(names, of_comparisons)
     folder = Path(out)
-    return compare_models(
-        resolve_all(_names(models)), chosen, settings, Store(folder / ATLAS), folder / FIGURES, reporter
-    )
+    store, named = Store(folder / ATLAS), resolve_all(_names(models))
+    return compare_models(named, chosen, settings, store, folder / FIGURES, reporter, refresh=refresh)

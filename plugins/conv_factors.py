@@ -70,7 +70,7 @@ class ConvFactors(Probe):
         from xatlas.measures.ablation import Grid, ablation
         from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.schema import label, layer_coords, suite_coords
+        from xatlas.schema import cells, label, layer_coords, suite_coords
 
         tokens = model.read(suite)
         kinds, scopes = self.parameters.ablations, self.parameters.scopes
@@ -86,11 +86,14 @@ class ConvFactors(Probe):
                         control = Intervention(site, RandomDirection((edited,), draw))
                         grid.add("kl_control", (site.layer, f, k), control)
         measured = grid.measure(model, tokens, [KL(scope) for scope in scopes], inputs, self.name)
-        absent = measured.absent()
-        if any(not model.has(Site(layer, "conv_gate")) for layer in range(model.n_layers)):
-            absent["factor"] = "layers without a convolution have no factors"
+        absent = measured.absent("resample")
+        bare = [layer for layer in range(model.n_layers) if not model.has(Site(layer, "conv_gate"))]
+        if bare:
+            absent[cells(layer=bare)] = "layers without a convolution have no factors"
         if "one" in kinds:
-            absent["one"] = "the signal is what gate and carrier act on: it is not bypassed"
+            absent[cells(factor=["signal"], ablation=["one"])] = (
+                "the signal is what gate and carrier act on: it is not bypassed"
+            )
         return label(
             self.variables,
             {name: array.transpose(1, 2, 3, 4, 0) for name, array in measured.arrays.items()},

@@ -106,7 +106,7 @@ class ConvTaps(Probe):
         from xatlas.measures.ablation import Grid
         from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.schema import label, layer_coords, suite_coords
+        from xatlas.schema import cells, label, layer_coords, suite_coords
 
         tokens = model.read(suite)
         scopes = self.parameters.scopes
@@ -125,10 +125,13 @@ class ConvTaps(Probe):
                     grid.add("kl_control", cell, Intervention(edited.site, RandomDirection((edited,), draw)))
         measured = grid.measure(model, tokens, [KL(scope) for scope in scopes], inputs, self.name)
         absent = measured.absent()
-        if len(kernels) < model.n_layers:
-            absent["tap"] = "layers without a convolution have no kernel"
-        if any(kernel.shape[-1] < width for kernel, _ in kernels.values()):
-            absent["kernel"] = "some layers have a shorter kernel"
+        bare = [layer for layer in range(model.n_layers) if layer not in kernels]
+        if bare:
+            absent[cells(layer=bare)] = "layers without a convolution have no kernel"
+        for layer, (kernel, _) in kernels.items():
+            if kernel.shape[-1] < width:
+                taps = range(1 - width, 1 - kernel.shape[-1])
+                absent[cells(layer=[layer], tap=taps)] = "this layer has a shorter kernel"
         return label(
             self.variables,
             {name: array.transpose(1, 2, 3, 0) for name, array in measured.arrays.items()},

@@ -69,7 +69,7 @@ class HeadAblation(Probe):
         from xatlas.measures.ablation import Grid
         from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.schema import head_coords, label, layer_coords, suite_coords
+        from xatlas.schema import cells, head_coords, label, layer_coords, suite_coords
 
         tokens = model.read(suite)
         kinds, scopes = self.parameters.ablations, self.parameters.scopes
@@ -84,11 +84,16 @@ class HeadAblation(Probe):
                     _add(grid, layer, layout, k, kind, draw)
         measured = grid.measure(model, tokens, [KL(scope) for scope in scopes], inputs, self.name)
         names = {"kl": "kl", "kl_control": "control", "kl_control_subspace": "subspace", "kl_kv_group": "group"}
-        absent = measured.absent()
-        if len(layouts) < model.n_layers:
-            absent["head"] = "layers without attention have no heads"
-        if len({(layout.n_heads, layout.n_kv_heads) for layout in layouts.values()}) > 1:
-            absent["fewer"] = "some layers have fewer heads or key/value groups than others"
+        absent = measured.absent("resample")
+        bare = [layer for layer in range(model.n_layers) if layer not in layouts]
+        if bare:
+            absent[cells(layer=bare)] = "layers without attention have no heads"
+        for layer, layout in layouts.items():
+            if layout.n_heads < n_heads:
+                absent[cells(layer=[layer], head=range(layout.n_heads, n_heads))] = "this layer has fewer heads"
+            if layout.n_kv_heads < n_groups:
+                groups = cells(layer=[layer], kv_group=range(layout.n_kv_heads, n_groups))
+                absent[groups] = "this layer has fewer key/value groups"
         coords = head_coords(n_heads, n_groups)
         if len({layout.n_heads // layout.n_kv_heads for layout in layouts.values()}) > 1:
             coords["kv_group"] = ("head", [-1] * n_heads)  # a head's group is another one in another layer

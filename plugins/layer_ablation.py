@@ -70,7 +70,7 @@ class LayerAblation(Probe):
         from xatlas.measures.ablation import Grid
         from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL, DeltaNLL, Top1Changed
-        from xatlas.schema import label, layer_coords, suite_coords
+        from xatlas.schema import cells, label, layer_coords, suite_coords
 
         tokens = model.read(suite)
         kinds, scopes = self.parameters.ablations, self.parameters.scopes
@@ -86,10 +86,11 @@ class LayerAblation(Probe):
         measured = grid.measure(model, tokens, metrics, inputs, self.name)
         ablated, control = measured.arrays["kl"], measured.arrays["control"]
         n = len(scopes)
-        absent = measured.absent()
-        bare = model.n_layers - len(model.sites("mlp_out"))
+        absent = measured.absent("resample")
+        bare = [layer for layer in range(model.n_layers) if not model.has(Site(layer, "mlp_out"))]
         if bare:
-            absent["mlp"] = f"{bare} of {model.n_layers} layers have no MLP; joint is the operator alone there"
+            told = f"{len(bare)} of {model.n_layers} layers have no MLP; joint is the operator alone there"
+            absent[cells(component=["mlp"], layer=bare)] = told
         return label(
             self.variables,
             {

@@ -79,7 +79,7 @@ class PairwiseAblation(Probe):
 
         from xatlas.measures.noise import noise_floor
         from xatlas.metrics import KL
-        from xatlas.schema import label, suite_coords
+        from xatlas.schema import cells, label, suite_coords
 
         names = self._components(model, inputs)
         sites = [_site(model, name) for name in names]
@@ -91,12 +91,15 @@ class PairwiseAblation(Probe):
         single = np.einsum("pii->pi", joint)
         interaction = joint - single[:, :, None] - single[:, None, :]
         interaction[:, range(len(names)), range(len(names))] = np.nan
+        absent = measured.absent("interaction", "kl_joint")
+        for name in names:
+            itself = cells(component=[name], component_other=[name])
+            absent[itself] = "a component has no interaction with itself; kl_joint is its own KL there"
         return label(
             self.variables,
             {"interaction": interaction, "kl_joint": joint},
             {**suite_coords(tokens), "component": names, "component_other": names},
-            absent=measured.absent()
-            | {"interaction": "a component has none with itself; kl_joint is its own KL there"},
+            absent=absent,
             dropped=tokens.dropped | measured.dropped,
             noise_floor=noise_floor(model, tokens.prompts),
         )

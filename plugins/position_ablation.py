@@ -78,7 +78,7 @@ class PositionAblation(Probe):
         from xatlas.measures.noise import noise_floor
         from xatlas.measures.twins import without_tokens
         from xatlas.metrics import KL
-        from xatlas.schema import label, layer_coords, suite_coords
+        from xatlas.schema import cells, label, layer_coords, suite_coords
 
         chosen = self.parameters
         tokens = model.read(suite)
@@ -90,9 +90,10 @@ class PositionAblation(Probe):
         arrays = {name: values.transpose(1, 2, 3, 4, 0).copy() for name, values in measured.arrays.items()}
         for values in arrays.values():
             values.transpose(0, 3, 1, 2, 4)[empty] = float("nan")
-        absent = measured.absent()
-        if len(model.sites("mlp_out")) < model.n_layers:
-            absent["mlp"] = "layers without an MLP"
+        absent = measured.absent("kl", "kl_control")
+        bare = [layer for layer in range(model.n_layers) if not model.has(Site(layer, "mlp_out"))]
+        if bare:
+            absent[cells(component=["mlp"], layer=bare)] = "layers without an MLP"
         for name, lacking in zip(chosen.positions, empty.T, strict=True):
             if lacking.any():
                 absent[f"position {name}"] = f"{int(lacking.sum())} of {len(tokens)} prompts have no such token"

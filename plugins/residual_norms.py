@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xatlas import Inputs, ReadingProbe, Suite, Variable, hookimpl
+from xatlas import Inputs, ReadingProbe, Site, Suite, Variable, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,12 +71,21 @@ class ResidualNorms(ReadingProbe):
 
     def finish(self) -> xr.Dataset:
         """Return ``norm (prompt, layer, site, position)`` and its companions."""
-        from xatlas.prompts import POSITION_CLASSES
-        from xatlas.schema import label, layer_coords, suite_coords
+        import numpy as np
 
-        absent = {"subject": "prompts without a marked span have no subject"}
-        if not self.model.sites("resid_mid"):
-            absent["resid_mid"] = "the block has no stream between operator and MLP"
+        from xatlas.measures.twins import without_tokens
+        from xatlas.prompts import POSITION_CLASSES
+        from xatlas.schema import cells, label, layer_coords, suite_coords
+
+        lacking = without_tokens(self.tokens.prompts, POSITION_CLASSES).sum(0)
+        told = f"of {len(self.tokens)} prompts have no such token"
+        absent = {f"position {name}": f"{n} {told}" for name, n in zip(POSITION_CLASSES, lacking, strict=True) if n}
+        for kind in SITES:
+            bare = [layer for layer in range(self.model.n_layers) if not self.model.has(Site(layer, kind))]
+            if bare:
+                absent[cells(site=[kind], layer=bare)] = f"the block has no {kind}"
+        if (np.isnan(self.share) & ~np.isnan(self.norm)).any():
+            absent |= dict.fromkeys(("top_share", "jump_layer"), "there are tokens at which the stream is zero")
         return label(
             self.variables,
             {"norm": self.norm, "top_share": self.share, "jump_layer": _jump(self.norm)},

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from xatlas.adapter import Adapter
-from xatlas.checks.declared import ABSOLUTE, RELATIVE, check_abstract
+from xatlas.checks.declared import ABSOLUTE, RELATIVE, check_abstract, checked
 from xatlas.checks.specimen import small_model, small_suite
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Intervention, Zero
@@ -21,6 +21,7 @@ from xatlas.suites import Prompt
 from xatlas.sweep import sweep
 
 
+@checked
 def check_adapter(model: Any, tokenizer: Any = None) -> None:
     """Check an adapter: its hook points are proved, its facts hold, and the engine agrees with Hugging Face.
 

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from xatlas import manager
-from xatlas.checks.declared import check_abstract, check_name, check_requirement
+from xatlas.checks.declared import check_abstract, check_name, check_requirement, checked
 from xatlas.checks.probes import measure_small
 from xatlas.checks.specimen import model_with
 from xatlas.comparison import Comparison, Finding, Verdict
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 VERDICTS = get_args(Verdict)
 
 
+@checked
 def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | None = None) -> None:
     """Check a comparison: what it requires, and what it makes of two models' results.
 

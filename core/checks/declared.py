@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
 
 from xatlas import manager
 from xatlas.errors import XatlasError
+from xatlas.guard import calling
 from xatlas.probe import Requirement
 
 #: Numerical agreement in float32: nats, and relative.
 ABSOLUTE, RELATIVE = 1e-4, 1e-5
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+P = ParamSpec("P")
+
+
+def checked(check: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+    """Let a check tell whatever a plugin raises, ``sys.exit`` too, as a violation in one line."""
+
+    @functools.wraps(check)
+    def wrapper(plugin: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        with calling(plugin if isinstance(plugin, type) else type(plugin)):
+            check(plugin, *args, **kwargs)
+
+    return wrapper
 
 
 def check_abstract(cls: type[Any]) -> None:

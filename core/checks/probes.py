@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas import manager
-from xatlas.checks.declared import ABSOLUTE, RELATIVE, check_abstract, check_name, check_requirement
+from xatlas.checks.declared import ABSOLUTE, RELATIVE, check_abstract, check_name, check_requirement, checked
 from xatlas.checks.specimen import answered_suite, model_with, small_reference
 from xatlas.errors import XatlasError, unknown
-from xatlas.model.hooks import count_hooks
 from xatlas.probe import Checkpoint, Inputs, NoCheckpoint, Probe, Variable
 from xatlas.run.direct import measure_directly
 from xatlas.sites import SITE_KINDS
@@ -26,12 +25,13 @@ if TYPE_CHECKING:
     from xatlas.model import HookedModel
 
 
+@checked
 def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> None:
     """Check a probe: what it declares, and what it returns for a small model and suite.
 
-    It must return what it declared, with reasons for NaN; leave the weights alone unless it mutates, and no
-    hook behind; and return the same numbers for the same seed, with a checkpoint, and when it is resumed from one
-    that holds a part of a run.
+    It must return what it declared, with reasons for NaN; leave model, tokenizer and torch as they were, weights too
+    unless it mutates; and return the same numbers for the same seed, with a checkpoint, and when it is resumed from
+    one that holds a part of a run.
 
     Parameters
     ----------
@@ -50,12 +50,7 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
     for needed in probe.requires:
         check_requirement(needed, f"probe '{probe.name}'")
     model = model or model_with(probe.sites)
-    before, hooks = model.checksum(), count_hooks(model.model)
     dataset = measure_small(probe, model)
-    if not probe.mutates and model.checksum() != before:
-        raise XatlasError(f"probe '{probe.name}' changed the weights: a probe that trains declares mutates = True.")
-    if count_hooks(model.model) != hooks:
-        raise XatlasError(f"probe '{probe.name}' leaves hooks on the model.")
     if probe.replicate is not None and all(probe.replicate not in v.dims for v in probe.variables.values()):
         raise XatlasError(
             f"probe '{probe.name}' has no variable with the dimension '{probe.replicate}': keep values per "

@@ -29,6 +29,7 @@ from xatlas.cli.words import (
     traceback_hint,
 )
 from xatlas.errors import XatlasError
+from xatlas.guard import keep_stdout_for_results
 from xatlas.settings import TEMPLATE_DATE
 from xatlas.text import split_names
 
@@ -86,6 +87,7 @@ def compare(
     attention: options.Attention = "sdpa",
     chat_template: options.ChatTemplate = False,
     template_date: options.TemplateDate = TEMPLATE_DATE,
+    refresh: options.Refresh = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure what comparisons need of several models, compare, and draw the figures."""
@@ -98,8 +100,8 @@ def compare(
     named = resolve_all(_names(models))
     store = Store(out / ATLAS)
     steps = plan_comparison(named, chosen, settings, _names(probes))
-    bars = Bars(sum(store.state(step.job) != "done" for step in steps))
-    done = compare_models(named, chosen, settings, store, out / FIGURES, bars, _names(probes))
+    bars = Bars(sum(refresh or store.state(step.job) != "done" for step in steps))
+    done = compare_models(named, chosen, settings, store, out / FIGURES, bars, _names(probes), refresh=refresh)
     if as_json:
         print_json(comparing_record(done, steps, settings, store))
     else:
@@ -131,6 +133,7 @@ def run(
     attention: options.Attention = "sdpa",
     chat_template: options.ChatTemplate = False,
     template_date: options.TemplateDate = TEMPLATE_DATE,
+    refresh: options.Refresh = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure one model with probes; what the atlas holds is not measured again."""
@@ -145,7 +148,8 @@ def run(
     settings, _ = _settings(context)
     store = Store(out / ATLAS)
     steps = plan_comparison(resolve_all(split_names(model)), (), settings, _names(probes) or list(manager.probes()))
-    done = run_steps(steps, store, settings, Bars(sum(store.state(step.job) != "done" for step in steps)))
+    bars = Bars(sum(refresh or store.state(step.job) != "done" for step in steps))
+    done = run_steps(steps, store, settings, bars, refresh=refresh)
     rows = [step_row(step, store, step in done.measured) for step in steps if store.state(step.job) == "done"]
     if as_json:
         print_json({"jobs": rows, "failures": [str(failure) for failure in done.failures]})
@@ -245,6 +249,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is escaped, never a crash
             stream.reconfigure(errors="backslashreplace")
+    keep_stdout_for_results()
     try:
         app()
     except KeyboardInterrupt:  # before a command had begun

@@ -119,4 +119,5 @@ TemplateDate = Annotated[
     str,
     typer.Option(metavar="YYYY-MM-DD", help="Date that a chat template is rendered with: equal tokens on any day."),
 ]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again what the atlas holds already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -148,10 +148,12 @@ class Measured:
     undonated: int
     unread: dict[str, int]
 
-    def absent(self) -> dict[str, str]:
-        """Return why values are NaN, where they are."""
-        found = {name: f"{count} prompts have no position that it is read at" for name, count in self.unread.items()}
+    def absent(self, *resampled: str) -> dict[str, str]:
+        """Return why values are NaN; ``resampled`` says what is named where there is no donor, if anything."""
+        told = "prompts have no position that it is read at"
+        # a metric of several scopes is a dimension of its own
+        found = {name.removeprefix("kl, "): f"{count} {told}" for name, count in self.unread.items()}
         if self.undonated:
             told = f"no donor of equal token length, other family and other target for {self.undonated} prompts"
-            found["resample"] = told
+            found |= dict.fromkeys(resampled, told)
         return found

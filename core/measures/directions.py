@@ -58,10 +58,8 @@ class Directions:
     def absent(self) -> dict[str, str]:
         """Return why values are NaN, where they are."""
         missing = self.vectors.isnan().any(-1).any(-1)
-        if not missing.any():
-            return {}
-        names = ", ".join(label for label, gone in zip(self.labels, missing.tolist(), strict=True) if gone)
-        return {"direction": f"in some layers there is nothing to tell apart: {names}"}
+        gone = [label for label, lost in zip(self.labels, missing.tolist(), strict=True) if lost]
+        return {f"direction={label}": "in some layers there is nothing to tell apart" for label in gone}
 
 
 def random_direction(width: int, seed: int) -> Tensor:

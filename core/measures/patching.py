@@ -10,7 +10,7 @@ import numpy as np
 from xatlas.errors import unknown
 from xatlas.interventions import Condition, FromRun, Intervention, RandomDirection
 from xatlas.metrics import LogitDifference
-from xatlas.sites import READ_ONLY
+from xatlas.sites import READ_ONLY, Site
 from xatlas.sweep import sweep
 
 if TYPE_CHECKING:
@@ -142,9 +142,11 @@ def missing(model: HookedModel, pairs: Pairs, sites: Sequence[str], positions: S
     """Return why values of :func:`recovery` are NaN."""
     found: dict[str, str] = {}
     for kind in sites:
-        layers = model.n_layers - len(model.sites(kind))
-        if layers:
-            found[kind] = f"{layers} of {model.n_layers} layers have no {kind}"
+        bare = [layer for layer in range(model.n_layers) if not model.has(Site(layer, kind))]
+        if bare:
+            found[f"site={kind} & layer={','.join(map(str, bare))}"] = (
+                f"{len(bare)} of {model.n_layers} layers have no {kind}"
+            )
     for name, empty in zip(positions, pairs.without_tokens(positions).T, strict=True):
         if empty.any():
             found[f"position {name}"] = f"{int(empty.sum())} of {len(pairs)} prompts have no token of this class"

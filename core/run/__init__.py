@@ -1,5 +1,5 @@
 """Names → jobs in dependency order → results → comparisons."""
 
-from xatlas.run.runner import explain, run
+from xatlas.run.runner import run
 
-__all__ = ["explain", "run"]
+__all__ = ["run"]

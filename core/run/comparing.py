@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from xatlas import manager
 from xatlas.comparison import Comparison, Finding
 from xatlas.errors import XatlasError, unknown
+from xatlas.guard import calling, explain
 from xatlas.probe import Requirement
 from xatlas.run.lineup import build_tree, lacking, nodes_for
 from xatlas.run.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.run.plan import Settings, Step, steps_for
-from xatlas.run.runner import explain, run
+from xatlas.run.runner import run
 from xatlas.run.source import source_of
 from xatlas.stats import holm
 from xatlas.store import Store, file_state
@@ -154,6 +155,8 @@ def compare(
     figures: Path,
     reporter: Reporter | None = None,
     probes: Sequence[str] = (),
+    *,
+    refresh: bool = False,
 ) -> Comparing:
     """Measure what is missing, then compare; a comparison whose inputs are unchanged is not made again.
 
@@ -173,6 +176,8 @@ def compare(
         Hears how it goes.
     probes : sequence of str
         Measured besides what the comparisons require.
+    refresh : bool
+        Measure again what is there; see :func:`xatlas.run.runner.run`.
 
     Returns
     -------
@@ -181,7 +186,7 @@ def compare(
     """
     if len(models) == 1:
         log.warning("one model is named, '%s': its numbers are shown, and compared with nothing.", models[0].name)
-    outcome = run(plan_comparison(models, comparisons, settings, probes), store, settings, reporter)
+    outcome = run(plan_comparison(models, comparisons, settings, probes), store, settings, reporter, refresh=refresh)
     done = Comparing(outcome, failures=list(outcome.failures))
     for comparison in comparisons:
         # A model that could not be measured is left out of what is still comparable, and named.
@@ -193,9 +198,10 @@ def compare(
         ]
         try:
             if complete:
-                done.results.append(_one(comparison, complete, settings, store, figures, failures))
-        except (Exception, SystemExit) as error:
-            log.debug("comparison %s failed", comparison.name, exc_info=True)
+                with calling(type(comparison)):
+                    done.results.append(_one(comparison, complete, settings, store, figures, failures))
+        except Exception as error:
+            log.debug("comparison %s failed", comparison.name, exc_info=error.__cause__ or error)
             failures.append(Failure(comparison.name, explain(error)))
         for failure in failures:
             (reporter or Silent()).fail(failure)

@@ -8,6 +8,7 @@ from typing import Any
 
 from xatlas import manager
 from xatlas.errors import XatlasError, unknown
+from xatlas.guard import calling
 from xatlas.loading.names import Resolved
 from xatlas.probe import Probe, Requirement
 from xatlas.settings import TEMPLATE_DATE, BosHabit, check_date, check_setting
@@ -159,12 +160,10 @@ def _add(
     if requirement.probe in above:
         circle = " → ".join((*above, requirement.probe))
         raise XatlasError(f"probes require each other in a circle: {circle}.")
-    probe = make_probe(requirement, settings)
-    needs = {
-        inner.probe: _add(steps, model, inner, settings, (*above, requirement.probe)).job
-        for inner in probe.requires
-        if not inner.optional
-    }
+    with calling(manager.probes().get(requirement.probe)):
+        probe = make_probe(requirement, settings)
+        inputs = [inner for inner in probe.requires if not inner.optional]
+    needs = {inner.probe: _add(steps, model, inner, settings, (*above, requirement.probe)).job for inner in inputs}
     job = job_for(model, probe, settings, needs)
     return steps.setdefault(job.key, Step(job, probe, model, needs))
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from xatlas import __version__
+from xatlas.errors import XatlasError
 from xatlas.run.plan import Settings, Step
+from xatlas.store import Store, read_entry
 
 if TYPE_CHECKING:
     from xatlas.model import HookedModel
+    from xatlas.suites import Suite
+
+#: Packages whose minor versions may change numbers.
+_COMPUTING = ("torch", "transformers")
 
 
 def provenance(step: Step, model: HookedModel, settings: Settings) -> dict[str, Any]:
@@ -32,7 +39,9 @@ def provenance(step: Step, model: HookedModel, settings: Settings) -> dict[str, 
             "quantised": named.quantised,
         },
         **{
-            role: None if suite is None else {"name": suite.name, "hash": suite.hash, "prompts": len(suite)}
+            role: None
+            if suite is None
+            else {"name": suite.name, "hash": suite.hash, "prompts": len(suite), "tokens": _tokens(model, suite)}
             for role, suite in suites.items()
         },
         "versions": {
@@ -46,3 +55,31 @@ def provenance(step: Step, model: HookedModel, settings: Settings) -> dict[str, 
         "threads": torch.get_num_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _tokens(model: HookedModel, suite: Suite) -> str | None:
+    """Return the hash of the tokens that a suite is run as; None where the model can't read it."""
+    try:
+        return model.read(suite).hash
+    except XatlasError:
+        return None
+
+
+def other_versions(steps: Iterable[Step], store: Store) -> str:
+    """Return one line on results that other minor versions of torch or transformers gave; empty without any."""
+    now = {name: version(name) for name in _COMPUTING}
+    found: dict[str, list[str]] = {}
+    for step in steps:
+        held = read_entry(store.file(step.job)).provenance.get("versions") or {}
+        odd = [f"{name} {held[name]}" for name in now if name in held and _minor(held[name]) != _minor(now[name])]
+        if odd:
+            found.setdefault(", ".join(odd), []).append(str(step))
+    if not found:
+        return ""
+    told = "; ".join(f"with {versions}: {', '.join(names)}" for versions, names in found.items())
+    here = ", ".join(f"{name} {number}" for name, number in now.items())
+    return f"reused, but measured {told}. Here is {here}; --refresh (refresh=True) measures them again."
+
+
+def _minor(number: str) -> list[str]:
+    return str(number).split(".")[:2]

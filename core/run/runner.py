@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from xatlas import manager
 from xatlas.errors import XatlasError
+from xatlas.guard import calling, explain
 from xatlas.loading import load, pick_device
 from xatlas.probe import Inputs, ReadingProbe
 from xatlas.run.outcome import Failure, Outcome, Reporter, Silent
 from xatlas.run.plan import Settings, Step
-from xatlas.run.provenance import provenance
+from xatlas.run.provenance import other_versions, provenance
 from xatlas.store import Store
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import Tensor
 
     from xatlas.model import HookedModel
+    from xatlas.run.isolation import State
+    from xatlas.store.jobs import Job
+    from xatlas.suites import Suite
 
 log = logging.getLogger("xatlas")
 
+T = TypeVar("T")
 
-def run(steps: Iterable[Step], store: Store, settings: Settings, reporter: Reporter | None = None) -> Outcome:
+
+def run(
+    steps: Iterable[Step], store: Store, settings: Settings, reporter: Reporter | None = None, *, refresh: bool = False
+) -> Outcome:
     """Do the steps whose results the store lacks.
 
     Models are loaded one after the other, each once, and only when something of theirs is missing; torch
@@ -41,6 +53,8 @@ def run(steps: Iterable[Step], store: Store, settings: Settings, reporter: Repor
         The ones that the steps were made with.
     reporter : Reporter, optional
         Hears how it goes.
+    refresh : bool
+        Do all of them again; a result that is there is replaced once the new one is.
 
     Returns
     -------
@@ -55,40 +69,42 @@ def run(steps: Iterable[Step], store: Store, settings: Settings, reporter: Repor
     outcome = Outcome()
     missing = []
     for step in steps:
-        if store.has(step.job):
+        if not refresh and store.has(step.job):
             outcome.reused.append(step)
         else:
             missing.append(step)
+    others = other_versions(outcome.reused, store)
+    if others:
+        log.warning(others)
     if missing:
         # What would fail every step is said once, before the first.
         pick_device(settings.device)
         store.prepare()
     # Consecutive steps only: sorting would pull a step ahead of one that it rests on.
     for _, group in groupby(missing, key=lambda step: (step.job.model, step.job.attention)):
-        _Worker(store, settings, reporter or Silent(), outcome).work(list(group))
+        _Worker(store, settings, reporter or Silent(), outcome, refresh).work(list(group))
     return outcome
 
 
 class _Worker:
     """Does the missing steps of one model."""
 
-    def __init__(self, store: Store, settings: Settings, reporter: Reporter, outcome: Outcome) -> None:
+    def __init__(self, store: Store, settings: Settings, reporter: Reporter, outcome: Outcome, refresh: bool) -> None:
         self.store = store
         self.settings = settings
         self.reporter = reporter
         self.outcome = outcome
+        self.refresh = refresh
         self.model: HookedModel | None = None
-        self.checksum = ""
+        self.state: State | None = None
+        self.clean: Tensor | None = None  # logits of the first load
         self.about: dict[str, Any] = {}
 
     def work(self, steps: list[Step]) -> None:
         try:
             self._load(steps[0])
         except Exception as error:
-            log.debug("loading %s failed", steps[0].job.model, exc_info=True)
-            failure = Failure(steps[0].job.model, explain(error))
-            self.outcome.failures.append(failure)
-            self.reporter.fail(failure)
+            self._fail(steps[0].job.model, error)
             return
         done = self._read_together(steps)
         for step in steps:
@@ -97,17 +113,27 @@ class _Worker:
         self._unload()
 
     def _load(self, step: Step) -> None:
+        from xatlas.run.isolation import State
+
         self._unload()
         self.reporter.loading(step.job.model)
-        self.model = load_hooked(step, self.settings)
-        self.checksum = self.model.checksum()
+        with calling(manager.adapters().get(step.model.architecture)):
+            self.model = load_hooked(step, self.settings)
+            self.state = State(self.model)
+        if self.clean is not None and not self.state.agrees(self.clean):
+            self._unload()
+            raise XatlasError(
+                "the model gives other logits now that it is loaded again: a probe before has changed something that "
+                "only a new process can set right."
+            )
+        self.clean = self.state.logits
         self.about = provenance(step, self.model, self.settings)
 
     def _unload(self) -> None:
         if self.model is None:
             return
         device = self.model.device
-        self.model = None
+        self.model = self.state = None
         gc.collect()
         if device.type == "cuda":
             import torch
@@ -117,68 +143,78 @@ class _Worker:
     def _read_together(self, steps: Sequence[Step]) -> set[str]:
         """Feed all reading probes from one streamed pass; where that fails, each is tried alone later."""
         reading = [step for step in steps if isinstance(step.probe, ReadingProbe) and not step.needs]
-        if len(reading) < 2 or self.model is None:
+        if len(reading) < 2:
             return set()
         from xatlas.measures.reading import read_together
 
+        def measure(model: HookedModel, suite: Suite, inputs: list[Inputs]) -> list[xr.Dataset]:
+            return read_together(probes, model, suite, inputs)
+
         started = time.perf_counter()
-        for step in reading:
-            self.reporter.start(step)
-        probes = [step.probe for step in reading if isinstance(step.probe, ReadingProbe)]
+        probes = [deepcopy(step.probe) for step in reading if isinstance(step.probe, ReadingProbe)]
+        self.reporter.start(reading[0])
         try:
-            inputs = [self._inputs(step) for step in reading]
-            results = read_together(probes, self.model, self.settings.suite, inputs)
+            results = self._isolated(reading, measure)
         except Exception as error:
-            log.debug("reading together failed: %s", explain(error))
+            log.debug("reading together failed: %s", error, exc_info=error.__cause__ or error)
             return set()
         for step, dataset in zip(reading, results, strict=True):
+            if step is not reading[0]:
+                self.reporter.start(step)
             try:
                 self._keep(step, dataset, started)
             except Exception as error:
-                self._fail(step, explain(error))
+                self._fail(str(step), error)
         return {step.job.key for step in reading}
 
     def _attempt(self, step: Step) -> None:
-        lacking = [name for name, job in step.needs.items() if not self.store.has(job)]
+        lacking = [name for name, job in step.needs.items() if not self._there(job)]
         if lacking:
-            self._fail(step, f"it rests on {', '.join(lacking)}, which could not be measured.")
+            self._fail(str(step), XatlasError(f"it rests on {', '.join(lacking)}, which could not be measured."))
             return
         try:
             with self.store.lock(step.job):
-                if self.store.has(step.job):  # another run measured it while we waited
+                if self._there(step.job):  # another run measured it while we waited
                     self.outcome.reused.append(step)
                     return
                 self._measure(step)
         except Exception as error:
-            log.debug("%s failed", step, exc_info=True)
-            self._fail(step, explain(error))
+            self._fail(str(step), error)
+
+    def _there(self, job: Job) -> bool:
+        return any(step.job == job for step in self.outcome.measured) if self.refresh else self.store.has(job)
 
     def _measure(self, step: Step) -> None:
+        def measure(model: HookedModel, suite: Suite, inputs: list[Inputs]) -> xr.Dataset:
+            return step.probe.measure(model, suite, inputs[0])
+
         self.reporter.start(step)
         started = time.perf_counter()
-        if self.model is None:  # the last probe changed it
-            self._load(step)
+        self._keep(step, self._isolated([step], measure), started)
+
+    def _isolated(self, steps: Sequence[Step], measure: Callable[[HookedModel, Suite, list[Inputs]], T]) -> T:
+        """Let probes measure the model; one that it is not the same afterwards is loaded again for the next."""
+        from xatlas.run.isolation import isolated
+
+        if self.model is None or self.state is None:
+            self._load(steps[0])
         assert self.model is not None
+        assert self.state is not None
+        state, probes = self.state, [step.probe for step in steps]
         try:
-            dataset = step.probe.measure(self.model, self.settings.suite, self._inputs(step))
-        except BaseException:
-            if step.probe.mutates:
+            with isolated(probes, state, self.settings.suite, [self._inputs(step) for step in steps]) as (
+                suite,
+                inputs,
+            ):
+                return measure(self.model, suite, inputs)
+        finally:
+            if state.lost or any(probe.mutates for probe in probes):
                 self._unload()
-            raise
-        if step.probe.mutates:
-            self._unload()
-        self._keep(step, dataset, started)
 
     def _keep(self, step: Step, dataset: xr.Dataset, started: float) -> None:
         from xatlas.schema import notes, validate
 
-        validate(dataset, step.probe)
-        if self.model is not None and self.model.checksum() != self.checksum:
-            self._unload()
-            raise XatlasError(
-                "it changed the model's weights, so its result was thrown away; "
-                "a probe that trains declares mutates = True."
-            )
+        validate(dataset, step.probe, self.model, self.settings.suite)
         seconds = time.perf_counter() - started
         self.store.write(step.job, dataset, {**self.about, "wall_time_s": round(seconds, 3)})
         self.outcome.measured.append(step)
@@ -189,17 +225,21 @@ class _Worker:
             log.warning("%s: prompts left out: %d, e.g. %s: %s", step, len(dropped), prompt, reason)
 
     def _inputs(self, step: Step) -> Inputs:
+        checkpoint = self.store.checkpoint(step.job)
+        if self.refresh:  # parts of another run may be another version's
+            shutil.rmtree(checkpoint.folder, ignore_errors=True)
         return Inputs(
             results={name: self.store.read(job) for name, job in step.needs.items()},
             reference=self.settings.reference,
             seed=self.settings.seed,
             draws=self.settings.draws,
-            checkpoint=self.store.checkpoint(step.job),
+            checkpoint=checkpoint,
             progress=self.reporter.progress,
         )
 
-    def _fail(self, step: Step, reason: str) -> None:
-        failure = Failure(str(step), reason)
+    def _fail(self, what: str, error: Exception) -> None:
+        log.debug("%s failed", what, exc_info=error.__cause__ or error)
+        failure = Failure(what, explain(error))
         self.outcome.failures.append(failure)
         self.reporter.fail(failure)
 
@@ -223,11 +263,3 @@ def load_hooked(step: Step, settings: Settings) -> HookedModel:
         chat_template=settings.chat_template,
         template_date=settings.template_date,
     )
-
-
-def explain(error: BaseException) -> str:
-    """Return one line about an error: ours as it is, others with their kind."""
-    text = " ".join(str(error).split())
-    if isinstance(error, XatlasError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

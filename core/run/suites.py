@@ -7,6 +7,7 @@ from typing import Literal
 
 from xatlas import manager
 from xatlas.errors import XatlasError, unknown
+from xatlas.guard import calling
 from xatlas.suites import Suite, read_suite
 
 
@@ -21,11 +22,12 @@ def find_suite(name: str) -> Suite:
     known = manager.suites()
     if name in known:
         try:
-            return known[name].load()
-        except XatlasError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise XatlasError(f"the suite '{name}' could not be made ({type(error).__name__}: {error}).") from error
+            with calling(known[name].load):
+                return known[name].load()
+        except XatlasError as error:
+            if error.__cause__ is None:
+                raise
+            raise XatlasError(f"the suite '{name}' could not be made ({error}).") from error.__cause__
     if name.endswith((".jsonl", ".json")) or "/" in name or os.path.isfile(name):
         return read_suite(name)
     raise unknown("suite", name, known, "A path to a JSON-lines file works too.")
@@ -48,6 +50,6 @@ def default_suite(role: Literal["measure", "reference"]) -> str:
 def larger_suite(suite: Suite) -> Suite | None:
     """Return the smallest suite with a name that holds all prompts of ``suite`` and more; None if there is none."""
     ids = {prompt.id for prompt in suite}
-    loaded = (spec.load() for spec in manager.suites().values() if spec.default_for != "reference")
+    loaded = (find_suite(name) for name, spec in manager.suites().items() if spec.default_for != "reference")
     larger = [other for other in loaded if len(other) > len(suite) and ids <= {prompt.id for prompt in other}]
     return min(larger, key=len, default=None)

@@ -104,7 +104,7 @@ def label(
         As :class:`xarray.Dataset` takes them; see :func:`prompt_coords`, :func:`layer_coords` and
         :func:`head_coords`.
     absent : mapping of str to str, optional
-        Why values are NaN: what is absent → reason.
+        Why values are NaN: what is absent, as :func:`xatlas.schema.validate` says and :func:`cells` writes it → reason.
     dropped : mapping of str to str, optional
         Prompt id → why it was left out.
     noise_floor : mapping of str to float, optional
@@ -143,6 +143,14 @@ def label(
     dataset.attrs = {name: json.dumps(note or {}, sort_keys=True) for name, note in kept}
     dataset.attrs["Conventions"] = CONVENTIONS
     return dataset
+
+
+def cells(**labels: Iterable[object]) -> str:
+    """Return a key of ``absent`` for the cells that have one of the labels in each dimension named.
+
+    ``cells(layer=[0, 2], head=[3])`` is ``"layer=0,2 & head=3"``.
+    """
+    return " & ".join(f"{name}={','.join(map(str, given))}" for name, given in labels.items())
 
 
 def notes(dataset: xr.Dataset, name: str) -> dict[str, Any]:

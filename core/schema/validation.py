@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from xatlas.errors import XatlasError
 from xatlas.schema.labels import notes
 
 if TYPE_CHECKING:
+    from xatlas.model import HookedModel
     from xatlas.probe import Probe, Variable
+    from xatlas.suites import Suite
 
 #: Coordinates that a dimension carries besides its own labels.
 COMPANIONS: dict[str, tuple[str, ...]] = {
@@ -25,8 +28,15 @@ COMPANIONS: dict[str, tuple[str, ...]] = {
 _UNLABELLED = frozenset({"kv_group"})
 
 
-def validate(dataset: Any, probe: Probe | type[Probe]) -> None:
+def validate(
+    dataset: Any, probe: Probe | type[Probe], model: HookedModel | None = None, suite: Suite | None = None
+) -> None:
     """Check a dataset against the contract of the probe that returned it.
+
+    No value is infinite. NaN has a reason that fits: it stands at a prompt named in ``dropped``, or where a key of
+    ``absent`` says. Such a key names a variable or a dimension, and then all of it; labels of one, as
+    ``component mlp`` or just ``mlp``; or labels of several, as ``layer 0,2 & head 3``, and then the cells that
+    have one of each.
 
     Parameters
     ----------
@@ -34,6 +44,10 @@ def validate(dataset: Any, probe: Probe | type[Probe]) -> None:
         What ``probe.measure`` returned.
     probe : Probe
         Declares the variables.
+    model : HookedModel, optional
+        What was measured: labels of layers, operator types and heads must be its own.
+    suite : Suite, optional
+        What was measured on: prompts, families and templates must be its own.
 
     Raises
     ------
@@ -51,7 +65,11 @@ def validate(dataset: Any, probe: Probe | type[Probe]) -> None:
     for dim in map(str, dataset.dims):
         _check_dimension(dataset, dim, probe)
     _check_attributes(dataset, probe)
-    _check_nan(dataset, probe)
+    _check_numbers(dataset, probe)
+    if suite is not None and getattr(probe, "measures_on", "suite") == "suite":
+        _check_prompts(dataset, suite, probe)
+    if model is not None:
+        _check_model(dataset, model, probe)
 
 
 def _check_variable(array: xr.DataArray, variable: Variable, probe: Probe | type[Probe]) -> None:
@@ -100,11 +118,110 @@ def _check_attributes(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
             raise _off(probe, f"coordinate '{name}' has dtype {array.dtype}; use numbers or text")
 
 
-def _check_nan(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
-    reasons = notes(dataset, "absent") or notes(dataset, "dropped")
-    for name, array in dataset.data_vars.items():
-        if array.dtype.kind == "f" and not reasons and bool(np.isnan(array.values).any()):
-            raise _off(probe, f"'{name}' holds NaN without a reason; give one in 'absent' or 'dropped'")
+def _check_numbers(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
+    for name, array in dataset.variables.items():
+        if array.dtype.kind == "f" and np.isinf(array.values).any():
+            raise _off(probe, f"'{name}' holds infinite values; what can't be measured is NaN with a reason")
+        if array.dtype.kind == "f" and name in dataset.coords and np.isnan(array.values).any():
+            raise _off(probe, f"coordinate '{name}' holds NaN")
+    for dim in ("layer", "head"):
+        if dim in dataset.indexes and (dataset[dim].dtype.kind not in "iu" or dataset[dim].values.min(initial=0) < 0):
+            raise _off(probe, f"labels of '{dim}' must be whole numbers from 0")
+    reasons, dropped = notes(dataset, "absent"), list(notes(dataset, "dropped"))
+    for name, values in dataset.data_vars.items():
+        bare = values.isnull() if values.dtype.kind == "f" else xr.DataArray(False)
+        if bare.any() and "prompt" in values.dims:
+            bare = bare & ~values["prompt"].isin(dropped)
+        for key in reasons if bare.any() else ():
+            bare = bare & ~_named(key, values, dataset)
+        if bare.any():
+            cell = dict(zip(bare.dims, np.argwhere(bare.values)[0], strict=True))
+            where = ", ".join(f"{dim} {_labels(values, str(dim))[at]}" for dim, at in cell.items())
+            raise _off(
+                probe,
+                f"'{name}' holds NaN without a reason that names it, at {where or 'its only value'}; give one in "
+                "'absent' under a variable, a dimension or labels, or in 'dropped' under the prompt",
+            )
+
+
+def _named(key: str, values: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
+    """Return which cells of a variable a key of ``absent`` names."""
+    names = [*map(str, values.dims), *(str(name) for name, each in values.coords.items() if each.ndim == 1)]
+    labels = {name: _labels(values, name) for name in names}
+    first, *rest = re.split(r"[=\s]+", key, maxsplit=1)
+    whole = [key] if any(key in held for held in labels.values()) else []
+    whole = [first, *rest] if rest and rest[0] in labels.get(first, ()) else whole
+    named, current = False, ""
+    chosen: dict[tuple[str, ...], set[str]] = {}
+    for word in whole or re.split(r"[=&|,\s]+", key):
+        label = any(word in held for held in labels.values())
+        spelt = (word,) if label else (word, word.removesuffix("s"))
+        name = next((each for each in spelt if each in dataset.dims or each in labels), "")
+        if name and name not in labels:
+            return xr.DataArray(False)  # another variable's dimension
+        if name:
+            named, current = True, name
+            continue
+        if word in dataset.data_vars and word != values.name:
+            return xr.DataArray(False)
+        holders = tuple(each for each in names if word in labels[each] and not word.lstrip("-").isdigit())
+        holders = (current,) if word in labels.get(current, ()) else holders
+        if holders:
+            chosen.setdefault(holders, set()).add(word)
+        named = named or bool(holders) or word == values.name
+    cells = xr.DataArray(named)
+    for holders, wanted in chosen.items():
+        found = xr.DataArray(False)
+        for each in holders:
+            dim = each if each in values.dims else str(values[each].dims[0])
+            found = found | xr.DataArray([label in wanted for label in labels[each]], dims=dim)
+        cells = cells & found
+    return cells
+
+
+def _labels(values: xr.DataArray, name: str) -> list[str]:
+    """Return a coordinate's labels as text; places for a dimension without any."""
+    own = name in values.coords and (name not in values.dims or values[name].dims == (name,))
+    return [str(each) for each in (values[name].values if own else range(values.sizes[name]))]
+
+
+def _check_prompts(dataset: xr.Dataset, suite: Suite, probe: Probe | type[Probe]) -> None:
+    known = {prompt.id: prompt for prompt in suite}
+    stray = [name for name in notes(dataset, "dropped") if name not in known]
+    if "prompt" in dataset.dims:
+        stray += [str(name) for name in dataset["prompt"].values if str(name) not in known]
+    if stray:
+        raise _off(probe, f"prompt '{stray[0]}' is none of the suite '{suite.name}'")
+    for name in dataset["prompt"].values if "prompt" in dataset.dims else ():
+        prompt, cell = known[str(name)], dataset.sel(prompt=name)
+        for what, right in (("family", prompt.family), ("template", prompt.template or prompt.id)):
+            if str(cell[what].values) != right:
+                raise _off(probe, f"the {what} of prompt '{name}' is '{right}', not '{cell[what].values}'")
+
+
+def _check_model(dataset: xr.Dataset, model: HookedModel, probe: Probe | type[Probe]) -> None:
+    n, types = model.n_layers, model.operator_types
+    rows = (
+        zip(*(dataset[name].values for name in ("layer", "depth", "operator_type")), strict=True)
+        if "layer" in dataset.dims
+        else ()
+    )
+    for layer, depth, kind in rows:
+        if layer >= n:
+            raise _off(probe, f"layer {layer} is none of the model's, 0 to {n - 1}")
+        if abs(depth - layer / max(n - 1, 1)) > 1e-6:
+            raise _off(probe, f"the depth of layer {layer} of {n} is {layer / max(n - 1, 1):.6g}, not {depth:.6g}")
+        if kind != types[layer]:
+            raise _off(probe, f"the operator of layer {layer} is '{types[layer]}', not '{kind}'")
+    layouts = [layout for layout in model.head_layouts if layout is not None]
+    if "head" not in dataset.dims or not layouts:
+        return
+    for head, group in zip(dataset["head"].values, dataset["kv_group"].values, strict=True):
+        groups = {layout.kv_group(int(head)) for layout in layouts if head < layout.n_heads}
+        if not groups:
+            raise _off(probe, f"head {head} is none of the model's, 0 to {max(each.n_heads for each in layouts) - 1}")
+        if group not in groups and not (group == -1 and len({each.n_heads // each.n_kv_heads for each in layouts}) > 1):
+            raise _off(probe, f"the key/value group of head {head} is {min(groups)}, not {group}")
 
 
 def _storable(array: xr.DataArray) -> bool:

@@ -222,7 +222,7 @@ class Store:
 
     def checkpoint(self, job: Job) -> FolderCheckpoint:
         """Return where the job's finished parts are kept until the whole is."""
-        return FolderCheckpoint(self._parts(job))
+        return FolderCheckpoint(self._parts(job).absolute())
 
     def _parts(self, job: Job) -> Path:
         return self.path / job.model / f".{job.stem}.parts"

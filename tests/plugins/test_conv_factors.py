@@ -80,6 +80,6 @@ def test_what_is_absent_has_a_reason():
     dataset, _ = measure(build("llama", vocab_size=260), "mean,one")
     assert dataset["kl"].isnull().all()
     assert dataset["factor"].values.tolist() == ["gate", "carrier", "signal"]
-    assert "no factors" in notes(dataset, "absent")["factor"]
+    assert "no factors" in notes(dataset, "absent")["layer=0,1,2"]
     dataset, _ = measure(build("lfm2", vocab_size=260), "one")
-    assert "bypassed" in notes(dataset, "absent")["one"]
+    assert "bypassed" in notes(dataset, "absent")["factor=signal & ablation=one"]

@@ -92,4 +92,4 @@ def test_a_model_without_convolutions_has_no_taps():
     dataset, _ = measure(build("llama", vocab_size=260))
     assert dataset["kl"].isnull().all()
     assert dataset.sizes["tap"] == 3
-    assert "no kernel" in notes(dataset, "absent")["tap"]
+    assert "no kernel" in notes(dataset, "absent")["layer=0,1,2"]

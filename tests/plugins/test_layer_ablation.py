@@ -113,7 +113,7 @@ def test_without_a_target_there_is_no_delta_nll_and_it_says_so():
     validate(dataset, probe)
     told = notes(dataset, "absent")
     assert told["delta_nll"] == f"{len(bare)} prompts have no position that it is read at"
-    assert told["kl, scope all"] == "1 prompts have no position that it is read at"
+    assert told["scope all"] == "1 prompts have no position that it is read at"
     assert notes(dataset, "dropped") == {}
     assert dataset.kl.sel(ablation="resample", scope="last").isel(prompt=slice(-1)).notnull().all()
 

@@ -61,7 +61,7 @@ def test_a_prompt_without_a_subject_is_nan_with_a_reason():
     dataset = measure(hooked())
     assert np.isnan(dataset.norm.sel(prompt="plain", position="subject")).all()
     assert np.isnan(dataset.jump_layer.sel(prompt="plain", position="subject"))
-    assert "subject" in notes(dataset, "absent")
+    assert "position subject" in notes(dataset, "absent")
 
 
 def test_reading_together_gives_what_reading_alone_gives(monkeypatch):
