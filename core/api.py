@@ -193,10 +193,11 @@ def measure(
 
 def _refuse_others(model: HookedModel, options: dict[str, Any]) -> None:
     """Refuse options that are not what a loaded model was loaded with."""
-    held = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
+    held: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
     held["attention"] = str(getattr(model.model.config, "_attn_implementation", None))
-    for name in ("bos", "chat_template", "template_date") if model.reader is not None else ():
-        held[name] = getattr(model.reader, name)
+    if model.reader is not None:
+        held |= {"bos": model.reader.bos, "chat_template": model.reader.chat is not None}
+        held["template_date"] = model.reader.template_date
     for name, value in options.items():
         alike = (held.get(name), "auto", model.device.type) if name == "device" else (held.get(name),)
         if name in held and value not in alike:

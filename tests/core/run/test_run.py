@@ -204,6 +204,139 @@ def test_measure_gives_what_the_atlas_then_holds(folder, tmp_path):
     assert stored.kl.dims == ("prompt", "layer", "component", "ablation", "scope")
 
 
+def test_a_loaded_model_refuses_options_that_are_not_its_own(folder, settings):
+    hooked = load("qwen-mini", device="cpu", bos="native")
+    others = {"bos": "always", "dtype": "bfloat16", "attention": "eager", "chat_template": True, "device": "mps"}
+    for name, value in (others | {"template_date": "2024-02-02"}).items():
+        with pytest.raises(XatlasError, match=f"the loaded model has {name} = .*, not {value}: leave {name} out"):
+            measure(hooked, "residual_norms", suite=settings.suite, **{name: value})
+    with plugged(xatlas_probes=[Counting]):
+        measure(hooked, "counting", suite=settings.suite, bos="native", dtype="float32", device="auto", seed=3)
+
+
+class Heard:
+    """Writes down what it hears."""
+
+    def __init__(self):
+        self.told = []
+
+    def loading(self, model):
+        self.told.append(("loading", model))
+
+    def start(self, step):
+        self.told.append(("start", str(step)))
+
+    def progress(self, label, done, total):
+        self.told.append(("progress", label))
+
+    def finish(self, step, seconds):
+        self.told.append(("finish", str(step)))
+
+    def fail(self, failure):
+        self.told.append(("fail", str(failure)))
+
+
+def test_measuring_a_loaded_model_reports(folder, settings):
+    def advance(self, model, suite, inputs):
+        inputs.progress("half", 1, 2)
+        return seeds(self.variables, suite, inputs)
+
+    hooked, heard = load(str(folder / "tiny"), device="cpu"), Heard()
+    needs = property(lambda self: (Requirement("counting"),))
+    probes = [Counting, another("upper", advance, requires=needs), another("bad", raising)]
+    with plugged(xatlas_probes=probes):
+        measure(hooked, "upper", suite=settings.suite, reporter=heard)
+        with pytest.raises(XatlasError, match="ValueError: two lines"):
+            measure(hooked, "bad", suite=settings.suite, reporter=heard)
+    on = f"on {hooked.slug}"
+    assert heard.told[:5] == [
+        ("start", f"counting {on}"),
+        ("finish", f"counting {on}"),
+        ("start", f"upper {on}"),
+        ("progress", "half"),
+        ("finish", f"upper {on}"),
+    ]
+    assert [kind for kind, _ in heard.told[5:]] == ["start", "fail"]
+
+
+def test_records_hold_the_hash_of_the_tokens_that_were_run(folder, model, settings, tmp_path):
+    store = Store(tmp_path)
+    with plugged(xatlas_probes=[Counting]):
+        first = go(model, settings, store, "counting").measured[0]
+        other = go(model, dataclasses.replace(settings, bos="native"), store, "counting").measured[0]
+    hooked = load(str(folder / "tiny"), device="cpu")
+    about = read_entry(store.file(first.job)).provenance
+    assert about["suite"]["tokens"] == hooked.read(settings.suite).hash
+    assert about["reference"]["tokens"] == hooked.read(settings.reference).hash
+    assert read_entry(store.file(other.job)).provenance["suite"]["tokens"] != about["suite"]["tokens"]
+
+
+def made_by(store, job, **versions):
+    """Write a result again, as one that other versions gave."""
+    entry, dataset = read_entry(store.file(job)), store.read(job)
+    about = {name: value for name, value in entry.provenance.items() if name not in ("format", "key")}
+    store.write(job, dataset, about | {"versions": about["versions"] | versions})
+
+
+def test_results_of_other_versions_are_reused_and_said_once(model, settings, tmp_path, caplog):
+    store = Store(tmp_path)
+    probes = [Counting, another("second", Counting.measure), another("third", Counting.measure)]
+    with plugged(xatlas_probes=probes):
+        steps = go(model, settings, store, "counting", "second", "third").measured
+        made_by(store, steps[0].job, transformers="4.1.0")
+        made_by(store, steps[1].job, transformers="4.1.2")
+        here = torch.__version__
+        made_by(store, steps[2].job, torch=f"{here.rpartition('.')[0]}.99")
+        caplog.clear()
+        assert len(go(model, settings, store, "counting", "second", "third").reused) == 3
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert f"with transformers 4.1.0: counting on {model.slug}; with transformers 4.1.2: second on" in told[0]
+    assert "--refresh" in told[0]
+    assert "third" not in told[0]
+
+
+def test_refresh_measures_again_and_replaces_only_what_was_measured(model, settings, tmp_path):
+    def lower(self, model, suite, inputs):
+        if Counting.calls.count("fail"):
+            raise ValueError("no")
+        Counting.calls.append("lower")
+        return seeds(self.variables, suite, inputs) + len(Counting.calls)
+
+    def upper(self, model, suite, inputs):
+        return inputs.results["lower"]
+
+    def value(job):
+        return float(store.read(job)["value"][0])
+
+    needs = property(lambda self: (Requirement("lower"),))
+    store = Store(tmp_path)
+    with plugged(xatlas_probes=[another("lower", kept(lower)), another("upper", kept(upper), requires=needs)]):
+        steps = steps_for(model, [Requirement("upper")], settings)
+        jobs = [step.job for step in steps]
+        assert len(run(steps, store, settings).measured) == 2
+        store.checkpoint(jobs[0]).save("part", {"x": np.zeros(1)})
+        assert [value(job) for job in jobs] == [1, 1]
+        assert len(run(steps, store, settings, refresh=True).measured) == 2
+        assert [value(job) for job in jobs] == [2, 2]
+        assert store.checkpoint(jobs[0]).load("part") is None
+        Counting.calls.append("fail")
+        outcome = run(steps, store, settings, refresh=True)
+        assert "rests on lower, which could not be measured" in outcome.failures[1].reason
+        assert [value(job) for job in jobs] == [2, 2]
+        assert len(run(steps, store, settings).reused) == 2
+
+
+def kept(measure_):
+    """Let a measure keep its variables' attributes through arithmetic."""
+
+    def measuring(self, model, suite, inputs):
+        with xr.set_options(keep_attrs=True):
+            return measure_(self, model, suite, inputs)
+
+    return measuring
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_run_killed_a_hundred_times_loses_no_finished_bucket(folder, settings, model, tmp_path, request):
