@@ -23,17 +23,21 @@ def draw(dataset: xr.Dataset) -> Figure:
     there = np.isfinite(dataset["factor_effect"].values).any((1, 2))
     models = [str(model) for model, conv in zip(dataset["model"].values, there, strict=True) if conv]
     with style.context():
-        made = style.figure(9.2, 1.4 + 2.5 * max(1, len(models)), dataset.attrs["suite"])
+        titles = [
+            [style.fitted(f"{model}: {title}", 3.9, 9.5, bold=True) for title in _TITLES.values()] for model in models
+        ]
+        height = sum(2.5 + style.extra(row, 9.5) for row in titles) or 2.5
+        made = style.figure(9.2, 1.4 + height, dataset.attrs["suite"])
         if not models:
             axes = made.subplots()
             axes.set_axis_off()
             axes.text(0.5, 0.5, "no model here has conv layers", ha="center", va="center", color="#666666")
             return made
         grid = made.subplots(len(models), 2, squeeze=False, sharey="row")
-        for row, model in zip(grid, models, strict=True):
-            for axes, part in zip(row, _TITLES, strict=True):
+        for row, model, above in zip(grid, models, titles, strict=True):
+            for axes, part, title in zip(row, _TITLES, above, strict=True):
                 _effects(axes, dataset.sel(model=model), part)
-                axes.set_title(f"{model}: {_TITLES[part]}")
+                axes.set_title(title)
             row[0].set_ylabel("KL, nats")
         for axes in grid[-1]:
             axes.set_xlabel("conv layer")
@@ -59,7 +63,8 @@ def _effects(axes: Axes, one: xr.Dataset, part: str) -> None:
         label = "control" if number == len(order) - 1 else None
         axes.plot(x, control, "_", color=style.CONTROL, ms=9, mew=1.4, label=label)
     style.log_axis(axes)
-    axes.set_xticks(place, [str(layer) for layer in layers])
+    step = 1 + len(layers) // 20
+    axes.set_xticks(place[::step], [str(layer) for layer in layers[::step]])
     axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.grid(visible=False, axis="x")
     axes.legend(loc="best", ncols=2)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Font size of the models' names beside the ratios.
+_NAMES = 8
 #: Smallest relative effect drawn.
 _FLOOR = 1e-3
 
@@ -23,10 +25,12 @@ def draw(dataset: xr.Dataset) -> Figure:
     models = list(map(str, dataset["model"].values))
     palette = style.colours(models)
     with style.context():
-        made = style.figure(9.2, max(3.4, 1.6 + 0.5 * len(models)), dataset.attrs["suite"])
+        names = [style.fitted(model, 1.7, _NAMES) for model in models]
+        row = max(0.5, 0.25 + style.extra(names, _NAMES))
+        made = style.figure(9.2, max(3.4, 1.6 + row * len(models)), dataset.attrs["suite"])
         left, right = made.subplots(1, 2, width_ratios=[1.35, 1])
         _profiles(left, dataset, palette)
-        _ratios(right, dataset, palette)
+        _ratios(right, dataset, palette, names)
         entries = [(model, {"color": palette[model]}) for model in models]
         style.legend(made, [*entries, ("other ablation kinds", _SMALL), ("control", _HOLLOW)])
     return made
@@ -53,7 +57,7 @@ def _profiles(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
     axes.set_title("Joint ablation over depth")
 
 
-def _ratios(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
+def _ratios(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> None:
     models = list(map(str, dataset["model"].values))
     axes.axvline(1, color=style.CONTROL, lw=1)
     for i, model in enumerate(models):
@@ -72,7 +76,7 @@ def _ratios(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
     style.log_axis(axes, "x")
     style.plain_ticks(axes, "x")
     axes.set_ylim(-len(models) + 0.4, 0.6)
-    axes.set_yticks([-i for i in range(len(models))], models)
+    axes.set_yticks([-i for i in range(len(models))], names, fontsize=_NAMES)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("early over late, ratio")
     axes.set_title("First half over second half")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Maps side by side.
 COLUMNS = 4
+#: Font size of the models' names beside the shares.
+_NAMES = 8
 
 
 def draw(dataset: xr.Dataset) -> Figure:
@@ -30,15 +32,19 @@ def draw(dataset: xr.Dataset) -> Figure:
     known = dataset["effect"].values[np.isfinite(dataset["effect"].values)]
     top = max(float(known.max(initial=0.0)), 10 * style.FLOOR)
     with style.context():
-        height = 1.4 + 3.1 * blocks + 0.42 * len(models)
+        names = [style.fitted(model, 2.0, _NAMES) for model in models]
+        titles = [style.fitted(model, 1.9, 9.5, bold=True) for model in models]
+        block = 3.1 + style.extra(titles, 9.5)
+        row = max(0.42, 0.2 + style.extra(names, _NAMES))
+        height = 1.4 + block * blocks + row * len(models)
         made = style.figure(max(5.0, 0.8 + 2.6 * columns), height, dataset.attrs["suite"])
-        maps, below = made.subfigures(2, 1, height_ratios=[3.1 * blocks, 0.9 + 0.42 * len(models)])
+        maps, below = made.subfigures(2, 1, height_ratios=[block * blocks, 0.9 + row * len(models)])
         axes = np.atleast_1d(maps.subplots(blocks, columns)).ravel()
         norm = LogNorm(min(max(style.FLOOR, float(known.min(initial=top))), top / 10), top)
         drawn = None
         for i, model in enumerate(models):
             drawn = _map(axes[i], dataset.isel(model=i), norm) or drawn
-            axes[i].set_title(model, color=palette[model])
+            axes[i].set_title(titles[i], color=palette[model])
         for empty in axes[len(models) :]:
             empty.set_visible(False)
         if drawn is not None:
@@ -46,7 +52,7 @@ def draw(dataset: xr.Dataset) -> Figure:
             bar.minorticks_off()
             ticks = style.round_ticks(norm.vmin, norm.vmax)
             bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-        _shares(below.subplots(), dataset, palette)
+        _shares(below.subplots(), dataset, palette, names)
     return made
 
 
@@ -76,7 +82,7 @@ def _map(axes: Axes, one: xr.Dataset, norm: object) -> object:
     return image
 
 
-def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
+def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> None:
     models = list(map(str, dataset["model"].values))
     for i, model in enumerate(models):
         one, y = dataset.isel(model=i), -i
@@ -91,9 +97,10 @@ def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
         axes.plot([float(one["top_share_chance"])], [y], "|", color=style.INK, ms=13, mew=1)
         axes.text(0.01, y, _wins_text(one), ha="left", va="center", fontsize=7.5, color="#444444")
     axes.set(xlim=(0, 1), ylim=(-len(models) + 0.4, 0.6))
-    axes.set_yticks([-i for i in range(len(models))], models)
+    axes.set_yticks([-i for i in range(len(models))], names, fontsize=_NAMES)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("share of the summed effect; grey tick: control, black: layers shuffled (95 %)")
+    told = "share of the summed effect; grey tick: control, black: layers shuffled (95 %)"
+    axes.set_xlabel(style.fitted(told, axes.get_figure(root=True).get_size_inches()[0] - 2.4, 8.5))
     axes.set_title("Top five heads")
 
 

@@ -25,6 +25,8 @@ def draw(dataset: xr.Dataset) -> Figure:
     blocks = math.ceil(len(models) / columns)
     with style.context():
         made = style.figure(1.0 + 3.5 * columns, 0.5 + 3.9 * blocks, dataset.attrs["suite"])
+        titles = [style.fitted(model, 2.75, 9.5, bold=True) for model in models]
+        style.grow(made, blocks * style.extra(titles, 9.5))
         grid = made.add_gridspec(2 * blocks, columns, height_ratios=[3, 1] * blocks)
         palette = style.colours(models)
         for i, model in enumerate(models):
@@ -34,7 +36,7 @@ def draw(dataset: xr.Dataset) -> Figure:
             one = dataset.isel(model=i)
             _effects(top, one, palette[model])
             _ranks(below, one, palette[model])
-            top.set_title(model, color=palette[model])
+            top.set_title(titles[i], color=palette[model])
             if column == 0:
                 top.set_ylabel("KL(clean ‖ ablated), nats")
                 below.set_ylabel("P(rank 1)")
@@ -85,7 +87,9 @@ def _effects(axes: Axes, one: xr.Dataset, colour: str) -> None:
     style.log_axis(axes)
     axes.set_ylim(bottom=style.FLOOR)
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.06)  # room for the name of the hub
+    axes.set_ylim(
+        low, high * (high / low) ** (0.16 if bool(one.sel(component="joint")["tie"]) else 0.06)
+    )  # for its name
     style.layer_axis(axes, n_layers)
     axes.tick_params(labelbottom=False)
 
@@ -101,8 +105,8 @@ def _mark_hub(axes: Axes, one: xr.Dataset, joint: Any) -> None:
     axes.plot([hub], [joint[hub]], "o", mew=1.4, **ring)
     if tied:
         axes.plot(tied, joint[tied], "o", mew=0.7, **ring)
-    text = f"layer {hub}" + (f" ties with {', '.join(map(str, tied[:3]))}{'…' * (len(tied) > 3)}" if tie else "")
-    right = hub > 0.6 * len(joint)
+    text = f"layer {hub}" + (f"\nties with {', '.join(map(str, tied[:2]))}{'…' * (len(tied) > 2)}" if tie else "")
+    right = hub > 0.5 * len(joint)
     axes.annotate(
         text,
         (hub, joint[hub]),

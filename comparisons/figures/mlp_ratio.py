@@ -23,7 +23,8 @@ def draw(dataset: xr.Dataset) -> Figure:
     raw = dataset["conv_over_attention"].sel(part="raw").values
     both = [model for model, row in zip(models, raw, strict=True) if np.isfinite(row).any()]
     with style.context():
-        made = style.figure(9.2 if both else 6.2, 3.9, dataset.attrs["suite"])
+        height = max(3.9, 1.2 + 0.16 * (len(_ROWS) + 1) * len(both))
+        made = style.figure(9.2 if both else 6.2, height, dataset.attrs["suite"])
         axes = made.subplots(1, 2, width_ratios=[1.5, 1]) if both else [made.subplots()]
         _curves(axes[0], dataset, palette)
         if both:

@@ -28,12 +28,14 @@ def draw(dataset: xr.Dataset) -> Figure:
     palette = style.colours(models)
     with style.context():
         made = style.figure(max(8.2, 1.6 + 3.6 * len(models)), 7.2, dataset.attrs["suite"])
+        titles = [style.fitted(model, 2.8, 9.5, bold=True) for model in models]
+        style.grow(made, style.extra(titles, 9.5))
         grid = made.subplots(1 + len(_MAPS), len(models), height_ratios=[1.5, 1, 1, 1], squeeze=False)
         mesh: Any = None
         for i, model in enumerate(models):
             one = dataset.isel(model=i)
             _handover(grid[0, i], one, palette[model])
-            grid[0, i].set_title(model, color=palette[model])
+            grid[0, i].set_title(titles[i], color=palette[model])
             for row, (site, title) in enumerate(_MAPS.items(), start=1):
                 mesh = _map(grid[row, i], one, site, title)
             grid[-1, i].set_xlabel("layer")

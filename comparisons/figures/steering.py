@@ -30,17 +30,21 @@ def draw(dataset: xr.Dataset) -> Figure:
     palette = style.colours(models)
     shown = models[:_MOST]
     with style.context():
-        made = style.figure(9.2, 6.4, dataset.attrs["suite"])
-        above, below = made.subfigures(2, 1, height_ratios=[1.15, 1])
+        width = 8.0 / len(shown) - 0.15
+        titles = [style.fitted(f"{model}: dose and response", width, 9.5, bold=True) for model in shown]
+        more = style.extra(titles, 9.5)
+        made = style.figure(9.2, 6.4 + more, dataset.attrs["suite"])
+        above, below = made.subfigures(2, 1, height_ratios=[3.4, 3.0 + more])
         tops = above.subplots(1, 2, sharey=True)
         for axes, scale in zip(tops, _TITLES, strict=True):
             _profile(axes, dataset.sel(scale=scale, dose=float(dataset["dose_shown"])), palette)
             axes.set_title(_TITLES[scale])
         tops[0].set_ylabel("KL(clean || steered), nats")
         columns = below.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-        for axes, model in zip(columns, shown, strict=True):
+        for axes, model, title in zip(columns, shown, titles, strict=True):
             _doses(axes, dataset.sel(model=model, kind="random", scale="relative"))
-            axes.set_title(f"{model}: dose and response")
+            axes.set_xlabel(style.fitted("strength over norm (dark: late layers)", width, 8.5))
+            axes.set_title(title)
         columns[0].set_ylabel("KL, random directions, nats")
         entries = [(model, {"color": palette[model]}) for model in models]
         entries += [(_NAMES[kind], {"ls": line, "lw": 1.2}) for kind, line in _LINES.items()]
@@ -76,4 +80,3 @@ def _doses(axes: Axes, dataset: xr.Dataset) -> None:
     style.log_axis(axes)
     style.log_axis(axes, "x")
     axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
-    axes.set_xlabel("strength over norm (dark: late layers)")

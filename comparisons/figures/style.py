@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from xatlas.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Raised whenever figures of the same data look different.
-VERSION = "1"
+VERSION = "2"
 #: Colours of the models that have a name here (Okabe and Ito 2008, Tol 2021).
 FIXED = {
     "lfm2-mini": "#0072B2",
@@ -81,8 +84,61 @@ def figure(width: float, height: float, footer: str) -> Figure:
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(width, height), layout="constrained")
-    made.supxlabel(footer, x=0.008, ha="left", fontsize=6.5, color="#666666")
+    text = fitted(footer, width - 0.2, 6.5, lines=12)
+    made.supxlabel(text, x=0.008, ha="left", fontsize=6.5, color="#666666")
+    grow(made, extra([text], 6.5))
     return made
+
+
+def grow(made: Figure, inches: float) -> None:
+    """Make room for what a figure holds beyond what its height was chosen for."""
+    width, height = made.get_size_inches()
+    made.set_size_inches(width, height + inches)
+
+
+@lru_cache(maxsize=4096)
+def _advance(character: str, bold: bool) -> float:
+    """Return a character's width over the font's size."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    font = FontProperties(family=_RC["font.family"], weight="bold" if bold else "normal", size=100)
+    return float(TextToPath().get_text_width_height_descent(character, font, False)[0]) / 100
+
+
+def _inches(text: str, size: float, bold: bool = False) -> float:
+    """Return about how wide a line is, rather too much than too little."""
+    return 1.04 * size / 72 * sum(_advance(character, bold) for character in text)
+
+
+def fitted(text: str, inches: float, size: float, *, bold: bool = False, lines: int = 5) -> str:
+    """Return text of others as lines that fit; of what takes more ``lines`` the middle is left out."""
+    text, left_out = one_line(text), 0
+    while True:
+        middle = (len(text) - left_out) // 2
+        shown = text if not left_out else f"{text[:middle]}…{text[middle + left_out :]}"
+        found = _broken(shown, inches, size, bold)
+        if len(found) <= lines or len(shown) < 4:
+            return "\n".join(found).replace("$", r"\$")  # a pair of them would be read as a formula
+        left_out += max(1, len(text) // 50)
+
+
+def _broken(text: str, inches: float, size: float, bold: bool) -> list[str]:
+    """Break a text where words end, or else parts of names."""
+    found, line = [], ""
+    for character in text:
+        if line and _inches(line + character, size, bold) > inches:
+            end = max(line.rfind(sign) for sign in " -_/@+,;") + 1
+            end = end if 2 * end > len(line) else len(line)
+            found.append(line[:end].rstrip())
+            line = line[end:]
+        line += character if line or character != " " else ""
+    return [*found, line]
+
+
+def extra(texts: Sequence[str], size: float) -> float:
+    """Return how much higher, in inches, the highest of some texts is than one line."""
+    return max((text.count("\n") for text in texts), default=0) * size * 1.3 / 72
 
 
 def colours(models: Iterable[str]) -> dict[str, str]:
@@ -111,8 +167,21 @@ def legend(made: Figure, entries: Iterable[tuple[str, dict[str, Any]]]) -> None:
     """Explain marks once for all panels, above them: ``(label, line properties)`` each."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], **({"color": INK} | look), label=label) for label, look in entries]
-    made.legend(handles=handles, loc="outside upper right", ncols=len(handles), columnspacing=1.2)
+    size, width = _RC["legend.fontsize"], made.get_size_inches()[0] - 0.3
+    shown = [(fitted(label, min(width - 0.5, 3.0), size), look) for label, look in entries]
+    wide = [max(_inches(line, size) for line in text.split("\n")) + 4.2 * size / 72 for text, _ in shown]
+
+    def columns(count: int) -> list[slice]:
+        """Return which entries stand in each column, as matplotlib fills them."""
+        sizes = [len(shown) // count + (at < len(shown) % count) for at in range(count)]
+        return [slice(sum(sizes[:at]), sum(sizes[: at + 1])) for at in range(count)]
+
+    fit = (n for n in range(len(shown), 1, -1) if sum(max(wide[part]) for part in columns(n)) <= width)
+    count = next(fit, 1)
+    handles = [Line2D([], [], **({"color": INK} | look), label=text) for text, look in shown]
+    made.legend(handles=handles, loc="outside upper right", ncols=count, columnspacing=1.2)
+    rows = [sum(1 + text.count("\n") for text, _ in shown[part]) for part in columns(count)]
+    grow(made, (max(rows) - 1) * size * 1.65 / 72)
 
 
 def layer_axis(axes: Axes, n_layers: int) -> None:

@@ -1,0 +1,97 @@
+"""Figures fit their canvas: with one model and with many, whatever they are called."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from xatlas.comparisons.conv_profile import ConvProfile
+from xatlas.comparisons.early_late import EarlyLate
+from xatlas.comparisons.figures import style
+from xatlas.comparisons.head_specialisation import HeadSpecialisation
+from xatlas.comparisons.hub import Hub
+from xatlas.comparisons.mlp_ratio import MlpRatio
+from xatlas.comparisons.patching_profile import PatchingProfile
+from xatlas.comparisons.steering_profile import SteeringProfile
+
+ALL = [Hub, MlpRatio, EarlyLate, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile]
+LONG = "HuggingFaceTB--SmolLM2-135M-Instruct-quantised-to-4-bits@main+my-lora-{}$0123${}abcd"
+DEEP = ["conv", "attention"] * 16
+
+
+def results(synthetic, kind, seed):
+    types = DEEP if seed % 2 else DEEP[:10]
+    if kind is ConvProfile:
+        return synthetic.conv_results(seed=seed, types=types, kernel=4)
+    if kind is PatchingProfile:
+        return {"activation_patching": synthetic.patching_result(types, 3, seed=seed)}
+    if kind is SteeringProfile:
+        strengths = (-1.0, -0.25, 0.1, 0.25, 0.5, 1.0)
+        return {"steering": synthetic.steering_result(growth=1.2, seed=seed, strengths=strengths)}
+    if kind is HeadSpecialisation:
+        return {"head_ablation": synthetic.head_result(types, 16, seed=seed)}
+    return {"layer_ablation": synthetic.layer_result(types, seed=seed)}
+
+
+def datasets(synthetic, kind, names):
+    held = [results(synthetic, kind, seed) for seed in range(len(names))]
+    dataset = kind().compare(synthetic.tree_of(**{f"m{i}": result for i, result in enumerate(held)}))
+    coords = {name: list(names) for name in ("model", "model_other") if name in dataset.coords}
+    return dataset.assign_coords(coords)
+
+
+def boxes(figure):
+    """Return the box of every text that is shown, legends as one, once the figure is laid out."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    inside = {text for legend in legends for text in legend.findobj(Text)}
+    found = {}
+    for text in figure.findobj(lambda artist: isinstance(artist, Text) and artist not in inside):
+        axis = getattr(text, "axes", None)
+        if text.get_visible() and text.get_text().strip() and not (axis is not None and not axis.get_visible()):
+            found[text.get_text(), id(text)] = text.get_window_extent(renderer)
+    shown = {text: box for text, box in found.items() if box.width and box.height}
+    return shown | {("legend", i): legend.get_window_extent(renderer) for i, legend in enumerate(legends)}
+
+
+def drawn_ticks(figure):
+    """Hide the labels that an axis holds beyond its limits: they are not drawn."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            kept = axis._update_ticks()
+            for tick in {*axis.get_major_ticks(), *axis.get_minor_ticks()} - set(kept):
+                tick.label1.set_visible(False)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("kind", ALL)
+def test_no_text_leaves_the_canvas_or_lies_on_another(synthetic, kind, count):
+    short = ["lfm2-mini", "qwen-mini", "smollm2-mini"]
+    names = short if count == 3 else [LONG.format(i, i) for i in range(count)]
+    dataset = datasets(synthetic, kind, names)
+    if count != 3:
+        dataset.attrs["suite"] = "; ".join([dataset.attrs["suite"]] * 2)
+    figure = kind().plot(dataset)
+    style.arrange(figure)
+    drawn_ticks(figure)
+    found = boxes(figure)
+    width, height = figure.canvas.get_width_height()
+    outside = [
+        (text, box)
+        for (text, _), box in found.items()
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
+    ]
+    assert not outside
+    over = [
+        (one[0], other[0])
+        for (one, a), (other, b) in itertools.combinations(found.items(), 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+    assert not over
+    shown = "".join(text for artist in figure.findobj(Text) for text in artist.get_text().split()).replace("\\", "")
+    assert all(name in shown for name in names[: 4 if kind is SteeringProfile else None])
+    assert np.all(figure.get_size_inches() < 40)
