@@ -30,7 +30,7 @@ test-gpu: $(VENV)/.installed-test
 
 test-oldest: $(VENV)-oldest/.installed
 	$(VENV)-oldest/bin/python -m pytest -m "not slow and not gpu and not real" \
-		tests/core/loading tests/core/prompts tests/core/model tests/architectures
+		tests/core/loading tests/core/prompts tests/architectures/test_adapters.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/sweep.py
