@@ -222,7 +222,7 @@ class HookedModel:
         Raises
         ------
         XatlasError
-            The model has no tokenizer, a prompt is longer than its context, or no prompt is left.
+            The model has no tokenizer, or no prompt is left.
         """
         if self.reader is None:
             raise XatlasError("this model was made without a tokenizer: it can't read a suite.")

@@ -77,14 +77,15 @@ class Reader:
         template = str(tokenizer.chat_template or "")
         named = [tokenizer.added_tokens_encoder.get(name) for name in _DOCUMENT_ENDS]
         for candidate in (tokenizer.bos_token_id, begin, *ends, tokenizer.eos_token_id, *named):
-            if not isinstance(candidate, int) or not 0 <= candidate < min(self.vocabulary, len(tokenizer)):
+            fits = isinstance(candidate, int) and 0 <= candidate < self.vocabulary
+            text = tokenizer.convert_ids_to_tokens(candidate) if fits else None
+            if text is None:
                 continue
-            text = tokenizer.convert_ids_to_tokens(candidate)
             exempt = text in _DOCUMENT_ENDS or candidate == begin
             if candidate == tokenizer.bos_token_id or not (
                 _TURN_ENDS.search(text) or (text in template and not exempt)
             ):
-                return candidate
+                return int(candidate)
         raise XatlasError(
             "the tokenizer has neither a beginning nor an end token of documents to put at position 0: "
             "use --bos native."

@@ -1,0 +1,61 @@
+"""What a reader takes from a model: its beginning and end tokens, vocabulary and context."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from xatlas.model import make_reader
+from xatlas.suites import Prompt
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+def tokenizer(**special):
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **special)
+
+
+TOKENIZER = tokenizer(eos_token="<|im_end|>")
+DOCUMENT, START, TURN = TOKENIZER.convert_tokens_to_ids(list(SPECIAL))
+
+
+def reader(config, generation=None, tok=TOKENIZER):
+    settings = {"vocab_size": len(TOKENIZER), "bos_token_id": None, "eos_token_id": None} | SIZES | config
+    model = LlamaForCausalLM(LlamaConfig(**settings))
+    model.generation_config = GenerationConfig(**generation or {})
+    return make_reader(model, tok, "always", False)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation"),
+    [
+        ({"bos_token_id": DOCUMENT, "eos_token_id": TURN}, {}),
+        ({"eos_token_id": TURN}, {"bos_token_id": DOCUMENT, "eos_token_id": [TURN, DOCUMENT]}),
+        ({"eos_token_id": [TURN, DOCUMENT]}, {}),
+        ({"eos_token_id": TURN}, {"eos_token_id": [TURN, DOCUMENT]}),
+        ({"bos_token_id": 10**6, "eos_token_id": [10**6, DOCUMENT]}, {}),
+        ({}, {}),
+    ],
+    ids=json.dumps,
+)
+def test_the_end_of_document_stands_first_wherever_the_model_names_it(config, generation):
+    assert reader(config, generation).first_token == DOCUMENT
+
+
+def test_the_tokenizers_beginning_goes_before_the_configs():
+    assert reader({"bos_token_id": DOCUMENT}, tok=tokenizer(bos_token="<|im_start|>")).first_token == START
+
+
+def test_context_and_vocabulary_are_the_models():
+    found = reader({"vocab_size": TURN, "bos_token_id": DOCUMENT, "max_position_embeddings": 5})
+    dropped = found.suite([Prompt("a", "f", "abcd"), Prompt("b", "f", "abcde"), Prompt("c", "f", "<|im_end|>")]).dropped
+    assert {name: reason[:7] for name, reason in dropped.items()} == {"b": "it has ", "c": "the mod"}
+    assert reader({"max_position_embeddings": -1}).context is None
