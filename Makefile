@@ -10,7 +10,7 @@ VENV ?= .venv
 OUT ?= .
 BIN := $(VENV)/bin
 # -c pins the versions that the tests were run with
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 PACKAGE := pyproject.toml constraints.txt
 
 .DELETE_ON_ERROR:
@@ -54,27 +54,32 @@ picture: compare
 	$(BIN)/python docs/generate.py $(OUT)
 
 $(VENV)/bin/python:
+	@echo "xatlas: making $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(PACKAGE) | $(VENV)/bin/python
+	@echo "xatlas: installing what it needs into $(VENV); the README says how much that is"
 	$(INSTALL) setuptools
 	$(INSTALL) -e '.[gguf]'
+	@echo "xatlas: installed"
 	touch $@
 
 # all but transformers and what it pins in turn as in constraints.txt
 $(VENV)-oldest/.installed: $(PACKAGE)
 	$(PYTHON) -m venv $(VENV)-oldest
 	grep -vE '^(transformers|tokenizers|huggingface_hub)==' constraints.txt > $(VENV)-oldest/constraints.txt
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check setuptools \
+	$(VENV)-oldest/bin/python -m pip install --disable-pip-version-check setuptools \
 		-c $(VENV)-oldest/constraints.txt -e '.[test]' \
 		"$$(sed -nE 's/.*"(transformers)>=([^"]+)".*/\1==\2/p' pyproject.toml)"
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
+	@echo "xatlas: installing what its tests need"
 	$(INSTALL) -e '.[test]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
+	@echo "xatlas: installing linters"
 	$(INSTALL) -e '.[dev]'
 	touch $@
 

@@ -220,6 +220,8 @@ def _settings(context: typer.Context, comparisons: Sequence[str] | None = None) 
     from xatlas.run.comparing import part_parameters, pick_comparisons
 
     given = context.params
+    if os.path.exists(given["out"]) and not os.path.isdir(given["out"]):
+        raise XatlasError(f"{given['out']} is not a folder: choose another one with --out.")
     chosen = [] if comparisons is None else pick_comparisons(comparisons)
     names = [comparison.name for comparison in chosen]
     probes = [needed.probe for comparison in chosen for needed in comparison.requires] + _names(given["probes"])

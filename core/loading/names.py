@@ -129,6 +129,8 @@ def resolve(name: str, *, hub: Hub = True, progress: Callable[[str], None] = say
     XatlasError
         The model cannot be had; the message says why, how to get it and which models work now.
     """
+    if not name.strip():
+        raise XatlasError(f"{name!r} names no model. {works_now()}")
     try:
         base, lora = _split_lora(name)
         if lora is not None:

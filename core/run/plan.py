@@ -75,7 +75,13 @@ class Settings:
         if not _is_whole(self.seed) or abs(self.seed) > LARGEST_SEED:
             raise XatlasError(f"seed = {self.seed!r:.40} does not fit: it takes a whole number up to 10^15.")
         for probe, given in self.parameters.items():
-            manager.pick("probe", probe, manager.probes())(**given)
+            cls = manager.pick("probe", probe, manager.probes())
+            values, default = cls(**given).canonical_parameters(), cls().canonical_parameters()
+            for name, value in values.items():
+                if isinstance(value, list) and (
+                    len(set(map(str, value))) < len(value) or (default[name] and not value)
+                ):
+                    raise XatlasError(f"{probe}.{name} = {given[name]!r} does not fit: it takes values, none twice.")
 
 
 @dataclass(frozen=True)

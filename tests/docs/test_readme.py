@@ -35,6 +35,16 @@ def test_every_make_target_exists():
         assert asked.returncode == 0, asked.stderr
 
 
+def test_the_install_says_how_it_goes(tmp_path):
+    """A quiet pip is minutes of silence; each step is announced, and pip tells what it fetches."""
+    words = ["make", "--dry-run", "test", f"VENV={tmp_path / 'venv'}"]
+    lines = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    steps = [number for number, line in enumerate(lines) if "pip install" in line]
+    assert len(steps) == 3
+    assert not [lines[number] for number in steps if re.search(r"--quiet|-q\b|--progress-bar off|>", lines[number])]
+    assert len([line for line in lines if line.startswith('echo "xatlas: ')]) >= 3
+
+
 @pytest.mark.parametrize("command", [line for line in XATLAS if line != ONLINE])
 def test_commands_do_what_they_say(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

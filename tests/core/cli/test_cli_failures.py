@@ -73,6 +73,12 @@ MISTAKES = {
         ["compare", "-m", "tiny", "--comparisons", "steering_profile", "--dose", "nan"],
         "steering_profile.dose = 'nan' does not fit",
     ),
+    "set to nothing": (["run", "tiny", "--probes", "layer_ablation", "--ablations="], "ablations = '' does not fit"),
+    "set to one thing twice": (
+        ["plan", "-m", "tiny", "--probes", "layer_ablation", "--ablations", "zero,zero"],
+        "ablations = 'zero,zero' does not fit",
+    ),
+    "fetch nothing": (["models", "fetch", ""], "'' names no model"),
     "no draws": (["run", "tiny", "--draws", "0"], "draws = 0 does not fit"),
     "huge seed": (["run", "tiny", "--seed", "9" * 40], "does not fit"),
     "no tokens": (
@@ -107,6 +113,11 @@ def test_out_that_is_a_file_is_one_line(cli, tmp_path):
     result = cli("run", "tiny", "--probes", "residual_norms", "--suite", "suite.jsonl", "--out", str(taken), out=False)
     assert "is not a folder" in one_line(result, 2)
     assert taken.read_text() == "mine"
+
+
+def test_plan_refuses_what_run_would(cli, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    assert "is not a folder" in one_line(cli("plan", "-m", "tiny", "--out", str(tmp_path / "taken"), out=False), 2)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "two\nlines"])
