@@ -150,7 +150,7 @@ def test_a_prompt_longer_than_the_context_is_exit_1_with_its_id(cli, folder):
     (folder / "long.jsonl").write_text(json.dumps(line) + "\n")
     result = cli("run", "tiny", "--probes", "residual_norms", "--suite", "long.jsonl")
     assert result.exit_code == 1
-    assert "prompt 'long-one' has 20" in result.stderr
+    assert "long-one: it has 20" in result.stderr
     assert "Traceback" not in result.output
 
 
