@@ -8,6 +8,7 @@ import logging
 import pickle
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from xatlas.sweep.scene import BucketScene
 
 log = logging.getLogger("xatlas")
+
+#: Hugging Face model → what its weights looked like, and their checksum.
+_CHECKSUMS: WeakKeyDictionary[Any, tuple[list[Any], str]] = WeakKeyDictionary()
 
 #: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
 Runs = Mapping[str, Sequence[tuple[int, ...] | None]]
@@ -128,6 +132,20 @@ def canonical_digest(thing: Any, known: Collection[object] = ()) -> str:
     return hashlib.sha256(file.getvalue()).hexdigest()
 
 
+def _weights(model: HookedModel) -> str:
+    """Return the weights' checksum; taken once for many sweeps, as long as nothing has written to them.
+
+    Writes raise a tensor's version, but those through ``.data`` don't: the sums tell of them.
+    """
+    tensors = model.model.state_dict().values()
+    stamp = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.shape) for t in tensors]
+    stamp += torch.stack([t.sum(dtype=torch.float32) for t in tensors]).tolist()
+    known = _CHECKSUMS.get(model.model)
+    if known is None or known[0] != stamp:
+        known = _CHECKSUMS[model.model] = stamp, model.checksum()
+    return known[1]
+
+
 def checkpoint_keys(
     model: HookedModel,
     label: str,
@@ -144,7 +162,7 @@ def checkpoint_keys(
     conditions, metrics, means, seed = settings
     try:
         whole = canonical_digest([label, conditions, metrics, sorted(means.items()), seed], known)
-        whole += f"{model.dtype} {model.checksum()}"
+        whole += f"{model.dtype} {_weights(model)}"
         parts = [
             [[prompts[i] for i in group], [(name, [run[i] for i in group]) for name, run in sorted(runs.items())]]
             for group in groups

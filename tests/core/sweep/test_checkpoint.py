@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from models import donor_for, token_prompt
+from models import build, donor_for, token_prompt
 
 from xatlas.interventions import Add, Change, FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, Top1Changed
@@ -130,13 +130,18 @@ def test_sweeps_that_differ_in_their_label_alone_are_kept_apart(shape):
     assert len(kept.parts) == 2 * len(PROMPTS)
 
 
-def test_a_sweep_after_a_training_step_is_not_the_one_before_it():
-    from models import build
-
+@pytest.mark.parametrize("through", ["data", "no_grad", "another tensor"])
+def test_a_sweep_after_a_training_step_is_not_the_one_before_it(through):
     model, kept = HookedModel(build("llama"), None), Kept()
     swept(model, kept)
+    module = model.model.model.layers[2].mlp.down_proj
     with torch.no_grad():
-        model.model.model.layers[2].mlp.down_proj.weight.mul_(1.5)
+        if through == "data":
+            module.weight.data.mul_(1.5)
+        elif through == "no_grad":
+            module.weight.copy_(module.weight.flip(0))
+        else:
+            module.weight = torch.nn.Parameter(module.weight.flip(0))
     assert np.array_equal(swept(model, kept), swept(model, None))
     assert kept.loaded == 0
 
