@@ -269,3 +269,18 @@ def test_two_runs_at_once_share_one_folder(folder, tmp_path):
     said = [json.loads(run.communicate(timeout=200)[0])["jobs"][0]["state"] for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert sorted(said) == ["measured", "was there"]
+
+
+def test_verify_names_what_is_wrong_and_sets_it_aside(cli, folder, tmp_path):
+    assert cli("run", "tiny", "--probes", "residual_norms", "--out", str(tmp_path)).exit_code == 0
+    (path,) = (tmp_path / "atlas").glob("*/*.nc")
+    assert cli("verify", str(tmp_path)).exit_code == 0
+    path.write_bytes(path.read_bytes()[:-1])
+    found = cli("verify", str(tmp_path))
+    assert found.exit_code == 1
+    assert found.stdout == f"{path} is damaged: it differs from the hash beside it.\n"
+    (row,) = json.loads(cli("verify", str(tmp_path), "--json").stdout)
+    assert (row["path"], row["repaired"]) == (str(path), "")
+    assert cli("verify", str(tmp_path / "atlas"), "--repair").exit_code == 0
+    assert path.with_name(f"{path.name}.damaged").exists()
+    assert cli("verify", str(tmp_path)).stdout == "Nothing is wrong.\n"

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import math
+import os
+import random
+import re
+import signal
 import sys
+import time
 
 import pytest
+import torch
+import xarray as xr
 from running import Counting, go, plugged, suite_file, tiny
 
 from xatlas.api import compare, make_settings, measure
 from xatlas.errors import XatlasError
-from xatlas.store import Store
+from xatlas.store import Store, read_result
 from xatlas.store.files import write_hashed
+from xatlas.store.verify import verify
 
 
 def test_a_comparison_goes_on_without_the_model_that_failed(folder, tmp_path, monkeypatch):
@@ -227,3 +236,54 @@ def test_a_figure_that_can_not_be_written_costs_no_numbers(told, tmp_path):
     done = told("this")
     assert done.results[0].table[0]["says"] == "this"
     assert ["can't write the figure 'told'" in failure.reason for failure in done.failures] == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_comparison_killed_a_hundred_times_ends_as_if_it_had_not_been(folder, tmp_path, request):
+    """SIGKILL at random moments, again and again: the same numbers, tables and figures, and nothing besides."""
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)  # a forked child waits for ever for the threads of its parent
+    options = {"suite": str(folder / "suite.jsonl"), "reference": str(folder / "reference.jsonl"), "device": "cpu"}
+
+    def once(out):
+        done = compare([str(folder / "tiny")], comparisons=["hub"], out=out, **options)
+        return done.results[0] if not done.failures else None
+
+    expected = once(tmp_path / "whole")
+    started = time.monotonic()  # by now all that is needed is imported, as it will be in the children
+    once(tmp_path / "timed")
+    duration = time.monotonic() - started
+    draw = random.Random(0)
+    kills = rounds = 0
+    while kills < 100:
+        rounds += 1
+        out = tmp_path / f"round{rounds}"
+        killed = True
+        while killed:
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if once(out) else 1)
+            time.sleep(draw.uniform(0, duration))
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            killed = os.WIFSIGNALED(status)
+            assert killed or os.WEXITSTATUS(status) == 0
+            kills += killed
+        again = once(out)
+        assert again.reused
+        assert (again.table, again.findings) == (expected.table, expected.findings)
+        assert contents(out) == contents(tmp_path / "whole")
+        assert not list(verify(out))
+        for path in (out / "atlas").glob("*/*.nc"):
+            whole = read_result(tmp_path / "whole" / path.relative_to(out))
+            xr.testing.assert_identical(read_result(path).drop_attrs(), whole.drop_attrs())
+
+
+def contents(out):
+    """Return the files of what compare wrote, with the bytes of those that depend on nothing but the numbers."""
+    same = (".png", ".svg", ".csv")
+    found = sorted(path for path in out.rglob("*") if path.is_file())
+    # The key of a comparison's record digests its inputs' files, which say when they were measured.
+    names = [re.sub(r"-[0-9a-f]{16}(?=\.json)", "", str(path.relative_to(out))) for path in found]
+    return [(name, path.read_bytes() if path.suffix in same else None) for name, path in zip(names, found, strict=True)]

@@ -20,6 +20,7 @@ from xatlas.probe import ReadingProbe, Requirement
 from xatlas.run import run
 from xatlas.run.plan import steps_for
 from xatlas.store import Store, read_entry
+from xatlas.store.verify import verify
 
 
 def test_what_is_there_is_not_measured_again(model, settings, tmp_path):
@@ -374,4 +375,7 @@ def test_a_run_killed_a_hundred_times_loses_no_finished_bucket(folder, settings,
                 assert all(parts.load(key) is not None for key in there)
             kept, finished = there, max(finished, len(there))
         xr.testing.assert_identical(store.read(steps[0].job).drop_attrs(), expected)
+        assert run(steps, store, settings).reused  # it clears away what a kill after the end left
+        assert not list(verify(store.path))
+        assert not [path for path in store.path.rglob("*") if path.suffix in (".tmp", ".parts", ".damaged")]
     assert finished > 1, "no kill met a run with finished buckets: the test shows nothing"

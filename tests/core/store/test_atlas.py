@@ -77,3 +77,13 @@ def test_an_empty_or_missing_atlas_says_so(tmp_path):
         open_atlas(tmp_path, suite="none-such", probes="layers")
     with pytest.raises(XatlasError, match="unknown choice 'sute'; did you mean 'suite'"):
         open_atlas(tmp_path, sute="quick")
+
+
+def test_an_atlas_is_found_beside_the_figures_made_of_it(tmp_path):
+    filled(tmp_path)
+    (tmp_path / "figures").mkdir()
+    result().to_netcdf(tmp_path / "figures" / "hub.nc")
+    assert len(open_atlas(tmp_path).leaves) == 3
+    # A model may be called atlas, too.
+    Store(tmp_path / "other").write(dataclasses.replace(JOB, model="atlas"), result(), {})
+    assert [node.path for node in open_atlas(tmp_path / "other").leaves] == ["/atlas/layers"]
