@@ -21,6 +21,7 @@ import numpy as np
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.measures import summary
 from xatlas.errors import XatlasError
+from xatlas.store.results import read_unproved
 from xatlas.text import printable, spreadsheet_cell
 
 if TYPE_CHECKING:
@@ -97,16 +98,14 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
 
 def _make_room(folder: Path, name: str, dataset: xr.Dataset) -> None:
     """Set files of this name aside that show something else, and take back what was set aside of this dataset."""
-    import xarray as xr
-
     held = folder / f"{name}.nc"
     if not held.is_file():
         return
     try:
-        with xr.open_dataset(held, engine="netcdf4") as old:
-            shown, aside = _shown(old), f"{name}-{_digest(old)}"
-            models = ", ".join(map(str, np.atleast_1d(old["model"].values)))
-    except Exception as error:  # the reader raises whatever the library underneath made of the bytes
+        old = read_unproved(held)
+        shown, aside = _shown(old), f"{name}-{_digest(old)}"
+        models = ", ".join(map(str, np.atleast_1d(old["model"].values)))
+    except (XatlasError, KeyError) as error:
         log.warning("%s can't be read (%s): the figure is made again.", held, type(error).__name__)
         return
     if shown == _shown(dataset):

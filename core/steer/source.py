@@ -125,16 +125,15 @@ def _from_array(path: Path) -> np.ndarray:
 
 def _from_dataset(path: Path, name: str | None) -> np.ndarray:
     """Return ``(layer, d_model)`` of one direction that a dataset keeps as ``direction_vector``."""
-    import xarray as xr
+    from xatlas.store import read_result
+    from xatlas.store.files import hash_path
+    from xatlas.store.results import read_unproved
 
     if not path.is_file():
         raise XatlasError(f"there is no file '{path}' to read a direction from.")
-    try:
-        with xr.open_dataset(path, engine="netcdf4") as dataset:
-            held = dataset.get("direction_vector")
-            held = None if held is None else held.load()
-    except (OSError, ValueError) as error:
-        raise XatlasError(f"'{path}' can't be read as netCDF: {error}") from None
+    # A dataset of one's own has no hash.
+    dataset = read_result(path, placed=False) if hash_path(path).exists() else read_unproved(path)
+    held = dataset.get("direction_vector")
     if held is None or tuple(held.dims) != ("direction", "layer", "d_model"):
         raise XatlasError(f"'{path}' keeps no directions: give the file of a steering result.")
     labels = [str(label) for label in held["direction"].values]

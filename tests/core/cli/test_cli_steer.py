@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from xatlas.cli import app
 from xatlas.measures.directions import random_direction
+from xatlas.store.files import write_hashed
 
 TEXT = "a 1 is to 2 as"
 
@@ -130,6 +132,8 @@ MISTAKES = {
     "layers": ({"direction": "layers.npy", "layer": 1}, "holds directions for layers 0 to 0, not for 1"),
     "no name": ({"direction": "two.nc"}, "keeps 2 directions: name one"),
     "wrong name": ({"direction": "two.nc:ax"}, "unknown direction in 'two.nc' 'ax'"),
+    "other than its hash": ({"direction": "edited.nc:aa"}, "edited.nc is damaged: it differs from the hash"),
+    "garbage": ({"direction": "garbage.nc:aa"}, "garbage.nc cannot be read as netCDF"),
     "foreign": ({"direction": "foreign.nc:a"}, "keeps no directions"),
 }
 
@@ -145,6 +149,9 @@ def files(folder, hf):
     (folder / "damaged.npy").write_text("no array")
     two = xr.Dataset({"direction_vector": (("direction", "layer", "d_model"), np.ones((2, 1, 3)))})
     two.assign_coords(direction=["aa", "bb"]).to_netcdf(folder / "two.nc")
+    write_hashed(folder / "edited.nc", b"as it was")
+    shutil.copy(folder / "two.nc", folder / "edited.nc")
+    (folder / "garbage.nc").write_bytes(b"no netCDF")
     xr.Dataset({"kl": ("x", np.ones(2))}).to_netcdf(folder / "foreign.nc")
 
 
