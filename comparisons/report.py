@@ -136,6 +136,7 @@ def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
         style.VERSION,
         drawer,
         str(dataset.attrs.get("suite", "")),
+        str(dataset.attrs.get("source", "")),
         table,
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import math
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -245,7 +246,10 @@ def _one(
         kept = _kept(record, key, figures)
         if kept:
             return kept
-        dataset = comparison.compare(build_tree(nodes)).assign_attrs(measured=_measured(comparison, models, settings))
+        dataset = comparison.compare(build_tree(nodes)).assign_attrs(
+            measured=_measured(comparison, models, settings),
+            source=source or secrets.token_hex(),  # a figure of another source is drawn again
+        )
         made: dict[str, Any] = {"key": key, "name": comparison.name, "files": {}}
         made["table"] = [{name: _plain(cell) for name, cell in row.items()} for row in comparison.table(dataset)]
         findings = [asdict(item) for item in comparison.findings(dataset)]

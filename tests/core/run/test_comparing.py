@@ -287,3 +287,23 @@ def contents(out):
     # The key of a comparison's record digests its inputs' files, which say when they were measured.
     names = [re.sub(r"-[0-9a-f]{16}(?=\.json)", "", str(path.relative_to(out))) for path in found]
     return [(name, path.read_bytes() if path.suffix in same else None) for name, path in zip(names, found, strict=True)]
+
+
+@pytest.mark.parametrize("method", ["compare", "table", "plot"])
+@pytest.mark.parametrize("end", ["raise ValueError('two\\nlines')", "raise SystemExit(3)"])
+def test_a_comparison_that_fails_is_one_line_with_its_place_and_the_others_go_on(told, tmp_path, method, end):
+    head = f"    def {method}(self, " + ("tree):\n" if method == "compare" else "dataset):\n")
+    plugin = PLUGIN.replace(head, f"{head}        {end}\n")
+    line = plugin.splitlines().index(f"        {end}") + 1
+    told("this")
+    other = importlib.import_module("plugin_of_mine").Told
+
+    class Other(other):
+        name = "other"
+
+    done = told("this", plugin=plugin, more=[Other])
+    assert [result.name for result in done.results] == ["other"]
+    (failure,) = done.failures
+    assert failure.what == "told"
+    assert f"plugin_of_mine.py, line {line}" in failure.reason
+    assert "\n" not in failure.reason
