@@ -20,6 +20,7 @@ _HOME = {
     "ReadingProbe": "probe",
     "Requirement": "probe",
     "Variable": "probe",
+    "AblationProbe": "measures.ablation",
     "HeadLayout": "sites",
     "HookPoint": "sites",
     "Site": "sites",
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from xatlas.hookspecs import hookimpl as hookimpl
     from xatlas.interventions import Intervention as Intervention
     from xatlas.loading.sources import ModelSource as ModelSource
+    from xatlas.measures.ablation import AblationProbe as AblationProbe
     from xatlas.model import HookedModel as HookedModel
     from xatlas.probe import Inputs as Inputs
     from xatlas.probe import Probe as Probe

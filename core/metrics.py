@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -177,3 +177,12 @@ class LogitDifference(Metric):
         if not self.change:
             return after
         return after - (tokens.clean_logit(tokens.answer) - tokens.clean_logit(tokens.foil))
+
+
+#: Metrics by the names that probes give their variables; ``kl`` takes a scope.
+METRICS: dict[str, Callable[..., Metric]] = {
+    "kl": KL,
+    "delta_nll": DeltaNLL,
+    "top1_changed": Top1Changed,
+    "delta_logit_diff": LogitDifference,
+}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
 
-from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
+from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
+from xatlas.measures.ablation import ablation, matched_control
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from xatlas import HookedModel
+    from xatlas.interventions import Condition
 
 #: Factor → its site kind, in the order of the product: carrier · conv(gate · signal).
 FACTORS = {"gate": "conv_gate", "carrier": "conv_carrier", "signal": "conv_signal"}
 
 
-class ConvFactors(Probe):
+class ConvFactors(AblationProbe):
     """KL when one factor of a gated short convolution, carrier · conv(gate · signal), is replaced everywhere.
 
     Definition: ``kl`` = KL(clean ‖ replaced) of the next-token distribution at the scope's positions, in nats,
@@ -38,7 +39,10 @@ class ConvFactors(Probe):
     name = "conv_factors"
     version = 2
     sites = tuple(FACTORS.values())
-    uses_reference = True
+    reasons = {  # noqa: RUF012 - declared ClassVar in the base
+        "factor": "layers without a convolution have no factors",
+        "one": "the signal is what gate and carrier act on: it is not bypassed",
+    }
     _cell = ("prompt", "layer", "factor", "ablation", "scope")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || factor replaced)"),
@@ -60,54 +64,16 @@ class ConvFactors(Probe):
         ablations: tuple[Literal["mean", "one", "resample", "zero"], ...] = ("mean", "one", "resample")
         scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return every factor with its control."""
-        return 2 * size["layer"] * len(FACTORS) * len(self.parameters.ablations) * draws
+    def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
+        """Return layers, factors, kinds and scopes."""
+        return super().labels(model) | {"factor": list(FACTORS)}
 
-    def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
-        """Return ``kl``, ``kl_control (prompt, layer, factor, ablation, scope)``."""
-        from xatlas.interventions import RandomDirection
-        from xatlas.measures.ablation import Grid, ablation
-        from xatlas.measures.noise import noise_floor
-        from xatlas.metrics import KL
-        from xatlas.schema import cells, label, layer_coords, suite_coords
-
-        tokens = model.read(suite)
-        kinds, scopes = self.parameters.ablations, self.parameters.scopes
-        shape = (model.n_layers, len(FACTORS), len(kinds))
-        grid = Grid({"kl": shape, "kl_control": shape})
-        for f, (factor, site_kind) in enumerate(FACTORS.items()):
-            for k, kind in enumerate(kinds):
-                change = [ablation(kind, draw) for draw in range(inputs.draws)]
-                for site in model.sites(site_kind):
-                    for draw, one in enumerate(change if (factor, kind) != ("signal", "one") else ()):
-                        edited = Intervention(site, one)
-                        grid.add("kl", (site.layer, f, k), edited)
-                        control = Intervention(site, RandomDirection((edited,), draw))
-                        grid.add("kl_control", (site.layer, f, k), control)
-        measured = grid.measure(model, tokens, [KL(scope) for scope in scopes], inputs, self.name)
-        absent = measured.absent("resample")
-        bare = [layer for layer in range(model.n_layers) if not model.has(Site(layer, "conv_gate"))]
-        if bare:
-            absent[cells(layer=bare)] = "layers without a convolution have no factors"
-        if "one" in kinds:
-            absent[cells(factor=["signal"], ablation=["one"])] = (
-                "the signal is what gate and carrier act on: it is not bypassed"
-            )
-        return label(
-            self.variables,
-            {name: array.transpose(1, 2, 3, 4, 0) for name, array in measured.arrays.items()},
-            {
-                **suite_coords(tokens),
-                **layer_coords(model.operator_types),
-                "factor": list(FACTORS),
-                "ablation": list(kinds),
-                "scope": list(scopes),
-            },
-            absent=absent,
-            dropped=tokens.dropped | measured.dropped,
-            noise_floor=noise_floor(model, tokens.prompts),
-        )
+    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
+        """Yield every factor of every convolution, with its control; the signal is not bypassed."""
+        for (factor, site_kind), kind in product(FACTORS.items(), self.parameters.ablations):
+            for site in model.sites(site_kind) if (factor, kind) != ("signal", "one") else ():
+                one = (Intervention(site, ablation(kind, draw)),)
+                yield {"layer": site.layer, "factor": factor, "ablation": kind}, one, matched_control(one, draw)
 
 
 @hookimpl

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
+from xatlas import AblationProbe, Intervention, Probe, Site, Variable, hookimpl
 from xatlas.interventions import Change
+from xatlas.measures.ablation import matched_control
 
 if TYPE_CHECKING:
-    import xarray as xr
     from torch import Tensor
 
     from xatlas import HookedModel
-    from xatlas.interventions import Place
+    from xatlas.interventions import Condition, Place
 
 #: Taps of the usual kernel.
 TAPS = 3
 _FACTORS = ("conv_gate", "conv_carrier", "conv_signal")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class WithoutTap(Change):
     """Take one tap of the kernel out of a gated convolution; made at ``operator_out``.
 
@@ -39,8 +39,8 @@ class WithoutTap(Change):
         How many tokens back the tap looks; 0 is the current one.
     """
 
-    tap: Tensor
-    out: Tensor
+    tap: Tensor = field(compare=False)
+    out: Tensor = field(compare=False)
     back: int
     needs_sweep = True
 
@@ -59,7 +59,7 @@ class WithoutTap(Change):
         return tuple(Site(site.layer, kind) for kind in _FACTORS)
 
 
-class ConvTaps(Probe):
+class ConvTaps(AblationProbe):
     """KL when one tap of a short convolution's kernel is zero, at every position.
 
     Definition: ``kl`` = KL(clean ‖ tap zeroed) of the next-token distribution at the scope's positions, in
@@ -78,6 +78,8 @@ class ConvTaps(Probe):
     name = "conv_taps"
     version = 1
     sites = (*_FACTORS, "operator_out")
+    uses_reference = False
+    reasons = {"tap": "layers without a convolution have no kernel, and some may have a shorter one"}  # noqa: RUF012
     _cell = ("prompt", "layer", "tap", "scope")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || tap zeroed)"),
@@ -96,55 +98,21 @@ class ConvTaps(Probe):
 
         scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return every tap of the usual kernel with its control."""
-        return size["layer"] * TAPS * (1 + draws)
+    def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
+        """Return layers, scopes and the taps of the longest kernel; without any convolution, of the usual one."""
+        kernels = [] if model is None else [_kernel(model, layer) for layer in range(model.n_layers)]
+        width = max((found[0].shape[-1] for found in kernels if found is not None), default=TAPS)
+        return super().labels(model) | {"tap": list(range(1 - width, 1))}
 
-    def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
-        """Return ``kl``, ``kl_control (prompt, layer, tap, scope)``."""
-        from xatlas.interventions import RandomDirection
-        from xatlas.measures.ablation import Grid
-        from xatlas.measures.noise import noise_floor
-        from xatlas.metrics import KL
-        from xatlas.schema import cells, label, layer_coords, suite_coords
-
-        tokens = model.read(suite)
-        scopes = self.parameters.scopes
-        kernels = {layer: found for layer in range(model.n_layers) if (found := _kernel(model, layer)) is not None}
-        # Without any convolution the taps of the usual kernel stand there, all of them absent.
-        width = max((kernel.shape[-1] for kernel, _ in kernels.values()), default=TAPS)
-        shape = (model.n_layers, width)
-        grid = Grid({"kl": shape, "kl_control": shape})
-        for layer, (kernel, out) in kernels.items():
-            for back in range(kernel.shape[-1]):
-                cell = (layer, width - 1 - back)
+    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
+        """Yield every tap of every convolution, with its control."""
+        for layer in range(model.n_layers):
+            found = _kernel(model, layer)
+            for back in range(found[0].shape[-1] if found else 0):
+                kernel, out = found  # type: ignore[misc]
                 without = WithoutTap(kernel[:, kernel.shape[-1] - 1 - back], out, back)
-                edited = Intervention(Site(layer, "operator_out"), without)
-                grid.add("kl", cell, edited)
-                for draw in range(inputs.draws):
-                    grid.add("kl_control", cell, Intervention(edited.site, RandomDirection((edited,), draw)))
-        measured = grid.measure(model, tokens, [KL(scope) for scope in scopes], inputs, self.name)
-        absent = measured.absent()
-        bare = [layer for layer in range(model.n_layers) if layer not in kernels]
-        if bare:
-            absent[cells(layer=bare)] = "layers without a convolution have no kernel"
-        for layer, (kernel, _) in kernels.items():
-            if kernel.shape[-1] < width:
-                taps = range(1 - width, 1 - kernel.shape[-1])
-                absent[cells(layer=[layer], tap=taps)] = "this layer has a shorter kernel"
-        return label(
-            self.variables,
-            {name: array.transpose(1, 2, 3, 0) for name, array in measured.arrays.items()},
-            {
-                **suite_coords(tokens),
-                **layer_coords(model.operator_types),
-                "tap": list(range(1 - width, 1)),
-                "scope": list(scopes),
-            },
-            absent=absent,
-            dropped=tokens.dropped | measured.dropped,
-            noise_floor=noise_floor(model, tokens.prompts),
-        )
+                one = (Intervention(Site(layer, "operator_out"), without),)
+                yield {"layer": layer, "tap": -back}, one, matched_control(one, draw)
 
 
 def _kernel(model: HookedModel, layer: int) -> tuple[Tensor, Tensor] | None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
 
-from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, hookimpl
+from xatlas import AblationProbe, Intervention, Probe, Site, Variable, hookimpl
+from xatlas.measures.ablation import ablation, matched_control
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from xatlas import HookedModel
+    from xatlas.interventions import Condition
 
-COMPONENTS = ("operator", "mlp", "joint")
+#: What a layer writes → the site where it does.
+PARTS = {"operator": "operator_out", "mlp": "mlp_out"}
+COMPONENTS = (*PARTS, "joint")
 
 
-class LayerAblation(Probe):
+class LayerAblation(AblationProbe):
     """KL when a layer's operator output, MLP output or both are replaced, at every position.
 
     Definition: ``kl`` = KL(clean ‖ ablated) of the next-token distribution at the scope's positions, in nats.
@@ -37,7 +40,7 @@ class LayerAblation(Probe):
     name = "layer_ablation"
     version = 2
     sites = ("operator_out",)
-    uses_reference = True
+    reasons = {"mlp": "layers without an MLP; joint is the operator alone there"}  # noqa: RUF012
     _cell = ("prompt", "layer", "component", "ablation")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable((*_cell, "scope"), "nats", "KL(clean || ablated)"),
@@ -61,71 +64,21 @@ class LayerAblation(Probe):
         ablations: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "resample")
         scopes: tuple[Literal["last", "all"], ...] = ("last",)
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return three components, each with its control."""
-        return 2 * size["layer"] * len(COMPONENTS) * len(self.parameters.ablations) * draws
+    def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
+        """Return layers, components, kinds and scopes."""
+        return super().labels(model) | {"component": list(COMPONENTS)}
 
-    def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
-        """Return ``kl (prompt, layer, component, ablation, scope)`` and its companions."""
-        from xatlas.measures.ablation import Grid
-        from xatlas.measures.noise import noise_floor
-        from xatlas.metrics import KL, DeltaNLL, Top1Changed
-        from xatlas.schema import cells, label, layer_coords, suite_coords
-
-        tokens = model.read(suite)
-        kinds, scopes = self.parameters.ablations, self.parameters.scopes
-        shape = (model.n_layers, len(COMPONENTS), len(kinds))
-        grid = Grid({"kl": shape, "control": shape})
-        for layer in range(model.n_layers):
-            for k, kind in enumerate(kinds):
-                for draw in range(inputs.draws):
-                    for c, (condition, control) in _conditions(model, layer, kind, draw).items():
-                        grid.add("control", (layer, c, k), control)
-                        grid.add("kl", (layer, c, k), *condition)
-        metrics = [*(KL(scope) for scope in scopes), DeltaNLL(), Top1Changed()]
-        measured = grid.measure(model, tokens, metrics, inputs, self.name)
-        ablated, control = measured.arrays["kl"], measured.arrays["control"]
-        n = len(scopes)
-        absent = measured.absent("resample")
-        bare = [layer for layer in range(model.n_layers) if not model.has(Site(layer, "mlp_out"))]
-        if bare:
-            told = f"{len(bare)} of {model.n_layers} layers have no MLP; joint is the operator alone there"
-            absent[cells(component=["mlp"], layer=bare)] = told
-        return label(
-            self.variables,
-            {
-                "kl": ablated[:n].transpose(1, 2, 3, 4, 0),
-                "kl_control": control[:n].transpose(1, 2, 3, 4, 0),
-                "delta_nll": ablated[n],
-                "top1_changed": ablated[n + 1],
-            },
-            {
-                **suite_coords(tokens),
-                **layer_coords(model.operator_types),
-                "component": list(COMPONENTS),
-                "ablation": list(kinds),
-                "scope": list(scopes),
-            },
-            absent=absent,
-            dropped=tokens.dropped | measured.dropped,
-            noise_floor=noise_floor(model, tokens.prompts),
-        )
-
-
-def _conditions(
-    model: HookedModel, layer: int, kind: str, draw: int
-) -> dict[int, tuple[tuple[Intervention, ...], Intervention]]:
-    """Return component index → the ablation and its control, for the components that the layer has."""
-    from xatlas.interventions import RandomDirection
-    from xatlas.measures.ablation import ablation
-
-    change = ablation(kind, draw)
-    parts = {0: Site(layer, "operator_out"), 1: Site(layer, "mlp_out")}
-    single = {c: (Intervention(site, change),) for c, site in parts.items() if model.has(site)}
-    joint = tuple(part for condition in single.values() for part in condition)
-    result = {c: (part, Intervention(part[0].site, RandomDirection(part, draw))) for c, part in single.items()}
-    result[2] = (joint, Intervention(Site(layer, "resid_post"), RandomDirection(joint, draw)))
-    return result
+    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
+        """Yield operator, MLP and both of every layer, each with its control."""
+        for layer, kind in product(range(model.n_layers), self.parameters.ablations):
+            sites = {name: Site(layer, site) for name, site in PARTS.items()}
+            parts = {name: Intervention(site, ablation(kind, draw)) for name, site in sites.items() if model.has(site)}
+            for name, part in parts.items():
+                cell = {"layer": layer, "component": name, "ablation": kind}
+                yield cell, (part,), matched_control((part,), draw)
+            joint = tuple(parts.values())
+            cell = {"layer": layer, "component": "joint", "ablation": kind}
+            yield cell, joint, matched_control(joint, draw, at="resid_post")
 
 
 @hookimpl

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
 
-from xatlas import Inputs, Intervention, Probe, Requirement, Site, Suite, Variable, XatlasError, hookimpl
+from xatlas import (
+    AblationProbe,
+    Inputs,
+    Intervention,
+    Probe,
+    Requirement,
+    Site,
+    Suite,
+    Variable,
+    XatlasError,
+    hookimpl,
+)
+from xatlas.measures.ablation import ablation
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas import HookedModel
-    from xatlas.measures.ablation import Grid
+    from xatlas.interventions import Condition
 
 #: Component → the site that is replaced.
 COMPONENTS = {"operator": "operator_out", "mlp": "mlp_out"}
 
 
-class PairwiseAblation(Probe):
+class PairwiseAblation(AblationProbe):
     """How much more two components cost together than the sum of what each costs alone.
 
     Definition: a component is a layer's operator or MLP, written ``L3.operator``. ``kl_joint`` = KL(clean ‖ both
@@ -39,7 +52,7 @@ class PairwiseAblation(Probe):
     name = "pairwise_ablation"
     version = 2
     sites = ("operator_out",)
-    uses_reference = True
+    reasons = {"interaction": "a component has none with itself; kl_joint is its own KL there"}  # noqa: RUF012
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "interaction": Variable(("prompt", "component", "component_other"), "nats", "KL of both - KL of each alone"),
         "kl_joint": Variable(("prompt", "component", "component_other"), "nats", "KL(clean || both ablated)"),
@@ -73,49 +86,30 @@ class PairwiseAblation(Probe):
         n = len(self.parameters.components) or self.parameters.strongest
         return n * (n + 1) / 2 * draws
 
+    def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
+        """Return the components, those that layer ablation chose where none is named."""
+        return {"component": self.chosen, "component_other": self.chosen, "scope": ["last"]}
+
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
-        """Return ``interaction (prompt, component, component_other)`` and ``kl_joint``."""
+        """Choose the components, then measure every one and every pair."""
+        self.chosen = self._components(model, inputs)
+        return super().measure(model, suite, inputs)
+
+    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, None]]:
+        """Yield singles on the diagonal and pairs on either side of it."""
+        change = ablation(self.parameters.ablation, draw)
+        for one, other in product(self.chosen, repeat=2):
+            sites = sorted({_site(model, one), _site(model, other)}, key=lambda s: (s.layer, s.kind != "operator_out"))
+            yield {"component": one, "component_other": other}, tuple(Intervention(s, change) for s in sites), None
+
+    def derive(self, arrays: dict[str, xr.DataArray]) -> dict[str, xr.DataArray]:
+        """Take what each costs alone off what both cost together."""
         import numpy as np
 
-        from xatlas.measures.noise import noise_floor
-        from xatlas.metrics import KL
-        from xatlas.schema import cells, label, suite_coords
-
-        names = self._components(model, inputs)
-        sites = [_site(model, name) for name in names]
-        tokens = model.read(suite)
-        grid = self._grid(sites, inputs.draws)
-        measured = grid.measure(model, tokens, [KL("last")], inputs, self.name)
-        joint = measured.arrays["kl_joint"][0]  # (prompt, component, component_other), upper triangle
-        joint = np.where(np.isnan(joint), joint.swapaxes(1, 2), joint)
-        single = np.einsum("pii->pi", joint)
-        interaction = joint - single[:, :, None] - single[:, None, :]
-        interaction[:, range(len(names)), range(len(names))] = np.nan
-        absent = measured.absent("interaction", "kl_joint")
-        for name in names:
-            itself = cells(component=[name], component_other=[name])
-            absent[itself] = "a component has no interaction with itself; kl_joint is its own KL there"
-        return label(
-            self.variables,
-            {"interaction": interaction, "kl_joint": joint},
-            {**suite_coords(tokens), "component": names, "component_other": names},
-            absent=absent,
-            dropped=tokens.dropped | measured.dropped,
-            noise_floor=noise_floor(model, tokens.prompts),
-        )
-
-    def _grid(self, sites: list[Site], draws: int) -> Grid:
-        """Lay out singles on the diagonal and pairs above it."""
-        from xatlas.measures.ablation import Grid, ablation
-
-        grid = Grid({"kl_joint": (len(sites), len(sites))})
-        for i, one in enumerate(sites):
-            for j in range(i, len(sites)):
-                for draw in range(draws):
-                    change = ablation(self.parameters.ablation, draw)
-                    together = sorted({one, sites[j]}, key=lambda site: (site.layer, site.kind != "operator_out"))
-                    grid.add("kl_joint", (i, j), *(Intervention(site, change) for site in together))
-        return grid
+        joint = arrays["kl_joint"]  # (prompt, component, component_other)
+        alone = np.einsum("pii->pi", joint.values)
+        interaction = joint - alone[:, :, None] - alone[:, None, :]
+        return arrays | {"interaction": interaction.where(~np.eye(len(self.chosen), dtype=bool))}
 
     def _components(self, model: HookedModel, inputs: Inputs) -> list[str]:
         """Return the names of the components that are paired."""

@@ -10,12 +10,11 @@ from models import build
 
 from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
 from xatlas.interventions import FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
-from xatlas.measures.ablation import Grid
 from xatlas.model import HookedModel
-from xatlas.plugins.head_ablation import HeadAblation, _add
+from xatlas.plugins.head_ablation import HeadAblation
 from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
-from xatlas.sites import HeadLayout, Site
+from xatlas.sites import Site
 from xatlas.suites import Suite
 
 SUITE = Suite("few", small_suite().prompts[::3])
@@ -104,16 +103,13 @@ def test_controls_differ_by_head_and_layer():
     model = HookedModel(build("llama"), None)
     seen = []
     for layer in range(2):
-        grid = Grid({name: (2, 4, 1) for name in ("kl", "control", "subspace", "group")})
-        _add(grid, layer, HeadLayout(4, 2, 8), 0, "zero", 0)
-        for (name, _), (part,) in zip(grid.cells, grid.conditions, strict=True):
-            if name == "control":
-                value = torch.ones(1, 3, 4, 8)
+        for cell, _, controls in HeadAblation(ablations="zero").cells(model, 0):
+            if cell["layer"] == layer and "head" in cell:
+                value, part = torch.ones(1, 3, 4, 8), controls["kl_control"]
                 change = moved(part, value, zero_scene(value))
                 seen.append(change[0, 0, part.heads[0]] / change[0, 0, part.heads[0]].norm())
-            if name == "subspace":
-                assert isinstance(part.change, InSubspace)
-                assert part.heads is None
+                assert isinstance(controls["kl_control_subspace"].change, InSubspace)
+                assert controls["kl_control_subspace"].heads is None
     similar = torch.stack(seen) @ torch.stack(seen).T
     assert (similar - torch.eye(8)).abs().max() < 0.95
     assert model.n_layers == 3
