@@ -112,8 +112,8 @@ class AblationProbe(Probe):
         """Return the number of cells, controls included, times draws."""
         labels = self.labels(None)
         sizes = {**size, **{dim: len(labels[dim]) for dim in labels if dim not in size}, "prompt": 1, "scope": 1}
-        cells = [v.dims for name, v in self.variables.items() if "scope" in v.dims]
-        return draws * sum(math.prod(sizes[dim] for dim in dims) for dims in cells)
+        cells = [variable.dims for name, variable in self.variables.items() if name.startswith("kl")]
+        return draws * sum(math.prod(sizes.get(dim, 1) for dim in dims) for dims in cells)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return the declared variables; see :meth:`cells`."""
