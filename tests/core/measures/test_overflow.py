@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import build, token_prompt
+from models import build
 
+from xatlas import AblationProbe, Variable
+from xatlas.checks.specimen import byte_tokenizer, small_suite
 from xatlas.interventions import Add, Intervention
-from xatlas.measures.ablation import Grid
-from xatlas.metrics import KL
 from xatlas.model import HookedModel
 from xatlas.probe import Inputs
-from xatlas.prompts import TokenSuite
+from xatlas.schema import notes
 from xatlas.sites import Site
+from xatlas.suites import Suite
+
+
+class Overflowing(AblationProbe):
+    """Adds nothing to speak of, and more than any number format holds."""
+
+    name = "overflowing"
+    variables = {"kl": Variable(("prompt", "size"), "nats", "KL(clean || changed)")}  # noqa: RUF012
+
+    def labels(self, model):
+        return super().labels(model) | {"size": ["small", "endless"]}
+
+    def cells(self, model, draw):
+        for label, size in (("small", 1.0), ("endless", torch.inf)):
+            added = Add(torch.full((model.d_model,), size))
+            yield {"size": label}, (Intervention(Site(1, "resid_post"), added),), None
 
 
 @pytest.mark.parametrize(("dtype", "advice"), [(torch.float16, True), (torch.bfloat16, False)])
 def test_the_reason_of_a_dropped_prompt_says_which_dtype_would_do(dtype, advice):
-    model = HookedModel(build("llama").to(dtype), None)
-    grid = Grid({"kl": (2,)})
-    for cell, size in enumerate((1.0, torch.inf)):
-        grid.add("kl", (cell,), Intervention(Site(1, "resid_post"), Add(torch.full((32,), size))))
-    measured = grid.measure(model, TokenSuite((token_prompt("a", 5),)), [KL()], Inputs(), "grid")
+    model = HookedModel(build("llama", vocab_size=260).to(dtype), byte_tokenizer())
+    one = Suite("one", small_suite().prompts[:1])
     told = "logits were not finite in 1 of 2 conditions"
-    assert measured.dropped == {"a": told + (": float16 overflows, use float32 or bfloat16" if advice else "")}
+    told += ": float16 overflows, use float32 or bfloat16" if advice else ""
+    assert notes(Overflowing().measure(model, one, Inputs()), "dropped") == {one.prompts[0].id: told}
