@@ -19,8 +19,9 @@ PACKAGE := pyproject.toml constraints.txt
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
 
+# as many processes as cores, one thread each; a file's tests stay together, since they share what they measure
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
