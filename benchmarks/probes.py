@@ -33,7 +33,7 @@ from xatlas.sites import Site
 from xatlas.sweep import sweep
 
 #: Where probes and their helpers find the engine.
-DOORS = ("xatlas.sweep.sweep", "xatlas.measures.ablation.sweep", "xatlas.measures.patching.sweep")
+DOORS = ("xatlas.sweep.sweep", "xatlas.measures.patching.sweep")
 #: Probe → the model that it is timed on, and parameters; convolutions need the hybrid.
 PROBES = {
     "conv_factors": ("hybrid", {}),

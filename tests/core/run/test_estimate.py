@@ -13,7 +13,7 @@ from xatlas.probe import Inputs
 from xatlas.run.suites import find_suite
 from xatlas.suites import Suite
 
-DOORS = ("xatlas.sweep.sweep", "xatlas.measures.ablation.sweep", "xatlas.measures.patching.sweep")
+DOORS = ("xatlas.sweep.sweep", "xatlas.measures.patching.sweep")
 
 
 @pytest.fixture(scope="module")
