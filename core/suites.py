@@ -35,7 +35,7 @@ class Prompt:
     family : str
         Kind of task.
     text : str
-        What the model reads; never ends in a space.
+        What the model reads; in a file it never ends in a space.
     target, foil : str, optional
         The right continuation and its corrupt twin's.
     corrupt_text : str, optional
@@ -123,7 +123,7 @@ class Suite:
     Raises
     ------
     XatlasError
-        Without prompts, with an id given twice, or a text that ends in a space.
+        Without prompts, or with an id given twice.
     """
 
     name: str
@@ -140,8 +140,6 @@ class Suite:
             if prompt.id in seen:
                 raise XatlasError(f"suite '{self.name}' has the id '{prompt.id}' twice: ids must be unique.")
             seen.add(prompt.id)
-            if _ends_in_space(prompt):
-                raise XatlasError(f"suite '{self.name}', prompt '{prompt.id}': {_ends_in_space(prompt)}.")
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -265,15 +263,11 @@ def _parse(line: str, where: str) -> Prompt:
         prompt = Prompt(**given, extra=extra)
     except XatlasError as error:
         raise XatlasError(f"{where}: {error}") from None
-    if _ends_in_space(prompt):
-        raise XatlasError(f"{where}: {_ends_in_space(prompt)}.")
+    # the target's first token would be another one than after the word
+    for name in ("text", "corrupt_text"):
+        if (getattr(prompt, name) or "").endswith(" "):
+            raise XatlasError(f"{where}: '{name}' ends in a space; begin the target with it instead.")
     return prompt
-
-
-def _ends_in_space(prompt: Prompt) -> str:
-    """Say which text ends in a space: its target's first token would be another one than after the word."""
-    ends = [name for name in ("text", "corrupt_text") if (getattr(prompt, name) or "").endswith(" ")]
-    return f"'{ends[0]}' ends in a space; begin the target with it instead" if ends else ""
 
 
 def _unfit(text: str) -> str:

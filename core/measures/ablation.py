@@ -22,7 +22,6 @@ from xatlas.interventions import (
     means_needed,
 )
 from xatlas.probe import Inputs, Probe
-from xatlas.schema.labels import cells
 from xatlas.sites import Site
 
 if TYPE_CHECKING:
@@ -286,6 +285,8 @@ class _Grid:
 
     def _note_absent(self, variable: str, dims: list[str], empty: np.ndarray) -> None:
         """Say why a variable has cells that nothing was measured for: the probe's reasons, else in general."""
+        from xatlas.schema.labels import cells
+
         labels = [self.labels[dim] for dim in dims]
         per_layers: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # the same cells are missing in these layers
         layer = dims.index("layer") if "layer" in dims else 0
