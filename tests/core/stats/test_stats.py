@@ -230,3 +230,17 @@ def test_rank_correlation_with_ties():
     assert correlate_ranks([1, 2, 2, 4], [1, 3, 3, 9]) == pytest.approx(1.0)
     assert correlate_ranks([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
     assert np.isnan(correlate_ranks([1, 1, 1], [1, 2, 3]))
+
+
+def test_equal_values_share_the_mean_of_their_ranks():
+    """Ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: 4.5 / sqrt(4.5 * 5)."""
+    found = correlate_ranks(np.array([1.0, 2.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+def test_flips_of_four_templates_are_counted_on_both_sides():
+    """All of one sign: one of 16 flips reaches it from above, and as many from below."""
+    clusters = Clusters(["f"] * 4, list("abcd"))
+    for sign in (1.0, -1.0):
+        assert clusters.max_t(np.full(4, sign), alternative="two-sided") == pytest.approx(2 / 16)
+    assert clusters.max_t(np.ones(4)) == pytest.approx(1 / 16)
