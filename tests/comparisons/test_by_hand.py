@@ -233,3 +233,19 @@ def test_the_band_holds_95_percent_of_the_random_directions(synthetic):
         )
         for end, share in (("low", 0.025), ("high", 0.975)):
             np.testing.assert_allclose(dataset[f"{kind}_{end}"], np.quantile(each, share, axis=0))
+
+
+def test_information_has_arrived_where_it_stays(synthetic):
+    """Half of it is at the readout in layer 1, less in layers 2 and 3, and half of it again from layer 4 on."""
+    result = synthetic.patching_result(TYPES, 4)
+    result["recovery"].loc[{"site": "resid_post", "position": "last", "layer": 1}] = 0.8
+    dataset = PatchingProfile().compare(synthetic.tree_of(a={"activation_patching": result}))
+    assert dataset["arrival"].sel(mode="denoise").item() == pytest.approx(4 / 7)
+
+
+@pytest.mark.parametrize(("mode", "small"), [("denoise", True), ("noise", False)])
+def test_what_attention_moves_is_tested_clean_into_corrupt(synthetic, mode, small):
+    result = synthetic.patching_result(TYPES, 3, share=0.0)
+    result["recovery"].loc[{"site": "operator_out", "position": "last", "mode": mode, "layer": [0, 2, 4, 6]}] += 0.3
+    dataset = PatchingProfile().compare(synthetic.tree_of(a={"activation_patching": result}))
+    assert (dataset["attention_over_others_p"].item() < 0.01) == small
