@@ -108,8 +108,10 @@ class ConvTaps(AblationProbe):
         """Yield every tap of every convolution, with its control."""
         for layer in range(model.n_layers):
             found = _kernel(model, layer)
-            for back in range(found[0].shape[-1] if found else 0):
-                kernel, out = found  # type: ignore[misc]
+            if found is None:
+                continue
+            kernel, out = found
+            for back in range(kernel.shape[-1]):
                 without = WithoutTap(kernel[:, kernel.shape[-1] - 1 - back], out, back)
                 one = (Intervention(Site(layer, "operator_out"), without),)
                 yield {"layer": layer, "tap": -back}, one, matched_control(one, draw)

@@ -75,8 +75,14 @@ class AblationProbe(Probe):
     A subclass declares ``variables`` and yields its cells; the base reads the suite, computes reference means and
     donors, sweeps, averages over draws, and returns a labelled dataset with reasons for what is absent.
 
-    Variables with the dimension ``scope`` are KL; ``delta_nll``, ``top1_changed`` and other names are the metrics
-    of :mod:`xatlas.metrics` that are called so.
+    Variables whose name begins with ``kl`` are KL(clean ‖ changed) in nats, at every ``scope`` where they have that
+    dimension, else at the readout; ``delta_nll``, ``top1_changed`` and ``delta_logit_diff`` are the metrics of
+    :mod:`xatlas.metrics` that are called so. Others come from :meth:`derive`.
+
+    Raises
+    ------
+    XatlasError
+        While measuring: a cell fits no variable, or a mean or donor is needed and there is no reference.
     """
 
     uses_reference: ClassVar[bool] = True
@@ -87,9 +93,9 @@ class AblationProbe(Probe):
     def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[Mapping[str, Any], Condition, Controls]]:
         """Yield ``({dimension: label}, condition, control)``.
 
-        The number goes to the first variable that has just these dimensions besides ``prompt`` and ``scope``, the
-        control's to the variable of that name with ``_control`` behind it. Conditions of one cell are averaged: equal
-        ones are run once, donors and directions of different draws make up the mean.
+        The numbers go to the variables that have just these dimensions besides ``prompt`` and ``scope``, the
+        control's to the first one's name with ``_control`` behind it. Conditions of one cell are averaged: equal ones
+        are run once, donors and directions of different draws make up the mean.
         """
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
