@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xatlas import Adapter, HookPoint, hookimpl
-from xatlas.adapter import GgufLayout, PreNormAdapter, gated_thirds
+from xatlas.contracts.adapter import GgufLayout, PreNormAdapter, gated_thirds
 
 if TYPE_CHECKING:
     from xatlas.loading.gguf_file import GgufFile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xatlas import Adapter, hookimpl
-from xatlas.adapter import GgufLayout, PreNormAdapter
+from xatlas.contracts.adapter import GgufLayout, PreNormAdapter
 
 
 class LlamaAdapter(PreNormAdapter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xatlas.hookspecs import hookimpl
-from xatlas.loading.sources import ModelSource
+from xatlas.loading.hub import ModelSource
 
 _PUBLIC = (
     ModelSource("lfm2", "LiquidAI/LFM2.5-230M", "hub", "LFM2.5-230M: convolution and attention layers"),

@@ -8,9 +8,10 @@ import torch
 
 from xatlas import HookedModel, Intervention, Prompt, Site
 from xatlas.interventions import Mean, RandomDirection
-from xatlas.loading import load, resolve
+from xatlas.loading.loader import load
+from xatlas.loading.names import resolve
 from xatlas.manager import suites
-from xatlas.prompts import TokenPrompt, TokenSuite
+from xatlas.prompts.reader import TokenPrompt, TokenSuite
 
 #: Layers of LFM2.5-230M that attend; the other eight convolve.
 ATTENTION_LAYERS = (2, 4, 6, 8, 10, 12)

@@ -26,14 +26,14 @@ import torch
 from plain import PlainScene, plain
 
 from xatlas import Suite, manager
+from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs
 from xatlas.interventions import means_needed
-from xatlas.measures.attribution import gradients
-from xatlas.probe import Inputs
-from xatlas.sites import Site
+from xatlas.probing.patching import gradients
 from xatlas.sweep import sweep
 
 #: Where probes and their helpers find the engine.
-DOORS = ("xatlas.sweep.sweep", "xatlas.measures.patching.sweep")
+DOORS = ("xatlas.sweep.sweep", "xatlas.engine.sweep.sweep", "xatlas.probing.patching.sweep")
 #: Probe → the model that it is timed on, and parameters; convolutions need the hybrid.
 PROBES = {
     "conv_factors": ("hybrid", {}),

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from baselines import bucketed, plain_conditions, prompt_by_prompt
 
-from xatlas.measures.means import reference_means
+from xatlas.engine.schedule import Budget
 from xatlas.metrics import KL
+from xatlas.probing.means import reference_means
 from xatlas.sweep import sweep
-from xatlas.sweep.budget import Budget
 
 SEED = 0
 CASES = {"smollm2-135m-q4": cases.smollm2, "lfm2.5-230m-shape": cases.lfm2_shape}

@@ -12,8 +12,7 @@ from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import early_late as early_late_figure
 from xatlas.comparisons.measures import readings, settings, summary
 from xatlas.comparisons.measures.readings import ABLATIONS, SCOPE, Estimate, Reading
-from xatlas.stats import EPSILON, Floats, quantile
-from xatlas.stats.ranks import correlate_ranks
+from xatlas.stats import EPSILON, Floats, correlate_ranks, quantile
 
 if TYPE_CHECKING:
     import xarray as xr

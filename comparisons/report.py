@@ -21,14 +21,14 @@ import numpy as np
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.measures import summary
 from xatlas.errors import XatlasError
-from xatlas.store.results import read_unproved
+from xatlas.results.store import read_unproved
 from xatlas.text import printable, spreadsheet_cell
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from xatlas.comparison import Comparison
+    from xatlas.contracts.comparison import Comparison
 
 log = logging.getLogger("xatlas")
 

@@ -9,32 +9,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "Adapter": "adapter",
-    "Comparison": "comparison",
-    "Finding": "comparison",
+    "Adapter": "contracts.adapter",
+    "Comparison": "contracts.comparison",
+    "Finding": "contracts.comparison",
     "XatlasError": "errors",
     "hookimpl": "hookspecs",
-    "HookedModel": "model",
-    "Inputs": "probe",
-    "Probe": "probe",
-    "ReadingProbe": "probe",
-    "Requirement": "probe",
-    "Variable": "probe",
-    "AblationProbe": "measures.ablation",
-    "HeadLayout": "sites",
-    "HookPoint": "sites",
-    "Site": "sites",
+    "HookedModel": "model.hooked",
+    "Inputs": "contracts.probe",
+    "Probe": "contracts.probe",
+    "ReadingProbe": "contracts.probe",
+    "Requirement": "contracts.probe",
+    "Variable": "contracts.probe",
+    "AblationProbe": "probing.ablation",
+    "HeadLayout": "contracts.adapter",
+    "HookPoint": "contracts.adapter",
+    "Site": "contracts.adapter",
     "Intervention": "interventions",
-    "ModelSource": "loading.sources",
+    "ModelSource": "loading.hub",
     "Prompt": "suites",
     "Suite": "suites",
     "SuiteSpec": "suites",
     "read_suite": "suites",
-    "check_adapter": "checks",
-    "check_comparison": "checks",
-    "check_probe": "checks",
-    "check_source": "checks",
-    "check_suite": "checks",
+    "check_adapter": "checks.adapters",
+    "check_comparison": "checks.comparisons",
+    "check_probe": "checks.probes",
+    "check_source": "checks.comparisons",
+    "check_suite": "checks.comparisons",
     "measure": "api",
     "compare": "api",
     "load": "api",
@@ -45,32 +45,32 @@ __all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from xatlas.adapter import Adapter as Adapter
     from xatlas.api import compare as compare
     from xatlas.api import load as load
     from xatlas.api import measure as measure
     from xatlas.api import open as open
-    from xatlas.checks import check_adapter as check_adapter
-    from xatlas.checks import check_comparison as check_comparison
-    from xatlas.checks import check_probe as check_probe
-    from xatlas.checks import check_source as check_source
-    from xatlas.checks import check_suite as check_suite
-    from xatlas.comparison import Comparison as Comparison
-    from xatlas.comparison import Finding as Finding
+    from xatlas.checks.adapters import check_adapter as check_adapter
+    from xatlas.checks.comparisons import check_comparison as check_comparison
+    from xatlas.checks.comparisons import check_source as check_source
+    from xatlas.checks.comparisons import check_suite as check_suite
+    from xatlas.checks.probes import check_probe as check_probe
+    from xatlas.contracts.adapter import Adapter as Adapter
+    from xatlas.contracts.adapter import HeadLayout as HeadLayout
+    from xatlas.contracts.adapter import HookPoint as HookPoint
+    from xatlas.contracts.adapter import Site as Site
+    from xatlas.contracts.comparison import Comparison as Comparison
+    from xatlas.contracts.comparison import Finding as Finding
+    from xatlas.contracts.probe import Inputs as Inputs
+    from xatlas.contracts.probe import Probe as Probe
+    from xatlas.contracts.probe import ReadingProbe as ReadingProbe
+    from xatlas.contracts.probe import Requirement as Requirement
+    from xatlas.contracts.probe import Variable as Variable
     from xatlas.errors import XatlasError as XatlasError
     from xatlas.hookspecs import hookimpl as hookimpl
     from xatlas.interventions import Intervention as Intervention
-    from xatlas.loading.sources import ModelSource as ModelSource
-    from xatlas.measures.ablation import AblationProbe as AblationProbe
+    from xatlas.loading.hub import ModelSource as ModelSource
     from xatlas.model import HookedModel as HookedModel
-    from xatlas.probe import Inputs as Inputs
-    from xatlas.probe import Probe as Probe
-    from xatlas.probe import ReadingProbe as ReadingProbe
-    from xatlas.probe import Requirement as Requirement
-    from xatlas.probe import Variable as Variable
-    from xatlas.sites import HeadLayout as HeadLayout
-    from xatlas.sites import HookPoint as HookPoint
-    from xatlas.sites import Site as Site
+    from xatlas.probing.ablation import AblationProbe as AblationProbe
     from xatlas.suites import Prompt as Prompt
     from xatlas.suites import Suite as Suite
     from xatlas.suites import SuiteSpec as SuiteSpec

@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import manager
+from xatlas.contracts.probe import Inputs, Probe, Requirement
 from xatlas.errors import XatlasError
 from xatlas.guard import calling
 from xatlas.loading.names import Hub, Resolved, resolve
-from xatlas.probe import Inputs, Probe, Requirement
-from xatlas.run import run
-from xatlas.run.comparing import Comparing, part_parameters, pick_comparisons
-from xatlas.run.comparing import compare as compare_models
-from xatlas.run.direct import measure_directly
-from xatlas.run.outcome import Reporter
-from xatlas.run.plan import Settings, steps_for
-from xatlas.run.suites import default_suite, find_suite
-from xatlas.settings import TEMPLATE_DATE
-from xatlas.store import Store
-from xatlas.store.atlas import open_atlas
+from xatlas.results.atlas import open_atlas
+from xatlas.results.store import Store
+from xatlas.run.compare import Comparing, part_parameters, pick_comparisons
+from xatlas.run.compare import compare as compare_models
+from xatlas.run.plan import Settings, default_suite, find_suite, steps_for
+from xatlas.run.reporting import Reporter
+from xatlas.run.runner import measure_directly, run
 from xatlas.suites import Suite
 from xatlas.text import split_names
+from xatlas.vocabulary import TEMPLATE_DATE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -117,7 +115,7 @@ def load(
     XatlasError
         It can't be had or loaded, no adapter fits it, or a check of its hook points fails.
     """
-    from xatlas.loading import load as load_parts
+    from xatlas.loading.loader import load as load_parts
     from xatlas.model import HookedModel
 
     resolved = resolve(os.fspath(name))

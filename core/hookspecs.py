@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from xatlas.adapter import Adapter
-    from xatlas.comparison import Comparison
-    from xatlas.loading.sources import ModelSource
-    from xatlas.probe import Probe
+    from xatlas.contracts.adapter import Adapter
+    from xatlas.contracts.comparison import Comparison
+    from xatlas.contracts.probe import Probe
+    from xatlas.loading.hub import ModelSource
     from xatlas.suites import SuiteSpec
 
 hookspec = pluggy.HookspecMarker("xatlas")

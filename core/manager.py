@@ -18,10 +18,10 @@ from xatlas import hookspecs
 from xatlas.errors import XatlasError, unknown
 
 if TYPE_CHECKING:
-    from xatlas.adapter import Adapter
-    from xatlas.comparison import Comparison
-    from xatlas.loading.sources import ModelSource
-    from xatlas.probe import Probe
+    from xatlas.contracts.adapter import Adapter
+    from xatlas.contracts.comparison import Comparison
+    from xatlas.contracts.probe import Probe
+    from xatlas.loading.hub import ModelSource
     from xatlas.suites import SuiteSpec
 
 #: Packages whose modules are plugins. Each lists its own files; core knows none of them by name.

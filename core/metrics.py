@@ -15,7 +15,7 @@ from xatlas.errors import unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xatlas.prompts import TokenPrompt
+    from xatlas.prompts.reader import TokenPrompt
 
 
 @dataclass

@@ -179,7 +179,7 @@ def picture(out: Path) -> None:
 
     import xarray as xr
 
-    from xatlas.cli.words import print_table
+    from xatlas.cli.output import print_table
     from xatlas.manager import comparisons
 
     hub = comparisons()["hub"]()

@@ -80,9 +80,9 @@ class ActivationPatching(Probe):
         """Return ``recovery (prompt, layer, site, position, mode)`` and its control."""
         import numpy as np
 
-        from xatlas.measures.noise import noise_floor
-        from xatlas.measures.patching import check_patch, missing, recovery
-        from xatlas.measures.twins import read_pairs
+        from xatlas.probing.means import noise_floor
+        from xatlas.probing.pairs import read_pairs
+        from xatlas.probing.patching import check_patch, missing, recovery
         from xatlas.schema import label, layer_coords, suite_coords
 
         chosen = self.parameters

@@ -78,10 +78,9 @@ class AttributionPatching(Probe):
         """Return ``attribution (prompt, layer, site, position)`` and ``rank_correlation (site)``."""
         import numpy as np
 
-        from xatlas.measures.attribution import attribution
-        from xatlas.measures.noise import noise_floor
-        from xatlas.measures.patching import check_patch, missing, recovery
-        from xatlas.measures.twins import read_pairs
+        from xatlas.probing.means import noise_floor
+        from xatlas.probing.pairs import read_pairs
+        from xatlas.probing.patching import attribution, check_patch, missing, recovery
         from xatlas.schema import label, layer_coords, suite_coords
 
         chosen = self.parameters
@@ -118,7 +117,7 @@ def _agreement(guess: Any, exact: Any) -> Any:
     """Return the mean rank correlation ``(site,)`` of two arrays ``(prompt, layer, site, position)``."""
     import numpy as np
 
-    from xatlas.stats.ranks import correlate_ranks
+    from xatlas.stats import correlate_ranks
 
     found = np.full((len(guess), guess.shape[2]), np.nan)
     for row, s in np.ndindex(*found.shape):

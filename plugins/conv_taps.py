@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import AblationProbe, Intervention, Probe, Site, Variable, hookimpl
 from xatlas.interventions import Change
-from xatlas.measures.ablation import matched_control
+from xatlas.probing.ablation import matched_control
 
 if TYPE_CHECKING:
     from torch import Tensor

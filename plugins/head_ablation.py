@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
 from xatlas.interventions import InSubspace
-from xatlas.measures.ablation import ablation, matched_control
+from xatlas.probing.ablation import ablation, matched_control
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
     from xatlas.interventions import Condition
-    from xatlas.measures.ablation import Controls
+    from xatlas.probing.ablation import Controls
 
 
 class HeadAblation(AblationProbe):

@@ -20,7 +20,7 @@ from xatlas import (
     XatlasError,
     hookimpl,
 )
-from xatlas.measures.ablation import ablation
+from xatlas.probing.ablation import ablation
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
-from xatlas.measures.ablation import ablation, matched_control
+from xatlas.probing.ablation import ablation, matched_control
 
 if TYPE_CHECKING:
     from xatlas import HookedModel

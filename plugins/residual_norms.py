@@ -46,7 +46,7 @@ class ResidualNorms(ReadingProbe):
         """Make room for every prompt."""
         import numpy as np
 
-        from xatlas.prompts import POSITION_CLASSES
+        from xatlas.prompts.reader import POSITION_CLASSES
 
         self.model = model
         self.tokens = model.read(suite)
@@ -55,7 +55,7 @@ class ResidualNorms(ReadingProbe):
 
     def update(self, capture: Capture) -> None:
         """Take norms at every token, then means over each class of positions."""
-        from xatlas.prompts import POSITION_CLASSES
+        from xatlas.prompts.reader import POSITION_CLASSES
 
         for site, value in capture.values.items():
             squared = value.double().square() if value.device.type != "mps" else value.float().square()
@@ -73,8 +73,8 @@ class ResidualNorms(ReadingProbe):
         """Return ``norm (prompt, layer, site, position)`` and its companions."""
         import numpy as np
 
-        from xatlas.measures.twins import without_tokens
-        from xatlas.prompts import POSITION_CLASSES
+        from xatlas.probing.pairs import without_tokens
+        from xatlas.prompts.reader import POSITION_CLASSES
         from xatlas.schema import cells, label, layer_coords, suite_coords
 
         lacking = without_tokens(self.tokens.prompts, POSITION_CLASSES).sum(0)

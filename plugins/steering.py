@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas import HookedModel
-    from xatlas.measures.directions import Directions
+    from xatlas.probing.directions import Directions
 
 SCALES = ("absolute", "relative")
 #: Conditions that are handed to the engine at a time: they share its walks, and its lists stay short.
@@ -113,8 +113,8 @@ class Steering(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``delta_logit_diff (prompt, layer, direction, strength, scale)`` and what was added."""
-        from xatlas.measures.directions import median_norms, readout_values
-        from xatlas.measures.noise import noise_floor
+        from xatlas.probing.directions import median_norms, readout_values
+        from xatlas.probing.means import noise_floor
         from xatlas.schema import label, layer_coords, suite_coords
 
         tokens = model.read(suite)
@@ -160,7 +160,7 @@ class Steering(Probe):
 
     def _directions(self, model: HookedModel, inputs: Inputs) -> Directions:
         """Return all directions, the random ones first."""
-        from xatlas.measures.directions import Directions, matched_direction, random_direction, readout_values
+        from xatlas.probing.directions import Directions, matched_direction, random_direction, readout_values
 
         found = Directions()
         seeds = range(1000 * inputs.seed, 1000 * inputs.seed + max(self.parameters.random, self.parameters.matched))
@@ -182,7 +182,7 @@ class Steering(Probe):
 
     def _add_families(self, found: Directions, values: Tensor, families: list[str], where: str, inputs: Inputs) -> None:
         """Add the families' directions, and those with shuffled labels."""
-        from xatlas.measures.directions import contrasts, shuffle
+        from xatlas.probing.directions import contrasts, shuffle
 
         wanted = self.parameters.families or sorted(set(families))
         for family in wanted:

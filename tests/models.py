@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from xatlas.prompts import TokenPrompt
+from xatlas.prompts.reader import TokenPrompt
 from xatlas.suites import Prompt
 
 VOCABULARY = 97

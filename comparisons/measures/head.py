@@ -11,8 +11,7 @@ import numpy as np
 from xatlas.comparisons.measures import summary
 from xatlas.comparisons.measures.ranking import leader
 from xatlas.comparisons.measures.readings import ABLATION, SCOPE, Estimate, Reading
-from xatlas.stats import Floats, agree, log_ratio
-from xatlas.stats.ranks import chance_of_wins, expected_wins
+from xatlas.stats import Floats, agree, chance_of_wins, expected_wins, log_ratio
 
 #: How many heads count as "a few".
 TOP = 5

@@ -11,8 +11,7 @@ import numpy as np
 from xatlas.comparisons.measures import summary
 from xatlas.comparisons.measures.ranking import chances, leader
 from xatlas.comparisons.measures.readings import Estimate, Reading
-from xatlas.stats import DRAWS, Floats, log_ratio, quantile
-from xatlas.stats.ranks import Winner
+from xatlas.stats import DRAWS, Floats, Winner, log_ratio, quantile
 
 COMPONENTS = ("operator", "mlp", "joint")
 JOINT = COMPONENTS.index("joint")

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from xatlas.stats import Clusters, Floats
-from xatlas.stats.ranks import Winner, probability_first, winner
+from xatlas.stats import Clusters, Floats, Winner, probability_first, winner
 
 
 def leader(clusters: Clusters, point: Floats, draws: Floats, family: str | None = None) -> Winner | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xatlas.comparisons.measures.readings import ABLATIONS, BOS, SCOPES, Estimate, Reading
-from xatlas.settings import TEMPLATE_DATE
+from xatlas.vocabulary import TEMPLATE_DATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _text(value: Any) -> str:
 def _options(main: Reading) -> list[str]:
     """Return the options in which the main run differs from the default, and a sensitivity run may not."""
     from xatlas import manager
-    from xatlas.store.jobs import Job
+    from xatlas.results.jobs import Job
 
     usual, job = {field.name: field.default for field in fields(Job)}, _job(main)
     names = ("dtype", "attention", "seed", "draws")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparison import Comparison, Verdict
 from xatlas.comparisons.measures.readings import ABLATION, SCOPE, Reading
+from xatlas.contracts.comparison import Comparison, Verdict
 from xatlas.stats import DRAWS, Floats
 
 if TYPE_CHECKING:

@@ -7,18 +7,17 @@ from typing import Any
 
 import torch
 
-from xatlas.adapter import Adapter
-from xatlas.checks.declared import ABSOLUTE, RELATIVE, check_abstract, checked
-from xatlas.checks.specimen import small_model, small_suite
+from xatlas.checks.probes import ABSOLUTE, RELATIVE, check_abstract, checked
+from xatlas.contracts.adapter import READ_ONLY, SITE_KINDS, Adapter, Site
+from xatlas.engine.sweep import sweep
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Intervention, Zero
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, exclusive
-from xatlas.prompts import TokenPrompt
-from xatlas.sites import READ_ONLY, SITE_KINDS, Site
+from xatlas.prompts.reader import TokenPrompt
 from xatlas.suites import Prompt
-from xatlas.sweep import sweep
+from xatlas.testing import small_model, small_suite
 
 
 @checked

@@ -13,30 +13,33 @@ import typer
 
 from xatlas import __version__
 from xatlas.cli import lists, options, steering
-from xatlas.cli.given import SHORT, parameters
-from xatlas.cli.telling import comparing_record, print_comparing, rests_on, step_row
-from xatlas.cli.words import (
+from xatlas.cli.options import SHORT, parameters
+from xatlas.cli.output import (
     FAILED,
     INTERRUPTED,
     Bars,
     Verbose,
+    comparing_record,
     echo,
     listen,
+    print_comparing,
     print_json,
     print_table,
+    rests_on,
     say,
+    step_row,
     told,
     traceback_hint,
 )
 from xatlas.errors import XatlasError
 from xatlas.guard import keep_stdout_for_results
-from xatlas.settings import TEMPLATE_DATE
 from xatlas.text import split_names
+from xatlas.vocabulary import TEMPLATE_DATE
 
 if TYPE_CHECKING:
-    from xatlas.comparison import Comparison
-    from xatlas.run.outcome import Failure
+    from xatlas.contracts.comparison import Comparison
     from xatlas.run.plan import Settings
+    from xatlas.run.reporting import Failure
 
 #: Options of the commands that measure which are settings by the same name.
 _SHARED = ("draws", "seed", "device", "dtype", "bos", "attention", "chat_template", "template_date")
@@ -92,9 +95,9 @@ def compare(
 ) -> None:
     """Measure what comparisons need of several models, compare, and draw the figures."""
     from xatlas.api import ATLAS, FIGURES, resolve_all
-    from xatlas.run.comparing import compare as compare_models
-    from xatlas.run.comparing import plan_comparison
-    from xatlas.store import Store
+    from xatlas.results.store import Store
+    from xatlas.run.compare import compare as compare_models
+    from xatlas.run.compare import plan_comparison
 
     settings, chosen = _settings(context, _names(comparisons))
     named = resolve_all(_names(models))
@@ -139,9 +142,9 @@ def run(
     """Measure one model with probes; what the atlas holds is not measured again."""
     from xatlas import manager
     from xatlas.api import ATLAS, resolve_all
-    from xatlas.run import run as run_steps
-    from xatlas.run.comparing import plan_comparison
-    from xatlas.store import Store
+    from xatlas.results.store import Store
+    from xatlas.run.compare import plan_comparison
+    from xatlas.run.runner import run as run_steps
 
     if model.startswith("-"):
         raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
@@ -181,9 +184,9 @@ def plan(
 ) -> None:
     """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""
     from xatlas.api import ATLAS, resolve_all
-    from xatlas.run.comparing import plan_comparison
+    from xatlas.results.store import Store
+    from xatlas.run.compare import plan_comparison
     from xatlas.run.estimate import estimate
-    from xatlas.store import Store
 
     settings, chosen = _settings(context, None if probes and not comparisons else _names(comparisons))
     named = resolve_all(_names(models), hub="config")
@@ -217,7 +220,7 @@ def _settings(context: typer.Context, comparisons: Sequence[str] | None = None) 
     """
     from xatlas import manager
     from xatlas.api import make_settings
-    from xatlas.run.comparing import part_parameters, pick_comparisons
+    from xatlas.run.compare import part_parameters, pick_comparisons
 
     given = context.params
     if os.path.exists(given["out"]) and not os.path.isdir(given["out"]):

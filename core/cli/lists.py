@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xatlas.cli import options
-from xatlas.cli.words import FAILED, echo, print_json, print_table, say, told
+from xatlas.cli.output import FAILED, echo, print_json, print_table, say, told
 from xatlas.errors import XatlasError, unknown
 from xatlas.text import one_line
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xatlas.adapter import Adapter
-    from xatlas.comparison import Comparison
-    from xatlas.probe import Probe, Requirement
+    from xatlas.contracts.adapter import Adapter
+    from xatlas.contracts.comparison import Comparison
+    from xatlas.contracts.probe import Probe, Requirement
     from xatlas.suites import SuiteSpec
 
 _ROLES: dict[str | None, str] = {"measure": "to measure on", "reference": "for means and donors"}
@@ -40,7 +40,7 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
     """List the models that have a name, and which of them work now."""
     if context.invoked_subcommand:
         return
-    from xatlas.loading.inventory import available
+    from xatlas.loading.names import available
 
     rows = [
         {"name": item.alias, "state": item.state, "what": item.summary, "from": item.location} for item in available()
@@ -65,7 +65,7 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show what an atlas or one of its files holds."""
-    from xatlas.store import Store, atlas_folder, read_entry, read_result
+    from xatlas.results.store import Store, atlas_folder, read_entry, read_result
 
     if path.is_file() and path.suffix == ".nc" and not Path(f"{path}.sha256").exists():
         figure = _figure_data(path)
@@ -103,7 +103,7 @@ def show(
 
 def _figure_data(path: Path) -> xr.Dataset | None:
     """Return the data beside a figure, which no hash stands beside; None where the file is anything else."""
-    from xatlas.store.results import RECORD, read_unproved
+    from xatlas.results.store import RECORD, read_unproved
 
     try:
         dataset = read_unproved(path)
@@ -122,7 +122,7 @@ def verify(
     """Check every file of an atlas, and say what is wrong; exit code 1 if anything stays so."""
     from dataclasses import asdict
 
-    from xatlas.store.verify import verify as check_atlas
+    from xatlas.results.atlas import verify as check_atlas
 
     found = list(check_atlas(path, repair=repair))
     if as_json:
@@ -185,7 +185,7 @@ def _explain_comparison(found: type[Comparison]) -> None:
 
 
 def _explain_suite(found: SuiteSpec) -> None:
-    from xatlas.run.suites import find_suite
+    from xatlas.run.plan import find_suite
 
     suite = find_suite(found.name)
     use = f" Used {_ROLES[found.default_for]} when none is named." if found.default_for else ""
@@ -282,7 +282,9 @@ def check(
 ) -> None:
     """Check adapters, probes, comparisons, suites and named models against their contracts, installed ones included."""
     from xatlas import manager
-    from xatlas.checks import check_adapter, check_comparison, check_probe, check_source, check_suite
+    from xatlas.checks.adapters import check_adapter
+    from xatlas.checks.comparisons import check_comparison, check_source, check_suite
+    from xatlas.checks.probes import check_probe
 
     known: list[tuple[str, str, Any, Any]] = [
         *(("architecture", name, item, check_adapter) for name, item in manager.adapters().items()),

@@ -2,14 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from xatlas.errors import XatlasError
-from xatlas.settings import ATTENTIONS, BOS_HABITS, DEVICES, DTYPES
+from xatlas.errors import XatlasError, unknown
+from xatlas.vocabulary import ATTENTIONS, BOS_HABITS, DEVICES, DTYPES
+
+#: Lets a command leave options that it does not know to :func:`parameters`.
+SHORT = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def parameters(
+    context: typer.Context, texts: list[str] | None, probes: Sequence[str], comparisons: Sequence[str] = ()
+) -> dict[str, dict[str, str]]:
+    """Return probe or comparison → name → value, as given in full and in short.
+
+    Parameters
+    ----------
+    context : Context
+        Of a command with the settings ``SHORT``: it holds what the command did not know.
+    texts : list of str or None
+        What was given in full.
+    probes, comparisons : sequence of str
+        What will be measured and made: a short name stands for that parameter of each probe that has it, or of
+        the one comparison that has it.
+
+    Returns
+    -------
+    dict of str to dict
+        Texts, not yet converted.
+
+    Raises
+    ------
+    XatlasError
+        A text is malformed, or an option is neither one of the command nor a parameter of what is chosen.
+    """
+    from xatlas import manager
+
+    registries = (manager.probes(), manager.comparisons())
+    held, made = ({name: item().canonical_parameters() for name, item in each.items()} for each in registries)
+    short = []
+    for option, value in _pairs(context.args):
+        name = option.removeprefix("--").replace("-", "_")
+        owners = [probe for probe in probes if name in held.get(probe, {})]
+        makers = [comparison for comparison in comparisons if name in made.get(comparison, {})]
+        others = [owner for each in (held, made) for owner in each if name in each[owner]]
+        if len(makers) > 1 or (owners and makers):
+            raise XatlasError(f"{option} may be of {', '.join(owners + makers)}: write --set NAME.{name}={value}.")
+        if not owners + makers and others:
+            raise XatlasError(f"{option} is a parameter of {', '.join(others)}, and nothing of that name is asked for.")
+        if not owners + makers:
+            known = {item for parameter in context.command.params for item in parameter.opts if item[:2] == "--"}
+            named = {f"--{item}" for probe in probes for item in held.get(probe, {})}
+            raise unknown(
+                "option", option, known | named | {f"--{item}" for each in comparisons for item in made[each]}
+            )
+        short += [f"{owner}.{name}={value}" for owner in owners + makers]
+    found = parse_parameters(short)
+    for owner, values in parse_parameters(texts or []).items():  # what is said of one goes before what is said of all
+        found[owner] = found.get(owner, {}) | values
+    return found
+
+
+def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Turn ``OWNER.NAME=VALUE`` texts into probe or comparison → name → value.
+
+    Raises
+    ------
+    XatlasError
+        A text is not of that form, or two set one parameter to two values.
+    """
+    parsed: dict[str, dict[str, str]] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        owner, name = (part.strip() for part in (path.partition(".")[0], path.partition(".")[2]))
+        if not (equals and owner and name):
+            raise XatlasError(f"--set {text} does not fit: write it as PROBE.NAME=VALUE, or COMPARISON.NAME=VALUE.")
+        if parsed.setdefault(owner, {}).setdefault(name, value) != value:
+            raise XatlasError(f"{owner}.{name} is set twice: to {parsed[owner][name]!r} and to {value!r}.")
+    return parsed
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pair options with their values.
+
+    Raises
+    ------
+    XatlasError
+        A word belongs to no option, or an option has no value.
+    """
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if not option.startswith("--"):
+            raise XatlasError(f"unexpected '{word}': names in a list are separated by commas, without spaces.")
+        if not equals:
+            value = next(rest, "--")
+            if value.startswith("--"):
+                raise XatlasError(f"{option} needs a value, if it is to set a parameter; commands have no such option.")
+        yield option, value
 
 
 def complete(*registries: str) -> Callable[[str], list[str]]:

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from xatlas.cli import options
-from xatlas.cli.words import echo, print_json, say, told
+from xatlas.cli.output import echo, print_json, say, told
 from xatlas.errors import XatlasError
-from xatlas.settings import TEMPLATE_DATE
 from xatlas.text import printable
+from xatlas.vocabulary import TEMPLATE_DATE
 
 #: Narrowest and widest column that a continuation is printed in.
 _COLUMN = (24, 60)

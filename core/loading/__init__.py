@@ -1,7 +1,6 @@
 """Names and paths → models: aliases, the local cache, the hub, GGUF files, LoRA weights."""
 
-from xatlas.loading.inventory import AvailableModel, available
 from xatlas.loading.loader import LoadedParts, load, pick_device
-from xatlas.loading.names import Resolved, fetch, resolve
+from xatlas.loading.names import AvailableModel, Resolved, available, fetch, resolve
 
 __all__ = ["AvailableModel", "LoadedParts", "Resolved", "available", "fetch", "load", "pick_device", "resolve"]

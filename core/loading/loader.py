@@ -18,7 +18,7 @@ from xatlas.loading.pretrained import (
 )
 from xatlas.loading.tokenizer import as_stored
 from xatlas.loading.weights import lora_files, model_files, only, tensor_shapes, tokenizer_files
-from xatlas.settings import check_setting
+from xatlas.vocabulary import check_setting
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ def load(
     Parameters
     ----------
     resolved : Resolved
-        From :func:`xatlas.loading.resolve`.
+        From :func:`xatlas.loading.names.resolve`.
     device : str
         ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
     dtype : {"float32", "bfloat16", "float16"}

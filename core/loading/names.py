@@ -16,10 +16,16 @@ from typing import Any, Literal
 from xatlas import manager
 from xatlas.errors import XatlasError
 from xatlas.loading.gguf import convert, converted_folder, is_converted
-from xatlas.loading.hub import HubError, cached_snapshot, config_file, download_snapshot
-from xatlas.loading.inventory import works_now
+from xatlas.loading.hub import (
+    HubError,
+    ModelSource,
+    cached_snapshot,
+    config_file,
+    download_snapshot,
+    fetch_wheel_gguf,
+    wheel_gguf,
+)
 from xatlas.loading.lora import check_lora_folder, other_base
-from xatlas.loading.sources import ModelSource
 from xatlas.loading.weights import (
     architecture_of,
     check_folder,
@@ -34,8 +40,57 @@ from xatlas.loading.weights import (
     read_json,
     tokenizer_files,
 )
-from xatlas.loading.wheels import fetch_wheel_gguf, wheel_gguf
 from xatlas.text import one_line
+
+State = Literal["local", "cached", "needs download", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class AvailableModel:
+    """One alias and whether it can be used without a network.
+
+    Parameters
+    ----------
+    alias, location, summary : str
+        Its name, where it is from and what it is.
+    kind : {"hub", "folder", "wheel-gguf"}
+        How the location is to be read.
+    state : {"local", "cached", "needs download", "missing"}
+        ``local``: a folder that is there; ``cached``: fetched earlier;
+        ``missing``: a folder that is not there.
+    """
+
+    alias: str
+    location: str
+    summary: str
+    kind: str
+    state: State
+
+
+def available() -> list[AvailableModel]:
+    """Return every alias, sorted, with whether it can be used without a network."""
+    return [
+        AvailableModel(source.alias, source.location, source.summary, source.kind, _state(source))
+        for _, source in sorted(manager.models().items())
+    ]
+
+
+def _state(source: ModelSource) -> State:
+    if source.kind == "folder":
+        folder = Path(source.location)
+        return "missing" if missing_parts(folder) else "local"
+    if source.kind == "wheel-gguf":
+        ready = is_converted(str(source.sha256)) or wheel_gguf(source) is not None
+    else:
+        ready = cached_snapshot(source.location, None) is not None
+    return "cached" if ready else "needs download"
+
+
+def works_now() -> str:
+    """Return a sentence that names the aliases usable without a network."""
+    ready = [model.alias for model in available() if model.state in ("local", "cached")]
+    return f"Models that work now: {', '.join(ready) or 'any local folder with safetensors'}."
+
 
 #: Hex digits of the hash that tell apart local folders of the same name.
 _SHORT = 8

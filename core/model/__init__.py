@@ -1,7 +1,6 @@
 """A Hugging Face model under hooks: capture its sites, edit them, prove that they are what they are called."""
 
-from xatlas.model.choice import adapter_for, make_reader
-from xatlas.model.hooked import HookedModel
-from xatlas.model.record import Capture
+from xatlas.model.hooked import HookedModel, adapter_for, make_reader
+from xatlas.model.hooks import Capture
 
 __all__ = ["Capture", "HookedModel", "adapter_for", "make_reader"]

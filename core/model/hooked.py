@@ -11,23 +11,77 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from xatlas.contracts.adapter import HookPoint, Site
 from xatlas.errors import XatlasError, unknown
-from xatlas.model.choice import adapter_for, make_reader
-from xatlas.model.hooks import Editor, Hook, SiteFunction, attached, exclusive, keeper, rebuilding
-from xatlas.model.live import holding
+from xatlas.manager import adapters
+from xatlas.model.hold import holding
+from xatlas.model.hooks import (
+    CleanRun,
+    Editor,
+    Hook,
+    LayerCall,
+    SiteFunction,
+    attached,
+    exclusive,
+    keeper,
+    rebuilding,
+    recording,
+)
 from xatlas.model.proof import prove as prove_hook_points
-from xatlas.model.record import CleanRun, LayerCall, recording
-from xatlas.prompts import TokenPrompt, TokenSuite
-from xatlas.settings import TEMPLATE_DATE, BosHabit
-from xatlas.sites import HookPoint, Site
+from xatlas.prompts.reader import Reader, TokenPrompt, TokenSuite
+from xatlas.vocabulary import TEMPLATE_DATE, BosHabit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xatlas.adapter import Adapter
+    from xatlas.contracts.adapter import Adapter, HeadLayout
     from xatlas.interventions import Intervention
-    from xatlas.sites import HeadLayout
     from xatlas.suites import Prompt, Suite
+
+
+def adapter_for(model: Any) -> Adapter:
+    """Return an adapter instance for a loaded model.
+
+    Raises
+    ------
+    XatlasError
+        No plugin brings an adapter for the model's class.
+    """
+    name = type(model).__name__
+    known = adapters()
+    if name not in known:
+        raise unknown("architecture", name, known, "Write an adapter for it: see docs/adapters.md, it fits a screen.")
+    return known[name](model)
+
+
+def make_reader(
+    model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool, template_date: str = TEMPLATE_DATE
+) -> Reader:
+    """Return the reader for a model: its context, vocabulary and beginning and end tokens are read here.
+
+    Raises
+    ------
+    XatlasError
+        As :class:`xatlas.prompts.reader.Reader`.
+    """
+    config = model.config.get_text_config()
+    configs = [source for source in (config, getattr(model, "generation_config", None)) if source is not None]
+    ends: list[Any] = [getattr(source, "eos_token_id", None) for source in configs]
+    begins = [getattr(source, "bos_token_id", None) for source in configs]
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    context = getattr(config, "max_position_embeddings", None)
+    vocabulary = min(len(module.weight) for module in embeddings if module is not None)
+    return Reader(
+        tokenizer,
+        bos=bos,
+        chat_template=chat_template,
+        template_date=template_date,
+        context=context if isinstance(context, int) and context > 0 else None,
+        begin_token=next((token for token in begins if isinstance(token, int) and 0 <= token < vocabulary), None),
+        end_token=[token for given in ends for token in (given if isinstance(given, list) else [given])],
+        vocabulary=vocabulary,
+    )
+
 
 #: Hugging Face model → its lock: two that hook one model share it.
 _LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -207,7 +261,7 @@ class HookedModel:
 
     @exclusive
     def read(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
-        """Tokenise a suite the way this model reads it; see :class:`xatlas.prompts.Reader`.
+        """Tokenise a suite the way this model reads it; see :class:`xatlas.prompts.reader.Reader`.
 
         Parameters
         ----------
@@ -308,7 +362,7 @@ class HookedModel:
 
         They hold on the prompt and on every cached decode step, with left padding too. During generation
         ``last`` is the newest token of each step. Other threads' captures and sweeps wait until it ends. See
-        :mod:`xatlas.model.live` for what is refused.
+        :mod:`xatlas.model.hold` for what is refused.
 
         Parameters
         ----------

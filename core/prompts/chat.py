@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xatlas.errors import XatlasError
-from xatlas.settings import check_date
+from xatlas.vocabulary import check_date
 
 #: Bounds of one rendering: processor seconds, characters beyond the text's, bytes of memory.
 _SECONDS, _CHARACTERS, _MEMORY = 2, 200_000, 1 << 30

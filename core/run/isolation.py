@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.guard import calling
 from xatlas.model.hooks import attached
-from xatlas.sites import Site
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from xatlas.contracts.probe import Inputs, Probe
     from xatlas.model import HookedModel
-    from xatlas.probe import Inputs, Probe
     from xatlas.suites import Suite
 
 #: What the settings of the whole process are called, how they are read, and how they are set.

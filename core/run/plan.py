@@ -2,18 +2,64 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from xatlas import manager
+from xatlas.contracts.probe import Probe, Requirement
 from xatlas.errors import XatlasError, unknown
 from xatlas.guard import calling
 from xatlas.loading.names import Resolved
-from xatlas.probe import Probe, Requirement
-from xatlas.settings import TEMPLATE_DATE, BosHabit, check_date, check_setting
-from xatlas.store.jobs import Job
-from xatlas.suites import Suite
+from xatlas.results.jobs import Job
+from xatlas.suites import Suite, read_suite
+from xatlas.vocabulary import TEMPLATE_DATE, BosHabit, check_date, check_setting
+
+
+def find_suite(name: str) -> Suite:
+    """Return the suite of that name, or the one in the JSON-lines file of that path.
+
+    Raises
+    ------
+    XatlasError
+        There is neither, or the file is off.
+    """
+    known = manager.suites()
+    if name in known:
+        try:
+            with calling(known[name].load):
+                return known[name].load()
+        except XatlasError as error:
+            if error.__cause__ is None:
+                raise
+            raise XatlasError(f"the suite '{name}' could not be made ({error}).") from error.__cause__
+    if name.endswith((".jsonl", ".json")) or "/" in name or os.path.isfile(name):
+        return read_suite(name)
+    raise unknown("suite", name, known, "A path to a JSON-lines file works too.")
+
+
+def default_suite(role: Literal["measure", "reference"]) -> str:
+    """Return the name of the suite that is used when none is named.
+
+    Raises
+    ------
+    XatlasError
+        No plugin offers one.
+    """
+    for name, spec in manager.suites().items():
+        if spec.default_for == role:
+            return name
+    raise XatlasError(f"no suite is the default to {role}: name one.")
+
+
+def larger_suite(suite: Suite) -> Suite | None:
+    """Return the smallest suite with a name that holds all prompts of ``suite`` and more; None if there is none."""
+    ids = {prompt.id for prompt in suite}
+    loaded = (find_suite(name) for name, spec in manager.suites().items() if spec.default_for != "reference")
+    larger = [other for other in loaded if len(other) > len(suite) and ids <= {prompt.id for prompt in other}]
+    return min(larger, key=len, default=None)
+
 
 #: Generators take 64 bits, and probes count their own seeds on from this one.
 LARGEST_SEED = 10**15
@@ -36,13 +82,13 @@ class Settings:
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; no part of a job.
     dtype, attention, bos : str
-        As in :class:`xatlas.store.jobs.Job`.
+        As in :class:`xatlas.results.jobs.Job`.
     chat_template : bool
         Wrap prompts in the model's chat template.
     template_date : str
         Date that a chat template is rendered with, ``YYYY-MM-DD``.
     seed, draws : int
-        As in :class:`xatlas.store.jobs.Job`.
+        As in :class:`xatlas.results.jobs.Job`.
     parameters : mapping of str to mapping
         Probe → its parameters that differ from what is required or default.
 

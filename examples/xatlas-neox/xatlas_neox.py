@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xatlas import Adapter, HeadLayout, HookPoint, Inputs, Probe, ReadingProbe, Site, Variable, hookimpl
-from xatlas.adapter import Pattern
-from xatlas.sites import Heads
+from xatlas.contracts.adapter import Heads, Pattern
 
 
 class GptNeoxAdapter(Adapter):

@@ -8,7 +8,7 @@ import torch
 from models import SHAPES, build
 
 from xatlas import check_adapter
-from xatlas.sites import HeadLayout, Site
+from xatlas.contracts.adapter import HeadLayout, Site
 
 IDS = torch.tensor([[5, 17, 60, 3, 44, 9]])
 

@@ -6,7 +6,7 @@ import pytest
 
 from xatlas.comparisons.measures import readings
 from xatlas.comparisons.measures.settings import Setting, command
-from xatlas.settings import TEMPLATE_DATE
+from xatlas.vocabulary import TEMPLATE_DATE
 
 
 def told(synthetic, dataset, probe, row, **about):

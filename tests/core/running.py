@@ -13,9 +13,9 @@ import numpy as np
 from tiny_llama import write_tiny_llama
 
 from xatlas import Probe, Variable, hookimpl, manager
-from xatlas.probe import Requirement
-from xatlas.run import run
+from xatlas.contracts.probe import Requirement
 from xatlas.run.plan import steps_for
+from xatlas.run.runner import run
 from xatlas.schema import label, prompt_coords
 
 _REGISTRIES = ("adapters", "probes", "comparisons", "models", "suites")

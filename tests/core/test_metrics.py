@@ -8,8 +8,8 @@ import pytest
 import torch
 from models import token_prompt
 
+from xatlas.engine.sweep import _label
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, TokenLogits, Top1Changed
-from xatlas.sweep.readout import _label
 
 CLEAN = torch.tensor([[0.0, math.log(3.0), -math.inf], [1.0, 1.0, 1.0]]).clamp(min=-80)
 CHANGED = torch.tensor([[[0.0, 0.0, -80.0], [1.0, 1.0, 1.0]], [[2.0, 2.0 + math.log(3.0), -78.0], [0.0, 0.0, 5.0]]])

@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
+from xatlas.contracts.parameters import build, canonical
 from xatlas.errors import XatlasError
-from xatlas.parameters import build, canonical
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ def write_tiny_llama(folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from xatlas.checks.specimen import byte_tokenizer
+    from xatlas.testing import byte_tokenizer
 
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = None  # as many models have it: the end token stands at position 0

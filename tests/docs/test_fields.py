@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xatlas import Finding, HeadLayout, HookPoint, Inputs, ModelSource, Prompt, Requirement, SuiteSpec, Variable
-from xatlas.prompts import TokenPrompt
+from xatlas.prompts.reader import TokenPrompt
 
 DOCS = Path(__file__).parents[2] / "docs"
 PLACES = [

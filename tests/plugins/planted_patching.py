@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from xatlas.checks.specimen import byte_tokenizer
 from xatlas.model import HookedModel
 from xatlas.suites import Prompt, Suite
+from xatlas.testing import byte_tokenizer
 
 # Coordinates of the stream.
 SUBJECT_A, SUBJECT_B, LAST, REST, FOUND_A, FOUND_B, OUT_A, OUT_B = range(8)

@@ -11,12 +11,12 @@ import reference
 from models import SHAPES, VOCABULARY
 from planted_patching import planted, suite
 
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
-from xatlas.measures.patching import recovery
-from xatlas.measures.twins import Pair, Pairs, read_pairs
 from xatlas.plugins.activation_patching import ActivationPatching
-from xatlas.probe import Inputs
-from xatlas.prompts import TokenPrompt
+from xatlas.probing.pairs import Pair, Pairs, read_pairs
+from xatlas.probing.patching import recovery
+from xatlas.prompts.reader import TokenPrompt
 from xatlas.schema import validate
 from xatlas.suites import Prompt, Suite
 

@@ -11,13 +11,13 @@ import torch
 from models import SHAPES, VOCABULARY
 from planted_patching import planted, suite
 
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
-from xatlas.measures.attribution import attribution
-from xatlas.measures.twins import Pair, Pairs
 from xatlas.plugins.activation_patching import ActivationPatching
 from xatlas.plugins.attribution_patching import AttributionPatching
-from xatlas.probe import Inputs
-from xatlas.prompts import TokenPrompt
+from xatlas.probing.pairs import Pair, Pairs
+from xatlas.probing.patching import attribution
+from xatlas.prompts.reader import TokenPrompt
 from xatlas.schema import validate
 from xatlas.suites import Prompt
 

@@ -9,12 +9,12 @@ import torch
 from models import SHAPES, build
 from planted_conv import copier
 
-from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
+from xatlas.contracts.probe import Inputs
 from xatlas.model import HookedModel
 from xatlas.plugins.conv_factors import FACTORS, ConvFactors
-from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
 from xatlas.suites import Suite
+from xatlas.testing import byte_tokenizer, small_reference, small_suite
 
 SUITE = Suite("few", small_suite().prompts[::4])
 CONV = [name for name, (_, overrides) in SHAPES.items() if "lfm2" in name and "all-attention" not in name]

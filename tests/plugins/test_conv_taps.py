@@ -12,14 +12,14 @@ import torch
 from models import SHAPES, build
 from planted_conv import copier, predicts_previous
 
-from xatlas.checks.specimen import byte_tokenizer, small_suite
+from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs
 from xatlas.interventions import Place
 from xatlas.model import HookedModel
 from xatlas.plugins.conv_taps import ConvTaps, WithoutTap
-from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
-from xatlas.sites import Site
 from xatlas.suites import Suite
+from xatlas.testing import byte_tokenizer, small_suite
 
 SUITE = Suite("few", small_suite().prompts[::4])
 CONV = [name for name, (_, overrides) in SHAPES.items() if "lfm2" in name and "all-attention" not in name]

@@ -8,14 +8,14 @@ import reference as ref
 import torch
 from models import build
 
-from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
+from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs
 from xatlas.interventions import FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
 from xatlas.model import HookedModel
 from xatlas.plugins.head_ablation import HeadAblation
-from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
-from xatlas.sites import Site
 from xatlas.suites import Suite
+from xatlas.testing import byte_tokenizer, small_reference, small_suite
 
 SUITE = Suite("few", small_suite().prompts[::3])
 

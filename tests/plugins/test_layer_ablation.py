@@ -10,17 +10,17 @@ import reference as ref
 import torch
 from models import build, token_prompt
 
-from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
+from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, Zero
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
 from xatlas.plugins.layer_ablation import COMPONENTS, LayerAblation
-from xatlas.probe import Inputs
 from xatlas.schema import notes, validate
-from xatlas.sites import Site
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
+from xatlas.testing import byte_tokenizer, small_reference, small_suite
 
 BYTES = {"vocab_size": 260}
 SUITE = Suite("few", small_suite().prompts[::2])

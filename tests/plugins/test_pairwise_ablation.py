@@ -7,10 +7,10 @@ import pytest
 import reference
 from planted_patching import planted, suite
 
+from xatlas.contracts.probe import Inputs, Requirement
 from xatlas.errors import XatlasError
 from xatlas.plugins.layer_ablation import LayerAblation
 from xatlas.plugins.pairwise_ablation import PairwiseAblation, strongest
-from xatlas.probe import Inputs, Requirement
 from xatlas.schema import validate
 
 EVERY = "L0.operator,L0.mlp,L1.operator,L1.mlp,L2.operator,L2.mlp"

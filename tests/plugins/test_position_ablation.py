@@ -9,11 +9,11 @@ import pytest
 import reference
 from planted_patching import planted, suite
 
-from xatlas.checks.specimen import model_with, small_reference, small_suite
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.plugins.position_ablation import PositionAblation
-from xatlas.probe import Inputs
 from xatlas.schema import validate
+from xatlas.testing import model_with, small_reference, small_suite
 
 
 def measured(model, prompts, inputs=None, **parameters):
@@ -62,8 +62,8 @@ def test_numbers_are_the_plain_loops(ablation):
 
 
 def average(model, layer, kind):
-    from xatlas.measures.means import reference_means
-    from xatlas.sites import Site
+    from xatlas.contracts.adapter import Site
+    from xatlas.probing.means import reference_means
 
     site = Site(layer, kind)
     return reference_means(model, model.read(small_reference()), [site]).values[site][1]

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from models import build
 
-from xatlas.checks.specimen import byte_tokenizer, small_suite
-from xatlas.measures.reading import read_together
+from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs
 from xatlas.model import HookedModel
 from xatlas.plugins.residual_norms import ResidualNorms
-from xatlas.probe import Inputs
+from xatlas.probing.reading import read_together
 from xatlas.schema import notes, validate
-from xatlas.sites import Site
 from xatlas.suites import Prompt, Suite
+from xatlas.testing import byte_tokenizer, small_suite
 
 SUITE = Suite("few", (*small_suite().prompts[::3], Prompt("plain", "sums", "no subject here")))
 

@@ -11,15 +11,15 @@ import torch
 from models import SHAPES, build
 
 from xatlas.api import load
-from xatlas.checks.specimen import byte_tokenizer, small_reference, small_suite
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
-from xatlas.measures.directions import contrasts, matched_direction, random_direction, readout_values, shuffle
 from xatlas.model import HookedModel
 from xatlas.plugins.steering import Steering
-from xatlas.probe import Inputs
-from xatlas.run.suites import find_suite
+from xatlas.probing.directions import contrasts, matched_direction, random_direction, readout_values, shuffle
+from xatlas.run.plan import find_suite
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
+from xatlas.testing import byte_tokenizer, small_reference, small_suite
 
 SUITE = Suite("few", small_suite().prompts[::4])
 FEW = {"strengths": "-0.5,2", "random": 2, "matched": 1, "families": "echo"}

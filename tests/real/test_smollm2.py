@@ -9,16 +9,16 @@ import pytest
 import reference as ref
 import torch
 
+from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, Mean, RandomDirection, Zero
-from xatlas.measures.patching import recovery
-from xatlas.measures.twins import read_pairs
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.model import HookedModel
 from xatlas.model.proof import prove
-from xatlas.probe import Inputs
-from xatlas.run.suites import find_suite
-from xatlas.sites import Site
+from xatlas.probing.pairs import read_pairs
+from xatlas.probing.patching import recovery
+from xatlas.run.plan import find_suite
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
 
@@ -36,7 +36,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="session")
 def smollm2():
-    from xatlas.loading import load
+    from xatlas.loading.loader import load
     from xatlas.loading.names import resolve
 
     try:

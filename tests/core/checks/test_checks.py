@@ -14,14 +14,14 @@ from models import build
 
 from xatlas import Comparison, Finding, Probe, Requirement, Variable, check_adapter, check_comparison, check_probe
 from xatlas.architectures.llama import LlamaAdapter
-from xatlas.checks.specimen import byte_tokenizer, model_with, small_model, small_reference, small_suite
+from xatlas.contracts.adapter import HeadLayout
 from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, Zero
-from xatlas.measures.means import choose_donors
 from xatlas.metrics import KL
+from xatlas.probing.means import choose_donors
 from xatlas.schema import label, suite_coords
-from xatlas.sites import HeadLayout
 from xatlas.sweep import sweep
+from xatlas.testing import byte_tokenizer, model_with, small_model, small_reference, small_suite
 
 
 def refused(check, thing, told, **more):

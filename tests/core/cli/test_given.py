@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xatlas.cli.given import parse_parameters
+from xatlas.cli.options import parse_parameters
 from xatlas.errors import XatlasError
 
 

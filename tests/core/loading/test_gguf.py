@@ -12,8 +12,9 @@ import torch
 from folders import logits
 
 from xatlas import XatlasError, loading
-from xatlas.loading import gguf, weights, wheels
-from xatlas.loading.sources import ModelSource
+from xatlas.loading import gguf, weights
+from xatlas.loading import hub as wheels
+from xatlas.loading.hub import ModelSource
 
 
 def test_foreign_and_damaged_gguf(tiny, tmp_path):

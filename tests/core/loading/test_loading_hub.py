@@ -17,9 +17,8 @@ from tiny_llama import write_tiny_llama
 from xatlas import XatlasError, manager
 from xatlas.loading import hub as hub_module
 from xatlas.loading import weights
-from xatlas.loading.inventory import available
-from xatlas.loading.names import resolve
-from xatlas.loading.sources import ModelSource
+from xatlas.loading.hub import ModelSource
+from xatlas.loading.names import available, resolve
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +304,7 @@ def test_long_folder_names_give_short_slugs_that_differ(tiny, tmp_path):
 
 def test_resolving_imports_neither_torch_nor_transformers(cache, tiny):
     code = (
-        "import sys; from xatlas.loading.names import resolve; from xatlas.loading.inventory import available; "
+        "import sys; from xatlas.loading.names import resolve; from xatlas.loading.names import available; "
         f"resolve({str(tiny)!r}); available(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

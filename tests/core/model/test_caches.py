@@ -7,11 +7,10 @@ import torch
 import transformers as hf
 from models import VOCABULARY, build
 
-from xatlas.adapter import Adapter
+from xatlas.contracts.adapter import Adapter, HookPoint, Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Add, Intervention, Mean, Zero
 from xatlas.model import HookedModel
-from xatlas.sites import HookPoint, Site
 
 PROMPT, SHORT = torch.tensor([[5, 17, 60, 3, 44]]), torch.tensor([[71, 30, 8]])
 VECTOR = torch.linspace(-2, 2, 32)

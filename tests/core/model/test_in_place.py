@@ -10,12 +10,11 @@ import torch
 from models import VOCABULARY, build, token_prompt
 from transformers import FalconConfig, FalconForCausalLM
 
-from xatlas.adapter import Adapter
+from xatlas.contracts.adapter import Adapter, HookPoint, Site
 from xatlas.interventions import Add, FromRun, Intervention, Mean, Zero
-from xatlas.measures.attribution import gradients
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
-from xatlas.sites import HookPoint, Site
+from xatlas.probing.patching import gradients
 from xatlas.sweep import Budget, sweep
 
 IDS = torch.tensor([[5, 17, 60, 3, 44], [9, 2, 71, 30, 8]])

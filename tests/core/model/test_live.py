@@ -9,10 +9,10 @@ import reference as ref
 import torch
 from models import build
 
+from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Add, FromRun, Intervention, Mean, RandomDirection, Zero
 from xatlas.model import HookedModel
-from xatlas.sites import Site
 
 PROMPT = torch.tensor([[5, 17, 60, 3, 44]])
 SHORT = torch.tensor([[71, 30, 8]])

@@ -8,11 +8,10 @@ import torch
 from models import SHAPES, build
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from xatlas.contracts.adapter import READ_ONLY, SITE_KINDS, Site
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
-from xatlas.model.hooks import attached, count_hooks
-from xatlas.model.record import one_row
-from xatlas.sites import READ_ONLY, SITE_KINDS, Site
+from xatlas.model.hooks import attached, count_hooks, one_row
 
 IDS = torch.tensor([[5, 17, 60, 3, 44], [9, 2, 71, 30, 8]])
 

@@ -8,9 +8,9 @@ from models import SHAPES, build
 
 from xatlas.architectures.lfm2 import Lfm2Adapter
 from xatlas.architectures.llama import LlamaAdapter
+from xatlas.contracts.adapter import HeadLayout, Heads, HookPoint, Whole
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
-from xatlas.sites import HeadLayout, Heads, HookPoint, Whole
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from models import build, token_prompt
 
+from xatlas.contracts.adapter import Site
 from xatlas.interventions import Add, Intervention, RandomDirection, Zero
-from xatlas.measures.attribution import gradients
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
-from xatlas.sites import Site
+from xatlas.probing.patching import gradients
 from xatlas.sweep import sweep
 
 PROMPTS = [[token_prompt(f"{t}{n}", n, 1, seed=t) for n in (5, 5, 8)] for t in range(3)]

@@ -6,7 +6,8 @@ import pytest
 from test_prompts import tokenizer, words
 
 from xatlas.errors import XatlasError
-from xatlas.prompts import Reader, chat
+from xatlas.prompts import chat
+from xatlas.prompts.reader import Reader
 from xatlas.suites import Prompt
 
 CHATML = (

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from xatlas.errors import XatlasError
-from xatlas.prompts import Reader, TokenSuite, buckets
+from xatlas.prompts.reader import Reader, TokenSuite, buckets
 from xatlas.suites import Prompt, Suite
 
 SPACE = "Ġ"  # how byte-level tokenizers write a space

@@ -21,9 +21,9 @@ from running import Counting, go, plugged, suite_file, tiny
 
 from xatlas.api import compare, make_settings, measure
 from xatlas.errors import XatlasError
-from xatlas.store import Store, read_result
-from xatlas.store.files import write_hashed
-from xatlas.store.verify import verify
+from xatlas.results.atlas import verify
+from xatlas.results.files import write_hashed
+from xatlas.results.store import Store, read_result
 
 
 def test_a_comparison_goes_on_without_the_model_that_failed(folder, tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_compare_is_made_again_only_when_its_inputs_change(folder, tmp_path):
 
 
 def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model, tmp_path):
-    from xatlas.run.lineup import build_tree, variants
+    from xatlas.run.compare import build_tree, variants
 
     store = Store(tmp_path)
     with plugged(xatlas_probes=[Counting]):
@@ -216,7 +216,7 @@ def test_what_is_there_is_read_without_a_lock_and_what_can_not_be_kept_is_made(t
     def closed(*arguments):
         raise XatlasError("the folder is not writable.")
 
-    monkeypatch.setattr("xatlas.run.comparing.locked", closed)
+    monkeypatch.setattr("xatlas.run.compare.locked", closed)
     assert told("this").results[0].reused
     made = told("that")
     assert (made.failures, made.results[0].table[0]["says"]) == ([], "that")

@@ -9,11 +9,11 @@ import pytest
 
 from xatlas import manager
 from xatlas.api import load
-from xatlas.probe import Inputs
-from xatlas.run.suites import find_suite
+from xatlas.contracts.probe import Inputs
+from xatlas.run.plan import find_suite
 from xatlas.suites import Suite
 
-DOORS = ("xatlas.sweep.sweep", "xatlas.measures.patching.sweep")
+DOORS = ("xatlas.sweep.sweep", "xatlas.engine.sweep.sweep", "xatlas.probing.patching.sweep")
 
 
 @pytest.fixture(scope="module")

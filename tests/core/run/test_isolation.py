@@ -14,10 +14,10 @@ from running import Counting, another, go, plugged, seeds
 
 from xatlas import check_probe
 from xatlas.api import load, make_settings, measure
+from xatlas.contracts.probe import ReadingProbe
 from xatlas.errors import XatlasError
-from xatlas.probe import ReadingProbe
+from xatlas.results.store import Store
 from xatlas.run.isolation import State
-from xatlas.store import Store
 
 
 def rotary(m):
@@ -45,9 +45,9 @@ def hook(m):
 
 
 def engine(m):
-    import xatlas.sweep.engine
+    import xatlas.engine.sweep
 
-    xatlas.sweep.engine.sweep = lambda *args, **kwargs: 0
+    xatlas.engine.sweep.sweep = lambda *args, **kwargs: 0
 
 
 def parameter(m):
@@ -78,7 +78,7 @@ SPOILERS = {
     "forward of a class": (class_forward, "patched LlamaMLP.forward"),
     "call of a class": (class_call, "patched LlamaRMSNorm.__call__"),
     "logits of the adapter": (lambda m: setattr(m.adapter, "logits", lambda h: h), "changed adapter.logits"),
-    "the engine": (engine, "patched xatlas.sweep.engine.sweep"),
+    "the engine": (engine, "patched xatlas.engine.sweep.sweep"),
     "softmax": (lambda m: setattr(torch.nn.functional, "silu", torch.nn.functional.relu), "torch.nn.functional.silu"),
     "a module": (wrapped, f"changed the module {LAYER}.mlp"),
     "an attribute": (lambda m: setattr(m.model.model.layers[0].self_attn, "scaling", 0.1), "self_attn.scaling"),

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 from running import Counting, another, plugged
 
+from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError
-from xatlas.probe import Requirement
 from xatlas.run.plan import steps_for
 
 

@@ -15,12 +15,12 @@ import xarray as xr
 from running import Counting, another, go, plugged, seeds
 
 from xatlas.api import load, measure
+from xatlas.contracts.probe import ReadingProbe, Requirement
 from xatlas.errors import XatlasError
-from xatlas.probe import ReadingProbe, Requirement
-from xatlas.run import run
+from xatlas.results.atlas import verify
+from xatlas.results.store import Store, read_entry
 from xatlas.run.plan import steps_for
-from xatlas.store import Store, read_entry
-from xatlas.store.verify import verify
+from xatlas.run.runner import run
 
 
 def test_what_is_there_is_not_measured_again(model, settings, tmp_path):

@@ -1,0 +1,1 @@
+"""What plugin authors implement: adapters, probes, comparisons, and their parameters."""

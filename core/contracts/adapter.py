@@ -1,0 +1,376 @@
+"""The contract that names an architecture's hook points, operators and module roles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from xatlas.errors import XatlasError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from xatlas.loading.gguf_file import GgufFile
+
+
+#: Site kinds in the order in which a layer's forward passes them, with their dimensions.
+#: An adapter may add kinds of its own; these are the shared ones.
+SITE_KINDS: dict[str, tuple[str, ...]] = {
+    "resid_pre": ("batch", "pos", "d_model"),
+    "conv_gate": ("batch", "pos", "d_model"),
+    "conv_carrier": ("batch", "pos", "d_model"),
+    "conv_signal": ("batch", "pos", "d_model"),
+    "attention_pattern": ("batch", "n_heads", "query", "key"),
+    "heads": ("batch", "pos", "n_heads", "d_head"),
+    "operator_out": ("batch", "pos", "d_model"),
+    "resid_mid": ("batch", "pos", "d_model"),
+    "mlp_out": ("batch", "pos", "d_model"),
+    "resid_post": ("batch", "pos", "d_model"),
+}
+
+#: Kinds that can be read but never edited.
+READ_ONLY: frozenset[str] = frozenset({"attention_pattern"})
+
+#: Kinds whose value is added to (or is) the stream leaving the layer: a change there is a change of
+#: ``resid_post`` by the same difference, whatever else the layer computes.
+WRITES: frozenset[str] = frozenset({"mlp_out", "resid_post"})
+
+
+def forward_order(kind: str) -> int:
+    """Return when a layer's forward passes a kind; kinds that an adapter adds come last."""
+    return list(SITE_KINDS).index(kind) if kind in SITE_KINDS else len(SITE_KINDS)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    """One place in a model: a layer and a kind.
+
+    Parameters
+    ----------
+    layer : int
+        Decoder layer, from 0.
+    kind : str
+        A key of :data:`SITE_KINDS`, or a kind that the adapter adds.
+    """
+
+    layer: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"L{self.layer}.{self.kind}"
+
+
+class View(ABC):
+    """How a site's tensor lies inside the tensor that a module takes or returns."""
+
+    __slots__ = ()
+
+    #: Which element of a returned tuple holds the site.
+    element: ClassVar[int] = 0
+
+    @abstractmethod
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the site's value, shaped as the site kind says."""
+
+    @abstractmethod
+    def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return a tensor like ``tensor`` in which the site's value is ``value``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole(View):
+    """The module's tensor is the site."""
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return ``tensor`` itself."""
+        return tensor
+
+    def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return ``value``."""
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern(Whole):
+    """The attention weights, second in what an eager attention module returns; read only."""
+
+    element: ClassVar[int] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Heads(View):
+    """The last dimension holds ``n_heads`` slices of ``d_head``."""
+
+    n_heads: int
+    d_head: int
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Split ``(batch, pos, n_heads * d_head)`` by head."""
+        return tensor.reshape(*tensor.shape[:-1], self.n_heads, self.d_head)
+
+    def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Join the heads again."""
+        return value.reshape(tensor.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(View):
+    """One of ``count`` equal parts of the last dimension."""
+
+    index: int
+    count: int
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the part."""
+        return tensor.chunk(self.count, dim=-1)[self.index]
+
+    def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return a copy of ``tensor`` with the part replaced."""
+        width = tensor.shape[-1] // self.count
+        result = tensor.clone()
+        result[..., self.index * width : (self.index + 1) * width] = value
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class HookPoint:
+    """Where one architecture keeps a site.
+
+    Parameters
+    ----------
+    module : str
+        Path of the module in the Hugging Face model, e.g. ``"model.layers.3.mlp"``.
+    side : {"input", "output"}
+        Whether the site is the module's first tensor argument or its first tensor result.
+    view : View
+        How the site lies in that tensor.
+    edit_as : str or None
+        Kind of the site through which an edit is made, as an added difference, where editing this
+        tensor itself would miss part of the model (``resid_mid`` is edited through ``operator_out``).
+    """
+
+    module: str
+    side: Literal["input", "output"]
+    view: View = field(default_factory=Whole)
+    edit_as: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLayout:
+    """Heads of one attention layer.
+
+    Parameters
+    ----------
+    n_heads, n_kv_heads, d_head : int
+        Query heads, key/value heads, width of one head.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+    def kv_group(self, head: int) -> int:
+        """Return the key/value group that query head ``head`` reads."""
+        return head // (self.n_heads // self.n_kv_heads)
+
+
+@dataclass(frozen=True)
+class GgufLayout:
+    """How GGUF files write an architecture, where that differs from the common decoder block's names.
+
+    Parameters
+    ----------
+    architecture, model_type : str
+        ``general.architecture`` in the file, and ``model_type`` of the Hugging Face config.
+    tensors : mapping
+        Name in the file → module path, both with ``{n}`` for the layer and without ``.weight``:
+        ``{"blk.{n}.attn_norm": "model.layers.{n}.operator_norm"}``.
+    interleaved : bool
+        Rows of queries and keys are stored with the halves of each head interleaved.
+    epsilon : str
+        The config's name for the epsilon of RMS norms.
+    config : callable
+        Takes (:meth:`~xatlas.loading.gguf_file.GgufFile.pop`) the keys that only this architecture has out of a
+        file's metadata and returns the config's fields that they mean. What nobody takes refuses the file.
+    """
+
+    architecture: str
+    model_type: str
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
+    epsilon: str = "rms_norm_eps"
+    config: Callable[[GgufFile], dict[str, Any]] = lambda file: {}
+
+
+class Adapter(ABC):
+    """Names the places of one model architecture; facts are read from the loaded modules.
+
+    Subclass this for blocks of any kind, or :class:`PreNormAdapter` for the common decoder block.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        The loaded Hugging Face causal language model.
+    """
+
+    #: Hugging Face class names that the adapter fits, e.g. ``("LlamaForCausalLM",)``.
+    architectures: ClassVar[tuple[str, ...]]
+    #: Raised whenever a change of the adapter changes numbers; enters the job's key.
+    version: ClassVar[int] = 1
+    #: Path of the module list of decoder layers.
+    layers_path: ClassVar[str] = "model.layers"
+    #: Paths of the embedding, the norm after the last layer, and the unembedding.
+    embedding_path: ClassVar[str] = "model.embed_tokens"
+    final_norm_path: ClassVar[str] = "model.norm"
+    unembedding_path: ClassVar[str] = "lm_head"
+    #: Keyword under which a layer takes its cache; None where one-token steps are not supported.
+    cache_argument: ClassVar[str | None] = None
+    #: Site kinds beyond the shared ones, with their dimensions.
+    extra_kinds: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.n_layers = len(self.module(self.layers_path))
+        self.d_model = int(self.module(self.embedding_path).weight.shape[1])
+
+    def module(self, path: str) -> Any:
+        """Return the module at ``path``.
+
+        Raises
+        ------
+        XatlasError
+            The model has none there: the adapter does not fit.
+        """
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            raise XatlasError(
+                f"{type(self).__name__} looks for the module '{path}', which "
+                f"{type(self.model).__name__} does not have: the adapter does not fit this model."
+            ) from None
+
+    def layer_path(self, layer: int) -> str:
+        """Return the path of decoder layer ``layer``."""
+        return f"{self.layers_path}.{layer}"
+
+    def layer(self, layer: int) -> nn.Module:
+        """Return the module of decoder layer ``layer``."""
+        return self.module(self.layer_path(layer))  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def operator_type(self, layer: int) -> str:
+        """Return what mixes tokens in this layer: ``attention``, ``conv``, ``ssm`` or another word."""
+
+    @abstractmethod
+    def hook_points(self, layer: int) -> dict[str, HookPoint]:
+        """Return site kind → hook point, for the kinds that this layer has."""
+
+    @abstractmethod
+    def roles(self, layer: int) -> dict[str, str]:
+        """Return role → module path for the layer's linear modules.
+
+        Roles are ``attention.q/k/v/out``, ``conv.in/out``, ``mlp.gate/up/down``, or an architecture's own.
+        """
+
+    def head_layout(self, layer: int) -> HeadLayout | None:
+        """Return the layer's heads, or None where it has none."""
+        return None
+
+    def output_projection(self, layer: int) -> str | None:
+        """Return the path of the module that turns ``heads`` into ``operator_out``, where there is one."""
+        return None
+
+    def reach(self, layer: int) -> int | None:
+        """Return how many of its input's last positions decide a layer's last output; None: all that there are.
+
+        A layer with a finite reach must give the same when it is called on those positions alone: it may take
+        nothing else that depends on where they stand. It is checked when a model is loaded.
+        """
+        return None
+
+    def conv_path(self, layer: int) -> str | None:
+        """Return the path of the depthwise causal convolution that this layer applies, where there is one."""
+        return None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Turn the stream after the last layer into logits ``(..., vocabulary)``."""
+        normed = self.module(self.final_norm_path)(hidden)
+        return self.module(self.unembedding_path)(normed)  # type: ignore[no-any-return]
+
+
+class PreNormAdapter(Adapter):
+    """The common decoder block: ``x + operator(norm(x))``, then ``x + mlp(norm(x))``.
+
+    A subclass gives the names of the modules; a layer may mix tokens by something other than attention if
+    the subclass says so in :meth:`operator_type` and :meth:`hook_points`.
+    """
+
+    #: How GGUF files write the architecture; None: they are refused.
+    gguf: ClassVar[GgufLayout | None] = None
+    #: Names inside a layer.
+    attention_name: ClassVar[str] = "self_attn"
+    mlp_name: ClassVar[str] = "mlp"
+    mlp_norm_name: ClassVar[str] = "post_attention_layernorm"
+    out_name: ClassVar[str] = "o_proj"
+    mlp_roles: ClassVar[Mapping[str, str]] = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    cache_argument = "past_key_values"
+
+    def operator_type(self, layer: int) -> str:
+        """Return ``attention``: every layer attends."""
+        return "attention"
+
+    def operator_path(self, layer: int) -> str:
+        """Return the path of the module that mixes tokens."""
+        return f"{self.layer_path(layer)}.{self.attention_name}"
+
+    def head_layout(self, layer: int) -> HeadLayout | None:
+        """Read the heads from the widths of the projections."""
+        if self.operator_type(layer) != "attention":
+            return None
+        path = self.operator_path(layer)
+        d_head = int(self.module(path).head_dim)
+        return HeadLayout(
+            n_heads=self.module(f"{path}.q_proj").out_features // d_head,
+            n_kv_heads=self.module(f"{path}.k_proj").out_features // d_head,
+            d_head=d_head,
+        )
+
+    def output_projection(self, layer: int) -> str | None:
+        """Return the attention's output projection."""
+        if self.operator_type(layer) != "attention":
+            return None
+        return f"{self.operator_path(layer)}.{self.out_name}"
+
+    def hook_points(self, layer: int) -> dict[str, HookPoint]:
+        """Return the stream's sites, and the heads of an attention layer."""
+        block = self.layer_path(layer)
+        points = {
+            "resid_pre": HookPoint(block, "input"),
+            "operator_out": HookPoint(self.operator_path(layer), "output"),
+            "resid_mid": HookPoint(f"{block}.{self.mlp_norm_name}", "input", edit_as="operator_out"),
+            "mlp_out": HookPoint(f"{block}.{self.mlp_name}", "output"),
+            "resid_post": HookPoint(block, "output"),
+        }
+        layout, projection = self.head_layout(layer), self.output_projection(layer)
+        if layout is not None and projection is not None:
+            points["heads"] = HookPoint(projection, "input", Heads(layout.n_heads, layout.d_head))
+            points["attention_pattern"] = HookPoint(self.operator_path(layer), "output", Pattern())
+        return points
+
+    def roles(self, layer: int) -> dict[str, str]:
+        """Return the roles of the attention's and the MLP's linear modules."""
+        block = self.layer_path(layer)
+        roles = {f"mlp.{role}": f"{block}.{self.mlp_name}.{name}" for role, name in self.mlp_roles.items()}
+        if self.operator_type(layer) == "attention":
+            path = self.operator_path(layer)
+            roles |= {f"attention.{role}": f"{path}.{role}_proj" for role in ("q", "k", "v")}
+            roles["attention.out"] = f"{path}.{self.out_name}"
+        return roles
+
+
+def gated_thirds(module: str, names: tuple[str, ...]) -> dict[str, HookPoint]:
+    """Return hook points for equal parts of a projection's output, in the order of ``names``."""
+    return {name: HookPoint(module, "output", Chunk(index, len(names))) for index, name in enumerate(names)}

@@ -1,0 +1,220 @@
+"""The contract that probe authors implement."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from xatlas.contracts.parameters import build, canonical
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray as xr
+
+    from xatlas.model import Capture, HookedModel
+    from xatlas.suites import Suite
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """What a probe promises of one of its variables.
+
+    Parameters
+    ----------
+    dims : tuple of str
+        Dimensions in order.
+    units : str
+        ``"nats"``, ``"1"``, …; stored as the variable's ``units`` attribute.
+    long_name : str
+        Stored as its ``long_name``.
+    """
+
+    dims: tuple[str, ...]
+    units: str
+    long_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """Results of a probe that a comparison, or another probe, rests on.
+
+    Parameters
+    ----------
+    probe : str
+        Name of the probe.
+    parameters : mapping
+        Those that differ from the defaults.
+    optional : bool
+        Used when the atlas holds it, never run for its own sake.
+    """
+
+    probe: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    optional: bool = False
+
+
+class Checkpoint(Protocol):
+    """Keeps the finished parts of a long job, so that a killed run loses only the running part."""
+
+    def load(self, key: str) -> dict[str, np.ndarray] | None:
+        """Return the arrays saved under ``key``, or None."""
+        ...
+
+    def save(self, key: str, arrays: dict[str, np.ndarray]) -> None:
+        """Keep ``arrays`` under ``key``, whole or not at all."""
+        ...
+
+
+class NoCheckpoint:
+    """Keeps nothing: for measuring outside an atlas."""
+
+    def load(self, key: str) -> dict[str, np.ndarray] | None:
+        """Return None."""
+        return None
+
+    def save(self, key: str, arrays: dict[str, np.ndarray]) -> None:
+        """Do nothing."""
+
+
+def no_progress(label: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a measurement is given besides the model and the suite.
+
+    Parameters
+    ----------
+    results : mapping of str to Dataset
+        Results of the required probes, by name.
+    reference : Suite or None
+        Where mean ablation's means and the donors of resample ablation come from.
+    seed : int
+        Seed of every random choice.
+    draws : int
+        Donors and control directions that are averaged.
+    checkpoint : Checkpoint
+        Keeps finished parts.
+    progress : callable
+        ``(label, done, total)``; called often, cheap.
+    """
+
+    results: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    reference: Suite | None = None
+    seed: int = 0
+    draws: int = 1
+    checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
+    progress: Callable[[str, int, int], None] = no_progress
+
+
+class Probe(ABC):
+    """One measure of a model, defined once for every architecture.
+
+    A subclass names itself, says which site kinds it needs and what its variables are, and returns a
+    labelled dataset. Its docstring gives definition, unit, control and source: ``xatlas explain`` prints it.
+
+    Parameters
+    ----------
+    **parameters
+        Values for the fields of :attr:`Parameters`; texts are converted by the declared types.
+
+    Raises
+    ------
+    XatlasError
+        A parameter is unknown or does not fit its type.
+    """
+
+    #: What the probe is called, everywhere.
+    name: ClassVar[str]
+    #: Raised whenever the numbers change; enters the job's key.
+    version: ClassVar[int] = 1
+    #: Site kinds that the model's adapter must offer on at least one layer.
+    sites: ClassVar[tuple[str, ...]] = ()
+    #: What the job's key depends on besides the model.
+    measures_on: ClassVar[Literal["suite", "model", "tests"]] = "suite"
+    #: What is repeated: values are kept per replicate, comparisons reduce.
+    replicate: ClassVar[Literal["prompt", "seed"] | None] = "prompt"
+    #: Training probes have the model to themselves: nothing else is measured on the weights that they leave.
+    mutates: ClassVar[bool] = False
+    #: Whether means or donors of the reference split are used; then its hash enters the key.
+    uses_reference: ClassVar[bool] = False
+    #: Whether what is changed is changed at the readout position alone, which is then all that is run again.
+    at_readout: ClassVar[bool] = False
+    #: Variables that the dataset holds.
+    variables: ClassVar[Mapping[str, Variable]]
+
+    @dataclass(frozen=True)
+    class Parameters:
+        """No parameters."""
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters: Any = build(self.Parameters, parameters, self.name)
+
+    @property
+    def requires(self) -> tuple[Requirement, ...]:
+        """Results of other probes that :meth:`measure` receives in ``inputs.results``."""
+        return ()
+
+    def canonical_parameters(self) -> dict[str, Any]:
+        """Return every parameter with its value, JSON-ready: part of the job's key."""
+        return canonical(self.parameters)
+
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return about how many changed runs each prompt gets, for estimates before anything is loaded.
+
+        By default one for each label of each variable whose name begins with ``kl``; a probe that knows better
+        says so.
+
+        Parameters
+        ----------
+        size : mapping of str to int
+            ``prompt``, ``layer``, ``head`` and ``kv_group``: how many there are.
+        draws : int
+            Donors and control directions that are averaged.
+        """
+        given = self.canonical_parameters()
+        total = 0
+        for name, variable in self.variables.items():
+            if name.startswith("kl"):
+                lists = [given.get(f"{dim}s") for dim in variable.dims if dim not in (*size, "scope")]
+                labels = [size[dim] for dim in variable.dims if dim in size and dim != "prompt"]
+                total += math.prod([*labels, *(len(each) for each in lists if isinstance(each, list))]) * draws
+        return total
+
+    @abstractmethod
+    def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
+        """Measure ``model`` on ``suite`` and return the dataset that :attr:`variables` promises."""
+
+
+class ReadingProbe(Probe):
+    """A probe that only reads sites of clean runs.
+
+    The runner captures the sites of all reading probes of a job list in one streamed pass and feeds each
+    through :meth:`start`, :meth:`update` and :meth:`finish`. Used alone, :meth:`measure` runs that pass.
+    """
+
+    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
+        """Return 0: nothing is changed."""
+        return 0
+
+    @abstractmethod
+    def start(self, model: HookedModel, suite: Suite, inputs: Inputs) -> None:
+        """Prepare; called once, before the first batch."""
+
+    @abstractmethod
+    def update(self, capture: Capture) -> None:
+        """Take in one captured batch of prompts of equal length."""
+
+    @abstractmethod
+    def finish(self) -> xr.Dataset:
+        """Return the dataset; called once, after the last batch."""
+
+    def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
+        """Run the capture pass for this probe alone."""
+        from xatlas.probing.reading import read_together
+
+        return read_together([self], model, suite, [inputs])[0]

@@ -1,0 +1,1 @@
+"""The engine: thousands of interventions in one walk over the layers."""

@@ -1,1 +1,0 @@
-"""What probes are built from: grids of ablations, reference means, directions, twins, patches, gradients."""

@@ -1,0 +1,1 @@
+"""Results: one netCDF file per job, hashed, sealed and locked; many opened as one tree."""

@@ -1,0 +1,121 @@
+"""What the engine refuses before it runs, keeps of a run that stopped, and tells on the way."""
+
+from __future__ import annotations
+
+import pytest
+import reference as ref
+import torch
+from sweeping import PROMPTS, Part, measured
+
+from xatlas.contracts.adapter import Site
+from xatlas.errors import XatlasError
+from xatlas.interventions import Add, FromRun, Intervention, Mean, One, RandomDirection, Zero
+from xatlas.metrics import KL
+from xatlas.sweep import Budget, sweep
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ((), "at least one intervention"),
+        ((Intervention(Site(9, "mlp_out"), Zero()),), "layer 9 is out of range"),
+        ((Intervention(Site(0, "conv_gate"), Zero()),), "unknown site kind in layer 0"),
+        ((Intervention(Site(0, "mlp_out"), Mean()),), "no reference mean was given for L0.mlp_out"),
+        ((Intervention(Site(0, "mlp_out"), FromRun("x")),), "was not given the run 'x'"),
+        ((Intervention(Site(1, "heads"), Zero(), heads=(3, 4)),), "head 4 is out of range: layer 1 has heads 0 to 3"),
+        ((Intervention(Site(1, "heads"), Zero(), heads=(-1,)),), "head -1 is out of range"),
+        (
+            (Intervention(Site(0, "mlp_out"), RandomDirection((Intervention(Site(0, "conv_gate"), Zero()),))),),
+            "unknown site kind in layer 0",
+        ),
+    ],
+)
+def test_what_can_not_be_measured_is_refused_before_anything_runs(shape, monkeypatch, condition, told):
+    model = shape("llama")
+    monkeypatch.setattr(model, "record", lambda *asked: pytest.fail("it ran"))
+    with pytest.raises(XatlasError, match=told):
+        sweep(model, PROMPTS, [condition], [KL()])
+
+
+def test_a_run_of_another_length_is_refused(shape):
+    runs = {"donor": [(1, 2, 3)] * len(PROMPTS)}
+    with pytest.raises(XatlasError, match="run 'donor' of prompt 'a' has 3 tokens, not 5"):
+        sweep(shape("llama"), PROMPTS, [(Intervention(Site(0, "mlp_out"), FromRun("donor")),)], [KL()], runs=runs)
+
+
+class Kept:
+    def __init__(self):
+        self.parts = {}
+
+    def load(self, key):
+        return self.parts.get(key)
+
+    def save(self, key, arrays):
+        self.parts[key] = arrays
+
+
+def test_finished_buckets_are_not_measured_again(shape, monkeypatch):
+    model, kept = shape("llama"), Kept()
+    cases = [[Part(layer, "mlp_out", "zero")] for layer in range(3)]
+    first = measured(model, cases, checkpoint=kept)
+    assert len(kept.parts) == len({len(prompt.ids) for prompt in PROMPTS})
+    gone = kept.parts.popitem()
+    runs, record = [], model.record
+    monkeypatch.setattr(model, "record", lambda *asked: runs.append(asked) or record(*asked))
+    assert ref.agree(measured(model, cases, checkpoint=kept), first)
+    assert len(runs) == 1
+    assert gone[0] in kept.parts
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(stream_bytes=10_500)])
+def test_a_layer_is_called_once_a_bucket_and_once_more_where_its_values_would_not_fit(shape, monkeypatch, budget):
+    """Conditions that begin, are under way and have ended share a call; the clean run keeps what they look at."""
+    model = shape("llama")
+    cases = [[Part(layer, kind, "random")] for layer in range(3) for kind in ("resid_mid", "mlp_out")]
+    calls, run_layer = [], model.run_layer
+    monkeypatch.setattr(model, "run_layer", lambda layer, *rest: calls.append(layer) or run_layer(layer, *rest))
+    measured(model, cases, [KL()], budget=budget)
+    fits = budget == Budget()
+    buckets = len({len(prompt.ids) for prompt in PROMPTS})
+    assert sorted(calls) == sorted([0, 1, 2] * buckets * (1 if fits else 2))
+
+
+def test_progress_counts_prompts(shape):
+    heard = []
+    cases = [[Part(0, "mlp_out", "zero")]]
+    measured(shape("llama"), cases, progress=lambda *told: heard.append(told), label="demo")
+    assert heard[-1] == ("demo", len(PROMPTS), len(PROMPTS))
+    assert [done for _, done, _ in heard] == sorted({done for _, done, _ in heard})
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_a_sweep_while_interventions_are_held_measures_the_model_as_it_is_held(shape, name):
+    """Held edits come first and at every call of a layer, once each: in recorded and in perturbed runs."""
+    model, vector = shape(name), torch.linspace(-1, 1, 32)
+
+    def at_first(value):
+        return torch.cat([value[:, :1] + vector, value[:, 1:]], 1)
+
+    sites = [Site(layer, kind) for layer in range(3) for kind in ("resid_pre", "resid_mid", "mlp_out", "resid_post")]
+    conditions = [(Intervention(site, Zero()),) for site in sites]
+    conditions += [(Intervention(site, Add(vector), positions="last"),) for site in sites]
+    for site in (Site(1, kind) for kind in ("resid_pre", "operator_out", "mlp_out", "resid_post")):
+        for held, change, positions in ((torch.ones_like, One(), "all"), (at_first, Add(vector), "first")):
+            edits = [(site.layer, site.kind, held)]
+            with model.intervene([Intervention(site, change, positions=positions)]):
+                ours = sweep(model, PROMPTS, conditions, [KL()], budget=Budget(stream_bytes=10_500))[0]
+                both = sweep(model, PROMPTS, conditions, [KL(), KL("all")])[0]
+            for row, prompt in enumerate(PROMPTS):
+                clean = ref.logits(model.model, prompt.ids, edits)[prompt.readout]
+
+                def last(value, at=prompt.readout):
+                    value = value.clone()
+                    value[:, at] += vector
+                    return value
+
+                for column, condition in enumerate(conditions):
+                    place = (condition[0].site.layer, condition[0].site.kind)
+                    edit = (*place, torch.zeros_like if column < len(sites) else last)
+                    wanted = ref.kl(clean, ref.logits(model.model, prompt.ids, [*edits, edit])[prompt.readout])
+                    assert ref.agree(ours[row, column], wanted), (site, positions, condition)
+                    assert ref.agree(both[row, column], wanted), (site, positions, condition)

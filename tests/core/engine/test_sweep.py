@@ -1,0 +1,186 @@
+"""The engine gives the numbers of the plain hook loop, on every shape and for everything that can be changed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+from models import SHAPES, build, token_prompt
+from sweeping import METRICS, PROMPTS, VECTOR, Part, Plain, all_cases, editable, measured, random_means
+
+from xatlas.contracts.adapter import Site
+from xatlas.engine.last_position import StepCache, record_step
+from xatlas.interventions import Add, Change, FromRun, Intervention, Mean, RandomDirection, Zero
+from xatlas.metrics import KL, Top1Changed
+from xatlas.model import HookedModel
+from xatlas.sweep import sweep
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_engine_gives_the_numbers_of_the_reference_loop(shape, name):
+    model = shape(name)
+    cases = all_cases(model)
+    # Two sites of one layer given twice in a case would be one intervention too many for the plain hooks.
+    cases = [case for case in cases if len({part.site for part in case}) == len(case)]
+    ours, theirs = measured(model, cases), Plain(model, random_means(model)).expected(cases)
+    wrong = [case for column, case in enumerate(cases) if not ref.agree(ours[:, :, column], theirs[:, :, column])]
+    assert wrong == []
+    missing = [column for column, case in enumerate(cases) if any(part.how == "run" for part in case)]
+    assert missing
+    assert np.isnan(ours[0]).sum() == len(missing)  # one prompt has no donor; nothing else is NaN
+    assert np.nanmax(ours[0]) > 1e-2  # the interventions matter, so agreement means something
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_changes_at_the_readout_alone_give_the_numbers_of_the_reference_loop(shape, name):
+    model = shape(name)
+    cases = [
+        [Part(site.layer, site.kind, how, None, "last")] for site in editable(model) for how in ("zero", "mean", "run")
+    ]
+    cases += [
+        [Part(0, "operator_out", "zero", None, "last"), Part(model.n_layers - 1, "mlp_out", "mean", None, "last")]
+    ]
+    cases = [case for case in cases if len({part.site for part in case}) == len(case)]
+    ours = measured(model, cases, [KL(), Top1Changed()])
+    theirs = Plain(model, random_means(model)).expected(cases)[[0, 3]]
+    wrong = [case for column, case in enumerate(cases) if not ref.agree(ours[:, :, column], theirs[:, :, column])]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 50])
+def test_the_readout_alone_under_a_sliding_window_gives_the_numbers_of_the_reference_loop(window):
+    """Hugging Face's cache of a window of 1 keeps every key, its mask none."""
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    hf = build("qwen2", use_sliding_window=True, sliding_window=window, layer_types=types)
+    model = HookedModel(hf, None)
+    sites = [site for kind in ("resid_pre", "heads", "operator_out", "mlp_out") for site in model.sites(kind)]
+    cases = [[Part(site.layer, site.kind, how, None, "last")] for site in sites for how in ("zero", "run")]
+    theirs = Plain(model, random_means(model)).expected(cases)[[0, 3]]
+    assert ref.agree(measured(model, cases, [KL(), Top1Changed()]), theirs)
+
+
+def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks(shape):
+    model = shape("lfm2-kernel-4-biased")
+    _, past = record_step(model, torch.tensor([PROMPTS[0].ids, PROMPTS[0].ids[::-1]]))
+    cache = StepCache(past, prompts=2, copies=3)
+    for layer, operator in enumerate(model.operator_types):
+        if operator == "conv":
+            assert cache.has_previous_state(layer)
+            assert not cache.layers[layer].record_past
+            state = cache.layers[layer].conv_states[0]
+            assert torch.equal(state, cache.get_conv_state(layer))
+            state.zero_()  # the layer updates it in place
+            assert past.conv[layer].any()
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_edits_of_one_layer_are_made_in_the_forwards_order_whatever_stands_beside_them(shape, name):
+    """The stream after the operator is edited by way of the operator's output: both edits hook one module."""
+    model = shape(name)
+    both = [Part(1, "operator_out", "add"), Part(1, "resid_mid", "zero")]
+    entered = [Part(1, "resid_pre", "mean"), Part(1, "resid_mid", "add")]
+    cases = [[Part(1, "resid_mid", "add")], both, both[::-1], entered, entered[::-1]]
+    in_order = [cases[0], both, both, entered, entered]
+    assert ref.agree(measured(model, cases), Plain(model, random_means(model)).expected(in_order))
+
+
+def test_a_change_that_works_in_place_changes_only_its_own_value(shape):
+    class InPlace(Change):
+        def __call__(self, value, place):
+            return value.zero_()
+
+    def conditions(change):
+        own = [Intervention(Site(1, "heads"), change, heads=heads) for heads in ((0,), (0, 1), (0, 2), None)]
+        return [(each,) for each in own] + [
+            (Intervention(each.site, RandomDirection((each,)), heads=each.heads),) for each in own
+        ]
+
+    zero, in_place = (sweep(shape("llama"), PROMPTS, conditions(change), [KL()]) for change in (Zero(), InPlace()))
+    assert np.array_equal(zero, in_place)
+    assert (zero > 1e-4).all()
+
+
+def test_what_a_change_sees_of_other_positions_is_whole_though_only_the_readout_is_changed(shape):
+    class Before(Change):
+        def __call__(self, value, place):
+            return place.scene.clean(Site(place.site.layer, "resid_pre")).cumsum(1)
+
+        def looks_at(self, site):
+            return (Site(site.layer, "resid_pre"),)
+
+    model = shape("lfm2")
+    conditions = [(Intervention(site, Before(), positions="last"),) for site in model.sites("mlp_out")]
+    last = sweep(model, PROMPTS, conditions, [KL()])
+    assert ref.agree(last, sweep(model, PROMPTS, conditions, [KL(), KL("all")])[:1])
+
+
+@pytest.mark.parametrize("name", ["lfm2", "lfm2-all-conv", "lfm2-kernel-4-biased", "llama"])
+def test_only_what_decides_the_readout_is_run(shape, name, monkeypatch):
+    """Convolutions at the end run on the positions that they read; the numbers are those of a run on all."""
+    model = shape(name)
+    cases = [case for case in all_cases(model) if any(part.positions != "last" for part in case)]
+    whole = measured(model, cases)[0]  # KL at scope all is read as well, so every position is run
+    run_layer, lengths = model.run_layer, {}
+
+    def spy(layer, hidden, *rest):
+        lengths.setdefault(layer, set()).add(hidden.shape[1])
+        return run_layer(layer, hidden, *rest)
+
+    monkeypatch.setattr(model, "run_layer", spy)
+    assert ref.agree(measured(model, cases, [KL()])[0], whole)
+    kernel = model.adapter.reach(2)
+    shortest = {layer: min(found) for layer, found in lengths.items()}
+    everything = min(prompt.readout + 1 for prompt in PROMPTS)
+    expected = everything if kernel is None else kernel
+    assert shortest[2] == expected
+    if name == "lfm2-all-conv":
+        assert shortest[1] == min(2 * kernel - 1, everything)
+
+
+@pytest.mark.parametrize("name", ["llama-untied-biased", "lfm2", "lfm2-kernel-4-biased"])
+def test_skipping_a_layer_is_joint_at_zero(shape, name):
+    """Block output := block input, by a plain hook, is what ``joint`` at ``zero`` measures."""
+    model = shape(name)
+    for layer in range(model.n_layers):
+        joint = tuple(Intervention(Site(layer, kind), Zero()) for kind in ("operator_out", "mlp_out"))
+        ours = sweep(model, PROMPTS, [joint], [KL()])[0, :, 0]
+        for row, prompt in enumerate(PROMPTS):
+            clean = ref.logits(model.model, prompt.ids)
+            entering = ref.values(model.model, prompt.ids, layer, "resid_pre")
+            skipped = ref.logits(model.model, prompt.ids, [(layer, "resid_post", lambda _, x=entering: x)])
+            assert ref.agree(ours[row], ref.kl(clean[prompt.readout], skipped[prompt.readout]))
+
+
+def test_a_change_that_changes_nothing_is_exactly_zero(shape):
+    model = shape("lfm2")
+    nothing = [(Intervention(site, Add(torch.zeros(32))),) for site in editable(model) if site.kind != "heads"]
+    nothing += [(Intervention(Site(0, "mlp_out"), FromRun("self")),)]
+    own = {"self": [prompt.ids for prompt in PROMPTS]}
+    values = sweep(model, PROMPTS, nothing, METRICS, runs=own)
+    assert np.nanmax(np.abs(values)) == 0
+
+
+def test_a_change_after_the_last_position_that_is_read_does_nothing(shape):
+    """Prompt c runs one token of its target; ``all`` reads the text only, ``other`` leaves the target alone."""
+    model = shape("llama")
+    condition = (Intervention(Site(0, "mlp_out"), Mean(), positions="other"),)
+    values = sweep(model, PROMPTS, [condition], [KL()], means=random_means(model))
+    assert values.min() > 0
+    untouched = token_prompt("short", 2, subject=())  # its two positions are the first and the readout
+    values = sweep(model, [untouched], [condition], [KL(), KL("all")], means=random_means(model))
+    assert values.max() == 0
+
+
+def test_logits_that_are_not_finite_stay_with_their_prompt_and_condition(shape):
+    """One condition overflows in one prompt; its neighbours in batch and condition keep their numbers."""
+    model = shape("llama")
+    far = (Intervention(Site(1, "resid_post"), Add(torch.full((32,), torch.inf)), positions="subject"),)
+    near = (Intervention(Site(1, "resid_post"), Add(VECTOR)),)
+    # The second prompt has no subject, so nothing is added there.
+    prompts = [token_prompt("has", 5), token_prompt("lacks", 5, seed=3, subject=())]
+    values = sweep(model, prompts, [far, near], [KL(), KL("all"), Top1Changed()])
+    assert np.isnan(values[:, 0, 0]).all()
+    assert (values[:, 1, 0] == 0).all()
+    alone = sweep(model, prompts, [near], [KL(), KL("all"), Top1Changed()])
+    assert ref.agree(values[:, :, 1], alone[:, :, 0])

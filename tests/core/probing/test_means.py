@@ -1,0 +1,84 @@
+"""Reference means and donors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import token_prompt
+
+from xatlas.contracts.adapter import Site
+from xatlas.errors import XatlasError
+from xatlas.probing.means import LEAST_TOKENS, choose_donors, reference_means
+from xatlas.prompts.reader import TokenSuite
+
+SITES = [Site(0, "mlp_out"), Site(1, "heads")]
+
+
+def suite(n, length=9, families="ab"):
+    return TokenSuite(
+        tuple(token_prompt(f"r{i}", length + i % 3, seed=i, family=families[i % len(families)]) for i in range(n))
+    )
+
+
+def test_means_are_those_of_all_tokens_position_0_apart(shape):
+    model, reference = shape("llama"), suite(60)
+    means = reference_means(model, reference, SITES)
+    first, others = {site: [] for site in SITES}, {site: [] for site in SITES}
+    for prompt in reference.prompts:
+        for site, value in model.capture(model.tokens([prompt]), SITES).items():
+            first[site].append(value[0, 0].double())
+            others[site] += list(value[0, 1:].double())
+    assert means.n_tokens == len(others[SITES[0]]) >= LEAST_TOKENS
+    for site in SITES:
+        expected = torch.stack([torch.stack(first[site]).mean(0), torch.stack(others[site]).mean(0)])
+        torch.testing.assert_close(means.values[site], expected.float(), atol=1e-6, rtol=1e-5)
+
+
+def test_too_short_a_reference_is_refused(shape):
+    with pytest.raises(XatlasError, match=r"the reference has 27 tokens after position 0; .*at least 500"):
+        reference_means(shape("llama"), suite(3), SITES)
+
+
+def test_all_families_enter_even_if_the_first_alone_is_long_enough(shape):
+    """Families are taken in turn, so that a long one in front does not crowd out the rest."""
+    long = [token_prompt(f"a{i}", 20, seed=i, family="a") for i in range(200)]
+    rare = [token_prompt("b", 12, seed=7, family="b")]
+    model = shape("llama")
+    with_rare = reference_means(model, TokenSuite((*long, *rare)), SITES).values
+    without = reference_means(model, TokenSuite(tuple(long)), SITES).values
+    assert not torch.equal(with_rare[SITES[0]], without[SITES[0]])
+
+
+def test_donors_have_the_length_and_neither_family_nor_target():
+    from dataclasses import replace
+
+    def targeted(prompt, target):
+        return replace(prompt, prompt=replace(prompt.prompt, target=target))
+
+    asked = targeted(token_prompt("p", 5, family="a"), "x")
+    fits = targeted(token_prompt("fits", 5, seed=1, family="b"), "y")
+    longer = targeted(token_prompt("longer", 6, seed=2, family="b"), "y")
+    same_family = targeted(token_prompt("family", 5, seed=3, family="a"), "y")
+    same_target = targeted(token_prompt("target", 5, seed=4, family="b"), "x")
+    assert choose_donors([asked], TokenSuite((longer, same_family, same_target, fits)), 0, 1) == [[fits.ids]]
+    assert choose_donors([asked], TokenSuite((longer, same_family, same_target)), 0, 1) == [[None]]
+
+
+def test_draws_take_different_donors_and_a_choice_depends_on_the_prompt_alone():
+    asked = [token_prompt("p", 5, family="z"), token_prompt("q", 5, seed=9, family="z")]
+    reference = TokenSuite(tuple(token_prompt(f"r{i}", 5, seed=i, family="a", subject=()) for i in range(3)))
+    reference = TokenSuite(tuple(replace_target(prompt, str(i)) for i, prompt in enumerate(reference.prompts)))
+    drawn = choose_donors(asked, reference, 0, 4)
+    assert [len(draw) for draw in drawn] == [2, 2, 2, 2]
+    for column in range(2):
+        found = [draw[column] for draw in drawn]
+        assert found[3] is None  # only three fit
+        assert len(set(found[:3])) == 3
+    assert choose_donors(asked[1:], reference, 0, 4) == [[draw[1]] for draw in drawn]
+    assert any(choose_donors(asked, reference, seed, 1) != drawn[:1] for seed in (1, 2, 3))
+
+
+def replace_target(prompt, target):
+    from dataclasses import replace
+
+    return replace(prompt, prompt=replace(prompt.prompt, target=target))

@@ -1,0 +1,190 @@
+"""What changes do to a value, and which interventions are refused when they are made."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from xatlas.contracts.adapter import Site
+from xatlas.errors import XatlasError
+from xatlas.interventions import (
+    Add,
+    Change,
+    FromRun,
+    InSubspace,
+    Intervention,
+    Mean,
+    One,
+    Place,
+    RandomDirection,
+    Zero,
+    edit,
+    means_needed,
+)
+
+MLP, HEADS = Site(1, "mlp_out"), Site(1, "heads")
+
+
+class Stage:
+    """A scene of two prompts and four tokens."""
+
+    def __init__(self, seed=0):
+        self.seed = seed
+        generator = torch.Generator().manual_seed(3)
+        self.values = {
+            MLP: torch.randn(2, 4, 6, generator=generator),
+            Site(1, "operator_out"): torch.randn(2, 4, 6, generator=generator),
+            Site(1, "resid_post"): torch.randn(2, 4, 6, generator=generator),
+            HEADS: torch.randn(2, 4, 3, 2, generator=generator),
+        }
+        self.means = {
+            site: torch.randn(2, *value.shape[2:], generator=generator) for site, value in self.values.items()
+        }
+
+    def first(self):
+        return torch.tensor([[True, False, False, False]] * 2)
+
+    def mask(self, positions):
+        last = torch.tensor([[False, False, True, False], [False, False, False, True]])
+        return {"all": None, "first": self.first(), "last": last}[positions]
+
+    def mean(self, site):
+        return self.means[site]
+
+    def source(self, site, name):
+        return self.values[site].flip(0)
+
+    def clean(self, site):
+        return self.values[site]
+
+
+@pytest.fixture
+def stage():
+    return Stage()
+
+
+def moved(part, scene):
+    value = scene.values[part.site]
+    return edit(part, value, scene) - value
+
+
+def test_the_mean_at_position_0_is_its_own(stage):
+    new = edit(Intervention(MLP, Mean()), stage.values[MLP], stage)
+    for row in range(2):
+        assert torch.equal(new[row, 0], stage.means[MLP][0])
+        assert all(torch.equal(new[row, p], stage.means[MLP][1]) for p in (1, 2, 3))
+
+
+def test_heads_are_picked_and_the_others_left(stage):
+    new = edit(Intervention(HEADS, Zero(), heads=(2, 0)), stage.values[HEADS], stage)
+    assert new[:, :, [0, 2]].abs().max() == 0
+    assert torch.equal(new[:, :, 1], stage.values[HEADS][:, :, 1])
+    new = edit(Intervention(HEADS, Mean(), heads=(1,)), stage.values[HEADS], stage)
+    assert torch.equal(new[0, 3, 1], stage.means[HEADS][1, 1])
+
+
+def test_positions_limit_a_change_to_their_tokens(stage):
+    change = moved(Intervention(MLP, One(), positions="last"), stage).abs().sum(-1) > 0
+    assert torch.equal(change, stage.mask("last"))
+
+
+@pytest.mark.parametrize(
+    "own", [(Intervention(MLP, Zero()),), (Intervention(MLP, Mean()),), (Intervention(MLP, FromRun("d")),)]
+)
+def test_a_control_has_the_norm_of_the_change_at_every_token(stage, own):
+    control = moved(Intervention(MLP, RandomDirection(own)), stage)
+    torch.testing.assert_close(control.norm(dim=-1), moved(own[0], stage).norm(dim=-1))
+    unit = control / control.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(unit, unit[:1, :1].expand_as(unit))  # one direction for all tokens
+
+
+def test_a_joint_control_has_the_norm_of_the_summed_changes(stage):
+    parts = (Intervention(Site(1, "operator_out"), Zero()), Intervention(MLP, Mean()))
+    control = moved(Intervention(Site(1, "resid_post"), RandomDirection(parts)), stage)
+    summed = sum(moved(part, stage) for part in parts)
+    torch.testing.assert_close(control.norm(dim=-1), summed.norm(dim=-1))
+
+
+def test_a_change_at_some_positions_has_a_control_at_those_only(stage):
+    own = (Intervention(MLP, Zero(), positions="first"),)
+    control = moved(Intervention(MLP, RandomDirection(own)), stage)
+    assert control[:, 1:].abs().max() == 0
+    torch.testing.assert_close(control[:, 0].norm(dim=-1), stage.values[MLP][:, 0].norm(dim=-1))
+
+
+def test_directions_depend_on_seed_place_and_draw_and_on_nothing_else():
+    own = (Intervention(MLP, Zero()),)
+
+    def direction(seed=0, draw=0, site=MLP):
+        change = moved(Intervention(site, RandomDirection(own, draw)), Stage(seed))[0, 0]
+        return change / change.norm()
+
+    torch.manual_seed(1)
+    first = direction()
+    torch.manual_seed(2)
+    assert torch.equal(direction(), first)
+    others = [direction(seed=1), direction(draw=1), direction(site=Site(1, "resid_post"))]
+    assert all((other @ first).abs() < 0.99 for other in others)
+
+
+def test_a_change_in_a_subspace_stays_in_it(stage):
+    part = Intervention(HEADS, InSubspace(Zero(), 2, "here"))
+    change = moved(part, stage).flatten(2).reshape(-1, 6)
+    assert torch.linalg.matrix_rank(change, atol=1e-5) == 2
+    # A projection: doing it again changes nothing more.
+    once = edit(part, stage.values[HEADS], stage)
+    torch.testing.assert_close(edit(part, once, stage), once)
+    # In the whole space it is the change itself.
+    whole = edit(Intervention(HEADS, InSubspace(Mean(), 6, "here")), stage.values[HEADS], stage)
+    torch.testing.assert_close(whole, edit(Intervention(HEADS, Mean()), stage.values[HEADS], stage))
+
+
+def test_a_vector_is_added_to_every_token(stage):
+    torch.testing.assert_close(moved(Intervention(MLP, Add(torch.arange(6.0))), stage)[1, 2], torch.arange(6.0))
+
+
+class WrongShape(Change):
+    def __call__(self, value, place):
+        return value[:, :1]
+
+
+def test_a_change_of_another_shape_is_named(stage):
+    with pytest.raises(
+        XatlasError, match=r"WrongShape at L1.mlp_out returned the shape \(2, 1, 6\) instead of \(2, 4, 6\)"
+    ):
+        edit(Intervention(MLP, WrongShape()), stage.values[MLP], stage)
+
+
+def test_a_direction_without_its_ablation_is_refused(stage):
+    with pytest.raises(XatlasError, match="needs the ablation that it controls"):
+        edit(Intervention(MLP, RandomDirection(())), stage.values[MLP], stage)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: Intervention(Site(0, "attention_pattern"), Zero()), "L0.attention_pattern can be read, not changed"),
+        (lambda: Intervention(MLP, Zero(), heads=(1,)), "L1.mlp_out has no heads"),
+        (lambda: Intervention(MLP, Zero(), positions="final"), "unknown positions 'final'. Valid: all, first, subject"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_when_it_is_made(made, told):
+    with pytest.raises(XatlasError, match=told):
+        made()
+
+
+def test_what_a_list_of_conditions_needs_is_found_however_deep():
+    own = Intervention(MLP, Mean())
+    control = Intervention(
+        Site(1, "resid_post"), RandomDirection((own, Intervention(Site(1, "operator_out"), FromRun("d"))))
+    )
+    inside = Intervention(HEADS, InSubspace(Mean(), 2, "x"))
+    assert means_needed([(control,), (inside,)]) == {MLP, HEADS}
+    assert control.change.runs() == {"d"}
+    assert means_needed([(Intervention(MLP, Zero()),)]) == frozenset()
+
+
+def test_random_numbers_of_a_place_do_not_depend_on_precision():
+    place = Place(Stage(), MLP, None)
+    full, half = (place.random((6,), "x", torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    torch.testing.assert_close(full, half.float(), atol=0.02, rtol=0.01)

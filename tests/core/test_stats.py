@@ -1,0 +1,258 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from xatlas.stats import (
+    Clusters,
+    agree,
+    chance_of_wins,
+    correlate_ranks,
+    expected_wins,
+    holm,
+    log_ratio,
+    mcnemar,
+    probability_first,
+    quantile,
+    wilson,
+    winner,
+)
+
+NAN = math.nan
+
+
+def design(families=6, templates=4, each=5):
+    """Return family and template labels of a balanced suite."""
+    family = np.repeat([f"f{i}" for i in range(families)], templates * each)
+    template = np.tile(np.repeat([f"t{i}" for i in range(templates)], each), families)
+    return family, template
+
+
+def test_macro_weighs_families_not_prompts():
+    clusters = Clusters(["a", "a", "a", "b"], ["1", "1", "2", "1"])
+    assert clusters.macro([1.0, 1.0, 1.0, 3.0]) == 2.0
+
+
+def test_absent_values_are_left_out_of_their_item_only():
+    clusters = Clusters(["a", "a", "b"], ["1", "2", "1"])
+    values = np.array([[1.0, NAN, NAN], [3.0, np.inf, NAN], [4.0, 6.0, NAN]])
+    np.testing.assert_array_equal(clusters.macro(values), [3.0, 6.0, NAN])
+    draws = clusters.macro_draws(values)
+    assert np.isfinite(draws[:, :2]).all()
+    assert np.isnan(draws[:, 2]).all()
+
+
+def test_a_layer_of_zeros_stays_exactly_zero():
+    clusters = Clusters(*design())
+    values = np.zeros((120, 2))
+    values[:, 1] = np.random.default_rng(0).gamma(2, size=120)
+    assert clusters.macro(values)[0] == 0
+    assert (clusters.macro_draws(values)[:, 0] == 0).all()
+
+
+def test_bootstrap_variance_is_that_of_cluster_means():
+    family, template = design(families=1, templates=5, each=4)
+    values = np.random.default_rng(3).normal(size=20)
+    draws = Clusters(family, template, draws=40_000).macro_draws(values)
+    means = values.reshape(5, 4).mean(1)
+    assert draws.var() == pytest.approx(means.var(ddof=1) / 5, rel=0.05)
+
+
+def test_interval_covers_when_prompts_of_a_template_hang_together():
+    family, template = design(families=12, templates=4, each=5)
+    rng = np.random.default_rng(0)
+    clusters = Clusters(family, template, draws=400)
+    held = 0
+    for _ in range(300):
+        values = np.repeat(rng.normal(size=48), 5) + 0.3 * rng.normal(size=240)
+        low, high = clusters.interval(clusters.macro_draws(values))
+        held += low <= 0 <= high
+    # resampling prompts would cover about 60 %, T of T templates about 90 %
+    assert 0.915 <= held / 300 <= 0.985
+
+
+def test_a_family_of_one_template_never_varies():
+    clusters = Clusters(["a"] * 6 + ["b"] * 6, ["t"] * 6 + ["u", "v"] * 3)
+    assert (clusters.family_draws(np.arange(12.0), "a") == 2.5).all()
+    assert clusters.family_draws(np.arange(12.0), "b").std() > 0
+    assert clusters.varying == {"b"}
+
+
+def test_prompts_of_one_template_share_a_sign():
+    family, rng = np.repeat([f"f{i}" for i in range(8)], 20), np.random.default_rng(0)
+    clusters = Clusters(family, family)
+    values = [np.repeat(rng.normal(size=8), 20) + 0.3 * rng.normal(size=160) for _ in range(300)]
+    # flips of single prompts would reject in more than half
+    assert np.mean([clusters.max_t(v, alternative="two-sided") <= 0.05 for v in values]) <= 0.08
+    assert not clusters.resamples
+
+
+def test_missing_templates_make_each_prompt_its_own_cluster():
+    assert Clusters(["a"] * 4, [None, None, "", ""]).size == 4
+
+
+def test_no_interval_where_nothing_can_be_resampled():
+    clusters = Clusters(["a", "b"], ["t", "t"])
+    low, high = clusters.interval(clusters.macro_draws([1.0, 2.0]))
+    assert np.isnan(low)
+    assert np.isnan(high)
+
+
+def test_same_prompts_give_the_same_draws():
+    family, template = design()
+    values = np.random.default_rng(0).normal(size=120)
+    first, second = (Clusters(family, template, seed=4).macro_draws(values) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, Clusters(family, template, seed=5).macro_draws(values))
+
+
+def test_family_draws_use_that_family_only():
+    family, template = design(families=2)
+    values = np.where(family == "f0", 1.0, 7.0)
+    np.testing.assert_allclose(Clusters(family, template).family_draws(values, "f1"), 7.0)
+
+
+def test_sign_flips_agree_with_enumeration_by_hand():
+    values = np.array([[1.0, -2.0], [2.0, 1.5], [0.5, 3.0], [4.0, -0.1]])
+    clusters = Clusters(["a"] * 4, ["1", "2", "3", "4"])
+    scale = np.sqrt((values**2).sum(0))
+    observed = values.sum(0) / scale
+    flips = [(np.array(s) @ values / scale).max() for s in itertools.product([-1, 1], repeat=4)]
+    expected = [(np.array(flips) >= t - 1e-9).mean() for t in observed]
+    np.testing.assert_allclose(clusters.max_t(values), expected)
+
+
+def test_sign_flips_keep_the_error_over_all_items():
+    family, template = design(families=6, templates=4, each=3)
+    clusters = Clusters(family, template)
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(200):
+        values = np.repeat(rng.standard_t(4, size=(24, 12)), 3, axis=0) + 0.2 * rng.normal(size=(72, 12))
+        wrong += clusters.max_t(values, permutations=500).min() <= 0.05
+    # unadjusted tests would err in 45 %, flips of single prompts in far more
+    assert wrong / 200 <= 0.095
+
+
+def test_sign_flips_find_an_effect_and_ignore_its_opposite():
+    family, template = design()
+    values = np.random.default_rng(2).normal(size=(120, 3))
+    values[:, 0] += 1.5
+    values[:, 1] -= 1.5
+    p = Clusters(family, template).max_t(np.column_stack([values, np.full(120, NAN), np.zeros(120)]))
+    assert p[0] == pytest.approx(1 / 10_001)
+    assert p[1] > 0.9
+    assert np.isnan(p[3])
+    assert p[4] > 0.5
+    two_sided = Clusters(family, template).max_t(values, alternative="two-sided")
+    assert two_sided[1] < 0.001
+
+
+def test_probability_of_first_rank_is_shared_within_agreement():
+    draws = np.array([[2.0, 2.00005, 1.0, NAN], [1.0, 3.0, 2.0, NAN]])
+    np.testing.assert_array_equal(probability_first(draws), [0.25, 0.75, 0.0, NAN])
+
+
+def planted(values):
+    clusters = Clusters(*design())
+    return winner(clusters.macro(values), clusters.macro_draws(values))
+
+
+def noise(layers, seed=0):
+    return np.random.default_rng(seed).gamma(3.0, 0.1, size=(120, layers))
+
+
+def test_a_planted_winner_is_found():
+    values = noise(5)
+    values[:, 3] += 2
+    found = planted(values)
+    assert (found.index, found.probability, found.tie, found.tied) == (3, 1.0, False, ())
+    assert 0 < found.margin_low < found.margin < found.margin_high
+    assert found.spread == (3, 3)
+
+
+def test_equal_layers_are_a_tie():
+    values = noise(4)
+    values[:, 2] += 2
+    values[:, 1] = values[:, 2]
+    found = planted(values)
+    assert found.tie
+    assert {found.index, *found.tied} == {1, 2}
+    assert found.probability == 0.5
+
+
+def test_a_lead_within_noise_is_a_tie():
+    values = noise(4) + np.random.default_rng(1).normal(size=(120, 4))
+    assert planted(values).tie
+
+
+def test_winner_of_one_and_of_none():
+    alone = planted(noise(1))
+    assert (alone.index, alone.runner_up, alone.tie) == (0, -1, False)
+    assert planted(np.full((120, 3), NAN)) is None
+
+
+def test_chance_of_wins_by_enumeration():
+    sequences = list(itertools.product(range(3), repeat=4))
+    for wins in range(1, 5):
+        share = np.mean([max(np.bincount(s)) >= wins for s in sequences])
+        assert chance_of_wins(4, 3, wins) == pytest.approx(share)
+    assert expected_wins(4, 3) == pytest.approx(np.mean([max(np.bincount(s)) for s in sequences]))
+    assert chance_of_wins(30, 9, 30) == pytest.approx(9.0**-29)
+
+
+def test_wilson_of_a_textbook_case():
+    # 81 of 263: Newcombe 1998, table I
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20)[0] == 0
+    assert math.isnan(wilson(0, 0)[0])
+
+
+def test_mcnemar_is_a_binomial_test():
+    assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 64)
+    assert mcnemar(3, 3) == 1.0
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005, NAN])[:4] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert math.isnan(holm([0.5, NAN])[1])
+
+
+def test_quantile_agrees_with_numpy_and_skips_absent_values():
+    values = np.random.default_rng(0).normal(size=(57, 4))
+    values[:20, 1] = NAN
+    values[:, 3] = NAN
+    expected = [np.quantile(values[:, 0], 0.3), np.quantile(values[20:, 1], 0.3)]
+    np.testing.assert_allclose(quantile(values, 0.3)[:2], expected)
+    assert np.isnan(quantile(values, 0.3)[3])
+
+
+def test_agreement_and_log_ratio():
+    assert agree(1.0, 1.0 + 1.0e-4)
+    assert not agree(1.0, 1.0 + 1.2e-4)
+    assert agree(1000.0, 1000.01)
+    assert not agree(NAN, NAN)
+    assert log_ratio(0.0, 0.0) == 0
+    assert log_ratio(1.0, 0.0) == pytest.approx(math.log(1.0001 / 0.0001))
+
+
+def test_rank_correlation_with_ties():
+    assert correlate_ranks([1, 2, 2, 4], [1, 3, 3, 9]) == pytest.approx(1.0)
+    assert correlate_ranks([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    assert np.isnan(correlate_ranks([1, 1, 1], [1, 2, 3]))
+
+
+def test_equal_values_share_the_mean_of_their_ranks():
+    """Ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: 4.5 / sqrt(4.5 * 5)."""
+    found = correlate_ranks(np.array([1.0, 2.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert found == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+
+
+def test_flips_of_four_templates_are_counted_on_both_sides():
+    """All of one sign: one of 16 flips reaches it from above, and as many from below."""
+    clusters = Clusters(["f"] * 4, list("abcd"))
+    for sign in (1.0, -1.0):
+        assert clusters.max_t(np.full(4, sign), alternative="two-sided") == pytest.approx(2 / 16)
+    assert clusters.max_t(np.ones(4)) == pytest.approx(1 / 16)
