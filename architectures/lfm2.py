@@ -69,7 +69,7 @@ class Lfm2Adapter(PreNormAdapter):
         """Return the path of the depthwise convolution, whose weight is ``(d_model, 1, kernel)``."""
         return f"{self.operator_path(layer)}.conv" if self.operator_type(layer) == "conv" else None
 
-    def reach(self, layer: int) -> int | None:
+    def receptive_field(self, layer: int) -> int | None:
         """Return the convolution's kernel; attention reads everything."""
         path = self.conv_path(layer)
         return None if path is None else int(self.module(path).weight.shape[-1])

@@ -283,10 +283,10 @@ class Adapter(ABC):
         """Return the path of the module that turns ``heads`` into ``operator_out``, where there is one."""
         return None
 
-    def reach(self, layer: int) -> int | None:
+    def receptive_field(self, layer: int) -> int | None:
         """Return how many of its input's last positions decide a layer's last output; None: all that there are.
 
-        A layer with a finite reach must give the same when it is called on those positions alone: it may take
+        A layer with a finite receptive field must give the same when it is called on those positions alone: it may take
         nothing else that depends on where they stand. It is checked when a model is loaded.
         """
         return None

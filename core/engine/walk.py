@@ -320,8 +320,8 @@ def tails(model: HookedModel, read: int) -> list[int | None]:
     wanted: int | None = read
     found: list[int | None] = []
     for layer in reversed(range(model.n_layers)):
-        reach = model.adapter.reach(layer)
-        wanted = None if reach is None or wanted is None else wanted + reach - 1
+        field = model.adapter.receptive_field(layer)
+        wanted = None if field is None or wanted is None else wanted + field - 1
         found.append(wanted)
     return found[::-1]
 

@@ -49,7 +49,7 @@ def prove(model: HookedModel) -> None:
     _check_sums(model, values)
     _check_heads(model, values)
     _find_overwritten(model, ids.expand(2, -1))
-    _check_reach(model, ids)
+    _check_receptive_field(model, ids)
     _check_unembedding(model, values, plain)
     _second_pass(model, ids)
     if count_hooks(model.model) != before:
@@ -177,18 +177,18 @@ def _check_heads(model: HookedModel, values: dict[Site, Tensor]) -> None:
             raise _wrong(model, site, f"through {path} it does not give operator_out (difference {gap:.2g})")
 
 
-def _check_reach(model: HookedModel, ids: Tensor) -> None:
+def _check_receptive_field(model: HookedModel, ids: Tensor) -> None:
     """Check that layers said to read few positions give the same on those alone."""
     run = model.record(ids)
     for layer, hidden in enumerate(run.inputs):
-        reach = model.adapter.reach(layer)
-        if reach is None:
+        field = model.adapter.receptive_field(layer)
+        if field is None:
             continue
         told = f"{type(model.adapter).__name__} is wrong about layer {layer}: its last output does not follow from the "
-        told += f"last {reach} positions alone"
+        told += f"last {field} positions alone"
         whole = model.run_layer(layer, hidden, run.calls[layer])[:, -1]
         try:
-            cut = model.run_layer(layer, hidden[:, -reach:], run.calls[layer])[:, -1]
+            cut = model.run_layer(layer, hidden[:, -field:], run.calls[layer])[:, -1]
         except RuntimeError as error:
             raise XatlasError(f"{told} ({str(error).splitlines()[0]}).") from error
         gap = float((whole - cut).abs().max())

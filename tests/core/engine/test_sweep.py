@@ -129,7 +129,7 @@ def test_only_what_decides_the_readout_is_run(shape, name, monkeypatch):
 
     monkeypatch.setattr(model, "run_layer", spy)
     assert ref.agree(measured(model, cases, [KL()])[0], whole)
-    kernel = model.adapter.reach(2)
+    kernel = model.adapter.receptive_field(2)
     shortest = {layer: min(found) for layer, found in lengths.items()}
     everything = min(prompt.readout + 1 for prompt in PROMPTS)
     expected = everything if kernel is None else kernel

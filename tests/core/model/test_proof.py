@@ -163,18 +163,20 @@ class HooksTheConvolution(Lfm2Adapter):
         return points
 
 
-class ReachesTooLittle(Lfm2Adapter):
-    def reach(self, layer):
+class ReceptiveFieldTooShort(Lfm2Adapter):
+    def receptive_field(self, layer):
         return 2 if self.conv_path(layer) else None
 
 
-class AttentionWithAReach(LlamaAdapter):
-    def reach(self, layer):
+class AttentionWithAReceptiveField(LlamaAdapter):
+    def receptive_field(self, layer):
         return 3
 
 
-@pytest.mark.parametrize(("adapter", "kind"), [(ReachesTooLittle, "lfm2"), (AttentionWithAReach, "llama")])
-def test_a_reach_that_is_too_short_is_refused(adapter, kind):
+@pytest.mark.parametrize(
+    ("adapter", "kind"), [(ReceptiveFieldTooShort, "lfm2"), (AttentionWithAReceptiveField, "llama")]
+)
+def test_a_receptive_field_that_is_too_short_is_refused(adapter, kind):
     hf = build(kind)
     with pytest.raises(XatlasError, match=r"wrong about layer 0: its last output does not follow"):
         HookedModel(hf, None, adapter=adapter(hf))
