@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import chain
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +42,16 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "position": ("class of positions", "1"),
     "site": ("kind of site", "1"),
 }
+
+#: Coordinates that a dimension carries besides its own labels.
+COMPANIONS: dict[str, tuple[str, ...]] = {
+    "prompt": ("family", "template", "n_tokens", "appended"),
+    "layer": ("depth", "operator_type"),
+    "head": ("kv_group",),
+}
+
+#: Dimensions that may stand without labels of their own.
+_UNLABELLED = frozenset({"kv_group"})
 
 #: Attributes of a dataset that hold JSON: why values are NaN, prompts left out, numerical noise.
 NOTES = ("absent", "dropped", "noise_floor")
@@ -95,14 +108,15 @@ def label(
     dropped: Mapping[str, str] | None = None,
     noise_floor: Mapping[str, float] | None = None,
 ) -> xr.Dataset:
-    """Make a dataset of plain arrays: dimensions, units and names as the probe declares them.
+    """Make a dataset of arrays: dimensions, units and names as the probe declares them.
 
     Parameters
     ----------
     variables : mapping of str to Variable
         The probe's declaration.
     arrays : mapping of str to array
-        One array for each variable, dimensions in the declared order.
+        One for each variable: a DataArray with the declared dimensions in any order, or a plain array with its
+        dimensions in the declared order.
     coords : mapping
         As :class:`xarray.Dataset` takes them; see :func:`prompt_coords`, :func:`layer_coords` and
         :func:`head_coords`.
@@ -121,18 +135,21 @@ def label(
     Raises
     ------
     XatlasError
-        An array is missing, undeclared, or has another number of dimensions than declared.
+        An array is missing, undeclared, or has other dimensions than declared.
     """
     if set(arrays) != set(variables):
         odd = sorted(set(arrays) ^ set(variables))
         raise XatlasError(f"declared and given variables differ: {', '.join(odd)}.")
     data = {}
     for name, variable in variables.items():
-        values = np.asarray(arrays[name])
-        if values.ndim != len(variable.dims):
-            wanted = ", ".join(variable.dims)
-            raise XatlasError(f"'{name}' has shape {values.shape} but is declared ({wanted}).")
-        data[name] = (variable.dims, values, {"units": variable.units, "long_name": variable.long_name})
+        given, dims = arrays[name], list(variable.dims)
+        try:
+            array = given if isinstance(given, xr.DataArray) else xr.DataArray(np.asarray(given), dims=dims)
+            values = array.transpose(*dims).values
+        except ValueError:
+            has = f"dimensions {given.dims}" if isinstance(given, xr.DataArray) else f"shape {np.shape(given)}"
+            raise XatlasError(f"'{name}' has {has} but is declared ({', '.join(dims)}).") from None
+        data[name] = (dims, values, {"units": variable.units, "long_name": variable.long_name})
     try:
         dataset = xr.Dataset(data, coords=dict(coords))
     except ValueError as error:
@@ -165,17 +182,6 @@ def notes(dataset: xr.Dataset, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-#: Coordinates that a dimension carries besides its own labels.
-COMPANIONS: dict[str, tuple[str, ...]] = {
-    "prompt": ("family", "template", "n_tokens", "appended"),
-    "layer": ("depth", "operator_type"),
-    "head": ("kv_group",),
-}
-
-#: Dimensions that may stand without labels of their own.
-_UNLABELLED = frozenset({"kv_group"})
-
-
 def validate(
     dataset: Any, probe: Probe | type[Probe], model: HookedModel | None = None, suite: Suite | None = None
 ) -> None:
@@ -202,79 +208,81 @@ def validate(
     XatlasError
         Names the probe, the variable or coordinate and what is off.
     """
+    on_suite = getattr(probe, "measures_on", "suite") == "suite"
+    checks = (
+        _variable_problems(dataset, probe.variables),
+        _dimension_problems(dataset),
+        _attribute_problems(dataset),
+        _number_problems(dataset),
+        _reason_problems(dataset),
+        _prompt_problems(dataset, suite) if suite is not None and on_suite else (),
+        _model_problems(dataset, model) if model is not None else (),
+    )
+    for problem in chain.from_iterable(checks):  # none is looked for behind the first
+        raise XatlasError(f"probe '{probe.name}' returned a dataset off its contract: {problem}.")
+
+
+def _variable_problems(dataset: Any, variables: Mapping[str, Variable]) -> Iterator[str]:
     if not isinstance(dataset, xr.Dataset):
-        raise _off(probe, f"it returned {type(dataset).__name__}, not an xarray.Dataset")
-    missing = sorted(set(probe.variables) - {str(name) for name in dataset.data_vars})
-    extra = sorted({str(name) for name in dataset.data_vars} - set(probe.variables))
+        yield f"it returned {type(dataset).__name__}, not an xarray.Dataset"
+    missing, extra = sorted({*variables} - {*dataset.data_vars}), sorted({*map(str, dataset.data_vars)} - {*variables})
     if missing or extra:
-        raise _off(probe, "; ".join(_lists(("missing variables", missing), ("undeclared variables", extra))))
-    for declared, variable in probe.variables.items():
-        _check_variable(dataset[declared], variable, probe)
+        yield _listed(("missing variables", missing), ("undeclared variables", extra))
+    for name, variable in variables.items():
+        array = dataset[name]
+        dims, units = tuple(map(str, array.dims)), array.attrs.get("units")
+        if dims != tuple(variable.dims):
+            missing = [dim for dim in variable.dims if dim not in dims]
+            extra = [dim for dim in dims if dim not in variable.dims]
+            what = _listed(("missing", missing), ("not declared", extra)) or "the order is off"
+            yield f"'{name}' has dimensions ({', '.join(dims)}), declared ({', '.join(variable.dims)}): {what}"
+        if not _storable(array):
+            yield f"'{name}' has dtype {array.dtype}; use float32, float64, integers or text"
+        if units != variable.units:
+            yield f"'{name}' has units {units!r}, declared {variable.units!r}"
+        if not array.attrs.get("long_name"):
+            yield f"'{name}' has no long_name"
+
+
+def _dimension_problems(dataset: xr.Dataset) -> Iterator[str]:
     for dim in map(str, dataset.dims):
-        _check_dimension(dataset, dim, probe)
-    _check_attributes(dataset, probe)
-    _check_numbers(dataset, probe)
-    if suite is not None and getattr(probe, "measures_on", "suite") == "suite":
-        _check_prompts(dataset, suite, probe)
-    if model is not None:
-        _check_model(dataset, model, probe)
+        if dim not in dataset.indexes:
+            if dim not in _UNLABELLED:
+                yield f"dimension '{dim}' has no coordinate of its own"
+        elif not dataset.indexes[dim].is_unique:
+            twice = dataset.indexes[dim][dataset.indexes[dim].duplicated()][0]
+            yield f"dimension '{dim}' has the label {str(twice)!r} twice"
+        for companion in COMPANIONS.get(dim, ()):
+            if companion not in dataset.coords or dataset[companion].dims != (dim,):
+                yield f"dimension '{dim}' lacks its coordinate '{companion}'"
+    if dataset.sizes.get("prompt") == 0:
+        yield "no prompt is left"
 
 
-def _check_variable(array: xr.DataArray, variable: Variable, probe: Probe | type[Probe]) -> None:
-    dims = tuple(map(str, array.dims))
-    if dims != tuple(variable.dims):
-        missing = [dim for dim in variable.dims if dim not in dims]
-        extra = [dim for dim in dims if dim not in variable.dims]
-        what = "; ".join(_lists(("missing", missing), ("not declared", extra))) or "the order is off"
-        has, declared = ", ".join(dims), ", ".join(variable.dims)
-        raise _off(probe, f"'{array.name}' has dimensions ({has}), declared ({declared}): {what}")
-    if not _storable(array):
-        hint = "use float32, float64, integers or text"
-        raise _off(probe, f"'{array.name}' has dtype {array.dtype}; {hint}")
-    units = array.attrs.get("units")
-    if units != variable.units:
-        raise _off(probe, f"'{array.name}' has units {units!r}, declared {variable.units!r}")
-    if not array.attrs.get("long_name"):
-        raise _off(probe, f"'{array.name}' has no long_name")
-
-
-def _check_dimension(dataset: xr.Dataset, dim: str, probe: Probe | type[Probe]) -> None:
-    if dim not in dataset.coords or dataset[dim].dims != (dim,):
-        if dim not in _UNLABELLED:
-            raise _off(probe, f"dimension '{dim}' has no coordinate of its own")
-    elif not dataset.indexes[dim].is_unique:
-        twice = dataset.indexes[dim][dataset.indexes[dim].duplicated()][0]
-        raise _off(probe, f"dimension '{dim}' has the label {str(twice)!r} twice")
-    for companion in COMPANIONS.get(dim, ()):
-        if companion not in dataset.coords or dataset[companion].dims != (dim,):
-            raise _off(probe, f"dimension '{dim}' lacks its coordinate '{companion}'")
-    if dataset.sizes[dim] == 0 and dim == "prompt":
-        raise _off(probe, "no prompt is left")
-
-
-def _check_attributes(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
-    holders: list[tuple[str, Mapping[Any, Any]]] = [("the dataset", dataset.attrs)]
-    holders += [(f"'{name}'", array.attrs) for name, array in dataset.variables.items()]
-    for owner, attributes in holders:
+def _attribute_problems(dataset: xr.Dataset) -> Iterator[str]:
+    owners = {"the dataset": dataset.attrs} | {f"'{name}'": array.attrs for name, array in dataset.variables.items()}
+    for owner, attributes in owners.items():
         for name, value in attributes.items():
             if isinstance(value, bool | np.bool_) or not isinstance(value, str | int | float | np.number | np.ndarray):
                 kind = type(value).__name__
-                hint = "netCDF takes text and numbers (use JSON)"
-                raise _off(probe, f"attribute '{name}' of {owner} is {kind}; {hint}")
+                yield f"attribute '{name}' of {owner} is {kind}; netCDF takes text and numbers (use JSON)"
     for name, array in dataset.coords.items():
         if not _storable(array):
-            raise _off(probe, f"coordinate '{name}' has dtype {array.dtype}; use numbers or text")
+            yield f"coordinate '{name}' has dtype {array.dtype}; use numbers or text"
 
 
-def _check_numbers(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
+def _number_problems(dataset: xr.Dataset) -> Iterator[str]:
     for name, array in dataset.variables.items():
         if array.dtype.kind == "f" and np.isinf(array.values).any():
-            raise _off(probe, f"'{name}' holds infinite values; what can't be measured is NaN with a reason")
+            yield f"'{name}' holds infinite values; what can't be measured is NaN with a reason"
         if array.dtype.kind == "f" and name in dataset.coords and np.isnan(array.values).any():
-            raise _off(probe, f"coordinate '{name}' holds NaN")
+            yield f"coordinate '{name}' holds NaN"
     for dim in ("layer", "head"):
         if dim in dataset.indexes and (dataset[dim].dtype.kind not in "iu" or dataset[dim].values.min(initial=0) < 0):
-            raise _off(probe, f"labels of '{dim}' must be whole numbers from 0")
+            yield f"labels of '{dim}' must be whole numbers from 0"
+
+
+def _reason_problems(dataset: xr.Dataset) -> Iterator[str]:
     reasons, dropped = notes(dataset, "absent"), list(notes(dataset, "dropped"))
     for name, values in dataset.data_vars.items():
         bare = values.isnull() if values.dtype.kind == "f" else xr.DataArray(False)
@@ -283,105 +291,97 @@ def _check_numbers(dataset: xr.Dataset, probe: Probe | type[Probe]) -> None:
         for key in reasons if bare.any() else ():
             bare = bare & ~_named(key, values, dataset)
         if bare.any():
-            cell = dict(zip(bare.dims, np.argwhere(bare.values)[0], strict=True))
-            where = ", ".join(f"{dim} {_labels(values, str(dim))[at]}" for dim, at in cell.items())
-            raise _off(
-                probe,
+            cell = zip(bare.dims, np.argwhere(bare.values)[0], strict=True)
+            where = ", ".join(f"{dim} {_labels(values, str(dim)).values[at]}" for dim, at in cell)
+            yield (
                 f"'{name}' holds NaN without a reason that names it, at {where or 'its only value'}; give one in "
-                "'absent' under a variable, a dimension or labels, or in 'dropped' under the prompt",
+                "'absent' under a variable, a dimension or labels, or in 'dropped' under the prompt"
             )
 
 
 def _named(key: str, values: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
-    """Return which cells of a variable a key of ``absent`` names."""
-    names = [*map(str, values.dims), *(str(name) for name, each in values.coords.items() if each.ndim == 1)]
-    labels = {name: _labels(values, name) for name in names}
-    first, *rest = re.split(r"[=\s]+", key, maxsplit=1)
-    whole = [key] if any(key in held for held in labels.values()) else []
-    whole = [first, *rest] if rest and rest[0] in labels.get(first, ()) else whole
-    named, current = False, ""
-    chosen: dict[tuple[str, ...], set[str]] = {}
-    for word in whole or re.split(r"[=&|,\s]+", key):
-        label = any(word in held for held in labels.values())
-        spelt = (word,) if label else (word, word.removesuffix("s"))
-        name = next((each for each in spelt if each in dataset.dims or each in labels), "")
-        if name and name not in labels:
-            return xr.DataArray(False)  # another variable's dimension
-        if name:
-            named, current = True, name
-            continue
-        if word in dataset.data_vars and word != values.name:
+    """Return which cells of a variable a key of ``absent`` names.
+
+    A key is a list of words: names of variables, dimensions and coordinates, labels, and others, which say nothing.
+    A label is one of the coordinate that is named before it; else, if it is no number, one of whatever coordinate
+    has it. Labels of one coordinate are alternatives; a cell has one of each coordinate's.
+    """
+    own = [*map(str, values.dims), *(str(name) for name, each in values.coords.items() if each.ndim == 1)]
+    labels = {name: _labels(values, name) for name in own}
+    others = {*map(str, dataset.dims), *map(str, dataset.data_vars)} - {*own, str(values.name)}
+    words = re.split(r"[=\s]+", key, maxsplit=1)
+    if any(key in each for each in labels.values()):
+        words = [key]
+    elif words[-1] not in labels.get(words[0], ()):  # else one label, which may hold what separates words
+        words = re.split(r"[=&|,\s]+", key)
+    current, named = "", False
+    chosen: dict[tuple[str, ...], list[str]] = {}
+    for word in words:
+        holders = tuple(name for name in own if word in labels[name])
+        if not holders and word.removesuffix("s") in {*own, *others}:  # layers
+            word = word.removesuffix("s")
+        if word in others:
             return xr.DataArray(False)
-        holders = tuple(each for each in names if word in labels[each] and not word.lstrip("-").isdigit())
-        holders = (current,) if word in labels.get(current, ()) else holders
-        if holders:
-            chosen.setdefault(holders, set()).add(word)
-        named = named or bool(holders) or word == values.name
-    cells = xr.DataArray(named)
+        if word in own:
+            current = word
+        elif current in holders:
+            chosen.setdefault((current,), []).append(word)
+        elif holders and not word.lstrip("-").isdigit():
+            chosen.setdefault(holders, []).append(word)
+        named = named or word in (*own, values.name)
+    found = xr.DataArray(named or bool(chosen))
     for holders, wanted in chosen.items():
-        found = xr.DataArray(False)
-        for each in holders:
-            dim = each if each in values.dims else str(values[each].dims[0])
-            found = found | xr.DataArray([label in wanted for label in labels[each]], dims=dim)
-        cells = cells & found
-    return cells
+        found = found & reduce(or_, (labels[name].isin(wanted) for name in holders))
+    return found
 
 
-def _labels(values: xr.DataArray, name: str) -> list[str]:
+def _labels(values: xr.DataArray, name: str) -> xr.DataArray:
     """Return a coordinate's labels as text; places for a dimension without any."""
     own = name in values.coords and (name not in values.dims or values[name].dims == (name,))
-    return [str(each) for each in (values[name].values if own else range(values.sizes[name]))]
+    return (values[name] if own else xr.DataArray(range(values.sizes[name]), dims=name)).astype(str)
 
 
-def _check_prompts(dataset: xr.Dataset, suite: Suite, probe: Probe | type[Probe]) -> None:
+def _prompt_problems(dataset: xr.Dataset, suite: Suite) -> Iterator[str]:
     known = {prompt.id: prompt for prompt in suite}
-    stray = [name for name in notes(dataset, "dropped") if name not in known]
-    if "prompt" in dataset.dims:
-        stray += [str(name) for name in dataset["prompt"].values if str(name) not in known]
-    if stray:
-        raise _off(probe, f"prompt '{stray[0]}' is none of the suite '{suite.name}'")
-    for name in dataset["prompt"].values if "prompt" in dataset.dims else ():
-        prompt, cell = known[str(name)], dataset.sel(prompt=name)
-        for what, right in (("family", prompt.family), ("template", prompt.template or prompt.id)):
-            if str(cell[what].values) != right:
-                raise _off(probe, f"the {what} of prompt '{name}' is '{right}', not '{cell[what].values}'")
+    measured = [str(name) for name in dataset["prompt"].values] if "prompt" in dataset.dims else []
+    for name in (*notes(dataset, "dropped"), *measured):
+        if name not in known:
+            yield f"prompt '{name}' is none of the suite '{suite.name}'"
+    for row, name in enumerate(measured):
+        right = {"family": known[name].family, "template": known[name].template or name}
+        for what in right:
+            found = str(dataset[what].values[row])
+            if found != right[what]:
+                yield f"the {what} of prompt '{name}' is '{right[what]}', not '{found}'"
 
 
-def _check_model(dataset: xr.Dataset, model: HookedModel, probe: Probe | type[Probe]) -> None:
+def _model_problems(dataset: xr.Dataset, model: HookedModel) -> Iterator[str]:
     n, types = model.n_layers, model.operator_types
-    rows = (
-        zip(*(dataset[name].values for name in ("layer", "depth", "operator_type")), strict=True)
-        if "layer" in dataset.dims
-        else ()
-    )
-    for layer, depth, kind in rows:
+    names = ("layer", "depth", "operator_type")
+    for layer, depth, kind in zip(*(dataset[name].values for name in names if "layer" in dataset.dims), strict=True):
         if layer >= n:
-            raise _off(probe, f"layer {layer} is none of the model's, 0 to {n - 1}")
+            yield f"layer {layer} is none of the model's, 0 to {n - 1}"
         if abs(depth - layer / max(n - 1, 1)) > 1e-6:
-            raise _off(probe, f"the depth of layer {layer} of {n} is {layer / max(n - 1, 1):.6g}, not {depth:.6g}")
+            yield f"the depth of layer {layer} of {n} is {layer / max(n - 1, 1):.6g}, not {depth:.6g}"
         if kind != types[layer]:
-            raise _off(probe, f"the operator of layer {layer} is '{types[layer]}', not '{kind}'")
+            yield f"the operator of layer {layer} is '{types[layer]}', not '{kind}'"
     layouts = [layout for layout in model.head_layouts if layout is not None]
-    if "head" not in dataset.dims or not layouts:
-        return
-    for head, group in zip(dataset["head"].values, dataset["kv_group"].values, strict=True):
+    uneven = len({each.n_heads // each.n_kv_heads for each in layouts}) > 1
+    for head in dataset["head"].values if "head" in dataset.dims and layouts else ():
+        group = dataset["kv_group"].sel(head=head).item()
         groups = {layout.kv_group(int(head)) for layout in layouts if head < layout.n_heads}
         if not groups:
-            raise _off(probe, f"head {head} is none of the model's, 0 to {max(each.n_heads for each in layouts) - 1}")
-        if group not in groups and not (group == -1 and len({each.n_heads // each.n_kv_heads for each in layouts}) > 1):
-            raise _off(probe, f"the key/value group of head {head} is {min(groups)}, not {group}")
+            yield f"head {head} is none of the model's, 0 to {max(each.n_heads for each in layouts) - 1}"
+        if group not in groups and not (group == -1 and uneven):
+            yield f"the key/value group of head {head} is {min(groups)}, not {group}"
 
 
 def _storable(array: xr.DataArray) -> bool:
-    """Tell whether netCDF keeps the array as it is: float16 and objects other than text fail there."""
+    """Whether netCDF keeps the array as it is: float16 and objects other than text fail there."""
     if array.dtype.kind == "O":
         return all(isinstance(item, str) for item in array.values.ravel())
     return array.dtype.kind in "iubU" or (array.dtype.kind == "f" and array.dtype.itemsize in (4, 8))
 
 
-def _lists(*parts: tuple[str, list[str]]) -> list[str]:
-    return [f"{title}: {', '.join(items)}" for title, items in parts if items]
-
-
-def _off(probe: Probe | type[Probe], what: str) -> XatlasError:
-    return XatlasError(f"probe '{probe.name}' returned a dataset off its contract: {what}.")
+def _listed(*parts: tuple[str, list[str]]) -> str:
+    return "; ".join(f"{title}: {', '.join(items)}" for title, items in parts if items)
