@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, Literal
@@ -13,38 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Alternative = Literal["greater", "two-sided"]
 
 #: Added to effects before a logarithm, in nats: effects below it can't be told from rounding.
 EPSILON = 1e-4
 #: Numerical agreement of two values, in nats and relative.
 AGREEMENT = (1e-4, 1e-5)
 LEVEL = 0.95
+DRAWS, PERMUTATIONS = 2000, 10_000
 
 
 def agree(a: Any, b: Any) -> NDArray[np.bool_]:
     """Return where ``a`` and ``b`` are equal within numerical agreement (NaN agrees with nothing)."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     with np.errstate(invalid="ignore"):
-        close = np.abs(a - b) <= AGREEMENT[0] + AGREEMENT[1] * np.maximum(np.abs(a), np.abs(b))
-    return np.asarray(close, dtype=bool)
+        return np.asarray(np.abs(a - b) <= AGREEMENT[0] + AGREEMENT[1] * np.maximum(np.abs(a), np.abs(b)))
 
 
 def log_ratio(effect: Any, control: Any) -> Floats:
     """Return log((effect + ε) / (control + ε)), ε = 1e-4 nat."""
-    return np.asarray(
-        np.log((np.asarray(effect, dtype=float) + EPSILON) / (np.asarray(control, dtype=float) + EPSILON))
-    )
+    above, below = np.asarray(effect, dtype=float) + EPSILON, np.asarray(control, dtype=float) + EPSILON
+    return np.asarray(np.log(above / below))
 
 
 def divide(top: Floats, bottom: Floats) -> Floats:
     """Return ``top / bottom``, NaN where ``bottom`` is not above zero."""
     return np.asarray(np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0))
-
-
-def mean(values: Floats) -> Floats:
-    """Return the mean over the first axis of what is finite, NaN where nothing is."""
-    finite = np.isfinite(values)
-    return divide(np.where(finite, values, 0.0).sum(0), finite.sum(0).astype(float))
 
 
 def quantile(values: Any, q: float) -> Floats:
@@ -59,14 +53,19 @@ def quantile(values: Any, q: float) -> Floats:
     return np.asarray(low + (high - low) * (place - below))
 
 
+def interval(draws: Any, resamples: bool = True) -> tuple[Floats, Floats]:
+    """Return the 95 % interval over the first axis; NaN where nothing could be resampled."""
+    low, high = quantile(draws, (1 - LEVEL) / 2), quantile(draws, (1 + LEVEL) / 2)
+    return (low, high) if resamples else (low * np.nan, high * np.nan)
+
+
 def wilson(passed: int, total: int, level: float = LEVEL) -> tuple[float, float]:
     """Return the Wilson interval of a share (Wilson 1927); NaN when nothing was tried."""
     if total == 0:
         return math.nan, math.nan
     z = NormalDist().inv_cdf((1 + level) / 2)
-    share, scale = passed / total, 1 + z * z / total
-    centre = (share + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    centre = (passed + z * z / 2) / (total + z * z)
+    half = z / (total + z * z) * math.sqrt(passed * (total - passed) / total + z * z / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
@@ -88,54 +87,34 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def probability_first(draws: Floats) -> Floats:
-    """Return P(rank 1) per item of draws ``(draw, item)``.
+    """Return P(rank 1) per item of draws ``(draw, item)``, NaN for an item that is absent from every draw.
 
     Items within numerical agreement of the largest share the first rank: each of k counts 1 / k.
-    NaN for an item that is absent from every draw.
     """
     finite = np.isfinite(draws)
     top = np.where(finite, draws, -np.inf).max(1, keepdims=True, initial=-np.inf)
     shared = finite & agree(draws, top)
     held = shared.any(1)
     part = shared[held] / shared[held].sum(1, keepdims=True)
-    mean = part.mean(0) if held.any() else np.full(draws.shape[1], np.nan)
-    return np.where(finite.any(0), mean, np.nan)
+    return np.where(finite.any(0), part.mean(0) if held.any() else np.nan, np.nan)
 
 
 @dataclass(frozen=True)
 class Winner:
-    """The largest item, and how sure that is.
-
-    Parameters
-    ----------
-    index, value, low, high : int, float, float, float
-        Which item, its family-macro average and 95 % interval.
-    probability : float
-        P(rank 1).
-    runner_up : int
-        The second largest item, -1 when there is none.
-    margin, margin_low, margin_high : float
-        Lead over the best of all others, with its 95 % interval; NaN without a runner-up.
-    tie : bool
-        Whether the margin's interval contains 0 (or can't be told), or the two values agree.
-    tied : tuple of int
-        Items that tie with the winner, itself not included.
-    spread : tuple of float
-        95 % interval of the index of the first-ranked item over draws.
-    """
+    """The largest item, and how sure that is; intervals are of 95 %."""
 
     index: int
-    value: float
+    value: float  # its average, with its interval
     low: float
     high: float
-    probability: float
-    runner_up: int
-    margin: float
-    margin_low: float
-    margin_high: float
-    tie: bool
-    tied: tuple[int, ...]
-    spread: tuple[float, float]
+    probability: float  # P(rank 1)
+    spread: tuple[float, float]  # interval of the index of the first-ranked item
+    runner_up: int = -1  # the second largest item; -1 when there is none
+    margin: float = math.nan  # lead over the best of all others, with its interval
+    margin_low: float = math.nan
+    margin_high: float = math.nan
+    tie: bool = False  # the margin's interval contains 0 or is unknown, or the two values agree
+    tied: tuple[int, ...] = ()  # items that tie with this one
 
 
 def winner(point: Floats, draws: Floats, *, resamples: bool = True) -> Winner | None:
@@ -145,53 +124,40 @@ def winner(point: Floats, draws: Floats, *, resamples: bool = True) -> Winner | 
     two rivals share in eating up is no lead. Without ``resamples`` (draws that can't vary, see
     :class:`~xatlas.stats.Clusters`) there are no intervals, and nothing is told apart from a tie.
     """
-    there = np.isfinite(point)
-    if not there.any():
+    present = np.isfinite(point)
+    if not present.any():
         return None
-    bounds = _bounds if resamples else _unknown
+
+    def ends(values: Any) -> tuple[float, float]:
+        low, high = interval(values, resamples)
+        return float(low), float(high)
+
     best = int(np.nanargmax(point))
     finite = np.where(np.isfinite(draws), draws, -np.inf)
-    first = np.argmax(finite, axis=1)
-    own = (
-        best,
-        float(point[best]),
-        *bounds(draws[:, best]),
-        float(probability_first(draws)[best]),
-    )
-    if there.sum() == 1:
-        return Winner(*own, -1, math.nan, math.nan, math.nan, False, (), bounds(first))
-    second = int(np.argmax(np.where(np.arange(len(point)) == best, -np.inf, np.where(there, point, -np.inf))))
-    low, high = bounds(draws[:, best] - np.delete(finite, best, axis=1).max(1))
+    probability = float(probability_first(draws)[best])
+    found = Winner(best, float(point[best]), *ends(draws[:, best]), probability, ends(np.argmax(finite, axis=1)))
+    order = np.argsort(np.where(present, -point, np.inf), kind="stable")[: present.sum()]
+    others = order[order != best]  # the largest first
+    if not others.size:
+        return found
+    second = int(others[0])
+    low, high = ends(draws[:, best] - np.delete(finite, best, axis=1).max(1))
     tie = not low > 0 or bool(agree(point[second], point[best]))
-    tied = _tied(point, draws, best) if tie else ()
-    margin = float(point[best] - point[second])
-    return Winner(*own, second, margin, low, high, tie, tied or (second,) * tie, bounds(first))
-
-
-def _tied(point: Floats, draws: Floats, best: int) -> tuple[int, ...]:
-    """Return the items whose distance to the winner has 0 in its interval, among the best dozen."""
-    rivals = np.argsort(np.where(np.isfinite(point), -point, np.inf))[:12]
-    rivals = np.array([i for i in sorted(rivals) if i != best and np.isfinite(point[i])], dtype=int)
+    rivals = np.sort(others[:11])  # those whose distance to the winner has 0 in its interval tie with it
     near = quantile(draws[:, [best]] - draws[:, rivals], (1 - LEVEL) / 2) <= 0
-    return tuple(int(i) for i in rivals[near | agree(point[rivals], point[best])])
-
-
-def _bounds(draws: Any) -> tuple[float, float]:
-    return float(quantile(draws, (1 - LEVEL) / 2)), float(quantile(draws, (1 + LEVEL) / 2))
-
-
-def _unknown(draws: Any) -> tuple[float, float]:
-    return math.nan, math.nan
+    tied = (tuple(map(int, rivals[near | agree(point[rivals], point[best])])) or (second,)) if tie else ()
+    margin = float(point[best] - point[second])
+    return replace(found, runner_up=second, margin=margin, margin_low=low, margin_high=high, tie=tie, tied=tied)
 
 
 def chance_of_wins(n_layers: int, n_heads: int, wins: int) -> float:
     """Return P(one index wins in at least ``wins`` of ``n_layers``) when each layer's winner is random.
 
-    Exact: counts the sequences in which every index wins fewer than ``wins`` times.
+    Exact: of all sequences of winners, those are counted in which every index wins fewer than ``wins`` times.
     """
     if wins <= 0 or n_layers == 0:
         return 1.0
-    ways = [1] + [0] * n_layers  # sequences of length n over the indices taken so far
+    ways = [1] + [0] * n_layers  # such sequences of length n over the indices taken so far
     for _ in range(n_heads):
         ways = [sum(math.comb(n, k) * ways[n - k] for k in range(min(wins - 1, n) + 1)) for n in range(n_layers + 1)]
     total: int = n_heads**n_layers
@@ -205,65 +171,42 @@ def expected_wins(n_layers: int, n_heads: int) -> float:
 
 def correlate_ranks(a: Floats, b: Floats) -> Floats:
     """Return Spearman's rank correlation over the last axis; NaN where one side is constant or absent."""
-    ranks = [_ranks(np.asarray(side, dtype=float)) for side in (a, b)]
-    centred = [side - side.mean(-1, keepdims=True) for side in ranks]
-    scale = np.sqrt((centred[0] ** 2).sum(-1) * (centred[1] ** 2).sum(-1))
-    top = (centred[0] * centred[1]).sum(-1)
-    ratio: Floats = np.divide(top, scale, out=np.full(np.shape(top), np.nan), where=scale > 0)
-    return ratio
+    x, y = (ranks - ranks.mean(-1, keepdims=True) for ranks in (_ranks(a), _ranks(b)))
+    return divide((x * y).sum(-1), np.sqrt((x**2).sum(-1) * (y**2).sum(-1)))
 
 
-def _ranks(values: Floats) -> Floats:
+def _ranks(values: Any) -> Floats:
     """Return mid-ranks over the last axis: a value's rank is how many are smaller, plus half its equals."""
+    values = np.asarray(values, dtype=float)
     below = (values[..., None, :] < values[..., :, None]).sum(-1)
     equal = (values[..., None, :] == values[..., :, None]).sum(-1)
     return np.where(np.isfinite(values), below + (equal - 1) / 2.0, np.nan)
 
 
-DRAWS = 2000
-PERMUTATIONS = 10_000
-
-
 class Clusters:
-    """How prompts hang together: templates within families.
+    """How prompts hang together: templates within families, one label each per prompt.
 
-    A family of one template is one cluster: it never varies in the bootstrap and has one sign in the flips,
-    since its prompts are not independent and nothing tells how much another wording would differ.
-    Resampling draws T - 1 of a family's T templates with replacement (Rao and Wu 1988), which makes the
-    variance of a family's mean unbiased even for the four or five templates of a small suite; drawing T
-    of T would understate it by 1 / T.
-
-    Parameters
-    ----------
-    families, templates : sequence of str
-        One each per prompt; an empty or missing template makes the prompt its own cluster.
-    draws : int
-        Bootstrap draws.
-    seed : int
-        Seed of the draws and flips. The same prompts give the same draws, so differences are paired.
-
-    Raises
-    ------
-    ValueError
-        There are not as many families as templates.
+    A prompt without a template is its own cluster. A family of one template is one cluster: it never varies
+    in the bootstrap and has one sign in the flips, since its prompts are not independent and nothing tells
+    how much another wording would differ. Resampling draws T - 1 of a family's T templates with replacement
+    (Rao and Wu 1988), which makes the variance of a family's mean unbiased even for the four or five templates
+    of a small suite; drawing T of T would understate it by 1 / T. The same prompts and seed give the same
+    draws, so that differences are paired.
     """
 
     def __init__(self, families: Sequence[Any], templates: Sequence[Any], *, draws: int = DRAWS, seed: int = 0) -> None:
-        if len(families) != len(templates):
-            raise ValueError(f"{len(families)} families but {len(templates)} templates")
         self.draws, self.seed = draws, seed
-        self.families = tuple(sorted({str(family) for family in families}))
-        members = _cluster_members(families, templates)
-        names = sorted(members)
+        pairs = enumerate(zip(families, templates, strict=True))
+        labels = [(str(f), f"p:{i:09d}" if template in (None, "") else f"t:{template}") for i, (f, template) in pairs]
+        names = sorted(set(labels))
         self.size = len(names)
-        #: (cluster, prompt), 1 where the prompt belongs to the cluster
-        self._member = np.zeros((len(names), len(families)))
-        for row, name in enumerate(names):
-            self._member[row, members[name]] = 1
-        owner = np.array([name[0] for name in names])
-        self._rows = [np.flatnonzero(owner == family) for family in self.families]
+        self.families = tuple(sorted({family for family, _ in names}))
+        self._member = np.zeros((len(names), len(labels)))  # (cluster, prompt), 1 where the prompt belongs to it
+        self._member[[names.index(label) for label in labels], np.arange(len(labels))] = 1
+        self._family = np.array([self.families.index(family) for family, _ in names], dtype=int)  # (cluster,)
+        self._rows = [np.flatnonzero(self._family == index) for index in range(len(self.families))]
         rng = np.random.default_rng(seed)
-        self._counts = [_rao_wu(len(rows), draws, rng) for rows in self._rows]
+        self._counts = [_rao_wu(len(rows), draws, rng) for rows in self._rows]  # (draw, cluster of the family)
         #: Families of several clusters.
         self.varying = frozenset(f for f, rows in zip(self.families, self._rows, strict=True) if len(rows) > 1)
         #: Whether any family can be resampled; without, there are no intervals.
@@ -276,27 +219,29 @@ class Clusters:
         finite = np.isfinite(flat)
         return self._member @ np.where(finite, flat, 0.0), self._member @ finite, array.shape[1:]
 
+    def _by_family(self, values: Floats) -> Floats:
+        return np.array([values[rows].sum(0) for rows in self._rows])
+
     def family_means(self, values: Any) -> Floats:
         """Return means ``(family, *items)`` of values ``(prompt, *items)``."""
         sums, counts, shape = self._sums(values)
-        means = [divide(sums[rows].sum(0), counts[rows].sum(0)) for rows in self._rows]
-        return np.array(means).reshape(len(means), *shape)
+        return divide(self._by_family(sums), self._by_family(counts)).reshape(-1, *shape)
 
     def macro(self, values: Any) -> Floats:
         """Return the mean over families ``(*items)`` of values ``(prompt, *items)``."""
-        return mean(self.family_means(values))
+        means = self.family_means(values)
+        return divide(np.nan_to_num(means).sum(0), np.isfinite(means).sum(0))
 
     def family_draws(self, values: Any, family: str) -> Floats:
-        """Return bootstrap means ``(draw, *items)`` of one family, of values ``(prompt, *items)``.
-
-        Raises
-        ------
-        ValueError
-            There is no such family.
-        """
+        """Return bootstrap means ``(draw, *items)`` of one family, of values ``(prompt, *items)``."""
         sums, counts, shape = self._sums(values)
-        drawn = self._family(sums, counts, self.families.index(family))
-        return drawn.reshape(self.draws, *shape)
+        return self._draw(sums, counts, self.families.index(family)).reshape(self.draws, *shape)
+
+    def _draw(self, sums: Floats, counts: Floats, family: int) -> Floats:
+        rows, weights = self._rows[family], self._counts[family]
+        drawn = divide(weights @ sums[rows], weights @ counts[rows])
+        # a draw that met absent values only takes the family's mean: families must not come and go
+        return np.where(np.isfinite(drawn), drawn, divide(sums[rows].sum(0), counts[rows].sum(0)))
 
     def macro_draws(self, values: Any) -> Floats:
         """Return bootstrap family-macro averages ``(draw, *items)`` of values ``(prompt, *items)``."""
@@ -305,90 +250,43 @@ class Clusters:
         size = self._member.sum(1)
         whole = (counts == size[:, None]).all(0)
         if whole.any():  # nothing absent, as a rule: the same weights serve all items
-            drawn[:, whole] = self._weights(size) @ sums[:, whole]
+            each = [n / (n @ size[rows])[:, None] for rows, n in zip(self._rows, self._counts, strict=True)]
+            drawn[:, whole] = np.hstack(each) / len(self.families) @ sums[:, whole]
         partly = ~whole & counts.any(0)
         if partly.any():
-            families = [self._family(sums[:, partly], counts[:, partly], i) for i in range(len(self.families))]
-            present = [np.isfinite(family[0]) for family in families]
-            total = sum(np.where(there, family, 0.0) for there, family in zip(present, families, strict=True))
-            drawn[:, partly] = total / np.sum(present, axis=0)
+            families = [self._draw(sums[:, partly], counts[:, partly], i) for i in range(len(self.families))]
+            present = sum(np.isfinite(family[0]).astype(int) for family in families)
+            drawn[:, partly] = sum(np.nan_to_num(family) for family in families) / present
         return drawn.reshape(self.draws, *shape)
 
-    def _weights(self, size: Floats) -> Floats:
-        """Return each draw's weight of the sum over every cluster ``(draw, cluster)``."""
-        weights = np.empty((self.draws, self.size))
-        for rows, counts in zip(self._rows, self._counts, strict=True):
-            weights[:, rows] = counts / (counts @ size[rows])[:, None] / len(self.families)
-        return weights
-
-    def _family(self, sums: Floats, counts: Floats, index: int) -> Floats:
-        rows, weights = self._rows[index], self._counts[index]
-        point = divide(sums[rows].sum(0), counts[rows].sum(0))
-        drawn = divide(weights @ sums[rows], weights @ counts[rows])
-        # a draw that met absent values only takes the family's mean: families must not come and go
-        return np.where(np.isfinite(drawn), drawn, point)
-
     def parts(self, values: Any) -> Floats:
-        """Return what each cluster adds to the family-macro average: ``(cluster, *items)``, summing to it.
-
-        NaN for items without any value.
-        """
+        """Return ``(cluster, *items)``, which sums to the family-macro average; NaN for items without any value."""
         sums, counts, shape = self._sums(values)
-        share = np.full(sums.shape, np.nan)
-        for rows in self._rows:
-            share[rows] = divide(sums[rows], np.broadcast_to(counts[rows].sum(0), sums[rows].shape))
-        families = sum(np.isfinite(share[rows]).any(0).astype(float) for rows in self._rows)
-        share = divide(np.nan_to_num(share), np.broadcast_to(families, share.shape))
-        return share.reshape(self.size, *shape)
+        total = self._by_family(counts)
+        share = np.nan_to_num(divide(sums, total[self._family]))
+        return divide(share, np.broadcast_to((total > 0).sum(0), share.shape)).reshape(self.size, *shape)
 
     def interval(self, draws: Floats) -> tuple[Floats, Floats]:
         """Return the 95 % interval over the first axis; NaN where nothing can be resampled."""
-        low, high = quantile(draws, (1 - LEVEL) / 2), quantile(draws, (1 + LEVEL) / 2)
-        return (low, high) if self.resamples else (low * np.nan, high * np.nan)
+        return interval(draws, self.resamples)
 
-    def max_t(
-        self,
-        values: Any,
-        *,
-        permutations: int = PERMUTATIONS,
-        alternative: Literal["greater", "two-sided"] = "greater",
-    ) -> Floats:
-        """Test family-macro means against 0, over all items at once, by flipping signs per template.
+    def max_t(self, values: Any, *, permutations: int = PERMUTATIONS, alternative: Alternative = "greater") -> Floats:
+        """Test family-macro means of values ``(prompt, *items)`` against 0: p ``(*items)``, NaN without any value.
 
-        The statistic is the mean over its spread under flips (which flips leave unchanged); each item is
-        compared with the largest statistic of all items, so that p-values are adjusted for their number
-        (Westfall and Young 1993). All flips are enumerated when there are no more than ``permutations``.
-
-        Parameters
-        ----------
-        values : array (prompt, *items)
-            Usually :func:`log_ratio` of effect and control.
-        permutations : int
-            Most flips that are tried.
-        alternative : {"greater", "two-sided"}
-            Whether means below 0 count against 0, too.
-
-        Returns
-        -------
-        array (*items)
-            p-values; NaN for items without any value.
+        Signs are flipped per template, over all items at once: all flips when there are no more than
+        ``permutations``, else so many. The statistic is the mean over its spread under flips (which flips
+        leave unchanged); each item is compared with the largest statistic of all items, so that p-values
+        are adjusted for their number (Westfall and Young 1993).
         """
         share = self.parts(values)
         shape, share = share.shape[1:], share.reshape(self.size, -1)
         if not np.isfinite(share).any():
             return np.full(shape, np.nan)
         spread = np.sqrt((share**2).sum(0))
-        scaled = np.divide(share, spread, out=np.zeros_like(share), where=spread > 0)
-        p = _sign_flips(np.nan_to_num(scaled), permutations, self.seed, alternative == "two-sided")
+        scaled = np.nan_to_num(np.divide(share, spread, out=np.zeros_like(share), where=spread > 0))
+        size = np.abs if alternative == "two-sided" else np.asarray
+        p = _sign_flips(scaled, *_signs(self.size, permutations, self.seed), size)
         return np.where(np.isfinite(spread), p, np.nan).reshape(shape)
-
-
-def _cluster_members(families: Sequence[Any], templates: Sequence[Any]) -> dict[tuple[str, str], list[int]]:
-    members: dict[tuple[str, str], list[int]] = {}
-    for index, (family, template) in enumerate(zip(families, templates, strict=True)):
-        key = f"t:{template}" if template not in (None, "") else f"p:{index:09d}"
-        members.setdefault((str(family), key), []).append(index)
-    return members
 
 
 def _rao_wu(size: int, draws: int, rng: np.random.Generator) -> Floats:
@@ -397,28 +295,23 @@ def _rao_wu(size: int, draws: int, rng: np.random.Generator) -> Floats:
     return rng.multinomial(size - 1, np.full(size, 1 / size), size=draws).astype(float)
 
 
-def _sign_flips(scaled: Floats, permutations: int, seed: int, two_sided: bool) -> Floats:
-    clusters, items = scaled.shape
-    observed = scaled.sum(0)
-    if two_sided:
-        observed = np.abs(observed)
-    signs, exact = _signs(clusters, permutations, seed)
-    total, reached = len(signs), np.zeros(items)
-    for start in range(0, total, 2000):
-        flipped = signs[start : start + 2000] @ scaled
-        largest = (np.abs(flipped) if two_sided else flipped).max(1, initial=-np.inf)
-        # sorted search: as many maxima lie at or above the observed value as don't lie below it
-        reached += len(largest) - np.searchsorted(np.sort(largest), observed - 1e-9)
-    return np.asarray(reached / total if exact else (1 + reached) / (1 + total))
-
-
 @lru_cache(maxsize=8)
 def _signs(clusters: int, permutations: int, seed: int) -> tuple[Floats, bool]:
     """Return signs ``(flip, cluster)``, and whether they are all there are."""
-    exact = clusters <= 20 and 2**clusters <= permutations
+    exact: bool = clusters <= 20 and 2**clusters <= permutations
     if exact:
         bits = np.arange(2**clusters)[:, None] >> np.arange(clusters) & 1
     else:
         bits = np.random.default_rng(seed).integers(0, 2, size=(permutations, clusters))
-    signs: Floats = 2.0 * bits.astype(np.float64) - 1.0
+    signs: Floats = 2.0 * bits.astype(float) - 1.0
     return signs, exact
+
+
+def _sign_flips(scaled: Floats, signs: Floats, exact: bool, size: Callable[[Floats], Floats]) -> Floats:
+    """Return p-values of the sums over ``scaled (cluster, item)``: how often the largest of a flip is as large."""
+    observed, reached = size(scaled.sum(0)), np.zeros(scaled.shape[1])
+    for start in range(0, len(signs), 2000):
+        largest = size(signs[start : start + 2000] @ scaled).max(1, initial=-np.inf)
+        # sorted search: as many maxima lie at or above the observed value as don't lie below it
+        reached += len(largest) - np.searchsorted(np.sort(largest), observed - 1e-9)
+    return np.asarray(reached / len(signs) if exact else (1 + reached) / (1 + len(signs)))
