@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from xatlas.errors import XatlasError
 
-_TEXT_FIELDS = ("target", "foil", "corrupt_text", "template")
-_KNOWN = ("id", "family", "text", "subject", *_TEXT_FIELDS)
+_REQUIRED = ("id", "family", "text")
+_OPTIONAL = ("target", "foil", "corrupt_text", "template")
+_KNOWN = (*_REQUIRED, "subject", *_OPTIONAL)
 #: Most characters of what labels a prompt: it stands in tables and in every result.
 _LONGEST_LABEL = 1_000
 #: Deepest nesting of fields beyond the known ones: far from where JSON is too deep to be written again.
@@ -28,70 +29,51 @@ _MOST_BYTES = 1 << 28
 class Prompt:
     """One prompt of a suite.
 
-    Parameters
-    ----------
-    id : str
-        Unique within the suite.
-    family : str
-        Kind of task.
-    text : str
-        What the model reads; in a file it never ends in a space.
-    target, foil : str, optional
-        The right continuation and its corrupt twin's.
-    corrupt_text : str, optional
-        The twin: of the same shape as ``text``, its right continuation is ``foil``.
-    subject : tuple of int, optional
-        ``(start, end)`` characters of ``text`` in which text and twin differ.
-    template : str, optional
-        Wording from which the prompt was made; prompts of one template are not independent.
-    extra : mapping
-        Fields beyond these, kept as they are: what JSON can hold.
-
     Raises
     ------
     XatlasError
         A field can't be stored or read back as it is, or does not fit the others.
     """
 
-    id: str
-    family: str
-    text: str
-    target: str | None = None
-    foil: str | None = None
-    corrupt_text: str | None = None
-    subject: tuple[int, int] | None = None
-    template: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    id: str  # unique within the suite
+    family: str  # kind of task
+    text: str  # what the model reads; in a file it never ends in a space
+    target: str | None = None  # the right continuation
+    foil: str | None = None  # the right continuation of the corrupted twin
+    corrupt_text: str | None = None  # the twin, of the same shape as text
+    subject: tuple[int, int] | None = None  # (start, end) characters of text in which text and twin differ
+    template: str | None = None  # wording it was made from; prompts of one template are not independent
+    extra: Mapping[str, Any] = field(default_factory=dict)  # fields beyond these: what JSON can hold
 
     def __post_init__(self) -> None:
-        fault = self._fault()
+        fault = self._text_fault() or self._fault()
         if fault:
             raise XatlasError(f"prompt {str(self.id)[:60]!r}: {fault}.")
 
-    def _fault(self) -> str:
-        """Say what is wrong with the prompt, empty when nothing is."""
-        for name in ("id", "family", "text", *_TEXT_FIELDS):
-            value, optional = getattr(self, name), name in _TEXT_FIELDS
+    def _text_fault(self) -> str:
+        for name in (*_REQUIRED, *_OPTIONAL):
+            value, optional = getattr(self, name), name in _OPTIONAL
             if value is None and optional:
                 continue
             if not isinstance(value, str) or not value:
                 return f"'{name}' must be a text that is not empty" + ", or left out" * optional
             if name in ("id", "family", "template") and len(value) > _LONGEST_LABEL:
                 return f"'{name}' has {len(value)} characters, at most {_LONGEST_LABEL} are taken"
-            unfit = _unfit(value)
-            if unfit:
+            if unfit := _unfit(value):
                 return f"'{name}' holds {unfit}"
+        return ""
+
+    def _fault(self) -> str:
         if self.foil is not None and self.target is None:
             return "a foil needs a target"
         if self.foil is not None and self.foil == self.target:
             return "target and foil are the same"
         span, length = self.subject, len(self.text)
         if span is not None:
-            whole = isinstance(span, (tuple, list)) and len(span) == 2 and all(type(item) is int for item in span)
+            whole = isinstance(span, tuple | list) and len(span) == 2 and all(type(item) is int for item in span)
             if not whole or not 0 <= span[0] < span[1] <= length:
                 return f"'subject' must be [start, end] with 0 <= start < end <= {length}"
-        taken = [name for name in self.extra if name in _KNOWN]
-        if taken:
+        if taken := [name for name in self.extra if name in _KNOWN]:
             return f"'{taken[0]}' is no field beyond the known ones"
         try:
             json.dumps(dict(self.extra), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
@@ -111,14 +93,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Suite:
-    """A named, ordered set of prompts.
-
-    Parameters
-    ----------
-    name : str
-        How the suite is called.
-    prompts : tuple of Prompt
-        At least one; ids are unique.
+    """A named, ordered set of prompts: at least one, each with an id of its own.
 
     Raises
     ------
@@ -150,11 +125,8 @@ class Suite:
     @cached_property
     def hash(self) -> str:
         """Hex sha256 of the prompts' canonical JSON lines; the name does not enter."""
-        digest = hashlib.sha256()
-        for prompt in self.prompts:
-            digest.update(json.dumps(prompt.record(), sort_keys=True, ensure_ascii=False).encode())
-            digest.update(b"\n")
-        return digest.hexdigest()
+        lines = (json.dumps(prompt.record(), sort_keys=True, ensure_ascii=False) + "\n" for prompt in self.prompts)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @cached_property
     def families(self) -> tuple[str, ...]:
@@ -164,37 +136,22 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class SuiteSpec:
-    """A suite that can be asked for by name; nothing is generated before ``load`` is called.
-
-    Parameters
-    ----------
-    name, summary : str
-        What to call it, and one sentence on what it is.
-    load : callable
-        Returns the suite.
-    default_for : {"measure", "reference"}, optional
-        Used when no suite, or no reference for mean ablation, is named.
-    """
+    """A suite that can be asked for by name; nothing is generated before ``load`` is called."""
 
     name: str
-    summary: str
+    summary: str  # one sentence on what it is
     load: Callable[[], Suite]
-    default_for: Literal["measure", "reference"] | None = None
+    default_for: Literal["measure", "reference"] | None = None  # used when no suite, or no reference, is named
 
 
 def read_suite(path: str | Path) -> Suite:
-    """Read a suite from JSON lines.
+    """Read a suite, named after its file, from JSON lines.
 
     Parameters
     ----------
     path : path
         A file with one JSON object per line: ``id``, ``family``, ``text`` and the optional fields of
         :class:`Prompt`. Empty lines are passed over.
-
-    Returns
-    -------
-    Suite
-        Named after the file.
 
     Raises
     ------
@@ -204,26 +161,23 @@ def read_suite(path: str | Path) -> Suite:
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device might never end
-            raise XatlasError(f"cannot read the suite {path}: it is no file.")
+            raise ValueError("it is no file")
         with path.open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
         lines = raw.decode("utf-8-sig").split("\n")  # other separators may stand inside a JSON text
     except (OSError, ValueError) as error:
         raise XatlasError(f"cannot read the suite {path}: {error}.") from None
-    if len(raw) > _MOST_BYTES:
-        raise XatlasError(f"cannot read the suite {path}: it is larger than {_MOST_BYTES >> 20} MiB.")
     prompts: list[Prompt] = []
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip(" \t\r"):
-            continue
-        prompt = _parse(line, f"{path}, line {number}")
-        if prompt.id in first_line:
-            raise XatlasError(
-                f"{path}, line {number}: the id '{prompt.id}' stands already in line {first_line[prompt.id]}."
-            )
-        first_line[prompt.id] = number
-        prompts.append(prompt)
+        if line.strip(" \t\r"):
+            where = f"{path}, line {number}"
+            prompt = _parse(line, where)
+            if (first := first_line.setdefault(prompt.id, number)) != number:
+                raise XatlasError(f"{where}: the id '{prompt.id}' stands already in line {first}.")
+            prompts.append(prompt)
     if not prompts:
         raise XatlasError(f"{path} holds no prompt: write one JSON object per line with id, family and text.")
     return Suite(os.fsencode(path.stem).decode("utf-8", "replace"), tuple(prompts))
@@ -239,8 +193,8 @@ def _parse(line: str, where: str) -> Prompt:
     """Make one prompt of one line, or say what is wrong with it."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            names = [name for name, _ in pairs]
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise XatlasError(f"{where}: the field {twice[:60]!r} stands twice.")
         return dict(pairs)
@@ -255,12 +209,11 @@ def _parse(line: str, where: str) -> Prompt:
         raise XatlasError(f"{where}: a number has too many digits.") from None
     if not isinstance(record, dict):
         raise XatlasError(f"{where}: one JSON object per line is needed, not {type(record).__name__}.")
-    extra = {name: value for name, value in record.items() if name not in _KNOWN}
-    given: dict[str, Any] = {name: record.get(name) for name in _KNOWN}
+    given = {name: record.pop(name, None) for name in _KNOWN}
     if isinstance(given["subject"], list):
         given["subject"] = tuple(given["subject"])
     try:
-        prompt = Prompt(**given, extra=extra)
+        prompt = Prompt(**given, extra=record)
     except XatlasError as error:
         raise XatlasError(f"{where}: {error}") from None
     # the target's first token would be another one than after the word
