@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,37 +20,24 @@ from xatlas.vocabulary import TEMPLATE_DATE, BosHabit
 #: Classes of positions, for interventions and readings.
 POSITION_CLASSES = ("first", "subject", "last", "other")
 
+#: Tokens that end documents in base models, and may end turns too in what was tuned from them.
+_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[EOS]")
+#: Tokens that end turns; others are recognised by standing in the chat template.
+_TURN_ENDS = re.compile(r"im_end|eo[tm]_id|end_of_(turn|utterance|message)|turn\|>")
+
 
 @dataclass(frozen=True)
 class TokenPrompt:
-    """One prompt as a model reads it.
-
-    Parameters
-    ----------
-    prompt : Prompt
-        What was tokenised.
-    ids : tuple of int
-        Tokens run: beginning, text, and the target without its last token.
-    n_text : int
-        How many of them are the beginning and the text.
-    readout : int
-        Position whose next token is the first that tells target and foil apart.
-    answer, foil_answer : int or None
-        That next token in the target and in the foil.
-    target_ids : tuple of int
-        All tokens of the target.
-    subject : tuple of int
-        Positions of the tokens that overlap the marked span.
-    """
+    """One prompt as a model reads it."""
 
     prompt: Prompt
-    ids: tuple[int, ...]
-    n_text: int
-    readout: int
-    answer: int | None
-    foil_answer: int | None
-    target_ids: tuple[int, ...]
-    subject: tuple[int, ...]
+    ids: tuple[int, ...]  # tokens run: beginning, text, and the target without its last token
+    n_text: int  # how many of them are the beginning and the text
+    readout: int  # position whose next token is the first in which target and foil differ
+    answer: int | None  # that next token in the target
+    foil_answer: int | None  # and in the foil
+    target_ids: tuple[int, ...]  # all tokens of the target
+    subject: tuple[int, ...]  # positions of the tokens that overlap the marked span
 
     @property
     def n_tokens(self) -> int:
@@ -70,33 +57,25 @@ class TokenPrompt:
         XatlasError
             There is no such class.
         """
+        if name not in POSITION_CLASSES:
+            raise XatlasError(f"unknown position class '{name}'. Valid: all, {', '.join(POSITION_CLASSES)}.")
         if name == "first":
             return (0,)
         if name == "last":
             return (self.readout,)
         if name == "subject":
             return tuple(p for p in self.subject if p not in (0, self.readout))
-        if name == "other":
-            taken = {0, self.readout, *self.subject}
-            # target tokens that are run before the readout stand behind the text
-            return tuple(p for p in range(max(self.n_text, self.readout)) if p not in taken)
-        raise XatlasError(f"unknown position class '{name}'. Valid: all, {', '.join(POSITION_CLASSES)}.")
+        taken = {0, self.readout, *self.subject}
+        # target tokens that are run before the readout stand behind the text
+        return tuple(p for p in range(max(self.n_text, self.readout)) if p not in taken)
 
 
 @dataclass(frozen=True)
 class TokenSuite:
-    """A suite as one model reads it.
-
-    Parameters
-    ----------
-    prompts : tuple of TokenPrompt
-        Those that could be tokenised, in the suite's order.
-    dropped : dict
-        Prompt id → why it was left out.
-    """
+    """A suite as one model reads it: the prompts that could be tokenised, in the suite's order."""
 
     prompts: tuple[TokenPrompt, ...]
-    dropped: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)  # prompt id → why it was left out
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -104,28 +83,15 @@ class TokenSuite:
     @cached_property
     def hash(self) -> str:
         """Hex sha256 of what is run and where it is read: every prompt's id, tokens and positions, in order."""
-        digest = hashlib.sha256()
-        for p in self.prompts:
-            line = [p.prompt.id, p.ids, p.n_text, p.readout, p.answer, p.foil_answer, p.target_ids, p.subject]
-            digest.update(json.dumps(line).encode() + b"\n")
-        return digest.hexdigest()
+        lines = [
+            [p.prompt.id, p.ids, p.n_text, p.readout, p.answer, p.foil_answer, p.target_ids, p.subject]
+            for p in self.prompts
+        ]
+        return hashlib.sha256("".join(json.dumps(line) + "\n" for line in lines).encode()).hexdigest()
 
 
 def buckets(lengths: Sequence[int], most: dict[int, int] | int) -> list[np.ndarray]:
-    """Group prompts of exactly equal length, at most ``most`` (or ``most[length]``) in a group.
-
-    Parameters
-    ----------
-    lengths : sequence of int
-        Token length of each prompt.
-    most : int or dict of int to int
-        Largest group.
-
-    Returns
-    -------
-    list of ndarray of int
-        Indices of the prompts, shortest first; no padding is ever needed.
-    """
+    """Return the indices of prompts in groups of equal length, shortest first, at most ``most[length]`` in a group."""
     groups: list[np.ndarray] = []
     array = np.asarray(lengths)
     for length in np.unique(array):
@@ -135,68 +101,33 @@ def buckets(lengths: Sequence[int], most: dict[int, int] | int) -> list[np.ndarr
     return groups
 
 
-#: Tokens that end documents in base models, and may end turns too in what was tuned from them.
-_DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[EOS]")
-#: Tokens that end turns; others are told by standing in the chat template.
-_TURN_ENDS = re.compile(r"im_end|eo[tm]_id|end_of_(turn|utterance|message)|turn\|>")
-
-
+@dataclass(eq=False)
 class Reader:
-    """Turns prompts into tokens the way one model reads them.
+    """Turns prompts into tokens the way one model reads them."""
 
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-        A fast tokenizer (spans need offsets).
-    bos : {"always", "native"}
-        ``always`` prepends the tokenizer's beginning token, else the model's, else its end-of-document token,
-        so that position 0 is the same kind of thing in every model; ``native`` leaves the tokenizer's habit.
-    chat_template : bool
-        Wrap the text as a user's turn.
-    template_date : str
-        Date that the chat template is rendered with, ``YYYY-MM-DD``: the same tokens on any day.
-    context : int or None
-        Longest input the model takes.
-    begin_token : int or None
-        The model's beginning token.
-    end_token : int, sequence of int or None
-        The model's end tokens; those that end a turn never stand at position 0.
-    vocabulary : int or None
-        How many tokens the model knows.
+    tokenizer: Any  # a fast one: spans need offsets
+    _: KW_ONLY
+    # always: position 0 is the tokenizer's beginning token, else the model's, else its end-of-document token
+    bos: BosHabit = "always"
+    chat_template: bool = False  # wrap the text as a user's turn
+    template_date: str = TEMPLATE_DATE  # what the template takes for today: the same tokens on any day
+    context: int | None = None  # longest input that the model takes
+    begin_token: int | None = None  # the model's
+    end_token: int | Sequence[int] | None = None  # the model's; those that end a turn never stand at position 0
+    vocabulary: int = 0  # how many tokens the model knows; 0: as many as the tokenizer
 
-    Raises
-    ------
-    XatlasError
-        The tokenizer has no chat template, or no token to put at position 0, and it is asked for; or it
-        does not say where its tokens stand in the text.
-    """
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            name = type(self.tokenizer).__name__
+            raise XatlasError(f"{name} does not say where tokens stand: add a tokenizer.json.")
+        self.chat = ChatTemplate(self.tokenizer, self.template_date) if self.chat_template else None
+        self.vocabulary = self.vocabulary or len(self.tokenizer)
+        self.first_token = self._first_token() if self.bos == "always" else None
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        bos: BosHabit = "always",
-        chat_template: bool = False,
-        template_date: str = TEMPLATE_DATE,
-        context: int | None = None,
-        begin_token: int | None = None,
-        end_token: int | Sequence[int] | None = None,
-        vocabulary: int | None = None,
-    ) -> None:
-        if not tokenizer.is_fast:
-            raise XatlasError(f"{type(tokenizer).__name__} does not say where tokens stand: add a tokenizer.json.")
-        self.tokenizer = tokenizer
-        self.bos = bos
-        self.template_date = template_date
-        self.chat = ChatTemplate(tokenizer, template_date) if chat_template else None
-        self.context = context
-        self.vocabulary = len(tokenizer) if vocabulary is None else vocabulary
-        ends = [end_token] if isinstance(end_token, int) else list(end_token or ())
-        self.first_token = self._first_token(begin_token, ends) if bos == "always" else None
-
-    def _first_token(self, begin: int | None, ends: Sequence[int]) -> int:
+    def _first_token(self) -> int:
         """Return what stands at position 0: base and instruct models of one family get the same token."""
-        tokenizer = self.tokenizer
+        tokenizer, begin = self.tokenizer, self.begin_token
+        ends = [self.end_token] if isinstance(self.end_token, int) else list(self.end_token or ())
         template = str(tokenizer.chat_template or "")
         named = [tokenizer.added_tokens_encoder.get(name) for name in _DOCUMENT_ENDS]
         for candidate in (tokenizer.bos_token_id, begin, *ends, tokenizer.eos_token_id, *named):
@@ -204,10 +135,8 @@ class Reader:
             text = tokenizer.convert_ids_to_tokens(candidate) if fits else None
             if text is None:
                 continue
-            exempt = text in _DOCUMENT_ENDS or candidate == begin
-            if candidate == tokenizer.bos_token_id or not (
-                _TURN_ENDS.search(text) or (text in template and not exempt)
-            ):
+            in_turns = text in template and text not in _DOCUMENT_ENDS and candidate != begin
+            if candidate == tokenizer.bos_token_id or not (_TURN_ENDS.search(text) or in_turns):
                 return int(candidate)
         raise XatlasError(
             "the tokenizer has neither a beginning nor an end token of documents to put at position 0: "
@@ -220,11 +149,6 @@ class Reader:
         One is dropped, with a reason, where its text's own tokens do not stay as they are once target or foil
         follows, where no token of the target can be read out, where the chat template changes the text, and
         where the model has no room for it or no such token.
-
-        Returns
-        -------
-        TokenSuite
-            What is left, in the suite's order, and the reasons.
 
         Raises
         ------
@@ -244,18 +168,12 @@ class Reader:
             else:
                 kept.append(result)
         if not kept:
-            first = next(iter(dropped.items()), ("", "the suite is empty"))
-            raise XatlasError(f"no prompt can be used: all {len(dropped)} are dropped, e.g. {first[0]}: {first[1]}.")
+            first, why = next(iter(dropped.items()), ("", "the suite is empty"))
+            raise XatlasError(f"no prompt can be used: all {len(dropped)} are dropped, e.g. {first}: {why}.")
         return TokenSuite(tuple(kept), dropped)
 
     def prompt(self, prompt: Prompt) -> TokenPrompt | str:
-        """Return the tokenised prompt, or the reason for dropping it.
-
-        Raises
-        ------
-        XatlasError
-            The chat template can't be rendered.
-        """
+        """Return the tokenised prompt, or the reason for dropping it."""
         text, subject = prompt.text, prompt.subject
         if self.chat is not None:
             wrapped = self.chat.wrap(text)
@@ -265,20 +183,15 @@ class Reader:
                 return "the chat template writes the text more than once: the subject has no one place"
             text, subject = wrapped.text, subject and wrapped.place(subject)
         ids, offsets = self._encode(text)
-        target_ids: tuple[int, ...] = ()
-        foil_ids: tuple[int, ...] = ()
-        if prompt.target is not None:
-            continued = self._continuation(text, prompt.target, ids)
-            if continued is None:
-                return "the text's tokens change when the target follows"
-            if not continued:
-                return "the target has no token"
-            target_ids = continued
-        if prompt.foil is not None:
-            continued = self._continuation(text, prompt.foil, ids)
-            if continued is None:
-                return "the text's tokens change when the foil follows"
-            foil_ids = continued
+        continuations: list[tuple[int, ...]] = []
+        for name, more in (("target", prompt.target), ("foil", prompt.foil)):
+            joint = ids if more is None else self._encode(text + more)[0]
+            if joint[: len(ids)] != ids:
+                return f"the text's tokens change when the {name} follows"
+            continuations.append(tuple(joint[len(ids) :]))
+        target_ids, foil_ids = continuations
+        if prompt.target is not None and not target_ids:
+            return "the target has no token"
         split = self._split(target_ids, foil_ids)
         if isinstance(split, str):
             return split
@@ -299,7 +212,7 @@ class Reader:
             answer=target_ids[split] if target_ids else None,
             foil_answer=foil_ids[split] if foil_ids else None,
             target_ids=target_ids,
-            subject=_overlap(offsets, subject),
+            subject=tuple(i for i, (a, b) in enumerate(offsets) if subject and a < subject[1] and b > subject[0]),
         )
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -314,11 +227,6 @@ class Reader:
             return [self.first_token, *ids], [(0, 0), *offsets]
         return ids, offsets
 
-    def _continuation(self, text: str, more: str, ids: list[int]) -> tuple[int, ...] | None:
-        """Return the tokens that ``more`` adds, or None where it changes the text's own tokens."""
-        joint, _ = self._encode(text + more)
-        return tuple(joint[len(ids) :]) if joint[: len(ids)] == ids else None
-
     def _split(self, target: Sequence[int], foil: Sequence[int]) -> int | str:
         """Return which target token is read out, or the reason why none can be."""
         if not target:
@@ -326,11 +234,5 @@ class Reader:
         if not foil:
             blank = [not self.tokenizer.decode([token]).strip() for token in target]
             return blank.index(False) if False in blank else "the target is only whitespace"
-        for index, (ours, theirs) in enumerate(zip(target, foil, strict=False)):
-            if ours != theirs:
-                return index
-        return "target and foil share all tokens that can be compared"
-
-
-def _overlap(offsets: Sequence[tuple[int, int]], span: tuple[int, int] | None) -> tuple[int, ...]:
-    return tuple(i for i, (a, b) in enumerate(offsets) if span and a < span[1] and b > span[0])
+        differ = (i for i, (ours, theirs) in enumerate(zip(target, foil, strict=False)) if ours != theirs)
+        return next(differ, "target and foil share all tokens that can be compared")

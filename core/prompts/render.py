@@ -1,6 +1,7 @@
 """Renders a chat template as a process of its own, run by path: it may never end, or fill the memory.
 
-Takes a request on stdin and answers on stdout, both JSON. Imports the standard library and Jinja alone.
+Takes a request on stdin and answers on stdout, both JSON: ``{"fault": why}`` where the template can't be read, else a
+list with ``{"text": rendered}`` or ``{"fault": why}`` for each content. Imports the standard library and Jinja alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 
-def environment(date: str) -> Any:
+def _environment(date: str) -> Any:
     """Return what Hugging Face renders chat templates in, but that any day is ``date``, at midnight."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
@@ -36,10 +37,9 @@ def environment(date: str) -> Any:
     class Namespace(jinja2.utils.Namespace):
         """Refuses names that lead out of the sandbox."""
 
-        def __init__(*given: Any, **named: Any) -> None:
-            self, *rest = given
-            jinja2.utils.Namespace.__init__(self)
-            for name, value in dict(*rest, **named).items():
+        def __init__(self, /, *given: Any, **named: Any) -> None:
+            super().__init__()
+            for name, value in dict(*given, **named).items():
                 self[name] = value
 
         def __setitem__(self, name: str, value: Any) -> None:
@@ -55,39 +55,21 @@ def environment(date: str) -> Any:
 
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = tojson
-    made.globals["namespace"] = Namespace
-    made.globals["raise_exception"] = raise_exception
-    made.globals["strftime_now"] = datetime.fromisoformat(date).strftime
+    made.globals |= {
+        "namespace": Namespace,
+        "raise_exception": raise_exception,
+        "strftime_now": datetime.fromisoformat(date).strftime,
+    }
     return made
 
 
-def limit_memory(most: int) -> None:
-    """Let this process hold no more than ``most`` bytes, where the system can."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def restart_clock(seconds: float) -> None:
-    """Have the system end this process after so much more of its processor's time, whatever it is at."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def render(template: Any, content: str, variables: dict[str, Any], most: int) -> str:
-    """Return the template with ``content`` as the user's turn; a template that writes too much is stopped.
-
-    Raises
-    ------
-    ValueError
-        More than ``most`` characters beyond four times the content were written.
-    """
+def _render(template: Any, content: str, variables: dict[str, Any], most: int) -> str:
+    """Render ``content`` as the user's turn; refuse more than ``most`` characters beyond four times its own."""
     random.seed(0)  # Jinja has a filter that draws
     turns = [{"role": "user", "content": content}]
-    fixed = {"tools": None, "documents": None, "add_generation_prompt": True}
+    given = {"tools": None, "documents": None, "add_generation_prompt": True, **variables}
     pieces, room = [], most + 4 * len(content)
-    for piece in template.generate(messages=turns, **{**fixed, **variables}):
+    for piece in template.generate(messages=turns, **given):
         pieces.append(piece)
         room -= len(piece)
         if room < 0:
@@ -95,26 +77,34 @@ def render(template: Any, content: str, variables: dict[str, Any], most: int) ->
     return "".join(pieces)
 
 
-def main() -> None:
-    """Answer ``{"fault": why}``, or a list with ``{"text": rendered}`` or ``{"fault": why}`` for each content."""
+def _restart_clock(seconds: float) -> None:
+    """Have the system end this process after so much more of its processor's time, whatever it is at."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _main() -> None:
     request = json.load(sys.stdin)
     sys.path += request["paths"]
-    limit_memory(request["memory"])
-    restart_clock(request["seconds"])
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not every system can
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (request["memory"], resource.getrlimit(resource.RLIMIT_AS)[1]))
+    _restart_clock(request["seconds"])
     answers: Any = []
     try:
-        template = environment(request["date"]).from_string(request["template"])
+        template = _environment(request["date"]).from_string(request["template"])
     except Exception as error:
         answers = {"fault": f"{type(error).__name__}: {error}"}
     for content in request["contents"] if isinstance(answers, list) else ():
-        restart_clock(request["seconds"])
+        _restart_clock(request["seconds"])
         try:
-            answers.append({"text": render(template, content, request["variables"], request["characters"])})
+            answers.append({"text": _render(template, content, request["variables"], request["characters"])})
         except Exception as error:  # whatever a template may raise, the sandbox's errors too
             answers.append({"fault": f"{type(error).__name__}: {error}"[:300]})
-    restart_clock(0)
+    _restart_clock(0)
     json.dump(answers, sys.stdout)
 
 
 if __name__ == "__main__":
-    main()
+    _main()
