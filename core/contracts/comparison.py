@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from xatlas.contracts.parameters import build, canonical
+from xatlas.contracts.parameters import Parameterised
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,63 +20,26 @@ Verdict = Literal["supported", "not supported", "undecided", "artefact"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One sentence that a comparison states, with what it rests on.
+    """One sentence that a comparison states, with what it rests on."""
 
-    Parameters
-    ----------
-    sentence : str
-        What is said, the number included.
-    value, low, high : float
-        The number and its 95 % interval.
-    control : float
-        The same number for the control.
-    p : float
-        Raw p-value; the compare run adjusts it across comparisons.
-    verdict : str
-        ``supported``, ``not supported``, ``undecided`` or ``artefact``.
-    model : str
-        Slug of the model it is about; empty for one about several.
-    p_adjusted : float or None
-        Filled in by the compare run.
-    """
-
-    sentence: str
+    sentence: str  # what is said, the number included
     value: float
-    low: float
+    low: float  # the 95 % interval
     high: float
-    control: float
-    p: float
+    control: float  # the same number for the control
+    p: float  # raw: the compare run adjusts it across comparisons
     verdict: Verdict
-    model: str = ""
-    p_adjusted: float | None = None
+    model: str = ""  # slug of the model it is about; empty for one about several
+    p_adjusted: float | None = None  # filled in by the compare run
 
 
-class Comparison(ABC):
-    """Lines up results of several models and says what differs.
+class Comparison(Parameterised, ABC):
+    """Lines up results of several models and says what differs."""
 
-    Parameters
-    ----------
-    **parameters
-        Values for the fields of :attr:`Parameters`.
-    """
-
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
     #: One sentence for ``xatlas comparisons``.
     summary: ClassVar[str]
     #: Whether ``compare`` runs it when no comparison is named; False where the probes it requires cost much.
     default: ClassVar[bool] = True
-
-    @dataclass(frozen=True)
-    class Parameters:
-        """No parameters."""
-
-    def __init__(self, **parameters: Any) -> None:
-        self.parameters: Any = build(self.Parameters, parameters, self.name)
-
-    def canonical_parameters(self) -> dict[str, Any]:
-        """Return every parameter with its value, JSON-ready."""
-        return canonical(self.parameters)
 
     @property
     @abstractmethod

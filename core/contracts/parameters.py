@@ -2,114 +2,105 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from xatlas.errors import XatlasError, unknown
 
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "none"}
 
 
-def build(cls: type[Any], given: Mapping[str, Any], owner: str) -> Any:
-    """Make the parameter dataclass ``cls`` from ``given``, converting texts by the declared types.
+class Parameterised:
+    """What probes and comparisons share: a name, a version, and parameters.
 
     Parameters
     ----------
-    cls : type
-        A frozen dataclass; every field has a default and one of the types ``int``, ``float``, ``str``,
-        ``bool``, ``tuple[T, ...]`` or one of these ``| None``.
-    given : mapping
-        Values, or texts as they stand on a command line (a tuple as ``a,b,c``).
-    owner : str
-        Named in errors.
-
-    Returns
-    -------
-    object
-        An instance of ``cls``.
+    **parameters
+        Values for the fields of :attr:`Parameters`; texts are converted by the declared types.
 
     Raises
     ------
     XatlasError
-        An unknown name, or a value that does not fit its type.
+        A parameter is unknown or does not fit its type.
+    """
+
+    #: What it is called, everywhere.
+    name: ClassVar[str]
+    #: Raised whenever the numbers change; enters the key of what is stored.
+    version: ClassVar[int] = 1
+
+    @dataclass(frozen=True)
+    class Parameters:
+        """No parameters."""
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters: Any = build(self.Parameters, parameters, self.name)
+
+    def canonical_parameters(self) -> dict[str, Any]:
+        """Return every parameter with its value, JSON-ready."""
+        return canonical(self.parameters)
+
+
+def build(cls: type[Any], given: Mapping[str, Any], owner: str) -> Any:
+    """Make the parameter dataclass ``cls`` from values or texts; ``owner`` is named in errors.
+
+    Every field has a default and one of the types ``int``, ``float``, ``str``, ``bool``, ``Literal[...]``,
+    ``tuple[T, ...]`` (as text: ``a,b,c``) or one of these ``| None``.
     """
     hints = typing.get_type_hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}
+    names = {field.name for field in fields(cls)}
     values: dict[str, Any] = {}
     for name, value in given.items():
         if name not in names:
             raise unknown(f"parameter of {owner}", name, names)
         try:
-            values[name] = convert(value, hints[name])
-        except (TypeError, ValueError, OverflowError):
+            values[name] = _convert(value, hints[name])
+        except (LookupError, TypeError, ValueError, OverflowError):
             raise XatlasError(f"{owner}.{name} = {value!r:.60} does not fit: it takes {_say(hints[name])}.") from None
     return cls(**values)
 
 
-def convert(value: Any, hint: Any) -> Any:
-    """Return ``value`` as the type ``hint``.
-
-    Raises
-    ------
-    TypeError, ValueError, OverflowError
-        It is not one, or no finite number.
-    """
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(hint)
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
-            if type(None) in options:
-                return None
-            raise ValueError
-        return convert(value, next(option for option in options if option is not type(None)))
-    if origin is typing.Literal:
-        choices = typing.get_args(hint)
-        match = next((choice for choice in choices if str(choice) == str(value)), None)
-        if match is None:
-            raise ValueError
-        return match
-    if origin is tuple:
-        items = value.split(",") if isinstance(value, str) else list(value)
-        return tuple(convert(item, typing.get_args(hint)[0]) for item in items if item != "")
-    if hint is bool:
-        word = str(value).lower()
-        if word not in _BOOLEANS:
-            raise ValueError
-        return _BOOLEANS[word]
-    if hint in (int, float):
-        if isinstance(value, bool):
-            raise TypeError
-        if hint is int and isinstance(value, float) and not value.is_integer():
-            raise ValueError
-        number = hint(value)
-        if not math.isfinite(number):
-            raise ValueError
-        return number
-    if hint is str:
-        if not isinstance(value, str):
-            raise TypeError
-        return value
-    raise TypeError(f"a parameter cannot have the type {hint}")
-
-
 def canonical(parameters: Any) -> dict[str, Any]:
     """Return the parameters as JSON-ready values (tuples become lists), every default written out."""
-    return {
-        field.name: list(value) if isinstance(value := getattr(parameters, field.name), tuple) else value
-        for field in dataclasses.fields(parameters)
-    }
+    values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """Return ``value`` as the type ``hint``; what is none of it, or no finite number, raises."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in inner and str(value).lower() == "none":
+            return None
+        return _convert(value, next(option for option in inner if option is not type(None)))
+    if origin is typing.Literal:
+        return {str(choice): choice for choice in inner}[str(value)]
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(_convert(item, inner[0]) for item in items if item != "")
+    if hint is bool:
+        return _BOOLEANS[str(value).lower()]
+    if hint is str and isinstance(value, str):
+        return value
+    if hint not in (int, float) or isinstance(value, bool):
+        raise TypeError
+    number = hint(value)
+    if not math.isfinite(number) or (isinstance(value, float) and number != value):
+        raise ValueError
+    return number
 
 
 def _say(hint: Any) -> str:
-    origin = typing.get_origin(hint)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+        return "one of " + ", ".join(map(str, inner))
     if origin is tuple:
-        return f"a list, comma-separated, of {_say(typing.get_args(hint)[0])}"
+        return f"a list, comma-separated, of {_say(inner[0])}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("none" if option is type(None) else _say(option) for option in typing.get_args(hint))
-    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(hint, str(hint))
+        return " or ".join(map(_say, inner))
+    return _NAMES.get(hint, str(hint))

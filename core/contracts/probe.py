@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from xatlas.contracts.parameters import build, canonical
+from xatlas.contracts.parameters import Parameterised
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,40 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """What a probe promises of one of its variables.
+    """What a probe promises of one of its variables."""
 
-    Parameters
-    ----------
-    dims : tuple of str
-        Dimensions in order.
-    units : str
-        ``"nats"``, ``"1"``, …; stored as the variable's ``units`` attribute.
-    long_name : str
-        Stored as its ``long_name``.
-    """
-
-    dims: tuple[str, ...]
-    units: str
-    long_name: str
+    dims: tuple[str, ...]  # in order
+    units: str  # "nats", "1", …
+    long_name: str  # what it is, in a few words
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """Results of a probe that a comparison, or another probe, rests on.
-
-    Parameters
-    ----------
-    probe : str
-        Name of the probe.
-    parameters : mapping
-        Those that differ from the defaults.
-    optional : bool
-        Used when the atlas holds it, never run for its own sake.
-    """
+    """Results of a probe that a comparison, or another probe, rests on."""
 
     probe: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    optional: bool = False
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # those that differ from the defaults
+    optional: bool = False  # used when the atlas holds it, never run for its own sake
 
 
 class Checkpoint(Protocol):
@@ -61,19 +41,16 @@ class Checkpoint(Protocol):
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         """Return the arrays saved under ``key``, or None."""
-        ...
 
     def save(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         """Keep ``arrays`` under ``key``, whole or not at all."""
-        ...
 
 
-class NoCheckpoint:
+class NoCheckpoint(Checkpoint):
     """Keeps nothing: for measuring outside an atlas."""
 
-    def load(self, key: str) -> dict[str, np.ndarray] | None:
+    def load(self, key: str) -> None:
         """Return None."""
-        return None
 
     def save(self, key: str, arrays: dict[str, np.ndarray]) -> None:
         """Do nothing."""
@@ -85,53 +62,23 @@ def no_progress(label: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a measurement is given besides the model and the suite.
+    """What a measurement is given besides the model and the suite."""
 
-    Parameters
-    ----------
-    results : mapping of str to Dataset
-        Results of the required probes, by name.
-    reference : Suite or None
-        Where mean ablation's means and the donors of resample ablation come from.
-    seed : int
-        Seed of every random choice.
-    draws : int
-        Donors and control directions that are averaged.
-    checkpoint : Checkpoint
-        Keeps finished parts.
-    progress : callable
-        ``(label, done, total)``; called often, cheap.
-    """
-
-    results: Mapping[str, xr.Dataset] = field(default_factory=dict)
-    reference: Suite | None = None
-    seed: int = 0
-    draws: int = 1
-    checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
-    progress: Callable[[str, int, int], None] = no_progress
+    results: Mapping[str, xr.Dataset] = field(default_factory=dict)  # of the required probes, by name
+    reference: Suite | None = None  # where mean ablation's means and the donors of resample ablation come from
+    seed: int = 0  # of every random choice
+    draws: int = 1  # donors and control directions
+    checkpoint: Checkpoint = field(default_factory=NoCheckpoint)  # keeps finished parts
+    progress: Callable[[str, int, int], None] = no_progress  # (label, done, total); called often, cheap
 
 
-class Probe(ABC):
+class Probe(Parameterised, ABC):
     """One measure of a model, defined once for every architecture.
 
     A subclass names itself, says which site kinds it needs and what its variables are, and returns a
     labelled dataset. Its docstring gives definition, unit, control and source: ``xatlas explain`` prints it.
-
-    Parameters
-    ----------
-    **parameters
-        Values for the fields of :attr:`Parameters`; texts are converted by the declared types.
-
-    Raises
-    ------
-    XatlasError
-        A parameter is unknown or does not fit its type.
     """
 
-    #: What the probe is called, everywhere.
-    name: ClassVar[str]
-    #: Raised whenever the numbers change; enters the job's key.
-    version: ClassVar[int] = 1
     #: Site kinds that the model's adapter must offer on at least one layer.
     sites: ClassVar[tuple[str, ...]] = ()
     #: What the job's key depends on besides the model.
@@ -147,21 +94,10 @@ class Probe(ABC):
     #: Variables that the dataset holds.
     variables: ClassVar[Mapping[str, Variable]]
 
-    @dataclass(frozen=True)
-    class Parameters:
-        """No parameters."""
-
-    def __init__(self, **parameters: Any) -> None:
-        self.parameters: Any = build(self.Parameters, parameters, self.name)
-
     @property
     def requires(self) -> tuple[Requirement, ...]:
         """Results of other probes that :meth:`measure` receives in ``inputs.results``."""
         return ()
-
-    def canonical_parameters(self) -> dict[str, Any]:
-        """Return every parameter with its value, JSON-ready: part of the job's key."""
-        return canonical(self.parameters)
 
     def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
         """Return about how many changed runs each prompt gets, for estimates before anything is loaded.
@@ -174,7 +110,7 @@ class Probe(ABC):
         size : mapping of str to int
             ``prompt``, ``layer``, ``head`` and ``kv_group``: how many there are.
         draws : int
-            Donors and control directions that are averaged.
+            Donors and control directions.
         """
         given = self.canonical_parameters()
         total = 0
