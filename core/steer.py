@@ -24,95 +24,60 @@ if TYPE_CHECKING:
     from xatlas.model import HookedModel
     from xatlas.suites import Suite
 
-
 #: A dataset, and which of its directions.
 _DATASET = re.compile(r"(?P<path>.+\.nc)(?::(?P<name>.+))?")
 _RANDOM = re.compile(r"random:(?P<seed>\d+)")
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a direction comes from; made before a model is loaded, so that a slip of the pen costs nothing.
+class Direction:
+    """A direction by name: read before a model is loaded, so that a slip of the pen costs nothing."""
 
-    Parameters
-    ----------
-    text : str
-        ``random:SEED``; a file ``.npy`` with ``(d_model,)`` or ``(layer, d_model)``, or a steering dataset
-        ``FILE.nc:DIRECTION``; or the name of a family of the reference.
-    values : ndarray or None
-        What the file holds: ``(d_model,)`` or ``(layer, d_model)``.
-    """
-
+    #: ``random:SEED``, ``FILE.npy``, a steering dataset ``FILE.nc:DIRECTION``, or a family of the reference.
     text: str
-    values: np.ndarray | None = None
+    values: np.ndarray | None = None  # what the file holds: (d_model,) or (layer, d_model)
 
     @classmethod
-    def read(cls, text: str, reference: Suite) -> Source:
-        """Read or check what ``text`` names.
-
-        Raises
-        ------
-        XatlasError
-            It is no seed, no readable file and no family of the reference.
-        """
-        if _RANDOM.fullmatch(text):
-            return cls(text)
+    def read(cls, text: str, reference: Suite) -> Direction:
+        """Read or check what ``text`` names."""
         if dataset := _DATASET.fullmatch(text):
             return cls(text, _from_dataset(Path(dataset["path"]), dataset["name"]))
         if text.endswith(".npy"):
             return cls(text, _from_array(Path(text)))
-        if text not in reference.families:
+        if not _RANDOM.fullmatch(text) and text not in reference.families:
             hint = "Or give random:SEED, a file .npy, or a steering dataset FILE.nc:DIRECTION."
             raise unknown("family", text, reference.families, hint)
         return cls(text)
 
     def vector(self, model: HookedModel, layer: int, reference: Suite) -> Tensor:
-        """Return the unit direction ``(d_model,)`` for one layer.
-
-        Raises
-        ------
-        XatlasError
-            The layer is out of range; or the direction has another width than the stream, lacks the layer,
-            or is no direction: NaN, infinite or zero.
-        """
+        """Return the unit direction ``(d_model,)`` for one layer of the model."""
         model.point(Site(layer, "resid_post"))
         if found := _RANDOM.fullmatch(self.text):
             return random_direction(model.d_model, int(found["seed"]))
         if self.values is None:
             prompts = model.read(reference).prompts
-            families = [prompt.prompt.family for prompt in prompts]
-            made = contrasts(readout_values(model, prompts), families)
+            made = contrasts(readout_values(model, prompts), [prompt.prompt.family for prompt in prompts])
             if self.text not in made:
                 raise XatlasError(f"'{self.text}' has no rest to be told from in suite '{reference.name}'.")
-            return self._unit(made[self.text][layer])
-        width = self.values.shape[-1]
-        if width != model.d_model:
-            raise XatlasError(
-                f"the direction in '{self.text}' has {width} numbers, but the model's stream is {model.d_model} wide: "
-                "it was made for another model."
-            )
-        values = self.values if self.values.ndim == 1 else self._row(layer)
-        return self._unit(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)))
-
-    def _row(self, layer: int) -> np.ndarray:
-        assert self.values is not None
-        if layer >= len(self.values):
-            raise XatlasError(
-                f"'{self.text}' holds directions for layers 0 to {len(self.values) - 1}, not for {layer}."
-            )
-        row: np.ndarray = self.values[layer]
-        return row
-
-    def _unit(self, vector: Tensor) -> Tensor:
-        bad = int((~vector.isfinite()).sum())
+            vector = made[self.text][layer].double()
+        else:
+            *layers, width = self.values.shape
+            if width != model.d_model:
+                raise XatlasError(
+                    f"the direction in '{self.text}' has {width} numbers, but the model's stream is {model.d_model} "
+                    "wide: it was made for another model."
+                )
+            if layers and layer >= layers[0]:
+                raise XatlasError(f"'{self.text}' holds directions for layers 0 to {layers[0] - 1}, not for {layer}.")
+            vector = torch.from_numpy((self.values[layer] if layers else self.values).astype(np.float32)).double()
+        bad, norm = int((~vector.isfinite()).sum()), vector.norm()
         if bad:
             raise XatlasError(
                 f"the direction in '{self.text}' holds NaN or infinity in {bad} of {len(vector)} numbers."
             )
-        norm = vector.double().norm()
         if norm == 0:
             raise XatlasError(f"the direction in '{self.text}' is zero everywhere: it points nowhere.")
-        unit: Tensor = vector.double() / norm
+        unit: Tensor = vector / norm
         return unit.float()
 
 
@@ -137,26 +102,20 @@ def _from_dataset(path: Path, name: str | None) -> np.ndarray:
         raise XatlasError(f"there is no file '{path}' to read a direction from.")
     # A dataset of one's own has no hash.
     dataset = read_result(path, placed=False) if hash_path(path).exists() else read_unproved(path)
-    held = dataset.get("direction_vector")
-    if held is None or tuple(held.dims) != ("direction", "layer", "d_model"):
+    vectors = dataset.get("direction_vector")
+    if vectors is None or vectors.dims != ("direction", "layer", "d_model"):
         raise XatlasError(f"'{path}' keeps no directions: give the file of a steering result.")
-    labels = [str(label) for label in held["direction"].values]
+    labels = [str(label) for label in vectors["direction"].values]
     if name is None:
         raise XatlasError(f"'{path}' keeps {len(labels)} directions: name one, as in {path}:{labels[-1]}")
     if name not in labels:
         raise unknown(f"direction in '{path}'", name, labels)
-    values: np.ndarray = held.values[labels.index(name)]
+    values: np.ndarray = vectors.isel(direction=labels.index(name)).values
     return values
 
 
 def check_strength(strength: float) -> None:
-    """Refuse a strength that changes nothing, or everything.
-
-    Raises
-    ------
-    XatlasError
-        It is 0, NaN or infinite.
-    """
+    """Refuse a strength that changes nothing, or everything."""
     if strength == 0:
         raise XatlasError("strength 0 changes nothing: give a number above or below 0.")
     if not math.isfinite(strength):
@@ -165,22 +124,12 @@ def check_strength(strength: float) -> None:
 
 @dataclass(frozen=True)
 class Steered:
-    """What a model says with and without a direction.
-
-    Parameters
-    ----------
-    clean, steered : str
-        Greedy continuations.
-    kl : float
-        KL(clean ‖ steered) of the first next token, in nats.
-    length : float
-        Length of what was added, with the strength's sign.
-    """
+    """Greedy continuations with and without a direction."""
 
     clean: str
     steered: str
-    kl: float
-    length: float
+    kl: float  # KL(clean ‖ steered) of the first next token, in nats
+    length: float  # of what was added, with the strength's sign
 
 
 @exclusive
@@ -194,47 +143,20 @@ def steer(
     relative_to: Suite | None = None,
     tokens: int = 30,
 ) -> Steered:
-    """Continue a text greedily, clean and with a direction added to ``resid_post`` at every newest token.
+    """Continue a text greedily, clean and with ``vector (d_model,)`` added to ``resid_post`` at every newest token.
 
-    Parameters
-    ----------
-    model : HookedModel
-        With a tokenizer.
-    text : str
-        What is continued.
-    vector : Tensor
-        Unit direction ``(d_model,)``.
-    layer : int
-        Where it is added.
-    strength : float
-        Length of what is added; with ``relative_to``, in multiples of the layer's median norm.
-    relative_to : Suite, optional
-        Prompts whose readout positions give that norm.
-    tokens : int
-        Most tokens that are generated.
-
-    Returns
-    -------
-    Steered
-        Both continuations, and how far apart their first next tokens are, in nats.
-
-    Raises
-    ------
-    XatlasError
-        The layer is out of range, the strength is 0, or the text has no token or too many.
+    The strength is the length of what is added; with ``relative_to``, in multiples of the layer's median norm
+    at the readout positions of that suite.
     """
     check_strength(strength)
     site = Site(layer, "resid_post")
     model.point(site)
-    read = model.read([Prompt(id="text", family="text", text=text)]).prompts[0]
+    ids = model.tokens(model.read([Prompt(id="text", family="text", text=text)]).prompts)
     length = strength
     if relative_to is not None:
-        norms = median_norms(readout_values(model, model.read(relative_to).prompts))
-        length = strength * float(norms[layer])
-    added = [Intervention(site, Add(vector.to(model.device) * length), positions="last")]
-    ids = model.tokens([read])
+        length *= float(median_norms(readout_values(model, model.read(relative_to).prompts))[layer])
     clean, first = _continue(model, ids, tokens)
-    with model.intervene(added):
+    with model.intervene([Intervention(site, Add(vector.to(model.device) * length), positions="last")]):
         steered, other = _continue(model, ids, tokens)
     p, q = first.log_softmax(-1), other.log_softmax(-1)
     return Steered(clean, steered, max(0.0, float((p.exp() * (p - q)).sum())), length)

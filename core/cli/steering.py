@@ -61,14 +61,14 @@ def steer(
         "template_date": template_date,
     }
     settings = make_settings(suite, reference, bos=bos, **shared)
-    from xatlas.steer import Source, check_strength
+    from xatlas.steer import Direction, check_strength
     from xatlas.steer import steer as steer_text
 
     check_strength(strength)
     if tokens < 1:
         raise XatlasError(f"--tokens {tokens} does not fit: it takes a whole number from 1.")
     assert settings.reference is not None
-    source = Source.read(direction, settings.reference)
+    source = Direction.read(direction, settings.reference)
     hooked = load(model, bos=settings.bos, **shared)
     vector = source.vector(hooked, layer, settings.reference)
     norm_of = settings.suite if relative else None
