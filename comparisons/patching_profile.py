@@ -10,7 +10,8 @@ from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import patching as patching_figure
 from xatlas.comparisons.measures import arrival, readings, summary
 from xatlas.comparisons.measures import patching as patching_measures
-from xatlas.comparisons.measures.patching import MODES, POSITIONS, SITES
+from xatlas.comparisons.measures.patching import SITES
+from xatlas.vocabulary import PATCH_MODES, POSITION_CLASSES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,7 +60,7 @@ class PatchingProfile(Comparison):
         dropped = [len(_dropped(main.dataset)) for main in mains]
         variables["prompts"] = (("model",), counts, "1", "pairs that were patched")
         variables["dropped"] = (("model",), dropped, "1", "prompts left out")
-        coords = {"site": list(SITES), "position": list(POSITIONS), "mode": list(MODES)}
+        coords = {"site": list(SITES), "position": list(POSITION_CLASSES), "mode": list(PATCH_MODES)}
         coords |= {"channel": patching_measures.channels(mains), "model_other": [main.model for main in mains]}
         absent = {
             "recovery": "padding of models with fewer layers, a site that a layer lacks, a position without tokens",
@@ -118,7 +119,7 @@ def _type(one: xr.Dataset, layer: int) -> str:
 
 def _overlap(one: xr.Dataset, name: str) -> bool:
     """Tell whether the intervals of both modes have a number in common."""
-    ends = [summary.triple(one.sel(mode=mode), name)[1:] for mode in MODES]
+    ends = [summary.triple(one.sel(mode=mode), name)[1:] for mode in PATCH_MODES]
     return bool(ends[0][0] <= ends[1][1] and ends[1][0] <= ends[0][1])
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xatlas import manager
 from xatlas.contracts.probe import Inputs, Probe, Requirement
@@ -23,7 +23,7 @@ from xatlas.run.reporting import Reporter
 from xatlas.run.runner import measure_directly, run
 from xatlas.suites import Suite
 from xatlas.text import split_names
-from xatlas.vocabulary import TEMPLATE_DATE
+from xatlas.vocabulary import TEMPLATE_DATE, BosHabit
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -104,7 +104,7 @@ def load(
     device: str = "auto",
     dtype: str = "float32",
     attention: str = "sdpa",
-    bos: Literal["always", "native"] = "always",
+    bos: BosHabit = "always",
     chat_template: bool = False,
     template_date: str = TEMPLATE_DATE,
 ) -> HookedModel:

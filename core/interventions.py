@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from xatlas.contracts.adapter import READ_ONLY, SITE_KINDS, Site
-from xatlas.errors import XatlasError
-from xatlas.prompts.reader import POSITION_CLASSES
+from xatlas.contracts.adapter import Site
+from xatlas.errors import XatlasError, unknown
+from xatlas.vocabulary import POSITION_CLASSES, READ_ONLY, SITE_KINDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,6 +255,27 @@ class FromRun(Change):
     def runs(self) -> frozenset[str]:
         """Return the run's name."""
         return frozenset({self.run})
+
+
+def ablation(kind: str, draw: int = 0) -> Change:
+    """Return the change of an ablation kind.
+
+    Parameters
+    ----------
+    kind : {"zero", "mean", "one", "resample"}
+        What the value is set to: zero, its reference mean, one, or its value in a donor's run.
+    draw : int
+        Which of several donors ``resample`` takes.
+
+    Raises
+    ------
+    XatlasError
+        The kind is another one.
+    """
+    changes: dict[str, Change] = {"zero": Zero(), "mean": Mean(), "one": One(), "resample": FromRun(f"donor {draw}")}
+    if kind not in changes:
+        raise unknown("ablation", kind, changes)
+    return changes[kind]
 
 
 @dataclass(frozen=True, eq=False)

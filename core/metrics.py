@@ -81,6 +81,33 @@ class Metric(ABC):
         return 1.0 / max(1, len(self.positions(prompt)))
 
 
+def kl_divergence(clean: Tensor, logits: Tensor, clean_lse: Tensor | None = None, lse: Tensor | None = None) -> Tensor:
+    """Return KL(clean ‖ changed) of next-token distributions, in nats; rounding below zero is cut off.
+
+    It is written with the difference of the logits, so that equal logits give exactly 0.
+
+    Parameters
+    ----------
+    clean : Tensor
+        Logits ``(..., vocabulary)``.
+    logits : Tensor
+        Logits of one changed run, or of several ``(condition, ..., vocabulary)``.
+    clean_lse, lse : Tensor, optional
+        Their ``logsumexp`` over the vocabulary, where it is known already.
+
+    Returns
+    -------
+    Tensor
+        Shaped as ``logits``, without ``vocabulary``.
+    """
+    clean_lse = clean.logsumexp(-1) if clean_lse is None else clean_lse
+    lse = logits.logsumexp(-1) if lse is None else lse
+    p = (clean - clean_lse[..., None]).exp()
+    rows = logits if logits.dim() > clean.dim() else logits[None]  # one by one: a difference is as large as the logits
+    expected = torch.stack([torch.linalg.vecdot(p, row - clean) for row in rows])
+    return (lse - clean_lse - expected.reshape(lse.shape)).clamp(min=0)
+
+
 class KL(Metric):
     """KL(clean ‖ intervened) of the next-token distribution, in nats.
 
@@ -110,14 +137,8 @@ class KL(Metric):
         return (prompt.readout,) if self.scope == "last" else range(1, prompt.n_text)
 
     def per_token(self, tokens: TokenLogits) -> Tensor:
-        """Return the divergence; rounding below zero is cut off.
-
-        It is written with the difference of the logits, so that equal logits give exactly 0.
-        """
-        p = (tokens.clean - tokens.clean_lse[:, None]).exp()
-        moved = tokens.lse - tokens.clean_lse
-        expected = torch.stack([torch.linalg.vecdot(p, row - tokens.clean) for row in tokens.logits])
-        return (moved - expected).clamp(min=0)
+        """Return :func:`kl_divergence`."""
+        return kl_divergence(tokens.clean, tokens.logits, tokens.clean_lse, tokens.lse)
 
 
 class DeltaNLL(Metric):

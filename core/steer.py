@@ -14,6 +14,7 @@ import torch
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Add, Intervention
+from xatlas.metrics import kl_divergence
 from xatlas.model.hooks import exclusive
 from xatlas.probing.directions import contrasts, median_norms, random_direction, readout_values
 from xatlas.suites import Prompt
@@ -158,8 +159,7 @@ def steer(
     clean, first = _continue(model, ids, tokens)
     with model.intervene([Intervention(site, Add(vector.to(model.device) * length), positions="last")]):
         steered, other = _continue(model, ids, tokens)
-    p, q = first.log_softmax(-1), other.log_softmax(-1)
-    return Steered(clean, steered, max(0.0, float((p.exp() * (p - q)).sum())), length)
+    return Steered(clean, steered, float(kl_divergence(first, other)), length)
 
 
 @torch.inference_mode()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from xatlas import Inputs, Probe, Suite, Variable, hookimpl
+from xatlas.vocabulary import PATCH_MODES, POSITION_CLASSES, PatchMode, Positions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,13 +63,8 @@ class ActivationPatching(Probe):
         """
 
         sites: tuple[str, ...] = ("resid_post", "operator_out", "mlp_out")
-        positions: tuple[Literal["first", "subject", "last", "other", "all"], ...] = (
-            "first",
-            "subject",
-            "last",
-            "other",
-        )
-        modes: tuple[Literal["denoise", "noise"], ...] = ("denoise", "noise")
+        positions: tuple[Positions, ...] = POSITION_CLASSES
+        modes: tuple[PatchMode, ...] = PATCH_MODES
         least: float = 0.5
 
     def n_conditions(self, size: Mapping[str, int], draws: int) -> float:

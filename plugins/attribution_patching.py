@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xatlas import Inputs, Probe, Suite, Variable, hookimpl
+from xatlas.vocabulary import POSITION_CLASSES, Positions
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,12 +60,7 @@ class AttributionPatching(Probe):
         """
 
         sites: tuple[str, ...] = ("resid_post", "operator_out", "mlp_out")
-        positions: tuple[Literal["first", "subject", "last", "other", "all"], ...] = (
-            "first",
-            "subject",
-            "last",
-            "other",
-        )
+        positions: tuple[Positions, ...] = POSITION_CLASSES
         least: float = 0.5
         exact_prompts: int = 12
 

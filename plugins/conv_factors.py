@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
-from xatlas.probing.ablation import ablation, matched_control
+from xatlas.interventions import ablation
+from xatlas.probing.ablation import matched_control
+from xatlas.vocabulary import FactorAblationKind, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
@@ -61,8 +63,8 @@ class ConvFactors(AblationProbe):
             Where KL is read: last, all.
         """
 
-        ablations: tuple[Literal["mean", "one", "resample", "zero"], ...] = ("mean", "one", "resample")
-        scopes: tuple[Literal["last", "all"], ...] = ("last",)
+        ablations: tuple[FactorAblationKind, ...] = ("mean", "one", "resample")
+        scopes: tuple[Scope, ...] = ("last",)
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
         """Return layers, factors, kinds and scopes."""

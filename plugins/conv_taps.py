@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xatlas import AblationProbe, Intervention, Probe, Site, Variable, hookimpl
 from xatlas.interventions import Change
 from xatlas.probing.ablation import matched_control
+from xatlas.vocabulary import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +97,7 @@ class ConvTaps(AblationProbe):
             Where KL is read: last, all.
         """
 
-        scopes: tuple[Literal["last", "all"], ...] = ("last",)
+        scopes: tuple[Scope, ...] = ("last",)
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
         """Return layers, scopes and the taps of the longest kernel; without any convolution, of the usual one."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
-from xatlas.interventions import InSubspace
-from xatlas.probing.ablation import ablation, matched_control
+from xatlas.interventions import InSubspace, ablation
+from xatlas.probing.ablation import matched_control
+from xatlas.vocabulary import AblationKind, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
@@ -62,8 +63,8 @@ class HeadAblation(AblationProbe):
             Where KL is read: last, all.
         """
 
-        ablations: tuple[Literal["zero", "mean", "resample"], ...] = ("mean",)
-        scopes: tuple[Literal["last", "all"], ...] = ("last",)
+        ablations: tuple[AblationKind, ...] = ("mean",)
+        scopes: tuple[Scope, ...] = ("last",)
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
         """Return layers, heads and groups of the layer with most of them, kinds and scopes."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xatlas import AblationProbe, Intervention, Probe, Site, Variable, hookimpl
-from xatlas.probing.ablation import ablation, matched_control
+from xatlas.interventions import ablation
+from xatlas.probing.ablation import matched_control
+from xatlas.vocabulary import ABLATION_KINDS, COMPONENT_SITES, AblationKind, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
     from xatlas.interventions import Condition
 
 #: What a layer writes → the site where it does.
-PARTS = {"operator": "operator_out", "mlp": "mlp_out"}
-COMPONENTS = (*PARTS, "joint")
+COMPONENTS = (*COMPONENT_SITES, "joint")
 
 
 class LayerAblation(AblationProbe):
@@ -61,8 +62,8 @@ class LayerAblation(AblationProbe):
             Where KL is read: last, all.
         """
 
-        ablations: tuple[Literal["zero", "mean", "resample"], ...] = ("zero", "mean", "resample")
-        scopes: tuple[Literal["last", "all"], ...] = ("last",)
+        ablations: tuple[AblationKind, ...] = ABLATION_KINDS
+        scopes: tuple[Scope, ...] = ("last",)
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
         """Return layers, components, kinds and scopes."""
@@ -71,7 +72,7 @@ class LayerAblation(AblationProbe):
     def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
         """Yield operator, MLP and both of every layer, each with its control."""
         for layer, kind in product(range(model.n_layers), self.parameters.ablations):
-            sites = {name: Site(layer, site) for name, site in PARTS.items()}
+            sites = {name: Site(layer, site) for name, site in COMPONENT_SITES.items()}
             parts = {name: Intervention(site, ablation(kind, draw)) for name, site in sites.items() if model.has(site)}
             for name, part in parts.items():
                 cell = {"layer": layer, "component": name, "ablation": kind}

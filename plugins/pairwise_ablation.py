@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xatlas import (
     AblationProbe,
@@ -20,7 +20,8 @@ from xatlas import (
     XatlasError,
     hookimpl,
 )
-from xatlas.probing.ablation import ablation
+from xatlas.interventions import ablation
+from xatlas.vocabulary import COMPONENT_SITES, AblationKind
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from xatlas.interventions import Condition
 
 #: Component → the site that is replaced.
-COMPONENTS = {"operator": "operator_out", "mlp": "mlp_out"}
 
 
 class PairwiseAblation(AblationProbe):
@@ -74,7 +74,7 @@ class PairwiseAblation(AblationProbe):
 
         components: tuple[str, ...] = ()
         strongest: int = 10
-        ablation: Literal["mean", "zero", "resample"] = "mean"
+        ablation: AblationKind = "mean"
 
     @property
     def requires(self) -> tuple[Requirement, ...]:
@@ -150,20 +150,20 @@ def strongest(layers: xr.Dataset, ablation: str, count: int) -> list[str]:
             f"layer_ablation was measured without ablation '{ablation}' or scope 'last', by which components are "
             "chosen: measure it with both, or name them with --set pairwise_ablation.components=…"
         )
-    kl = layers["kl"].sel(ablation=ablation, scope="last", component=list(COMPONENTS)).values
+    kl = layers["kl"].sel(ablation=ablation, scope="last", component=list(COMPONENT_SITES)).values
     effect = Clusters(layers["family"].values, layers["template"].values).macro(kl)  # (layer, component)
     order = np.argsort(-np.nan_to_num(effect, nan=-np.inf), axis=None, kind="stable")
     places = [np.unravel_index(i, effect.shape) for i in order[:count] if np.isfinite(effect.flat[i])]
     if len(places) < 2:
         raise XatlasError("pairwise ablation needs at least two components; this model has one.")
-    kinds = list(COMPONENTS)
+    kinds = list(COMPONENT_SITES)
     return [f"L{layer}.{kinds[component]}" for layer, component in sorted(places)]
 
 
 def _site(model: HookedModel, name: str) -> Site:
     """Return the site that a component's name stands for."""
     found = re.fullmatch(r"L(\d+)\.(operator|mlp)", name)
-    site = Site(int(found[1]), COMPONENTS[found[2]]) if found else None
+    site = Site(int(found[1]), COMPONENT_SITES[found[2]]) if found else None
     if site is None or not model.has(site):
         raise XatlasError(
             f"unknown component '{name}'. Valid: L0 to L{model.n_layers - 1}, then .operator or .mlp"

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
-from xatlas.probing.ablation import ablation, matched_control
+from xatlas.interventions import ablation
+from xatlas.probing.ablation import matched_control
+from xatlas.vocabulary import COMPONENT_SITES, POSITION_CLASSES, AblationKind, Positions, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
     from xatlas.interventions import Condition
 
 #: Component → the site that is replaced.
-COMPONENTS = {"operator": "operator_out", "mlp": "mlp_out"}
 
 
 class PositionAblation(AblationProbe):
@@ -59,23 +60,18 @@ class PositionAblation(AblationProbe):
             Where KL is read: last, all.
         """
 
-        ablation: Literal["mean", "zero", "resample"] = "mean"
-        positions: tuple[Literal["first", "subject", "last", "other", "all"], ...] = (
-            "first",
-            "subject",
-            "last",
-            "other",
-        )
-        scopes: tuple[Literal["last", "all"], ...] = ("last",)
+        ablation: AblationKind = "mean"
+        positions: tuple[Positions, ...] = POSITION_CLASSES
+        scopes: tuple[Scope, ...] = ("last",)
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
         """Return layers, components, position classes and scopes."""
-        return super().labels(model) | {"component": list(COMPONENTS)}
+        return super().labels(model) | {"component": list(COMPONENT_SITES)}
 
     def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
         """Yield every layer's components at each class of positions, with its control."""
         change = ablation(self.parameters.ablation, draw)
-        for (component, kind), name in product(COMPONENTS.items(), self.parameters.positions):
+        for (component, kind), name in product(COMPONENT_SITES.items(), self.parameters.positions):
             for site in model.sites(kind):
                 one = (Intervention(site, change, positions=name),)
                 yield {"layer": site.layer, "component": component, "position": name}, one, matched_control(one, draw)

@@ -46,7 +46,7 @@ class ResidualNorms(ReadingProbe):
         """Make room for every prompt."""
         import numpy as np
 
-        from xatlas.prompts.reader import POSITION_CLASSES
+        from xatlas.vocabulary import POSITION_CLASSES
 
         self.model = model
         self.tokens = model.read(suite)
@@ -55,7 +55,7 @@ class ResidualNorms(ReadingProbe):
 
     def update(self, capture: Capture) -> None:
         """Take norms at every token, then means over each class of positions."""
-        from xatlas.prompts.reader import POSITION_CLASSES
+        from xatlas.vocabulary import POSITION_CLASSES
 
         for site, value in capture.values.items():
             squared = value.double().square() if value.device.type != "mps" else value.float().square()
@@ -74,8 +74,8 @@ class ResidualNorms(ReadingProbe):
         import numpy as np
 
         from xatlas.probing.pairs import without_tokens
-        from xatlas.prompts.reader import POSITION_CLASSES
         from xatlas.schema import cells, label, layer_coords, suite_coords
+        from xatlas.vocabulary import POSITION_CLASSES
 
         lacking = without_tokens(self.tokens.prompts, POSITION_CLASSES).sum(0)
         told = f"of {len(self.tokens)} prompts have no such token"

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from xatlas.comparisons.measures import summary
-from xatlas.comparisons.measures.patching import LAST, MODES, STREAM, SUBJECT, drawn, values
+from xatlas.comparisons.measures.patching import LAST, STREAM, SUBJECT, drawn, values
 from xatlas.comparisons.measures.readings import Reading
 from xatlas.stats import DRAWS, Clusters, Floats, quantile
+from xatlas.vocabulary import PATCH_MODES
 
 #: Recovery from which on information counts as being there.
 HALF = 0.5
@@ -47,7 +48,7 @@ def _depths(main: Reading, position: int) -> list[tuple[float, float, float]]:
     point, draws = drawn(main, "recovery")
     last = max(len(point) - 1, 1)
     rows = []
-    for m in range(len(MODES)):
+    for m in range(len(PATCH_MODES)):
         depth = float(stays_from(_there(point[:, STREAM, position, m], position))) / last
         low, high = main.clusters.interval(stays_from(_there(draws[:, :, STREAM, position, m], position)) / last)
         # the interval of a whole number of layers may end beside the estimate itself

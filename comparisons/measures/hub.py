@@ -12,8 +12,9 @@ from xatlas.comparisons.measures import summary
 from xatlas.comparisons.measures.ranking import chances, leader
 from xatlas.comparisons.measures.readings import Estimate, Reading
 from xatlas.stats import DRAWS, Floats, Winner, log_ratio, quantile
+from xatlas.vocabulary import COMPONENT_SITES
 
-COMPONENTS = ("operator", "mlp", "joint")
+COMPONENTS = (*COMPONENT_SITES, "joint")
 JOINT = COMPONENTS.index("joint")
 
 

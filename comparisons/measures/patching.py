@@ -14,13 +14,12 @@ from xatlas.comparisons.measures.ranking import chances, leader
 from xatlas.comparisons.measures.readings import Reading
 from xatlas.errors import XatlasError
 from xatlas.stats import Floats
+from xatlas.vocabulary import PATCH_MODES, POSITION_CLASSES
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SITES = ("resid_post", "operator_out", "mlp_out")
-POSITIONS = ("first", "subject", "last", "other")
-MODES = ("denoise", "noise")
 STREAM, OPERATOR, MLP = range(3)
 SUBJECT, LAST = 1, 2
 
@@ -33,7 +32,7 @@ def check(main: Reading) -> None:
     XatlasError
         Names what is missing, and the command that measures it.
     """
-    for dim, needed in (("site", SITES), ("position", POSITIONS), ("mode", MODES)):
+    for dim, needed in (("site", SITES), ("position", POSITION_CLASSES), ("mode", PATCH_MODES)):
         missing = [name for name in needed if name not in main.dataset[dim].values]
         if missing:
             raise XatlasError(
@@ -44,7 +43,7 @@ def check(main: Reading) -> None:
 
 def values(dataset: xr.Dataset, variable: str = "recovery") -> Floats:
     """Return ``(prompt, layer, site, position, mode)`` in the order of this file's names."""
-    chosen = dataset[variable].sel(site=list(SITES), position=list(POSITIONS), mode=list(MODES))
+    chosen = dataset[variable].sel(site=list(SITES), position=list(POSITION_CLASSES), mode=list(PATCH_MODES))
     return np.asarray(chosen.transpose("prompt", "layer", "site", "position", "mode").values, dtype=float)
 
 
@@ -75,11 +74,11 @@ def drawn(main: Reading, variable: str) -> tuple[Floats, Floats]:
 
 def movers(mains: Sequence[Reading]) -> dict[str, Any]:
     """Return the layer whose operator moves most to the readout ``(model, mode)``, and how sure that is."""
-    numbers = np.full((5, len(mains), len(MODES)), np.nan)
+    numbers = np.full((5, len(mains), len(PATCH_MODES)), np.nan)
     first = []
     for i, main in enumerate(mains):
         point, draws = drawn(main, "recovery")
-        for m in range(len(MODES)):
+        for m in range(len(PATCH_MODES)):
             best = leader(main.clusters, point[:, OPERATOR, LAST, m], draws[:, :, OPERATOR, LAST, m])
             if best is not None:
                 numbers[:, i, m] = (
@@ -124,8 +123,8 @@ def carried(mains: Sequence[Reading]) -> dict[str, Any]:
     """
     names, found = channels(mains), {}
     for name, variable in (("carried", "recovery"), ("carried_control", "recovery_control")):
-        rows = np.full((3, len(mains), len(names), len(MODES)), np.nan)
-        apart = np.full((3, len(mains), len(MODES)), np.nan)
+        rows = np.full((3, len(mains), len(names), len(PATCH_MODES)), np.nan)
+        apart = np.full((3, len(mains), len(PATCH_MODES)), np.nan)
         for i, main in enumerate(mains):
             point, draws = drawn(main, variable)
             types = main.dataset["operator_type"].values.astype(str)

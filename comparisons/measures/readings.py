@@ -12,13 +12,15 @@ import numpy as np
 
 from xatlas.errors import XatlasError
 from xatlas.stats import Clusters, Floats
+from xatlas.vocabulary import ABLATION_KINDS, BOS_HABITS
 
 if TYPE_CHECKING:
     import xarray as xr
 
 #: What every number rests on unless a row says otherwise.
 ABLATION, SCOPE = "mean", "last"
-ABLATIONS, SCOPES, BOS = ("mean", "zero", "resample"), ("last", "all"), ("always", "native")
+#: All kinds, in the order in which they are shown.
+ABLATIONS = (ABLATION, *(kind for kind in ABLATION_KINDS if kind != ABLATION))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ def _reading(dataset: xr.Dataset, model: str, probe: str, variant: str) -> Readi
     about = json.loads(dataset.attrs.get("xatlas", "{}"))
     said = dict(part.split("=", 1) for part in variant.split(",") if "=" in part)
     suite = (about.get("suite") or {}).get("name") or said.get("suite", "unnamed")
-    bos = (about.get("job") or {}).get("bos") or said.get("bos", BOS[0])
+    bos = (about.get("job") or {}).get("bos") or said.get("bos", BOS_HABITS[0])
     asked = about.get("model")
     called = (asked.get("name") if isinstance(asked, dict) else None) or model
     return Reading(model, called, probe, dataset, str(suite), str(bos))

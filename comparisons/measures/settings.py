@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xatlas.comparisons.measures.readings import ABLATIONS, BOS, SCOPES, Estimate, Reading
-from xatlas.vocabulary import TEMPLATE_DATE
+from xatlas.comparisons.measures.readings import ABLATIONS, Estimate, Reading
+from xatlas.vocabulary import BOS_HABITS, SCOPES, TEMPLATE_DATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def cross(main: Reading, everything: Iterable[Reading]) -> list[Setting]:
     """Return the cross of all settings, the default one first."""
     usual = "quick" if main.suite == "standard" else "standard"
     suites = list(dict.fromkeys([main.suite, *(reading.suite for reading in everything), usual]))
-    habits = [main.bos, *(bos for bos in BOS if bos != main.bos)]
+    habits = [main.bos, *(bos for bos in BOS_HABITS if bos != main.bos)]
     return [
         Setting(ablation, scope, bos, suite, layer0)
         for suite in suites

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 
 from xatlas.checks.probes import ABSOLUTE, RELATIVE, check_abstract, checked
-from xatlas.contracts.adapter import READ_ONLY, SITE_KINDS, Adapter, Site
+from xatlas.contracts.adapter import Adapter, Site
 from xatlas.engine.sweep import sweep
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Intervention, Zero
-from xatlas.metrics import KL
+from xatlas.metrics import KL, kl_divergence
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, exclusive
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.suites import Prompt
 from xatlas.testing import small_model, small_suite
+from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 
 @checked
@@ -134,11 +135,11 @@ def _check_engine(model: HookedModel, prompts: list[TokenPrompt]) -> None:
     ours = sweep(model, prompts, [(Intervention(site, Zero()),) for site in sites], [KL()])[0]
     for row, prompt in enumerate(prompts):
         ids = model.tokens([prompt])
-        clean = model.model(input_ids=ids, use_cache=False).logits[0, -1].double().log_softmax(-1)
+        clean = model.model(input_ids=ids, use_cache=False).logits[0, -1].double()
         for column, site in enumerate(sites):
             with attached(model.edit_hooks(site, torch.zeros_like)):
-                edited = model.model(input_ids=ids, use_cache=False).logits[0, -1].double().log_softmax(-1)
-            theirs = float((clean.exp() * (clean - edited)).sum())
+                edited = model.model(input_ids=ids, use_cache=False).logits[0, -1].double()
+            theirs = float(kl_divergence(clean, edited))
             if not math.isclose(ours[row, column], theirs, rel_tol=RELATIVE, abs_tol=ABSOLUTE):
                 raise XatlasError(
                     f"zeroing {site}, the engine gives {ours[row, column]:.6g} nats and Hugging Face's forward "

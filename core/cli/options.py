@@ -122,6 +122,10 @@ def complete(*registries: str) -> Callable[[str], list[str]]:
     return matching
 
 
+def _either(*values: str) -> str:
+    return f"{', '.join(values[:-1])} or {values[-1]}"
+
+
 def _one_of(*values: str) -> Callable[[str], list[str]]:
     def matching(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
@@ -194,10 +198,7 @@ Set = Annotated[
 Draws = Annotated[int, typer.Option(help="Donors and control directions that are averaged.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=_one_of(*DEVICES))]
-Dtype = Annotated[
-    str,
-    typer.Option(help="float32, bfloat16 or float16.", autocompletion=_one_of(*DTYPES)),
-]
+Dtype = Annotated[str, typer.Option(help=f"{_either(*DTYPES)}.", autocompletion=_one_of(*DTYPES))]
 Bos = Annotated[
     str,
     typer.Option(
@@ -206,7 +207,7 @@ Bos = Annotated[
     ),
 ]
 Attention = Annotated[
-    str, typer.Option(help="Attention implementation: sdpa or eager.", autocompletion=_one_of(*ATTENTIONS))
+    str, typer.Option(help=f"Attention implementation: {_either(*ATTENTIONS)}.", autocompletion=_one_of(*ATTENTIONS))
 ]
 ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Wrap prompts as a user's turn.")]
 TemplateDate = Annotated[

@@ -16,34 +16,6 @@ if TYPE_CHECKING:
     from xatlas.loading.gguf_file import GgufFile
 
 
-#: Site kinds in the order in which a layer's forward passes them, with their dimensions.
-#: An adapter may add kinds of its own; these are the shared ones.
-SITE_KINDS: dict[str, tuple[str, ...]] = {
-    "resid_pre": ("batch", "pos", "d_model"),
-    "conv_gate": ("batch", "pos", "d_model"),
-    "conv_carrier": ("batch", "pos", "d_model"),
-    "conv_signal": ("batch", "pos", "d_model"),
-    "attention_pattern": ("batch", "n_heads", "query", "key"),
-    "heads": ("batch", "pos", "n_heads", "d_head"),
-    "operator_out": ("batch", "pos", "d_model"),
-    "resid_mid": ("batch", "pos", "d_model"),
-    "mlp_out": ("batch", "pos", "d_model"),
-    "resid_post": ("batch", "pos", "d_model"),
-}
-
-#: Kinds that can be read but never edited.
-READ_ONLY: frozenset[str] = frozenset({"attention_pattern"})
-
-#: Kinds whose value is added to (or is) the stream leaving the layer: a change there is a change of
-#: ``resid_post`` by the same difference, whatever else the layer computes.
-WRITES: frozenset[str] = frozenset({"mlp_out", "resid_post"})
-
-
-def forward_order(kind: str) -> int:
-    """Return when a layer's forward passes a kind; kinds that an adapter adds come last."""
-    return list(SITE_KINDS).index(kind) if kind in SITE_KINDS else len(SITE_KINDS)
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
     """One place in a model: a layer and a kind.
@@ -53,7 +25,7 @@ class Site:
     layer : int
         Decoder layer, from 0.
     kind : str
-        A key of :data:`SITE_KINDS`, or a kind that the adapter adds.
+        A key of :data:`xatlas.vocabulary.SITE_KINDS`, or a kind that the adapter adds.
     """
 
     layer: int

@@ -13,11 +13,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from xatlas.contracts.adapter import READ_ONLY, SITE_KINDS, Chunk, Heads, Site
+from xatlas.contracts.adapter import Chunk, Heads, Site
 from xatlas.engine.walk import nested, sites_seen
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, means_needed
 from xatlas.prompts.reader import TokenPrompt, buckets
+from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from xatlas.model.hooks import exclusive
 from xatlas.prompts.reader import TokenPrompt
 
 if TYPE_CHECKING:
+    import xarray as xr
     from torch import Tensor
 
     from xatlas.engine.schedule import Budget
@@ -213,6 +214,57 @@ def sweep(
         done += len(group)
         progress(label, done, len(prompts))
     return result
+
+
+def named_sweep(
+    model: HookedModel,
+    prompts: Sequence[TokenPrompt],
+    conditions: Sequence[Condition],
+    metrics: Mapping[str, Metric],
+    cells: Sequence[Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> xr.DataArray:
+    """Measure every condition on every prompt, as :func:`sweep` does, and name every axis.
+
+    Parameters
+    ----------
+    model, prompts, conditions
+        As in :func:`sweep`.
+    metrics : mapping of str to Metric
+        What is read off the logits, by name.
+    cells : sequence of mapping, optional
+        What each condition is: ``{dimension: label}``, of the same dimensions for all. Conditions of one cell are
+        averaged (draws of donors and of directions).
+    **options
+        The keywords of :func:`sweep`.
+
+    Returns
+    -------
+    DataArray
+        ``(metric, prompt, condition)``, with the names of metrics and the ids of prompts; given cells,
+        ``(metric, prompt, ...)`` with their dimensions in the place of ``condition``, labels in the order in which
+        they first come, and NaN in cells that no condition is of.
+
+    Raises
+    ------
+    XatlasError
+        As :func:`sweep`.
+    """
+    import xarray as xr
+
+    names = {"metric": list(metrics), "prompt": [prompt.prompt.id for prompt in prompts]}
+    values = sweep(model, prompts, conditions, list(metrics.values()), **options)
+    if cells is None:
+        return xr.DataArray(values, names, ("metric", "prompt", "condition"))
+    labels = {dim: list(dict.fromkeys(cell[dim] for cell in cells)) for dim in (cells[0] if cells else ())}
+    members: dict[tuple[int, ...], list[int]] = {}
+    for index, cell in enumerate(cells):
+        members.setdefault(tuple(labels[dim].index(cell[dim]) for dim in labels), []).append(index)
+    result = np.full((*values.shape[:2], *map(len, labels.values())), np.nan)
+    for place, indices in members.items():
+        target: Any = (..., *place)
+        result[target] = values[:, :, indices].mean(-1)
+    return xr.DataArray(result, names | labels, ("metric", "prompt", *labels))
 
 
 class _Part:

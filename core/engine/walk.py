@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from xatlas.contracts.adapter import WRITES, Site, forward_order
+from xatlas.contracts.adapter import Site
 from xatlas.engine.last_position import Past, StepCache
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, edit
 from xatlas.model.hold import is_held
 from xatlas.model.hooks import Editor, Hook, attached, keeper
+from xatlas.vocabulary import WRITES, forward_order
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xatlas.contracts.adapter import Site, forward_order
+from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import edit
 from xatlas.model.hooks import Editor, attached
+from xatlas.vocabulary import forward_order
 
 if TYPE_CHECKING:
     from torch import Tensor

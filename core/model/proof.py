@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from xatlas.contracts.adapter import READ_ONLY, Site, forward_order
+from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.loading.pretrained import refuse_not_finite
 from xatlas.model.hooks import Hook, attached, count_hooks, exclusive
+from xatlas.vocabulary import READ_ONLY, forward_order
 
 if TYPE_CHECKING:
     from torch import Tensor

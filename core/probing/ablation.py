@@ -11,18 +11,8 @@ import numpy as np
 
 from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs, Probe
-from xatlas.errors import XatlasError, unknown
-from xatlas.interventions import (
-    Change,
-    Condition,
-    FromRun,
-    Intervention,
-    Mean,
-    One,
-    RandomDirection,
-    Zero,
-    means_needed,
-)
+from xatlas.errors import XatlasError
+from xatlas.interventions import Condition, Intervention, RandomDirection, means_needed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,20 +25,6 @@ if TYPE_CHECKING:
 
 #: What a cell's number is held against: one condition, several by the variable they go to, or nothing.
 Controls = Intervention | Condition | Mapping[str, Intervention | Condition] | None
-
-
-def ablation(kind: str, draw: int = 0) -> Change:
-    """Return the change of an ablation kind; ``draw`` picks the donor of ``resample``.
-
-    Raises
-    ------
-    XatlasError
-        The kind is unknown.
-    """
-    changes: dict[str, Change] = {"zero": Zero(), "mean": Mean(), "one": One(), "resample": FromRun(f"donor {draw}")}
-    if kind not in changes:
-        raise unknown("ablation", kind, changes)
-    return changes[kind]
 
 
 def matched_control(condition: Condition, draw: int = 0, at: str | None = None) -> Intervention:

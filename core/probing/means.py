@@ -12,6 +12,7 @@ import torch
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
+from xatlas.metrics import kl_divergence
 from xatlas.model.hooks import exclusive
 from xatlas.prompts.reader import TokenPrompt, TokenSuite, buckets
 
@@ -174,8 +175,7 @@ def noise_floor(model: HookedModel, prompts: Sequence[TokenPrompt]) -> dict[str,
         ids = model.tokens([prompt])
         ours = _readout(model.model, ids.expand(3, -1), prompt)
         other = _readout(exact or model.model, ids, prompt)
-        p, q = other.log_softmax(-1), ours.log_softmax(-1)
-        found["kl"] = max(found["kl"], float((p.exp() * (p - q)).sum().clamp(min=0)))
+        found["kl"] = max(found["kl"], float(kl_divergence(other, ours)))
         if prompt.answer is not None and prompt.foil_answer is not None:
             apart = (ours - other)[[prompt.answer, prompt.foil_answer]]
             found["logit_diff"] = max(found.get("logit_diff", 0.0), float((apart[0] - apart[1]).abs()))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from xatlas.contracts.adapter import READ_ONLY, Site
+from xatlas.contracts.adapter import Site
 from xatlas.engine.schedule import Budget
 from xatlas.engine.sweep import sweep
 from xatlas.errors import unknown
@@ -16,6 +16,7 @@ from xatlas.interventions import Condition, FromRun, Intervention, RandomDirecti
 from xatlas.metrics import LogitDifference
 from xatlas.model.hooks import Hook, attached, exclusive
 from xatlas.prompts.reader import TokenPrompt, buckets
+from xatlas.vocabulary import PATCH_MODES, READ_ONLY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from xatlas.probing.pairs import Pairs
 
 
-#: ``denoise`` puts clean values into the corrupt run, ``noise`` corrupt values into the clean run.
-MODES = ("denoise", "noise")
 _TWIN = "twin"
 #: Sites behind the layer's operator: what is there at one position reaches others in later layers only.
 _MIXED = frozenset({"operator_out", "resid_mid", "mlp_out", "resid_post"})
@@ -89,8 +88,8 @@ def recovery(
     XatlasError
         The mode is unknown.
     """
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
+    if mode not in PATCH_MODES:
+        raise unknown("mode", mode, PATCH_MODES)
     cells, conditions = _conditions(model, pairs, sites, positions, inputs.draws if control else 0)
     runs = [[pair.corrupt, pair.clean] for pair in pairs.pairs]
     into, source = (0, 1) if mode == "denoise" else (1, 0)

@@ -15,10 +15,7 @@ import numpy as np
 from xatlas.errors import XatlasError
 from xatlas.prompts.chat import ChatTemplate
 from xatlas.suites import Prompt, Suite
-from xatlas.vocabulary import TEMPLATE_DATE, BosHabit
-
-#: Classes of positions, for interventions and readings.
-POSITION_CLASSES = ("first", "subject", "last", "other")
+from xatlas.vocabulary import POSITION_CLASSES, TEMPLATE_DATE, BosHabit
 
 #: Tokens that end documents in base models, and may end turns too in what was tuned from them.
 _DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|end▁of▁sentence|>", "[EOS]")

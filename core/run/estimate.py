@@ -11,6 +11,7 @@ from pathlib import Path
 from xatlas.errors import XatlasError
 from xatlas.loading.weights import read_json, tensor_shapes, weight_files
 from xatlas.run.plan import Settings, Step
+from xatlas.vocabulary import DTYPE_BYTES
 
 #: What the engine may take besides the weights, in bytes.
 WORKING_MEMORY = 1.5e9
@@ -18,7 +19,6 @@ WORKING_MEMORY = 1.5e9
 EFFICIENCY = 0.7
 #: Characters that a token stands for, roughly, where no tokenizer is at hand.
 CHARACTERS_PER_TOKEN = 3.5
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Seconds that a condition costs per prompt, however small the model.
 _OVERHEAD = 2e-4
 
@@ -122,7 +122,7 @@ def estimate(step: Step, settings: Settings) -> Estimate:
     # A change in layer l is run through the layers from l on: half of them on average.
     forwards = 1 + conditions / 2
     flops = 2 * (known.n_parameters - known.n_embedding) * tokens * forwards
-    weights = known.n_parameters * _BYTES[settings.dtype]
+    weights = known.n_parameters * DTYPE_BYTES[settings.dtype]
     seconds = flops / (EFFICIENCY * _rate()) + _OVERHEAD * len(settings.suite) * conditions
     return Estimate(seconds / 60, (weights + WORKING_MEMORY) / 1e9)
 

@@ -10,10 +10,11 @@ import reference as ref
 import torch
 from models import donor_for, token_prompt
 
-from xatlas.contracts.adapter import READ_ONLY, Site
+from xatlas.contracts.adapter import Site
 from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, One, Place, RandomDirection, Zero
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.sweep import sweep
+from xatlas.vocabulary import READ_ONLY
 
 SEED = 11
 METRICS = [KL(), KL("all"), DeltaNLL(), Top1Changed(), LogitDifference()]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import reference as ref
 import torch
+from models import token_prompt
 from sweeping import PROMPTS, Part, measured
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Add, FromRun, Intervention, Mean, One, RandomDirection, Zero
 from xatlas.metrics import KL
-from xatlas.sweep import Budget, sweep
+from xatlas.sweep import Budget, named_sweep, sweep
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,26 @@ def test_a_sweep_while_interventions_are_held_measures_the_model_as_it_is_held(s
                     wanted = ref.kl(clean, ref.logits(model.model, prompt.ids, [*edits, edit])[prompt.readout])
                     assert ref.agree(ours[row, column], wanted), (site, positions, condition)
                     assert ref.agree(both[row, column], wanted), (site, positions, condition)
+
+
+def test_a_named_sweep_holds_what_the_sweep_gives_under_the_names_of_its_cells(shape):
+    model = shape("llama")
+    prompts = [token_prompt("a", 5), token_prompt("b", 4)]
+    cells = [{"layer": layer, "kind": kind} for layer in (2, 0) for kind in ("mlp_out", "heads", "mlp_out")][:-1]
+    conditions = [
+        (Intervention(Site(cell["layer"], cell["kind"]), change),)
+        for cell, change in zip(cells, [Zero(), Zero(), One(), Zero(), Zero()], strict=True)
+    ]
+    metrics = {"kl last": KL(), "kl all": KL("all")}
+    plain = sweep(model, prompts, conditions, list(metrics.values()))
+    named = named_sweep(model, prompts, conditions, metrics)
+    assert named.dims == ("metric", "prompt", "condition")
+    assert np.array_equal(named.values, plain)
+    grid = named_sweep(model, prompts, conditions, metrics, [*cells[:-1], {"layer": 1, "kind": "heads"}])
+    assert grid.dims == ("metric", "prompt", "layer", "kind")
+    assert [*grid.layer.values, *grid.kind.values] == [2, 0, 1, "mlp_out", "heads"]
+    one = grid.sel(metric="kl all", prompt="b")
+    assert float(one.sel(layer=2, kind="mlp_out")) == plain[1, 1, [0, 2]].mean()
+    assert float(one.sel(layer=2, kind="heads")) == plain[1, 1, 1]
+    assert float(one.sel(layer=0, kind="mlp_out")) == plain[1, 1, 3]
+    assert np.isnan(grid.sel(layer=0, kind="heads")).all()

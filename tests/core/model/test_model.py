@@ -8,10 +8,11 @@ import torch
 from models import SHAPES, build
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from xatlas.contracts.adapter import READ_ONLY, SITE_KINDS, Site
+from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, count_hooks, one_row
+from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 IDS = torch.tensor([[5, 17, 60, 3, 44], [9, 2, 71, 30, 8]])
 
