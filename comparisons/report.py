@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import itertools
 import logging
 import os
 import struct
-import tempfile
 import zlib
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -21,12 +18,12 @@ import numpy as np
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.measures import summary
 from xatlas.errors import XatlasError
-from xatlas.results.store import read_unproved
+from xatlas.files import explained, sha256, write_atomic
+from xatlas.results.store import encode, read_unproved
 from xatlas.text import printable, spreadsheet_cell
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
     from xatlas.contracts.comparison import Comparison
 
@@ -75,24 +72,25 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
     write_csv(dataset, table)
     mark = _mark(comparison, dataset, table.getvalue())
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for path in paths.values():  # left by runs that were killed
-            for stray in target.glob(f".{path.stem}-????????{path.suffix}"):
-                stray.unlink(missing_ok=True)
-        _make_room(target, name, dataset)
-        _write(paths["csv"], lambda path: path.write_text(table.getvalue(), "utf-8", newline=""))
+        with explained(paths["nc"]):
+            target.mkdir(parents=True, exist_ok=True)
+            for path in paths.values():  # left by runs that were killed
+                for stray in target.glob(f".{path.name}.*.tmp"):
+                    stray.unlink(missing_ok=True)
+            _make_room(target, name, dataset)
+            drawn = all(_whole(paths[kind], mark) for kind in ("svg", "png"))
+        write_atomic(paths["csv"], table.getvalue().encode())
         if varied:
             write_sensitivity(dataset, others)
-            _write(paths["sensitivity.csv"], lambda path: path.write_text(others.getvalue(), "utf-8", newline=""))
-        _write(paths["nc"], lambda path: _write_netcdf(dataset, path))
-        if not all(_whole(paths[kind], mark) for kind in ("svg", "png")):
-            drawn = comparison.plot(dataset)
-            style.arrange(drawn)
+            write_atomic(paths["sensitivity.csv"], others.getvalue().encode())
+        write_atomic(paths["nc"], encode(dataset))
+        if not drawn:
+            figure = comparison.plot(dataset)
+            style.arrange(figure)
             for kind in ("svg", "png"):
-                _write(paths[kind], lambda path: _seal(drawn, path, mark))
-    except OSError as error:
-        reason = error.strerror or error
-        raise XatlasError(f"can't write the figure '{name}' to {target}: {reason}; choose another --out.") from error
+                write_atomic(paths[kind], _sealed(style.image(figure, kind), mark, kind))
+    except XatlasError as error:
+        raise XatlasError(f"can't write the figure '{name}': {error}") from error
     return list(paths.values())
 
 
@@ -124,7 +122,7 @@ def _shown(dataset: xr.Dataset) -> list[Any]:
 
 
 def _digest(dataset: xr.Dataset) -> str:
-    return hashlib.sha256("\0".join(_shown(dataset)).encode()).hexdigest()[:8]
+    return sha256("\0".join(_shown(dataset)).encode())[:8]
 
 
 def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
@@ -139,20 +137,13 @@ def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
         str(dataset.attrs.get("source", "")),
         table,
     ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return sha256("\0".join(parts).encode())
 
 
-def _seal(drawn: Figure, path: Path, mark: str) -> None:
-    """Save a figure, its last comment says what it shows and holds the hash of all before it."""
-    style.save(drawn, path)
-    data = path.read_bytes()
-    path.write_bytes(_sealed(data, mark, path.suffix))
-
-
-def _sealed(data: bytes, mark: str, suffix: str) -> bytes:
+def _sealed(data: bytes, mark: str, kind: str) -> bytes:
     """Return an image with its seal: at the end of an SVG, before the last chunk (12 bytes) of a PNG."""
-    seal = f"{mark} {hashlib.sha256(data).hexdigest()}".encode()
-    if suffix == ".svg":
+    seal = f"{mark} {sha256(data)}".encode()
+    if kind == "svg":
         return data + b"<!-- xatlas " + seal + b" -->\n"
     chunk = b"tEXtxatlas\0" + seal
     return data[:-12] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[-12:]
@@ -162,37 +153,10 @@ def _whole(path: Path, mark: str) -> bool:
     """Tell whether an image shows the same data, and nothing in it has changed since it was drawn."""
     if not path.is_file():
         return False
-    data, suffix = path.read_bytes(), path.suffix
-    extra = len(_sealed(bytes(12), mark, suffix)) - 12
-    bare = data[:-extra] if suffix == ".svg" else data[: -extra - 12] + data[-12:]
-    return data == _sealed(bare, mark, suffix)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write under a temporary name in the same folder, then rename: readers never see half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        with open(temporary, "rb") as done:
-            os.fsync(done.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write_netcdf(dataset: xr.Dataset, path: Path) -> None:
-    numeric = [name for name, array in dataset.data_vars.items() if array.dtype.kind in "fiu"]
-    encoding = {name: {"zlib": True, "fletcher32": True} for name in numeric if dataset[name].ndim}
-    dataset.to_netcdf(path, engine="netcdf4", encoding=encoding)
+    data, kind = path.read_bytes(), path.suffix[1:]
+    extra = len(_sealed(bytes(12), mark, kind)) - 12
+    bare = data[:-extra] if kind == "svg" else data[: -extra - 12] + data[-12:]
+    return data == _sealed(bare, mark, kind)
 
 
 def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:

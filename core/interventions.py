@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError, unknown
+from xatlas.files import sha256
 from xatlas.vocabulary import POSITION_CLASSES, READ_ONLY, SITE_KINDS
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Place:
         import torch
 
         text = f"{self.scene.seed}|{self.site}|{self.heads}|{label}"
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+        generator = torch.Generator().manual_seed(int(sha256(text.encode())[:14], 16))
         return torch.randn(*size, generator=generator).to(like.device, like.dtype)
 
 

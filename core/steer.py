@@ -96,7 +96,7 @@ def _from_array(path: Path) -> np.ndarray:
 
 def _from_dataset(path: Path, name: str | None) -> np.ndarray:
     """Return ``(layer, d_model)`` of one direction that a dataset keeps as ``direction_vector``."""
-    from xatlas.results.files import hash_path
+    from xatlas.files import hash_path
     from xatlas.results.store import read_result, read_unproved
 
     if not path.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xatlas.errors import XatlasError
+from xatlas.files import sha256
 
 _REQUIRED = ("id", "family", "text")
 _OPTIONAL = ("target", "foil", "corrupt_text", "template")
@@ -125,8 +125,8 @@ class Suite:
     @cached_property
     def hash(self) -> str:
         """Hex sha256 of the prompts' canonical JSON lines; the name does not enter."""
-        lines = (json.dumps(prompt.record(), sort_keys=True, ensure_ascii=False) + "\n" for prompt in self.prompts)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        lines = (json.dumps(prompt.record(), sort_keys=True, ensure_ascii=False) for prompt in self.prompts)
+        return sha256(f"{line}\n".encode() for line in lines)
 
     @cached_property
     def families(self) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas import manager
+from xatlas.files import sha256_of_file
 
 from .tokens import load_tokenizer
 
@@ -150,7 +150,7 @@ def write_card(folder: Path, name: str, out: Path) -> None:
         "name": name,
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
-        "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "weights_sha256": sha256_of_file(folder / "model.safetensors"),
         "training": json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"],
         "evaluation": {"suite": "standard", "suite_sha256": suite.hash, "dtype": "float32", "families": families},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xatlas.errors import XatlasError
+from xatlas.files import sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -116,7 +116,7 @@ class TokenFile:
     @property
     def hash(self) -> str:
         """Hex sha256 of the tokens, in order."""
-        return hashlib.sha256(self.tokens.tobytes()).hexdigest()
+        return sha256(self.tokens.tobytes())
 
     def batches(self, step: int, size: int, parts: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """What step `step` trains on: `size` lines in file order, cut by length into `parts` padded arrays.

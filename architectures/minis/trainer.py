@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from xatlas.files import write_atomic
 
 from .configs import build
 from .tokens import TARGET, TokenFile, load_tokenizer
@@ -76,12 +78,11 @@ class Trainer:
         """Write a checkpoint; a kill in between leaves the old one whole."""
         import torch
 
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".partial")
         state = {"model": self.model.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
         state |= {"average": self.average, "next_step": self.next_step, "tokens_seen": self.tokens_seen}
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.checkpoint, buffer.getvalue())
 
     def step(self, decay: tuple[int, int] | None = None) -> torch.Tensor:
         """One optimiser step; returns the mean loss of target tokens ``()``, in nats."""

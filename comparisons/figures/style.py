@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xatlas.files import sha256
 from xatlas.text import one_line
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def colours(models: Iterable[str]) -> dict[str, str]:
         if model in FIXED:
             found[model] = FIXED[model]
             continue
-        start = int(hashlib.sha256(model.encode()).hexdigest(), 16) % len(OTHERS)
+        start = int(sha256(model.encode()), 16) % len(OTHERS)
         order = [*OTHERS[start:], *OTHERS[:start]]
         found[model] = next((colour for colour in order if colour not in found.values()), order[0])
     return found
@@ -222,8 +222,10 @@ def arrange(made: Figure) -> None:
         made.set_layout_engine("none")
 
 
-def save(made: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the path's suffix, without dates or versions in it."""
-    named = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
+def image(made: Figure, kind: str) -> bytes:
+    """Return a figure as ``png`` or ``svg``, without dates or versions in it."""
+    named = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    drawn = io.BytesIO()
     with context():
-        made.savefig(path, format=path.suffix[1:], metadata=named)
+        made.savefig(drawn, format=kind, metadata=named)
+    return drawn.getvalue()

@@ -17,7 +17,7 @@ from xatlas import manager
 from xatlas.contracts.probe import Checkpoint, Inputs, NoCheckpoint, Probe, Requirement, Variable
 from xatlas.errors import XatlasError, unknown
 from xatlas.guard import calling
-from xatlas.results.files import FolderCheckpoint
+from xatlas.results.store import FolderCheckpoint
 from xatlas.run.runner import measure_directly
 from xatlas.testing import answered_suite, model_with, small_reference
 from xatlas.vocabulary import SITE_KINDS

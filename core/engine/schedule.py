@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import pickle
@@ -16,6 +15,7 @@ import torch
 from xatlas.contracts.adapter import Chunk, Heads, Site
 from xatlas.engine.walk import nested, sites_seen
 from xatlas.errors import XatlasError
+from xatlas.files import sha256
 from xatlas.interventions import Condition, Intervention, means_needed
 from xatlas.prompts.reader import TokenPrompt, buckets
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
@@ -161,7 +161,7 @@ class _Canonical(pickle.Pickler):
         if isinstance(thing, torch.Tensor):
             if id(thing) not in self.tensors:
                 raw = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                told = f"{thing.dtype} {tuple(thing.shape)} {hashlib.sha256(raw.data).hexdigest()}"
+                told = f"{thing.dtype} {tuple(thing.shape)} {sha256(raw.data)}"
                 self.tensors[id(thing)] = thing, told
             return self.tensors[id(thing)][1]
         if isinstance(thing, set | frozenset):
@@ -173,7 +173,7 @@ def canonical_digest(thing: Any, known: Collection[object] = ()) -> str:
     """Return a hex digest of what something holds; raises where that can't be told. ``known`` need not be told."""
     file = io.BytesIO()
     _Canonical(file, known).dump(thing)
-    return hashlib.sha256(file.getvalue()).hexdigest()
+    return sha256(file.getvalue())
 
 
 def _weights(model: HookedModel) -> str:

@@ -14,15 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from xatlas import manager
 from xatlas.contracts.adapter import GgufLayout, PreNormAdapter
 from xatlas.errors import XatlasError
+from xatlas.files import locked
 from xatlas.loading.gguf_file import ALIGNMENT, GgufError, GgufFile, TensorEntry, read_header, short
 from xatlas.loading.gguf_tokenizer import build_tokenizer
 from xatlas.loading.pretrained import first_line, quiet_transformers
-from xatlas.loading.weights import cache_folder, missing_parts
+from xatlas.loading.weights import CACHE_ADVICE, cache_folder, missing_parts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +105,8 @@ def convert(path: Path, sha256: str, say: Callable[[str], None]) -> Path:
         raise XatlasError(f"reading {path.name} needs the 'gguf' extra: pip install 'xatlas-lm[gguf]'.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        waiting = f"another process is converting {path.name}: waiting for it."
+        with locked(folder.with_name(f"{folder.name}.lock"), waiting, CACHE_ADVICE):
             if is_converted(sha256):  # another process did it meanwhile
                 return folder
             partial = f".partial-{folder.name}-"

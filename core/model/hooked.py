@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
@@ -13,6 +12,7 @@ import torch
 
 from xatlas.contracts.adapter import HookPoint, Site
 from xatlas.errors import XatlasError, unknown
+from xatlas.files import sha256
 from xatlas.manager import adapters
 from xatlas.model.hold import holding
 from xatlas.model.hooks import (
@@ -285,12 +285,14 @@ class HookedModel:
     @exclusive
     def checksum(self) -> str:
         """Return a hex digest of all weights: it tells whether a probe left them alone."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            raw = tensor.detach().contiguous().cpu()
-            digest.update(name.encode())
-            digest.update(raw.view(torch.uint8).numpy().data if raw.numel() else b"")
-        return digest.hexdigest()
+
+        def pieces() -> Iterator[bytes | memoryview]:
+            for name, tensor in sorted(self.model.state_dict().items()):
+                raw = tensor.detach().contiguous().cpu()
+                yield name.encode()
+                yield raw.view(torch.uint8).numpy().data if raw.numel() else b""
+
+        return sha256(pieces())
 
     # -- running ----------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from xatlas.errors import XatlasError
+from xatlas.files import sha256
 from xatlas.prompts.chat import ChatTemplate
 from xatlas.suites import Prompt, Suite
 from xatlas.vocabulary import POSITION_CLASSES, TEMPLATE_DATE, BosHabit
@@ -84,7 +84,7 @@ class TokenSuite:
             [p.prompt.id, p.ids, p.n_text, p.readout, p.answer, p.foil_answer, p.target_ids, p.subject]
             for p in self.prompts
         ]
-        return hashlib.sha256("".join(json.dumps(line) + "\n" for line in lines).encode()).hexdigest()
+        return sha256(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def buckets(lengths: Sequence[int], most: dict[int, int] | int) -> list[np.ndarray]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError, unknown
-from xatlas.results.files import Busy, FolderCheckpoint, hash_path, held, locked, read_hashed, set_aside, strays
-from xatlas.results.store import Entry, Store, atlas_folder, check_result, read_result
+from xatlas.files import Busy, hash_path, held, locked, read_hashed, set_aside, strays
+from xatlas.results.store import Entry, FolderCheckpoint, Store, atlas_folder, check_result, read_result
 
 if TYPE_CHECKING:
     import xarray as xr

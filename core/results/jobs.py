@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 from xatlas.errors import XatlasError
+from xatlas.files import digest
 
 #: Hex digits of the hash that stand in a file name.
 KEY_LENGTH = 16
@@ -95,9 +94,3 @@ class Job:
 
     def __hash__(self) -> int:
         return hash(self.key)
-
-
-def digest(value: Any) -> str:
-    """Return the hex sha256 of ``value`` as canonical JSON: keys sorted, no spaces, NaN refused."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -17,9 +17,9 @@ from xatlas import manager
 from xatlas.contracts.comparison import Comparison, Finding
 from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError, unknown
+from xatlas.files import digest, hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.guard import calling, explain
-from xatlas.results.files import hash_path, locked, read_hashed, sha256, write_hashed
-from xatlas.results.jobs import Job, digest
+from xatlas.results.jobs import Job
 from xatlas.results.store import Entry, Store, file_state, read_result
 from xatlas.run.plan import Settings, Step, steps_for
 from xatlas.run.reporting import Failure, Outcome, Reporter, Silent

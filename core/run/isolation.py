@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import random
 import sys
@@ -18,6 +17,7 @@ import torch
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
+from xatlas.files import sha256
 from xatlas.guard import calling
 from xatlas.model.hooks import attached
 
@@ -209,7 +209,7 @@ def _parts(model: HookedModel) -> _Parts:
 def _digest(tensor: Tensor) -> tuple[Any, ...]:
     raw = tensor.detach().contiguous().cpu().reshape(-1)
     data = raw.view(torch.uint8).numpy().data if raw.numel() else b""
-    return tensor.shape, tensor.dtype, tensor.device, hashlib.sha256(data).digest()
+    return tensor.shape, tensor.dtype, tensor.device, sha256(data)
 
 
 def _add_attributes(
@@ -254,7 +254,7 @@ def _tokenizer_parts(tokenizer: Any) -> _Parts:
     found["tokenizer's", "size"] = len(tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    found["tokenizer's", "vocabulary"] = hashlib.sha256(whole.encode()).digest()
+    found["tokenizer's", "vocabulary"] = sha256(whole.encode())
     for name, value in vars(tokenizer).items():
         if callable(value) and hasattr(type(tokenizer), name):
             found["tokenizer's", name] = (id(value), value)

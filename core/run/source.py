@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from xatlas import manager
+from xatlas.files import sha256
 
 #: Of this package, what comparisons are made of: the rest of it they only call.
 _OURS = (*manager.BUILT_IN, "xatlas.stats")
@@ -65,7 +65,7 @@ def source_of(cls: type) -> str | None:
             ):
                 return None
             parts[f"{base.__qualname__}.{function.__name__}"] = repr(cells)
-    return hashlib.sha256(repr(sorted(parts.items())).encode("utf-8", "replace")).hexdigest()
+    return sha256(repr(sorted(parts.items())).encode("utf-8", "replace"))
 
 
 def _written(module: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xatlas import XatlasError
+from xatlas import XatlasError, files
 from xatlas.comparisons import report
 from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.figures import style
@@ -168,7 +168,7 @@ def test_figures_of_other_models_or_another_suite_are_kept_and_it_is_said(tree, 
 
 
 def test_what_a_killed_run_left_is_removed(tree, tmp_path):
-    for name in (".a-0ld_temp.png", ".a.sensitivity-0ld_temp.csv"):
+    for name in (".a.png.0123456789abcdef.tmp", ".a.sensitivity.csv.0123456789abcdef.tmp"):
         (tmp_path / name).write_bytes(b"half")
     paths = report.export("a", Plain(), Plain().compare(tree), tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(paths)
@@ -194,14 +194,13 @@ def test_a_failed_write_leaves_what_was_there(tree, tmp_path, monkeypatch):
     before = [path.read_bytes() for path in paths]
     dataset["early_over_late"].values[0] += 1
 
-    def full(made, path, mark=""):
-        path.write_bytes(b"half")
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(style, "save", full)
-    with pytest.raises(XatlasError, match="No space left"):
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(XatlasError, match="the disk is full"):
         report.export("a", Plain(), dataset, tmp_path)
-    assert [path.read_bytes() for path in paths[:2]] == before[:2]
+    assert [path.read_bytes() for path in paths] == before
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 

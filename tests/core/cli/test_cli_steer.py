@@ -14,8 +14,8 @@ from running import suite_file, tiny
 from typer.testing import CliRunner
 
 from xatlas.cli import app
+from xatlas.files import write_hashed
 from xatlas.probing.directions import random_direction
-from xatlas.results.files import write_hashed
 
 TEXT = "a 1 is to 2 as"
 

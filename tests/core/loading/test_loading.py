@@ -9,7 +9,7 @@ import pytest
 import torch
 from folders import edit_config, logits, write_lora
 
-from xatlas import XatlasError, loading
+from xatlas import XatlasError, files, loading
 from xatlas.loading import weights
 
 
@@ -106,7 +106,7 @@ def test_remembered_hash_is_dropped_when_the_file_changes(tmp_path, monkeypatch)
     big.write_bytes(b"a" * (2 << 20))
     first, times = weights.file_sha256(big), big.stat()
     with monkeypatch.context() as patch:
-        patch.setattr(weights.hashlib, "file_digest", lambda *_: pytest.fail("hashed twice"))
+        patch.setattr(files.hashlib, "file_digest", lambda *_: pytest.fail("hashed twice"))
         assert weights.file_sha256(big) == first
     big.write_bytes(b"b" * (2 << 20))
     os.utime(big, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time of writing

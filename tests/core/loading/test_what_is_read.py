@@ -13,7 +13,7 @@ import torch
 from folders import edit_config, logits, write_lora
 from safetensors.torch import load_file, save_file
 
-from xatlas import XatlasError, loading
+from xatlas import XatlasError, files, loading
 from xatlas.loading import loader, weights
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -151,7 +151,7 @@ def test_file_that_is_being_written_is_not_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
     big = tmp_path / "model.safetensors"
     big.write_bytes(bytes(2 << 20))
-    digest = weights.hashlib.file_digest
+    digest = files.hashlib.file_digest
 
     def write_meanwhile(file, name):
         found = digest(file, name)
@@ -159,7 +159,7 @@ def test_file_that_is_being_written_is_not_remembered(tmp_path, monkeypatch):
             more.write(b"x")
         return found
 
-    monkeypatch.setattr(weights.hashlib, "file_digest", write_meanwhile)
+    monkeypatch.setattr(files.hashlib, "file_digest", write_meanwhile)
     with pytest.raises(XatlasError, match="is being written"):
         weights.file_sha256(big)
     assert not list((tmp_path / "cache").rglob("*.json"))

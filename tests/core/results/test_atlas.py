@@ -8,8 +8,8 @@ import logging
 import pytest
 from storing import JOB, result
 
+from xatlas import files
 from xatlas.errors import XatlasError
-from xatlas.results import files
 from xatlas.results.atlas import open_atlas
 from xatlas.results.jobs import Job
 from xatlas.results.store import Store

@@ -14,10 +14,10 @@ import xarray as xr
 from running import Counting, plugged
 from storing import JOB, result
 
+from xatlas import files
 from xatlas.errors import XatlasError
-from xatlas.results import files
+from xatlas.files import hash_path, seal
 from xatlas.results.atlas import open_atlas, verify
-from xatlas.results.files import hash_path, seal
 from xatlas.results.store import Store, encode
 from xatlas.schema import label, prompt_coords
 from xatlas.suites import Prompt

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from storing import JOB, result
 
+from xatlas import files
 from xatlas.errors import XatlasError
-from xatlas.results import files
-from xatlas.results.files import locked
+from xatlas.files import locked
 from xatlas.results.store import Store
 
 NOBODY = 65534
@@ -49,7 +49,9 @@ def test_another_users_atlas_is_read_without_writing_to_it(shared):
     store = Store(shared / "atlas")
     store.write(JOB, result(3), {})
     store.checkpoint(JOB).save("left", {})  # by a killed run: can't be removed, and does not matter
-    imports = "import netCDF4, xarray, xatlas, xatlas.results.atlas\nfrom storing import *; xatlas.manager.probes()"
+    imports = (
+        "import filelock, netCDF4, xarray, xatlas, xatlas.results.atlas\nfrom storing import *; xatlas.manager.probes()"
+    )
     imports += "; xarray.backends.list_engines()"
     script = """
         store = xatlas.results.store.Store(sys.argv[1])
@@ -76,7 +78,7 @@ def test_another_users_lock_is_taken_once_it_is_free(shared):
         with locked(Path(sys.argv[1]), "waiting"):
             print("held")
     """
-    imports = "from pathlib import Path; from xatlas.results.files import locked"
+    imports = "import filelock; from pathlib import Path; from xatlas.files import locked"
     assert as_nobody(imports, script, lock) == ["held"]
     assert stat.S_IMODE(lock.stat().st_mode) == 0o666
     with locked(lock, "waiting"):
@@ -131,7 +133,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, caplog):
     script = """
         import sys, time
         from pathlib import Path
-        from xatlas.results.files import locked
+        from xatlas.files import locked
         with locked(Path(sys.argv[1]), "waiting"):
             print(flush=True)
             time.sleep(60)

@@ -13,11 +13,11 @@ import pytest
 import xarray as xr
 from storing import JOB, result
 
+from xatlas import files
 from xatlas.errors import XatlasError
-from xatlas.results import files
-from xatlas.results.files import FolderCheckpoint, hash_path
+from xatlas.files import hash_path
 from xatlas.results.jobs import Job
-from xatlas.results.store import Store, read_entry
+from xatlas.results.store import FolderCheckpoint, Store, read_entry
 
 
 def test_what_is_written_is_read_again(tmp_path):

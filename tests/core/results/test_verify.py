@@ -8,8 +8,8 @@ import shutil
 import pytest
 from storing import JOB, result
 
+from xatlas import files
 from xatlas.errors import XatlasError
-from xatlas.results import files
 from xatlas.results.atlas import verify
 from xatlas.results.store import Store
 

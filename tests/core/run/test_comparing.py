@@ -21,8 +21,8 @@ from running import Counting, go, plugged, suite_file, tiny
 
 from xatlas.api import compare, make_settings, measure
 from xatlas.errors import XatlasError
+from xatlas.files import write_hashed
 from xatlas.results.atlas import verify
-from xatlas.results.files import write_hashed
 from xatlas.results.store import Store, read_result
 
 
