@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xatlas import manager
+from xatlas.config import MeasureConfig, spell_out
+from xatlas.config import settings as config_settings
 from xatlas.contracts.probe import Inputs, Probe, Requirement
 from xatlas.errors import XatlasError
-from xatlas.guard import calling
 from xatlas.loading.names import Hub, Resolved, resolve
 from xatlas.results.atlas import open_atlas
 from xatlas.results.store import Store
 from xatlas.run.compare import Comparing, part_parameters, pick_comparisons
 from xatlas.run.compare import compare as compare_models
-from xatlas.run.plan import Settings, default_suite, find_suite, steps_for
+from xatlas.run.plan import steps_for
 from xatlas.run.reporting import Reporter
-from xatlas.run.runner import measure_directly, run
+from xatlas.run.runner import load_model, measure_directly, run
 from xatlas.suites import Suite
 from xatlas.text import split_names
-from xatlas.vocabulary import TEMPLATE_DATE, BosHabit
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,29 +37,15 @@ ATLAS, FIGURES = "atlas", "figures"
 open = open_atlas
 log = logging.getLogger("xatlas")
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-def make_settings(suite: str | Suite | None = None, reference: str | Suite | None = None, **options: Any) -> Settings:
-    """Return settings, suites found by name or path; the defaults are those that plugins declare.
 
-    Parameters
-    ----------
-    suite, reference : str or Suite, optional
-        What is measured on; where means and donors come from.
-    **options
-        Fields of :class:`xatlas.run.plan.Settings`.
-
-    Raises
-    ------
-    XatlasError
-        A name or value is not one that exists.
-    """
-    chosen = default_suite("measure") if suite is None else suite
-    means = default_suite("reference") if reference is None else reference
-    return Settings(
-        suite=chosen if isinstance(chosen, Suite) else find_suite(chosen),
-        reference=means if isinstance(means, Suite) else find_suite(means),
-        **options,
-    )
+def _spelled_out(mark: str) -> Callable[[F], F]:
+    """Write the settings that are marked so into a function's signature: ``help(xatlas.load)`` shows them."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    defaults = {each.name: None if each.default is MISSING else each.default for each in config_settings(mark)}
+    chosen = [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
+    return lambda function: spell_out(function, chosen, eval_str=False)
 
 
 def _names(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
@@ -98,37 +85,27 @@ def resolve_all(names: Sequence[str], *, hub: Hub = True) -> list[Resolved]:
     return list(found.values())
 
 
-def load(
-    name: str | os.PathLike[str],
-    *,
-    device: str = "auto",
-    dtype: str = "float32",
-    attention: str = "sdpa",
-    bos: BosHabit = "always",
-    chat_template: bool = False,
-    template_date: str = TEMPLATE_DATE,
-) -> HookedModel:
+@_spelled_out("of_model")
+def load(name: str | os.PathLike[str], **settings: Any) -> HookedModel:
     """Load a model by name or path, with its hook points proved.
+
+    Parameters
+    ----------
+    name : str or path
+        As ``xatlas models`` lists them; a hub id; a folder or file.
+    **settings
+        ``device``, ``dtype``, ``attention``, ``bos``, ``chat_template``, ``template_date``: see
+        :class:`xatlas.config.MeasureConfig`.
 
     Raises
     ------
     XatlasError
-        It can't be had or loaded, no adapter fits it, or a check of its hook points fails.
+        The model can't be found or loaded, no adapter fits it, or a check of its hook points fails.
     """
-    from xatlas.loading.loader import load as load_parts
-    from xatlas.model import HookedModel
-
-    resolved = resolve(os.fspath(name))
-    parts = load_parts(resolved, device=device, dtype=dtype, attention=attention)
-    with calling(manager.adapters().get(resolved.architecture)):
-        return HookedModel(
-            parts.model,
-            parts.tokenizer,
-            slug=resolved.slug,
-            bos=bos,
-            chat_template=chat_template,
-            template_date=template_date,
-        )
+    for each in settings:
+        if each not in {setting.name for setting in config_settings("of_model")}:
+            raise TypeError(f"load() got an unexpected keyword argument '{each}'")
+    return load_model(resolve(os.fspath(name)), settings)
 
 
 def measure(
@@ -152,7 +129,7 @@ def measure(
     probe : str
         Name of the probe.
     suite, reference : str or Suite, optional
-        As in :func:`make_settings`.
+        As in :meth:`xatlas.config.MeasureConfig.make`.
     parameters : dict, optional
         Of the probe, where they differ from the defaults.
     out : path
@@ -176,7 +153,7 @@ def measure(
         A name is unknown, or the measurement failed.
     """
     chosen = {probe: dict(parameters or {})}
-    settings = make_settings(suite, reference, parameters=chosen, **options)
+    settings = MeasureConfig.make(suite=suite, reference=reference, parameters=chosen, **options)
     if not isinstance(model, str | os.PathLike):
         _refuse_others(model, options)
         found = manager.pick("probe", probe, manager.probes())(**chosen[probe])
@@ -205,7 +182,7 @@ def _refuse_others(model: HookedModel, options: dict[str, Any]) -> None:
 
 
 def _measure_loaded(
-    model: HookedModel, probe: Probe, settings: Settings, reporter: Reporter | None = None
+    model: HookedModel, probe: Probe, settings: MeasureConfig, reporter: Reporter | None = None
 ) -> xr.Dataset:
     """Measure a model in memory; nothing is stored."""
     if probe.mutates:
@@ -237,7 +214,7 @@ def compare(
     comparisons : iterable of str, or str, optional
         Names; those that cost little by default.
     suite, reference : str or Suite, optional
-        As in :func:`make_settings`.
+        As in :meth:`xatlas.config.MeasureConfig.make`.
     parameters : dict of str to dict, optional
         Probe or comparison → its parameters that differ from what is required or default.
     out : path
@@ -261,7 +238,7 @@ def compare(
     """
     names = [comparison.name for comparison in pick_comparisons(None if comparisons is None else _names(comparisons))]
     of_probes, of_comparisons = part_parameters(parameters or {}, names)
-    settings = make_settings(suite, reference, parameters=of_probes, **options)
+    settings = MeasureConfig.make(suite=suite, reference=reference, parameters=of_probes, **options)
     chosen = pick_comparisons(names, of_comparisons)
     folder = Path(out)
     store, named = Store(folder / ATLAS), resolve_all(_names(models))

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,15 +34,11 @@ from xatlas.cli.output import (
 from xatlas.errors import XatlasError
 from xatlas.guard import keep_stdout_for_results
 from xatlas.text import split_names
-from xatlas.vocabulary import TEMPLATE_DATE
 
 if TYPE_CHECKING:
+    from xatlas.config import MeasureConfig
     from xatlas.contracts.comparison import Comparison
-    from xatlas.run.plan import Settings
     from xatlas.run.reporting import Failure
-
-#: Options of the commands that measure which are settings by the same name.
-_SHARED = ("draws", "seed", "device", "dtype", "bos", "attention", "chat_template", "template_date")
 
 app = typer.Typer(
     name="xatlas",
@@ -73,25 +69,18 @@ def start(
 
 @app.command(context_settings=SHORT)
 @told
+@options.configured()
 def compare(
     context: typer.Context,
     models: options.Models,
     comparisons: options.Comparisons = None,
     probes: options.MoreProbes = None,
-    suite: options.SuiteName = None,
-    reference: options.Reference = None,
+    *,
     out: options.Out = Path("."),
     set_: options.Set = None,
-    draws: options.Draws = 1,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "float32",
-    bos: options.Bos = "always",
-    attention: options.Attention = "sdpa",
-    chat_template: options.ChatTemplate = False,
-    template_date: options.TemplateDate = TEMPLATE_DATE,
     refresh: options.Refresh = False,
     as_json: options.Json = False,
+    **config: Any,
 ) -> None:
     """Measure what comparisons need of several models, compare, and draw the figures."""
     from xatlas.api import ATLAS, FIGURES, resolve_all
@@ -99,7 +88,7 @@ def compare(
     from xatlas.run.compare import compare as compare_models
     from xatlas.run.compare import plan_comparison
 
-    settings, chosen = _settings(context, _names(comparisons))
+    settings, chosen = _settings(context, config, _names(comparisons))
     named = resolve_all(_names(models))
     store = Store(out / ATLAS)
     steps = plan_comparison(named, chosen, settings, _names(probes))
@@ -114,6 +103,7 @@ def compare(
 
 @app.command(context_settings=SHORT)
 @told
+@options.configured()
 def run(
     context: typer.Context,
     model: Annotated[
@@ -124,20 +114,12 @@ def run(
         ),
     ],
     probes: options.Probes = None,
-    suite: options.SuiteName = None,
-    reference: options.Reference = None,
+    *,
     out: options.Out = Path("."),
     set_: options.Set = None,
-    draws: options.Draws = 1,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "float32",
-    bos: options.Bos = "always",
-    attention: options.Attention = "sdpa",
-    chat_template: options.ChatTemplate = False,
-    template_date: options.TemplateDate = TEMPLATE_DATE,
     refresh: options.Refresh = False,
     as_json: options.Json = False,
+    **config: Any,
 ) -> None:
     """Measure one model with probes; what the atlas holds is not measured again."""
     from xatlas import manager
@@ -148,7 +130,7 @@ def run(
 
     if model.startswith("-"):
         raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
-    settings, _ = _settings(context)
+    settings, _ = _settings(context, config)
     store = Store(out / ATLAS)
     steps = plan_comparison(resolve_all(split_names(model)), (), settings, _names(probes) or list(manager.probes()))
     bars = Bars(sum(refresh or store.state(step.job) != "done" for step in steps))
@@ -163,24 +145,17 @@ def run(
 
 @app.command(context_settings=SHORT)
 @told
+@options.configured()
 def plan(
     context: typer.Context,
     models: options.Models,
     probes: options.Probes = None,
     comparisons: options.Comparisons = None,
-    suite: options.SuiteName = None,
-    reference: options.Reference = None,
+    *,
     out: options.Out = Path("."),
     set_: options.Set = None,
-    draws: options.Draws = 1,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "float32",
-    bos: options.Bos = "always",
-    attention: options.Attention = "sdpa",
-    chat_template: options.ChatTemplate = False,
-    template_date: options.TemplateDate = TEMPLATE_DATE,
     as_json: options.Json = False,
+    **config: Any,
 ) -> None:
     """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""
     from xatlas.api import ATLAS, resolve_all
@@ -188,7 +163,7 @@ def plan(
     from xatlas.run.compare import plan_comparison
     from xatlas.run.estimate import estimate
 
-    settings, chosen = _settings(context, None if probes and not comparisons else _names(comparisons))
+    settings, chosen = _settings(context, config, None if probes and not comparisons else _names(comparisons))
     named = resolve_all(_names(models), hub="config")
     steps = plan_comparison(named, chosen, settings, _names(probes))
     store = Store(out / ATLAS)
@@ -213,13 +188,15 @@ def _names(given: Sequence[str] | None) -> list[str]:
     return [name for text in given or () for name in split_names(text)]
 
 
-def _settings(context: typer.Context, comparisons: Sequence[str] | None = None) -> tuple[Settings, list[Comparison]]:
+def _settings(
+    context: typer.Context, config: dict[str, Any], comparisons: Sequence[str] | None = None
+) -> tuple[MeasureConfig, list[Comparison]]:
     """Return what the options that ``compare``, ``run`` and ``plan`` share come to, and the comparisons.
 
     Without names of comparisons those made by default are taken; with None, none is.
     """
     from xatlas import manager
-    from xatlas.api import make_settings
+    from xatlas.config import MeasureConfig
     from xatlas.run.compare import part_parameters, pick_comparisons
 
     given = context.params
@@ -230,8 +207,7 @@ def _settings(context: typer.Context, comparisons: Sequence[str] | None = None) 
     probes = [needed.probe for comparison in chosen for needed in comparison.requires] + _names(given["probes"])
     texts = parameters(context, given["set_"], list(dict.fromkeys(probes)) or list(manager.probes()), names)
     of_probes, of_comparisons = part_parameters(texts, names)
-    shared = {name: given[name] for name in _SHARED}
-    settings = make_settings(given["suite"], given["reference"], parameters=of_probes, **shared)
+    settings = MeasureConfig.make(parameters=of_probes, **config)
     return settings, pick_comparisons(names, of_comparisons) if names else []
 
 

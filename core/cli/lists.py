@@ -185,7 +185,7 @@ def _explain_comparison(found: type[Comparison]) -> None:
 
 
 def _explain_suite(found: SuiteSpec) -> None:
-    from xatlas.run.plan import find_suite
+    from xatlas.config import find_suite
 
     suite = find_suite(found.name)
     use = f" Used {_ROLES[found.default_for]} when none is named." if found.default_for else ""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from xatlas.config import settings, spell_out
 from xatlas.errors import XatlasError, unknown
-from xatlas.vocabulary import ATTENTIONS, BOS_HABITS, DEVICES, DTYPES
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Lets a command leave options that it does not know to :func:`parameters`.
 SHORT = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -122,11 +126,32 @@ def complete(*registries: str) -> Callable[[str], list[str]]:
     return matching
 
 
-def _either(*values: str) -> str:
-    return f"{', '.join(values[:-1])} or {values[-1]}"
+def configured(*without: str) -> Callable[[F], F]:
+    """Give a command that takes ``**config`` the options of :class:`xatlas.config.MeasureConfig`, but those named."""
+    chosen = [_option(setting) for setting in settings("help") if setting.name not in without]
+    return lambda command: spell_out(command, chosen)
 
 
-def _one_of(*values: str) -> Callable[[str], list[str]]:
+def _option(setting: Field[Any]) -> inspect.Parameter:
+    about = setting.metadata
+    default = None if setting.default is MISSING else setting.default
+    completer = complete(about["registry"]) if "registry" in about else None
+    if "choices" in about:
+        completer = _one_of(about["choices"])
+    option = typer.Option(
+        f"--{setting.name.replace('_', '-')}",
+        help=about["help"],
+        metavar=about.get("metavar"),
+        autocompletion=completer,
+        show_default=default is not None,
+    )
+    kind = str | None if default is None else type(default)
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _one_of(values: Sequence[str]) -> Callable[[str], list[str]]:
     def matching(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
 
@@ -168,23 +193,6 @@ MoreProbes = Annotated[
         show_default=False,
     ),
 ]
-SuiteName = Annotated[
-    str | None,
-    typer.Option(
-        "--suite",
-        help="Suite to measure on, by name or as a JSON-lines file; 'xatlas suites' says which is the default.",
-        autocompletion=complete("suites"),
-        show_default=False,
-    ),
-]
-Reference = Annotated[
-    str | None,
-    typer.Option(
-        help="Suite that means and donors are taken from, by name or file; the train split when left out.",
-        autocompletion=complete("suites"),
-        show_default=False,
-    ),
-]
 Out = Annotated[Path, typer.Option(help="Folder for atlas/ and figures/.")]
 Set = Annotated[
     list[str] | None,
@@ -194,25 +202,6 @@ Set = Annotated[
         help="Set a parameter of a probe or comparison ('xatlas explain NAME' lists them); may be given several times. "
         "Short: --PARAMETER VALUE, for every chosen probe, or the chosen comparison, that has it.",
     ),
-]
-Draws = Annotated[int, typer.Option(help="Donors and control directions that are averaged.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=_one_of(*DEVICES))]
-Dtype = Annotated[str, typer.Option(help=f"{_either(*DTYPES)}.", autocompletion=_one_of(*DTYPES))]
-Bos = Annotated[
-    str,
-    typer.Option(
-        help="always: a beginning token at position 0 of every model; native: the tokenizer's own habit.",
-        autocompletion=_one_of(*BOS_HABITS),
-    ),
-]
-Attention = Annotated[
-    str, typer.Option(help=f"Attention implementation: {_either(*ATTENTIONS)}.", autocompletion=_one_of(*ATTENTIONS))
-]
-ChatTemplate = Annotated[bool, typer.Option("--chat-template", help="Wrap prompts as a user's turn.")]
-TemplateDate = Annotated[
-    str,
-    typer.Option(metavar="YYYY-MM-DD", help="Date that a chat template is rendered with: equal tokens on any day."),
 ]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again what the atlas holds already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

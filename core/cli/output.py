@@ -21,9 +21,10 @@ from xatlas.errors import XatlasError
 from xatlas.text import one_line, printable
 
 if TYPE_CHECKING:
+    from xatlas.config import MeasureConfig
     from xatlas.results.store import Store
     from xatlas.run.compare import Compared, Comparing
-    from xatlas.run.plan import Settings, Step
+    from xatlas.run.plan import Step
     from xatlas.run.reporting import Failure
 
 
@@ -229,7 +230,7 @@ def step_row(step: Step, store: Store, fresh: bool) -> dict[str, Any]:
     }
 
 
-def comparing_record(done: Comparing, steps: Sequence[Step], settings: Settings, store: Store) -> dict[str, Any]:
+def comparing_record(done: Comparing, steps: Sequence[Step], settings: MeasureConfig, store: Store) -> dict[str, Any]:
     """Return everything that a comparison gave, for programs."""
     fresh = {step.job.key for step in done.outcome.measured}
     return {
@@ -247,11 +248,11 @@ def comparing_record(done: Comparing, steps: Sequence[Step], settings: Settings,
     }
 
 
-def print_comparing(done: Comparing, settings: Settings, out: Path) -> None:
+def print_comparing(done: Comparing, settings: MeasureConfig, out: Path) -> None:
     """Print tables and findings, what they rest on, where they are, and how to go on."""
     from xatlas import manager
     from xatlas.api import ATLAS, FIGURES
-    from xatlas.run.plan import larger_suite
+    from xatlas.config import larger_suite
 
     for result in done.results:
         print_result(result, manager.comparisons()[result.name].summary)
@@ -278,7 +279,7 @@ def _again(option: str, value: str) -> str:
     return command_line("xatlas", *words, option, value)
 
 
-def rests_on(settings: Settings) -> str:
+def rests_on(settings: MeasureConfig) -> str:
     """Return which prompts the numbers rest on."""
     suite = settings.suite
     return f"Suite '{suite.name}': {len(suite)} prompts of {len(suite.families)} families"

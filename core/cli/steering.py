@@ -14,7 +14,6 @@ from xatlas.cli import options
 from xatlas.cli.output import echo, print_json, say, told
 from xatlas.errors import XatlasError
 from xatlas.text import printable
-from xatlas.vocabulary import TEMPLATE_DATE
 
 #: Narrowest and widest column that a continuation is printed in.
 _COLUMN = (24, 60)
@@ -25,6 +24,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(told(steer))
 
 
+@options.configured("attention", "draws", "seed")
 def steer(
     model: Annotated[str, typer.Argument(help="Name or path of a model.", autocompletion=options.complete("models"))],
     text: Annotated[str, typer.Argument(help="What the model continues.")],
@@ -41,26 +41,16 @@ def steer(
         bool, typer.Option("--relative", help="Strength in multiples of the layer's median norm on the suite.")
     ] = False,
     tokens: Annotated[int, typer.Option(help="Most tokens that are generated.")] = 30,
-    suite: options.SuiteName = None,
-    reference: options.Reference = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "float32",
-    bos: options.Bos = "always",
-    chat_template: options.ChatTemplate = False,
-    template_date: options.TemplateDate = TEMPLATE_DATE,
+    *,
     as_json: options.Json = False,
+    **config: Any,
 ) -> None:
     """Continue a text with a direction added at every newest token, beside the clean continuation."""
-    from xatlas.api import load, make_settings
+    from xatlas.api import load
+    from xatlas.config import MeasureConfig
 
     # Everything that can be wrong without a model is found before one is loaded.
-    shared: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "chat_template": chat_template,
-        "template_date": template_date,
-    }
-    settings = make_settings(suite, reference, bos=bos, **shared)
+    settings = MeasureConfig.make(**config)
     from xatlas.steer import Direction, check_strength
     from xatlas.steer import steer as steer_text
 
@@ -69,7 +59,7 @@ def steer(
         raise XatlasError(f"--tokens {tokens} does not fit: it takes a whole number from 1.")
     assert settings.reference is not None
     source = Direction.read(direction, settings.reference)
-    hooked = load(model, bos=settings.bos, **shared)
+    hooked = load(model, **{name: value for name, value in config.items() if name not in ("suite", "reference")})
     vector = source.vector(hooked, layer, settings.reference)
     norm_of = settings.suite if relative else None
     done = steer_text(hooked, text, vector, layer, strength, relative_to=norm_of, tokens=tokens)

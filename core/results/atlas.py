@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xatlas.config import KeyedSettings
 from xatlas.errors import XatlasError, unknown
 from xatlas.files import Busy, hash_path, held, locked, read_hashed, set_aside, strays
 from xatlas.results.store import Entry, FolderCheckpoint, Store, atlas_folder, check_result, read_result
@@ -170,7 +171,7 @@ def _under(lock: Path, action: Callable[[], object]) -> Callable[[], None]:
 
 
 #: What a choice between jobs can name; ``suite`` takes a suite's name or the start of its hash.
-CHOICES = ("suite", "reference", "dtype", "attention", "bos", "chat_template", "template_date", "seed", "draws", "key")
+CHOICES = ("suite", "reference", *(setting.name for setting in fields(KeyedSettings)), "key")
 
 
 def open_atlas(

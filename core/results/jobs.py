@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from xatlas.config import KeyedSettings
 from xatlas.errors import XatlasError
 from xatlas.files import digest
 
@@ -15,8 +16,8 @@ KEY_LENGTH = 16
 
 
 @dataclass(frozen=True)
-class Job:
-    """One probe on one model, with everything that its numbers depend on.
+class Job(KeyedSettings):
+    """One probe on one model, with everything that its numbers depend on, settings included.
 
     Parameters
     ----------
@@ -36,14 +37,8 @@ class Job:
         Hashes of the suite and of the reference split, None where the probe reads neither.
     inputs : mapping of str to str
         Required probe → key of the job that its result came from.
-    dtype, attention, bos : str
-        Number format, attention implementation, and ``"always"`` or ``"native"``.
-    chat_template : bool
-        Whether prompts are wrapped in the model's chat template.
     template_date : str or None
         Date that a chat template is rendered with, None without a template.
-    seed, draws : int
-        Seed of every random choice; donors and control directions averaged.
     """
 
     model: str
@@ -55,13 +50,7 @@ class Job:
     suite: str | None = None
     reference: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
-    dtype: str = "float32"
-    attention: str = "sdpa"
-    bos: str = "always"
-    chat_template: bool = False
-    template_date: str | None = None
-    seed: int = 0
-    draws: int = 1
+    template_date: str | None = field(default=None, kw_only=True)
 
     def record(self) -> dict[str, Any]:
         """Return every field, JSON-ready."""

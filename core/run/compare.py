@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xatlas import manager
+from xatlas.config import MeasureConfig
+from xatlas.config import settings as config_fields
 from xatlas.contracts.comparison import Comparison, Finding
 from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError, unknown
@@ -21,7 +23,7 @@ from xatlas.files import digest, hash_path, locked, read_hashed, sha256, write_h
 from xatlas.guard import calling, explain
 from xatlas.results.jobs import Job
 from xatlas.results.store import Entry, Store, file_state, read_result
-from xatlas.run.plan import Settings, Step, steps_for
+from xatlas.run.plan import Step, steps_for
 from xatlas.run.reporting import Failure, Outcome, Reporter, Silent
 from xatlas.run.runner import run
 from xatlas.run.source import source_of
@@ -34,10 +36,10 @@ if TYPE_CHECKING:
 
 
 #: Fields of a job in which a sensitivity run may differ from the main one.
-VARIED = ("suite", "bos", "parameters")
+VARIED = tuple(field.name for field in config_fields("varied"))
 
 
-def lacking(comparison: Comparison, model: Resolved, settings: Settings, store: Store) -> list[str]:
+def lacking(comparison: Comparison, model: Resolved, settings: MeasureConfig, store: Store) -> list[str]:
     """Return the probes without whose results the comparison can't show the model."""
     needed = [requirement for requirement in comparison.requires if not requirement.optional]
     steps = [steps_for(model, [requirement], settings)[-1] for requirement in needed]
@@ -45,7 +47,7 @@ def lacking(comparison: Comparison, model: Resolved, settings: Settings, store: 
 
 
 def nodes_for(
-    comparison: Comparison, models: Sequence[Resolved], settings: Settings, store: Store
+    comparison: Comparison, models: Sequence[Resolved], settings: MeasureConfig, store: Store
 ) -> list[tuple[str, Path]]:
     """Return tree node → file of everything that the comparison may read.
 
@@ -55,7 +57,7 @@ def nodes_for(
         Says what it requires.
     models : sequence of Resolved
         In the order in which they are to be shown.
-    settings : Settings
+    settings : MeasureConfig
         How the main results were measured.
     store : Store
         Where they are; see :func:`lacking`.
@@ -75,7 +77,7 @@ def nodes_for(
     return list(nodes.items())
 
 
-def variants(main: Job, settings: Settings, store: Store) -> dict[str, Path]:
+def variants(main: Job, settings: MeasureConfig, store: Store) -> dict[str, Path]:
     """Return the same probe's results that differ from ``main`` in suite, BOS habit or parameters only.
 
     They are named ``/{model}/{probe}@{what differs}``, for instance ``@bos=native,suite=standard``.
@@ -214,7 +216,7 @@ def part_parameters(
 
 
 def plan_comparison(
-    models: Iterable[Resolved], comparisons: Iterable[Comparison], settings: Settings, probes: Sequence[str] = ()
+    models: Iterable[Resolved], comparisons: Iterable[Comparison], settings: MeasureConfig, probes: Sequence[str] = ()
 ) -> list[Step]:
     """Return the union of what the comparisons require, and further probes, model by model.
 
@@ -236,7 +238,7 @@ def plan_comparison(
 def compare(
     models: Sequence[Resolved],
     comparisons: Sequence[Comparison],
-    settings: Settings,
+    settings: MeasureConfig,
     store: Store,
     figures: Path,
     reporter: Reporter | None = None,
@@ -252,7 +254,7 @@ def compare(
         In the order in which they are to be shown.
     comparisons : sequence of Comparison
         What is asked.
-    settings : Settings
+    settings : MeasureConfig
         How to measure.
     store : Store
         Where results are looked for and kept.
@@ -299,7 +301,7 @@ def compare(
 def _one(
     comparison: Comparison,
     models: Sequence[Resolved],
-    settings: Settings,
+    settings: MeasureConfig,
     store: Store,
     figures: Path,
     failures: list[Failure],
@@ -351,7 +353,7 @@ def _one(
         return replace(result, files=files)
 
 
-def _measured(comparison: Comparison, models: Sequence[Resolved], settings: Settings) -> str:
+def _measured(comparison: Comparison, models: Sequence[Resolved], settings: MeasureConfig) -> str:
     """Say what a figure shows; figures of two of these are two figures."""
     told = {
         "models": [model.slug for model in models],

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from xatlas.config import MeasureConfig
 from xatlas.errors import XatlasError
 from xatlas.loading.weights import read_json, tensor_shapes, weight_files
-from xatlas.run.plan import Settings, Step
+from xatlas.run.plan import Step
 from xatlas.vocabulary import DTYPE_BYTES
 
 #: What the engine may take besides the weights, in bytes.
@@ -97,14 +98,14 @@ def _shapes_by_config(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def estimate(step: Step, settings: Settings) -> Estimate:
+def estimate(step: Step, settings: MeasureConfig) -> Estimate:
     """Estimate one step.
 
     Parameters
     ----------
     step : Step
         What is to be measured.
-    settings : Settings
+    settings : MeasureConfig
         On what, and in which number format.
 
     Returns

@@ -2,132 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 from xatlas import manager
+from xatlas.config import MeasureConfig
 from xatlas.contracts.probe import Probe, Requirement
 from xatlas.errors import XatlasError, unknown
 from xatlas.guard import calling
 from xatlas.loading.names import Resolved
 from xatlas.results.jobs import Job
-from xatlas.suites import Suite, read_suite
-from xatlas.vocabulary import TEMPLATE_DATE, BosHabit, check_date, check_setting
-
-
-def find_suite(name: str) -> Suite:
-    """Return the suite of that name, or the one in the JSON-lines file of that path.
-
-    Raises
-    ------
-    XatlasError
-        There is neither, or the file is off.
-    """
-    known = manager.suites()
-    if name in known:
-        try:
-            with calling(known[name].load):
-                return known[name].load()
-        except XatlasError as error:
-            if error.__cause__ is None:
-                raise
-            raise XatlasError(f"the suite '{name}' could not be made ({error}).") from error.__cause__
-    if name.endswith((".jsonl", ".json")) or "/" in name or os.path.isfile(name):
-        return read_suite(name)
-    raise unknown("suite", name, known, "A path to a JSON-lines file works too.")
-
-
-def default_suite(role: Literal["measure", "reference"]) -> str:
-    """Return the name of the suite that is used when none is named.
-
-    Raises
-    ------
-    XatlasError
-        No plugin offers one.
-    """
-    for name, spec in manager.suites().items():
-        if spec.default_for == role:
-            return name
-    raise XatlasError(f"no suite is the default to {role}: name one.")
-
-
-def larger_suite(suite: Suite) -> Suite | None:
-    """Return the smallest suite with a name that holds all prompts of ``suite`` and more; None if there is none."""
-    ids = {prompt.id for prompt in suite}
-    loaded = (find_suite(name) for name, spec in manager.suites().items() if spec.default_for != "reference")
-    larger = [other for other in loaded if len(other) > len(suite) and ids <= {prompt.id for prompt in other}]
-    return min(larger, key=len, default=None)
-
-
-#: Generators take 64 bits, and probes count their own seeds on from this one.
-LARGEST_SEED = 10**15
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure: what all jobs of one command share.
-
-    Parameters
-    ----------
-    suite : Suite
-        What is measured on.
-    reference : Suite or None
-        Where means and donors come from.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; no part of a job.
-    dtype, attention, bos : str
-        As in :class:`xatlas.results.jobs.Job`.
-    chat_template : bool
-        Wrap prompts in the model's chat template.
-    template_date : str
-        Date that a chat template is rendered with, ``YYYY-MM-DD``.
-    seed, draws : int
-        As in :class:`xatlas.results.jobs.Job`.
-    parameters : mapping of str to mapping
-        Probe → its parameters that differ from what is required or default.
-
-    Raises
-    ------
-    XatlasError
-        A value is not one that exists.
-    """
-
-    suite: Suite
-    reference: Suite | None = None
-    device: str = "auto"
-    dtype: str = "float32"
-    attention: str = "sdpa"
-    bos: BosHabit = "always"
-    chat_template: bool = False
-    template_date: str = TEMPLATE_DATE
-    seed: int = 0
-    draws: int = 1
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_setting("dtype", self.dtype)
-        check_setting("attention implementation", self.attention)
-        check_setting("BOS habit", self.bos)
-        check_setting("device", self.device)
-        check_date(self.template_date)
-        if not _is_whole(self.draws) or self.draws < 1:
-            raise XatlasError(f"draws = {self.draws!r} does not fit: it takes a whole number from 1.")
-        if not _is_whole(self.seed) or abs(self.seed) > LARGEST_SEED:
-            raise XatlasError(f"seed = {self.seed!r:.40} does not fit: it takes a whole number up to 10^15.")
-        for probe, given in self.parameters.items():
-            cls = manager.pick("probe", probe, manager.probes())
-            values, default = cls(**given).canonical_parameters(), cls().canonical_parameters()
-            for name, value in values.items():
-                if isinstance(value, list) and (
-                    len(set(map(str, value))) < len(value) or (default[name] and not value)
-                ):
-                    raise XatlasError(f"{probe}.{name} = {given[name]!r} does not fit: it takes values, none twice.")
 
 
 @dataclass(frozen=True)
@@ -155,7 +39,7 @@ class Step:
         return f"{self.job.probe} on {self.job.model}"
 
 
-def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: Settings) -> list[Step]:
+def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: MeasureConfig) -> list[Step]:
     """Return the steps that the requirements come to on one model, each after those it rests on.
 
     Parameters
@@ -164,7 +48,7 @@ def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: Se
         The model.
     requirements : iterable of Requirement
         What is asked for; optional ones are passed over. The same job asked for twice is one step.
-    settings : Settings
+    settings : MeasureConfig
         How to measure.
 
     Returns
@@ -186,7 +70,7 @@ def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: Se
     return list(steps.values())
 
 
-def check_model(model: Resolved, settings: Settings) -> None:
+def check_model(model: Resolved, settings: MeasureConfig) -> None:
     """Refuse, before weights are read, a model that could not be measured.
 
     Raises
@@ -206,7 +90,7 @@ def _add(
     steps: dict[str, Step],
     model: Resolved,
     requirement: Requirement,
-    settings: Settings,
+    settings: MeasureConfig,
     above: tuple[str, ...],
 ) -> Step:
     if requirement.probe in above:
@@ -220,7 +104,7 @@ def _add(
     return steps.setdefault(job.key, Step(job, probe, model, needs))
 
 
-def make_probe(requirement: Requirement, settings: Settings) -> Probe:
+def make_probe(requirement: Requirement, settings: MeasureConfig) -> Probe:
     """Return the required probe; what the user set goes before what is required.
 
     Raises
@@ -238,7 +122,7 @@ def adapter_name(architecture: str) -> str:
     return f"{adapter.__module__}.{adapter.__qualname__} {adapter.version}"
 
 
-def job_for(model: Resolved, probe: Probe, settings: Settings, needs: Mapping[str, Job]) -> Job:
+def job_for(model: Resolved, probe: Probe, settings: MeasureConfig, needs: Mapping[str, Job]) -> Job:
     """Write down one measurement; what the probe does not depend on stays out of it."""
     reference = settings.reference if probe.uses_reference else None
     # Only eager attention computes a pattern that can be read.

@@ -10,9 +10,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xatlas import __version__
+from xatlas.config import MeasureConfig
 from xatlas.errors import XatlasError
 from xatlas.results.store import Store, read_entry
-from xatlas.run.plan import Settings, Step
+from xatlas.run.plan import Step
 
 if TYPE_CHECKING:
     from xatlas.model import HookedModel
@@ -97,7 +98,7 @@ class Outcome:
 _COMPUTING = ("torch", "transformers")
 
 
-def provenance(step: Step, model: HookedModel, settings: Settings) -> dict[str, Any]:
+def provenance(step: Step, model: HookedModel, settings: MeasureConfig) -> dict[str, Any]:
     """Return how and on what results are measured, JSON-ready."""
     import torch
 

@@ -6,7 +6,7 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import groupby
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from xatlas import manager
+from xatlas.config import MeasureConfig, settings
 from xatlas.contracts.probe import Inputs, ReadingProbe
 from xatlas.errors import XatlasError
 from xatlas.guard import calling, explain
@@ -21,7 +22,7 @@ from xatlas.loading.loader import load, pick_device
 from xatlas.loading.names import Resolved
 from xatlas.results.jobs import Job
 from xatlas.results.store import Store
-from xatlas.run.plan import Settings, Step
+from xatlas.run.plan import Step
 from xatlas.run.reporting import Failure, Outcome, Reporter, Silent, other_versions, provenance
 
 if TYPE_CHECKING:
@@ -114,7 +115,12 @@ T = TypeVar("T")
 
 
 def run(
-    steps: Iterable[Step], store: Store, settings: Settings, reporter: Reporter | None = None, *, refresh: bool = False
+    steps: Iterable[Step],
+    store: Store,
+    config: MeasureConfig,
+    reporter: Reporter | None = None,
+    *,
+    refresh: bool = False,
 ) -> Outcome:
     """Do the steps whose results the store lacks.
 
@@ -127,7 +133,7 @@ def run(
         Model by model, each in dependency order.
     store : Store
         Where results are looked for and kept.
-    settings : Settings
+    config : MeasureConfig
         The ones that the steps were made with.
     reporter : Reporter, optional
         Hears how it goes.
@@ -156,20 +162,22 @@ def run(
         log.warning(others)
     if missing:
         # What would fail every step is said once, before the first.
-        pick_device(settings.device)
+        pick_device(config.device)
         store.prepare()
     # Consecutive steps only: sorting would pull a step ahead of one that it rests on.
     for _, group in groupby(missing, key=lambda step: (step.job.model, step.job.attention)):
-        _Worker(store, settings, reporter or Silent(), outcome, refresh).work(list(group))
+        _Worker(store, config, reporter or Silent(), outcome, refresh).work(list(group))
     return outcome
 
 
 class _Worker:
     """Does the missing steps of one model."""
 
-    def __init__(self, store: Store, settings: Settings, reporter: Reporter, outcome: Outcome, refresh: bool) -> None:
+    def __init__(
+        self, store: Store, config: MeasureConfig, reporter: Reporter, outcome: Outcome, refresh: bool
+    ) -> None:
         self.store = store
-        self.settings = settings
+        self.config = config
         self.reporter = reporter
         self.outcome = outcome
         self.refresh = refresh
@@ -196,7 +204,7 @@ class _Worker:
         self._unload()
         self.reporter.loading(step.job.model)
         with calling(manager.adapters().get(step.model.architecture)):
-            self.model = load_hooked(step, self.settings)
+            self.model = load_model(step.model, vars(self.config) | {"attention": step.job.attention})
             self.state = State(self.model)
         if self.clean is not None and not self.state.agrees(self.clean):
             self._unload()
@@ -205,7 +213,7 @@ class _Worker:
                 "only a new process can set right."
             )
         self.clean = self.state.logits
-        self.about = provenance(step, self.model, self.settings)
+        self.about = provenance(step, self.model, self.config)
 
     def _unload(self) -> None:
         if self.model is None:
@@ -280,7 +288,7 @@ class _Worker:
         assert self.state is not None
         state, probes = self.state, [step.probe for step in steps]
         try:
-            with isolated(probes, state, self.settings.suite, [self._inputs(step) for step in steps]) as (
+            with isolated(probes, state, self.config.suite, [self._inputs(step) for step in steps]) as (
                 suite,
                 inputs,
             ):
@@ -292,7 +300,7 @@ class _Worker:
     def _keep(self, step: Step, dataset: xr.Dataset, started: float) -> None:
         from xatlas.schema import notes, validate
 
-        validate(dataset, step.probe, self.model, self.settings.suite)
+        validate(dataset, step.probe, self.model, self.config.suite)
         seconds = time.perf_counter() - started
         self.store.write(step.job, dataset, {**self.about, "wall_time_s": round(seconds, 3)})
         self.outcome.measured.append(step)
@@ -308,9 +316,9 @@ class _Worker:
             shutil.rmtree(checkpoint.folder, ignore_errors=True)
         return Inputs(
             results={name: self.store.read(job) for name, job in step.needs.items()},
-            reference=self.settings.reference,
-            seed=self.settings.seed,
-            draws=self.settings.draws,
+            reference=self.config.reference,
+            seed=self.config.seed,
+            draws=self.config.draws,
             checkpoint=checkpoint,
             progress=self.reporter.progress,
         )
@@ -322,22 +330,14 @@ class _Worker:
         self.reporter.fail(failure)
 
 
-def load_hooked(step: Step, settings: Settings) -> HookedModel:
-    """Load the step's model, hook it and prove its hook points; imports torch.
-
-    Raises
-    ------
-    XatlasError
-        It can't be loaded, no adapter fits it, or a check of its hook points fails.
-    """
+def load_model(model: Resolved, given: Mapping[str, Any]) -> HookedModel:
+    """Load a model, hook it and prove its hook points; settings that are not given have their default."""
     from xatlas.model import HookedModel
 
-    parts = load(step.model, device=settings.device, dtype=settings.dtype, attention=step.job.attention)
-    return HookedModel(
-        parts.model,
-        parts.tokenizer,
-        slug=step.model.slug,
-        bos=settings.bos,
-        chat_template=settings.chat_template,
-        template_date=settings.template_date,
-    )
+    def of(part: str) -> dict[str, Any]:
+        chosen = [each for each in settings("of_model") if each.metadata["of_model"] == part]
+        return {each.name: given.get(each.name, each.default) for each in chosen}
+
+    with calling(manager.adapters().get(model.architecture)):
+        parts = load(model, **of("weights"))
+        return HookedModel(parts.model, parts.tokenizer, slug=model.slug, **of("texts"))

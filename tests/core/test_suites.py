@@ -7,8 +7,8 @@ import os
 
 import pytest
 
+from xatlas.config import find_suite
 from xatlas.errors import XatlasError
-from xatlas.run.plan import find_suite
 from xatlas.suites import Prompt, Suite, read_suite, write_suite
 
 GOOD = {"id": "a", "family": "f", "text": "one two", "target": " three"}

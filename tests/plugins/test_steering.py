@@ -11,12 +11,12 @@ import torch
 from models import SHAPES, build
 
 from xatlas.api import load
+from xatlas.config import find_suite
 from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
 from xatlas.plugins.steering import Steering
 from xatlas.probing.directions import contrasts, matched_direction, random_direction, readout_values, shuffle
-from xatlas.run.plan import find_suite
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
 from xatlas.testing import byte_tokenizer, small_reference, small_suite

@@ -9,6 +9,7 @@ import pytest
 import reference as ref
 import torch
 
+from xatlas.config import find_suite
 from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
@@ -18,7 +19,6 @@ from xatlas.model import HookedModel
 from xatlas.model.proof import prove
 from xatlas.probing.pairs import read_pairs
 from xatlas.probing.patching import recovery
-from xatlas.run.plan import find_suite
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
 

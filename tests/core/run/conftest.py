@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from running import Counting, suite_file, tiny
 
-from xatlas.api import make_settings
+from xatlas.config import MeasureConfig
 from xatlas.loading.names import resolve
 
 
@@ -20,7 +20,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def settings(folder):
-    return make_settings(str(folder / "suite.jsonl"), str(folder / "reference.jsonl"), device="cpu")
+    return MeasureConfig.make(
+        suite=str(folder / "suite.jsonl"), reference=str(folder / "reference.jsonl"), device="cpu"
+    )
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ import torch
 import xarray as xr
 from running import Counting, go, plugged, suite_file, tiny
 
-from xatlas.api import compare, make_settings, measure
+from xatlas.api import compare, measure
+from xatlas.config import MeasureConfig
 from xatlas.errors import XatlasError
 from xatlas.files import write_hashed
 from xatlas.results.atlas import verify
@@ -29,12 +30,12 @@ from xatlas.results.store import Store, read_result
 def test_a_comparison_goes_on_without_the_model_that_failed(folder, tmp_path, monkeypatch):
     from xatlas.run import runner as module
 
-    def load(step, settings, original=module.load_hooked):
-        if step.job.model.startswith("other"):
+    def load(model, given, original=module.load_model):
+        if model.slug.startswith("other"):
             raise XatlasError("the weights are damaged.")
-        return original(step, settings)
+        return original(model, given)
 
-    monkeypatch.setattr(module, "load_hooked", load)
+    monkeypatch.setattr(module, "load_model", load)
     names = [str(folder / "tiny"), tiny(tmp_path, "other", seed=1)]
     done = compare(
         names,
@@ -79,11 +80,11 @@ def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model
         for change in ({"bos": "native"}, {"seed": 1}, {"dtype": "bfloat16"}):
             go(model, dataclasses.replace(settings, **change), store, "counting")
         longer = suite_file(tmp_path / "longer.jsonl", "abc", 6)
-        both = make_settings(longer, settings.reference, bos="native", device="cpu")
+        both = MeasureConfig.make(suite=longer, reference=settings.reference, bos="native", device="cpu")
         go(model, both, store, "counting")
         stale = tmp_path / "suite.jsonl"
         suite_file(stale, "ab", 2)
-        go(model, make_settings(str(stale), settings.reference, device="cpu"), store, "counting")
+        go(model, MeasureConfig.make(suite=str(stale), reference=settings.reference, device="cpu"), store, "counting")
     found = variants(main, settings, store)
     root = f"/{model.slug}/counting"
     assert sorted(found) == [f"{root}@bos=native", f"{root}@bos=native,suite=longer"]

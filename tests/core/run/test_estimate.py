@@ -9,8 +9,8 @@ import pytest
 
 from xatlas import manager
 from xatlas.api import load
+from xatlas.config import find_suite
 from xatlas.contracts.probe import Inputs
-from xatlas.run.plan import find_suite
 from xatlas.suites import Suite
 
 DOORS = ("xatlas.sweep.sweep", "xatlas.engine.sweep.sweep", "xatlas.probing.patching.sweep")

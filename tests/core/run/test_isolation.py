@@ -13,7 +13,8 @@ import torch
 from running import Counting, another, go, plugged, seeds
 
 from xatlas import check_probe
-from xatlas.api import load, make_settings, measure
+from xatlas.api import load, measure
+from xatlas.config import MeasureConfig
 from xatlas.contracts.probe import ReadingProbe
 from xatlas.errors import XatlasError
 from xatlas.results.store import Store
@@ -107,7 +108,9 @@ def logits(self, model, suite, inputs):
 def right(folder, tmp_path_factory):
     from xatlas.loading.names import resolve
 
-    settings = make_settings(str(folder / "suite.jsonl"), str(folder / "reference.jsonl"), device="cpu")
+    settings = MeasureConfig.make(
+        suite=str(folder / "suite.jsonl"), reference=str(folder / "reference.jsonl"), device="cpu"
+    )
     return value(resolve(str(folder / "tiny")), settings, tmp_path_factory.mktemp("right"), [])
 
 
@@ -324,7 +327,7 @@ def test_suites_that_leave_are_told(folder):
         sys.exit("no")
 
     with plugged(xatlas_suites=[SuiteSpec("leaves", "", leave)]), pytest.raises(XatlasError, match="SystemExit: no"):
-        make_settings("leaves")
+        MeasureConfig.make(suite="leaves")
 
 
 def test_check_probe_tells_a_probe_that_leaves():
