@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,7 +45,8 @@ class ConvProfile(Comparison):
         factors = [readings.read(tree, model, "conv_factors") for model in models]
         taps = [readings.find(tree, model, "conv_taps")[0] for model in models]
         mains = {"factor": [each[0] for each in factors], "tap": taps}
-        variables, coords = {}, {}
+        variables: dict[str, Any] = {}
+        coords: dict[str, Any] = {}
         for part in PARTS:
             found, labels = conv_measures.variables(part, mains[part])
             variables |= found

@@ -56,12 +56,12 @@ class EarlyLate(Comparison):
         p = np.array([_p_value(main) for main in mains])
         variables["p"] = (("model",), p, "1", "sign-flip p-value against 1 and the control, the larger")
         variables |= _profiles(mains) | _correlations(mains)
-        rows, coords = settings.sensitivity(found, _estimate, "1", "early over late")
+        sensitivity, coords = settings.sensitivity(found, _estimate, "1", "early over late")
         coords |= {"point": summary.DEPTHS, "model_other": [main.model for main in mains]}
         coords["kind"] = list(ABLATIONS)
         absent = {"early_over_late": "a model of one layer has no halves"}
         absent["profile_correlation"] = "an ablation kind that was not measured, or a constant profile"
-        return summary.assemble(self, found, variables | rows, coords, absent)
+        return summary.assemble(self, found, variables | sensitivity, coords, absent)
 
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw the profiles over depth and the ratios with their controls."""
@@ -104,7 +104,7 @@ def halves(values: Floats, start: int = 0) -> tuple[Floats, Floats]:
 
 
 def _joint(main: Reading) -> int:
-    return main.dataset["component"].values.tolist().index(JOINT)
+    return int(main.dataset["component"].values.tolist().index(JOINT))
 
 
 def _ratio(
@@ -114,7 +114,7 @@ def _ratio(
 
     def divide(values: Floats) -> Floats:
         early, late = halves(values, start)
-        return np.divide(early, late, out=np.full(np.shape(early), np.nan), where=late > 0)
+        return np.asarray(np.divide(early, late, out=np.full(np.shape(early), np.nan), where=late > 0))
 
     low, high = main.clusters.interval(divide(draws))
     return float(divide(point)), float(low), float(high)
@@ -141,7 +141,7 @@ def _profile(main: Reading, values: Floats) -> Floats:
     place = summary.DEPTHS * (n_layers - 1)
     below = np.minimum(place.astype(int), max(n_layers - 2, 0))
     above = np.minimum(below + 1, n_layers - 1)
-    return relative[..., below] + (relative[..., above] - relative[..., below]) * (place - below)
+    return np.asarray(relative[..., below] + (relative[..., above] - relative[..., below]) * (place - below))
 
 
 def _profiles(mains: list[Reading]) -> dict[str, Any]:

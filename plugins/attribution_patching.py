@@ -68,7 +68,7 @@ class AttributionPatching(Probe):
         """Return two forwards and a backward, and the cells of the prompts that are patched exactly."""
         chosen = self.parameters
         exact = min(chosen.exact_prompts, size["prompt"]) / max(1, size["prompt"])
-        return 3 + exact * size["layer"] * len(chosen.sites) * len(chosen.positions)
+        return float(3 + exact * size["layer"] * len(chosen.sites) * len(chosen.positions))
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``attribution (prompt, layer, site, position)`` and ``rank_correlation (site)``."""

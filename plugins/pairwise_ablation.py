@@ -151,7 +151,8 @@ def strongest(layers: xr.Dataset, ablation: str, count: int) -> list[str]:
             "chosen: measure it with both, or name them with --set pairwise_ablation.components=…"
         )
     kl = layers["kl"].sel(ablation=ablation, scope="last", component=list(COMPONENT_SITES)).values
-    effect = Clusters(layers["family"].values, layers["template"].values).macro(kl)  # (layer, component)
+    clusters = Clusters(layers["family"].values.tolist(), layers["template"].values.tolist())
+    effect = clusters.macro(kl)  # (layer, component)
     order = np.argsort(-np.nan_to_num(effect, nan=-np.inf), axis=None, kind="stable")
     places = [np.unravel_index(i, effect.shape) for i in order[:count] if np.isfinite(effect.flat[i])]
     if len(places) < 2:

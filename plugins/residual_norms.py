@@ -107,7 +107,7 @@ def _jump(norm: np.ndarray) -> np.ndarray:
     ratio = norm[:, :, SITES.index("resid_post")] / norm[:, :, SITES.index("resid_pre")]
     jump = np.argmax(np.nan_to_num(ratio, nan=-1.0), axis=1).astype(float)
     jump[np.isnan(ratio).all(axis=1)] = np.nan
-    return jump
+    return np.asarray(jump)
 
 
 @hookimpl

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +110,7 @@ class Steering(Probe):
         """Return every direction at every strength and scale."""
         chosen = self.parameters
         named = (len(chosen.families) or FAMILIES) * (1 + chosen.shuffled)
-        return size["layer"] * (chosen.random + chosen.matched + named) * len(chosen.strengths) * len(SCALES)
+        return float(size["layer"] * (chosen.random + chosen.matched + named) * len(chosen.strengths) * len(SCALES))
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``delta_logit_diff (prompt, layer, direction, strength, scale)`` and what was added."""
@@ -156,7 +157,7 @@ class Steering(Probe):
         """Return what is added ``(layer, strength, scale)``, the direction's sense with it."""
         unit = float(np.median(norms)) if self.parameters.unit is None else self.parameters.unit
         units = np.stack([np.full_like(norms, unit), norms], axis=-1)  # (layer, scale)
-        return units[:, None, :] * np.array(self.parameters.strengths, dtype=norms.dtype)[:, None]
+        return np.asarray(units[:, None, :] * np.array(self.parameters.strengths, dtype=norms.dtype)[:, None])
 
     def _directions(self, model: HookedModel, inputs: Inputs) -> Directions:
         """Return all directions, the random ones first."""
@@ -200,6 +201,13 @@ class Steering(Probe):
                     found.add(f"{prefix}{family}", kind, family, told, vector)
 
 
+def _progress(
+    report: Callable[[str, int, int], None], part: int, parts: int, label: str, done: int, total: int
+) -> None:
+    """Report how much of all parts is done."""
+    report(label, part * total + done, parts * total)
+
+
 def _sweep(
     model: HookedModel, prompts: Sequence[Any], vectors: Tensor, length: np.ndarray, inputs: Inputs
 ) -> np.ndarray:
@@ -225,7 +233,7 @@ def _sweep(
             [KL(), LogitDifference()],
             seed=inputs.seed,
             checkpoint=inputs.checkpoint,
-            progress=lambda label, done, total, n=number: inputs.progress(label, n * total + done, len(parts) * total),
+            progress=partial(_progress, inputs.progress, number, len(parts)),
             label=f"steering, layers {layers[0]} to {layers[-1]}",
         )
         values[:, :, layers] = measured.reshape(2, len(prompts), len(layers), *cell)

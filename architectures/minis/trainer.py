@@ -97,7 +97,7 @@ class Trainer:
         of_targets = []
         for (tokens, _), part in zip(batches, kinds, strict=True):
             loss, on_targets = weighted_loss(self.model, tokens, part, self.recipe.text_weight)
-            (loss / total).backward()
+            (loss / total).backward()  # type: ignore[no-untyped-call]
             of_targets.append(on_targets)
         self.tokens_seen += predicted
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)

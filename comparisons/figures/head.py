@@ -13,6 +13,8 @@ from xatlas.comparisons.measures import summary
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
 #: Maps side by side.
@@ -38,9 +40,10 @@ def draw(dataset: xr.Dataset) -> Figure:
         row = max(0.42, 0.2 + style.extra(names, _NAMES))
         height = 1.4 + block * blocks + row * len(models)
         made = style.figure(max(5.0, 0.8 + 2.6 * columns), height, dataset.attrs["suite"])
-        maps, below = made.subfigures(2, 1, height_ratios=[block * blocks, 0.9 + row * len(models)])
+        maps, below = np.asarray(made.subfigures(2, 1, height_ratios=[block * blocks, 0.9 + row * len(models)]))
         axes = np.atleast_1d(maps.subplots(blocks, columns)).ravel()
-        norm = LogNorm(min(max(style.FLOOR, float(known.min(initial=top))), top / 10), top)
+        lowest = min(max(style.FLOOR, float(known.min(initial=top))), top / 10)
+        norm = LogNorm(lowest, top)
         drawn = None
         for i, model in enumerate(models):
             drawn = _map(axes[i], dataset.isel(model=i), norm) or drawn
@@ -50,13 +53,13 @@ def draw(dataset: xr.Dataset) -> Figure:
         if drawn is not None:
             bar = maps.colorbar(drawn, ax=list(axes), label="KL(clean ‖ ablated), nats", pad=0.01)
             bar.minorticks_off()
-            ticks = style.round_ticks(norm.vmin, norm.vmax)
+            ticks = style.round_ticks(lowest, top)
             bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-        _shares(below.subplots(), dataset, palette, names)
+        _shares(below.subplots(), made.get_size_inches()[0], dataset, palette, names)
     return made
 
 
-def _map(axes: Axes, one: xr.Dataset, norm: object) -> object:
+def _map(axes: Axes, one: xr.Dataset, norm: LogNorm) -> QuadMesh | None:
     n_layers = int(np.isfinite(one["depth"].values).sum())
     effect = one["effect"].values[:n_layers]
     width = max(int(np.isfinite(effect).any(0).sum()), 1)
@@ -69,11 +72,11 @@ def _map(axes: Axes, one: xr.Dataset, norm: object) -> object:
     axes.tick_params(length=0)
     for layer in np.flatnonzero(~np.isfinite(effect).any(1)):
         kind = str(one["operator_type"].values[layer])
-        axes.text((width - 1) / 2, layer, kind, ha="center", va="center", fontsize=6.5, color="#777777")
+        axes.text((width - 1) / 2, float(layer), kind, ha="center", va="center", fontsize=6.5, color="#777777")
     if not np.isfinite(effect).any():
         return None
     edges = (np.arange(width + 1) - 0.5, np.arange(n_layers + 1) - 0.5)
-    shown = np.ma.masked_invalid(np.maximum(effect, norm.vmin))  # type: ignore[attr-defined]
+    shown = np.ma.masked_invalid(np.maximum(effect, norm.vmin or 0.0))
     image = axes.pcolormesh(*edges, shown, cmap="cividis", norm=norm, edgecolors="white", linewidth=0.4)
     flat = np.where(np.isfinite(effect), effect, -np.inf).ravel()
     strongest = [place for place in np.argsort(-flat, kind="stable")[:5] if np.isfinite(flat[place])]
@@ -82,7 +85,7 @@ def _map(axes: Axes, one: xr.Dataset, norm: object) -> object:
     return image
 
 
-def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> None:
+def _shares(axes: Axes, inches: float, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> None:
     models = list(map(str, dataset["model"].values))
     for i, model in enumerate(models):
         one, y = dataset.isel(model=i), -i
@@ -100,7 +103,7 @@ def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: lis
     axes.set_yticks([-i for i in range(len(models))], names, fontsize=_NAMES)
     axes.grid(visible=False, axis="y")
     told = "share of the summed effect; grey tick: control, black: layers shuffled (95 %)"
-    axes.set_xlabel(style.fitted(told, axes.get_figure(root=True).get_size_inches()[0] - 2.4, 8.5))
+    axes.set_xlabel(style.fitted(told, inches - 2.4, 8.5))
     axes.set_title("Top five heads")
 
 

@@ -101,7 +101,7 @@ def _mark_hub(axes: Axes, one: xr.Dataset, joint: Any) -> None:
         return
     hub, tie = int(at["hub"]), bool(at["tie"])
     tied = [int(layer) for layer in str(at["tied"].item()).split(", ") if layer]
-    ring = {"mfc": "none", "mec": style.INK, "ms": 10, "ls": "none", "gid": "hub"}
+    ring: dict[str, Any] = {"mfc": "none", "mec": style.INK, "ms": 10, "ls": "none", "gid": "hub"}
     axes.plot([hub], [joint[hub]], "o", mew=1.4, **ring)
     if tied:
         axes.plot(tied, joint[tied], "o", mew=0.7, **ring)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         if both:
             _types(axes[1], dataset.sel(model=both), palette)
         kinds = sorted(set(dataset["operator_type"].values.ravel().tolist()) - {""})
-        entries = [(model, {"color": palette[model]}) for model in models]
+        entries: list[tuple[str, dict[str, Any]]] = [(model, {"color": palette[model]}) for model in models]
         entries += [(f"{kind} layer", {"marker": style.marker(kind), "ls": "none", "ms": 4.5}) for kind in kinds]
         style.legend(made, [*entries, ("control", {"color": style.CONTROL, "ls": (0, (1, 1)), "lw": 1})])
     return made

@@ -87,7 +87,7 @@ def _handover(axes: Axes, one: xr.Dataset, colour: str) -> None:
         layer = round(arrival * (n_layers - 1))
         axes.plot([layer], [curve("last", "recovery")[layer]], "o", mfc="none", mec=style.INK, ms=9, gid="arrival")
     axes.plot(layers[-1:], [1.0], "x", color=style.CONTROL, ms=5)
-    place = {"xytext": (4, 5), "textcoords": "offset points", "ha": "right"}
+    place: dict[str, Any] = {"xytext": (4, 5), "textcoords": "offset points", "ha": "right"}
     axes.annotate("1 by construction", (n_layers - 1, 1), fontsize=6.5, color="#666666", **place)
     axes.set_ylim(-0.1, 1.2)
     style.layer_axis(axes, n_layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         titles = [style.fitted(f"{model}: dose and response", width, 9.5, bold=True) for model in shown]
         more = style.extra(titles, 9.5)
         made = style.figure(9.2, 6.4 + more, dataset.attrs["suite"])
-        above, below = made.subfigures(2, 1, height_ratios=[3.4, 3.0 + more])
+        above, below = np.asarray(made.subfigures(2, 1, height_ratios=[3.4, 3.0 + more]))
         tops = above.subplots(1, 2, sharey=True)
         for axes, scale in zip(tops, _TITLES, strict=True):
             _profile(axes, dataset.sel(scale=scale, dose=float(dataset["dose_shown"])), palette)
@@ -46,7 +46,7 @@ def draw(dataset: xr.Dataset) -> Figure:
             axes.set_xlabel(style.fitted("strength over norm (dark: late layers)", width, 8.5))
             axes.set_title(title)
         columns[0].set_ylabel("KL, random directions, nats")
-        entries = [(model, {"color": palette[model]}) for model in models]
+        entries: list[tuple[str, dict[str, Any]]] = [(model, {"color": palette[model]}) for model in models]
         entries += [(_NAMES[kind], {"ls": line, "lw": 1.2}) for kind, line in _LINES.items()]
         style.legend(made, [*entries, ("stream's covariance, 95 %", {"lw": 6, "alpha": 0.15})])
     return made

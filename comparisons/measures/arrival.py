@@ -26,7 +26,8 @@ def stays_from(there: Any) -> Floats:
 
 def arrivals(mains: Sequence[Reading]) -> dict[str, Any]:
     """Return at which depth information is at the readout, and gone from the subject ``(model, mode)``."""
-    dims, found = ("model", "mode"), {}
+    dims = ("model", "mode")
+    found: dict[str, Any] = {}
     for name, position, words in (
         ("arrival", LAST, "depth from which on the stream at the readout recovers half of the answer or more"),
         ("departure", SUBJECT, "depth from which on the stream at the subject recovers less than half"),
@@ -91,11 +92,11 @@ def differences(mains: Sequence[Reading]) -> dict[str, Any]:
 def _difference(a: Reading, b: Reading) -> tuple[float, float, float, float, float]:
     common = [name for name in a.dataset["prompt"].values if name in set(b.dataset["prompt"].values)]
     if not common:
-        return (*[math.nan] * 4, 0.0)
+        return math.nan, math.nan, math.nan, math.nan, 0.0
     depths, drawn_depths, resamples = [], [], True
     for main in (a, b):
         some = main.dataset.sel(prompt=common)
-        clusters = Clusters(some["family"].values, some["template"].values)
+        clusters = Clusters(some["family"].values.tolist(), some["template"].values.tolist())
         resamples &= clusters.resamples
         stream = values(some)[:, :, STREAM, LAST, 0]
         last = max(stream.shape[1] - 1, 1)

@@ -30,12 +30,11 @@ def variables(part: str, mains: Sequence[Reading]) -> tuple[dict[str, Any], list
     words = ("nats", f"KL when the {part} is taken away")
     found = summary.with_interval(f"{part}_effect", dims, arrays["effect"], ends, *words)
     found[f"{part}_control"] = (dims, arrays["control"], "nats", "KL of a random change of equal norm")
-    dims = dims[:2]
     ends = (arrays["ratio_low"], arrays["ratio_high"])
     words = ("1", f"effect of the model's leading {part} over the others'")
-    found |= summary.with_interval(f"{part}_over_others", dims, arrays["ratio"], ends, *words)
+    found |= summary.with_interval(f"{part}_over_others", dims[:2], arrays["ratio"], ends, *words)
     for name, called in (("ratio_control", "over_others_control"), ("p", "p"), ("p_rank1", "carrier_p_rank1")):
-        found[f"{part}_{called}"] = (dims, arrays[name], "1", _WORDS[name])
+        found[f"{part}_{called}"] = (dims[:2], arrays[name], "1", _WORDS[name])
     layers = max(len(one["p"]) for one in each)
     carriers = np.full((len(mains), layers), "", dtype=object)
     for row, one in zip(carriers, each, strict=True):
@@ -150,4 +149,4 @@ def _mean(values: Floats, axis: int) -> Floats:
     """Return the mean of what is there; NaN where nothing is."""
     there = np.isfinite(values)
     total, count = np.where(there, values, 0.0).sum(axis), there.sum(axis)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))

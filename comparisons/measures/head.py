@@ -90,7 +90,7 @@ def top_share(effects: Floats, chosen: Any = None) -> Floats:
         if chosen is not None
         else np.partition(known, -min(TOP, known.shape[-1]), axis=-1)[..., -TOP:]
     )
-    return np.divide(five.sum(-1), total, out=np.full(np.shape(total), np.nan), where=total > 0)
+    return np.asarray(np.divide(five.sum(-1), total, out=np.full(np.shape(total), np.nan), where=total > 0))
 
 
 def share_of(main: Reading, ablation: str = ABLATION, scope: str = SCOPE, start: int = 0) -> Estimate:

@@ -92,7 +92,7 @@ def _mean_layer(ratio: Floats) -> Floats:
     """Return the mean over layers ``(prompt)``, over those that have an MLP."""
     there = np.isfinite(ratio)
     total = np.where(there, ratio, 0.0).sum(1)
-    return np.divide(total, there.sum(1), out=np.full(len(ratio), np.nan), where=there.any(1))
+    return np.asarray(np.divide(total, there.sum(1), out=np.full(len(ratio), np.nan), where=there.any(1)))
 
 
 def type_ratios(logs: Floats, types: Sequence[str], depth: Floats, start: int = 0) -> Floats:
@@ -108,7 +108,7 @@ def type_ratios(logs: Floats, types: Sequence[str], depth: Floats, start: int = 
         conv, attention = (logs[:, chosen & (kinds == kind)] for kind in ("conv", "attention"))
         if not conv.shape[1] or not attention.shape[1]:
             return np.full(len(logs), np.nan)
-        return conv.mean(1) - attention.mean(1)
+        return np.asarray(conv.mean(1) - attention.mean(1))
 
     found[:, 0] = contrast(late)
     for third in range(3):
@@ -124,7 +124,7 @@ def _types(
 ) -> Floats:
     logs = _logs(main, variable, component, ablation, scope)
     data = main.dataset
-    return type_ratios(logs, data["operator_type"].values, data["depth"].values, start)
+    return type_ratios(logs, data["operator_type"].values.tolist(), data["depth"].values, start)
 
 
 def type_variables(mains: Sequence[Reading]) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def profiles(mains: Sequence[Reading]) -> dict[str, Any]:
         ("recovery", "recovery", "family-macro share of the answer that moves with the patch"),
         ("control", "recovery_control", "the same for a random change of equal norm"),
     ):
-        points, lows, highs = [], [], []
+        points: list[Any] = []
+        lows: list[Any] = []
+        highs: list[Any] = []
         for main in mains:
             point, draws = drawn(main, variable)
             for kept, array in zip((points, lows, highs), (point, *main.clusters.interval(draws)), strict=True):
@@ -121,7 +123,8 @@ def carried(mains: Sequence[Reading]) -> dict[str, Any]:
 
     ``attention_over_others``: the mean attention layer's operator minus the mean other layer's.
     """
-    names, found = channels(mains), {}
+    names = channels(mains)
+    found: dict[str, Any] = {}
     for name, variable in (("carried", "recovery"), ("carried_control", "recovery_control")):
         rows = np.full((3, len(mains), len(names), len(PATCH_MODES)), np.nan)
         apart = np.full((3, len(mains), len(PATCH_MODES)), np.nan)

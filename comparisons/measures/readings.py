@@ -57,7 +57,7 @@ class Reading:
     @cached_property
     def clusters(self) -> Clusters:
         """Templates within families of the prompts that were measured."""
-        return Clusters(self.dataset["family"].values, self.dataset["template"].values)
+        return Clusters(self.dataset["family"].values.tolist(), self.dataset["template"].values.tolist())
 
     @cached_property
     def _drawn(self) -> dict[tuple[str, ...], tuple[Floats, Floats]]:

@@ -91,7 +91,7 @@ def sensitivity(
         "sensitivity_status": (dims, status, "1", "whether the atlas holds what the row needs"),
         "sensitivity_command": (dims, commands, "1", "the command that measures what is missing"),
     }
-    coords = {"setting": [str(row) for row in rows]}
+    coords: dict[str, Any] = {"setting": [str(row) for row in rows]}
     for name in ("ablation", "scope", "bos", "suite"):
         coords[f"setting_{name}"] = ("setting", [getattr(row, name) for row in rows])
     coords["setting_layer0"] = ("setting", [int(row.layer0) for row in rows])

@@ -67,13 +67,13 @@ def _mean_of(values: Floats, chosen: Any) -> Floats:
     """Return the mean over each prompt's chosen directions ``(prompt, layer, scale)``, NaN without any."""
     total = np.einsum("pdls,pd->pls", np.where(chosen[..., None, None], values, 0.0), chosen.astype(float))
     count = chosen.sum(1)[:, None, None].astype(float)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
 
 
 def signed(main: Reading, dose: float) -> Floats:
     """Return the strengths of this magnitude that were measured."""
     strengths = np.asarray(main.dataset["strength"].values, dtype=float)
-    return strengths[np.isclose(np.abs(strengths), dose)]
+    return np.asarray(strengths[np.isclose(np.abs(strengths), dose)])
 
 
 def profiles(mains: Sequence[Reading], doses: Sequence[float], dose: int) -> dict[str, Any]:
@@ -103,13 +103,13 @@ def profiles(mains: Sequence[Reading], doses: Sequence[float], dose: int) -> dic
         "effect", dims, effect[0], (effect[1], effect[2]), "nats", "KL(clean || steered), both signs"
     )
     for (b, kind), (e, end) in itertools.product(enumerate(BANDS), enumerate(("low", "high"))):
-        words = f"{end}er end of the 95 % range over {kind} directions"
-        variables[f"{kind}_{end}"] = (("model", "scale", "dose", "layer"), arrays["band"][:, b, e], "nats", words)
+        long_name = f"{end}er end of the 95 % range over {kind} directions"
+        variables[f"{kind}_{end}"] = (("model", "scale", "dose", "layer"), arrays["band"][:, b, e], "nats", long_name)
     words = ("logits", "change of target minus foil, towards the direction, at the dose shown")
-    dims = ("model", "kind", "scale", "layer")
-    variables |= summary.with_interval("delta_logit_diff", dims, logits[0], (logits[1], logits[2]), *words)
-    words = ("1", "median norm of the stream at the readout position")
-    return variables | {"median_norm": (("model", "layer"), arrays["norm"], *words)}
+    ends = (logits[1], logits[2])
+    variables |= summary.with_interval("delta_logit_diff", ("model", "kind", "scale", "layer"), logits[0], ends, *words)
+    median = (("model", "layer"), arrays["norm"], "1", "median norm of the stream at the readout position")
+    return variables | {"median_norm": median}
 
 
 def _with_ends(main: Reading, values: Floats) -> Floats:
@@ -155,7 +155,7 @@ def ratios(mains: Sequence[Reading], doses: Sequence[float]) -> dict[str, Any]:
 
 def _ratio(values: Floats) -> Floats:
     early, late = halves(values)
-    return np.divide(early, late, out=np.full(np.shape(early), np.nan), where=late > 0)
+    return np.asarray(np.divide(early, late, out=np.full(np.shape(early), np.nan), where=late > 0))
 
 
 def peaks(mains: Sequence[Reading], dose: float) -> dict[str, Any]:
