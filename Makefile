@@ -1,6 +1,7 @@
 # make compare   measure and compare the three miniature models (creates .venv on first use)
 # make test      the test suite, at most ten minutes    make test-all   with the slow ones
 # make test-gpu  the tests that need a CUDA device
+# make wheel     build the wheel, install it in an environment of its own, compare two miniatures there
 # make test-oldest  the tests of what transformers does, on the oldest version that is allowed (a venv of its own)
 # make bench     the sweep benchmark                    make lint       ruff, mypy, import linter
 # make docs      write again what docs/ takes from the code; make picture: the README's picture and table
@@ -12,21 +13,25 @@ BIN := $(VENV)/bin
 # -c pins the versions that the tests were run with
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 PACKAGE := pyproject.toml constraints.txt
+# An editable install that editors and type checkers understand: a tree of links, file by file. It is made again when a
+# file comes or goes, which changes its folder.
+EDITABLE = $(INSTALL) --config-settings editable_mode=strict -e
+FOLDERS := $(shell find core plugins architectures comparisons -type d -not -name __pycache__)
 
 .DELETE_ON_ERROR:
-.PHONY: compare test test-all test-gpu test-oldest bench lint docs picture clean
+.PHONY: compare test test-all test-gpu test-oldest wheel bench lint docs picture clean
 
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
 
 # as many processes as cores, one thread each; a file's tests stay together, since they share what they measure
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile
 
-test-all: $(VENV)/.installed-test
+test-all: $(VENV)/.installed $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
-test-gpu: $(VENV)/.installed-test
+test-gpu: $(VENV)/.installed $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m gpu
 
 test-oldest: $(VENV)-oldest/.installed
@@ -36,18 +41,22 @@ test-oldest: $(VENV)-oldest/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/sweep.py
 
-# xatlas is assembled from four folders, which static tools can't see through an editable install:
-# build/typing holds the package as they expect it, made of links.
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/typing && mkdir -p build/typing/xatlas
-	for file in core/* plugins architectures comparisons; do \
-		ln -sfn "$(CURDIR)/$$file" build/typing/xatlas/; done
-	MYPYPATH=build/typing $(BIN)/mypy
-	PYTHONPATH=build/typing $(BIN)/lint-imports --config .importlinter
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config .importlinter
 
-docs: $(VENV)/.installed-test
+# the package as it would be published, in an environment of its own, far from these folders
+wheel: $(VENV)/bin/python
+	rm -rf dist $(VENV)-wheel
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt dist/*.whl
+	cd dist && $(abspath $(VENV))-wheel/bin/xatlas compare --models lfm2-mini,qwen-mini --suite quick --out .
+	rm -rf $(VENV)-wheel
+
+docs: $(VENV)/.installed $(VENV)/.installed-test
 	$(BIN)/python docs/generate.py
 
 # the README's picture and table, from what make compare left
@@ -58,10 +67,10 @@ $(VENV)/bin/python:
 	@echo "xatlas: making $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(PACKAGE) | $(VENV)/bin/python
+$(VENV)/.installed: $(PACKAGE) $(FOLDERS) | $(VENV)/bin/python
 	@echo "xatlas: installing what it needs into $(VENV); the README says how much that is"
 	$(INSTALL) setuptools
-	$(INSTALL) -e '.[gguf]'
+	$(EDITABLE) '.[gguf]'
 	@echo "xatlas: installed"
 	touch $@
 
@@ -74,14 +83,14 @@ $(VENV)-oldest/.installed: $(PACKAGE)
 		"$$(sed -nE 's/.*"(transformers)>=([^"]+)".*/\1==\2/p' pyproject.toml)"
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(PACKAGE) | $(VENV)/.installed
 	@echo "xatlas: installing what its tests need"
-	$(INSTALL) -e '.[test]'
+	$(EDITABLE) '.[test]'
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed-test
+$(VENV)/.installed-dev: $(PACKAGE) | $(VENV)/.installed-test
 	@echo "xatlas: installing linters"
-	$(INSTALL) -e '.[dev]'
+	$(EDITABLE) '.[dev]'
 	touch $@
 
 clean:
