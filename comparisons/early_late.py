@@ -94,15 +94,6 @@ class EarlyLate(Comparison):
         return rows
 
 
-def halves(values: Floats, start: int = 0) -> tuple[Floats, Floats]:
-    """Return the means over the first and the second half of layers ``(…, layer)`` from ``start`` on."""
-    layers = values[..., start:]
-    half = layers.shape[-1] // 2
-    if half == 0:
-        return np.full(values.shape[:-1], np.nan), np.full(values.shape[:-1], np.nan)
-    return layers[..., :half].mean(-1), layers[..., -half:].mean(-1)
-
-
 def _joint(main: Reading) -> int:
     return int(main.dataset["component"].values.tolist().index(JOINT))
 
@@ -113,7 +104,7 @@ def _ratio(
     point, draws = (each[..., _joint(main)] for each in main.macro(variable, ablation, scope))
 
     def divide(values: Floats) -> Floats:
-        early, late = halves(values, start)
+        early, late = summary.halves(values, start)
         return np.asarray(np.divide(early, late, out=np.full(np.shape(early), np.nan), where=late > 0))
 
     low, high = main.clusters.interval(divide(draws))
@@ -123,7 +114,7 @@ def _ratio(
 def _p_value(main: Reading) -> float:
     logs = []
     for variable in ("kl", "kl_control"):
-        early, late = halves(main.values(variable)[..., _joint(main)])
+        early, late = summary.halves(main.values(variable)[..., _joint(main)])
         logs.append(np.log((early + EPSILON) / (late + EPSILON)))
     both = (main.clusters.max_t(each, alternative="two-sided") for each in (logs[0], logs[0] - logs[1]))
     return float(np.max(list(both)))

@@ -65,7 +65,7 @@ READ_ONLY: frozenset[str] = frozenset({"attention_pattern"})
 #: ``resid_post`` by the same difference, whatever else the layer computes.
 WRITES: frozenset[str] = frozenset({"mlp_out", "resid_post"})
 #: Component → the site kind that holds what it adds to the stream.
-COMPONENT_SITES: dict[Component, str] = {"operator": "operator_out", "mlp": "mlp_out"}
+COMPONENT_SITES: dict[str, str] = {"operator": "operator_out", "mlp": "mlp_out"}
 
 #: Date that chat templates are rendered with when none is given: the same tokens on any day.
 TEMPLATE_DATE = "2025-01-01"

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.early_late import halves
 from xatlas.comparisons.measures import summary
 from xatlas.comparisons.measures.ranking import leader
 from xatlas.errors import XatlasError
@@ -141,7 +140,7 @@ def ratios(mains: Sequence[Reading], doses: Sequence[float]) -> dict[str, Any]:
             values = by_kind(main, "kl", signed(main, size)).transpose(0, 1, 3, 2)  # (prompt, kind, scale, layer)
             ends = clusters.interval(_ratio(clusters.macro_draws(values)))
             numbers[:3, m, :, :, d] = np.stack([_ratio(clusters.macro(values)), *ends])
-            early, late = halves(values)
+            early, late = summary.halves(values)
             logs = np.log((early + EPSILON) / (late + EPSILON))  # (prompt, kind, scale)
             for place in np.ndindex(logs.shape[1:]):
                 p = clusters.max_t(logs[(slice(None), *place)], alternative="two-sided")
@@ -154,7 +153,7 @@ def ratios(mains: Sequence[Reading], doses: Sequence[float]) -> dict[str, Any]:
 
 
 def _ratio(values: Floats) -> Floats:
-    early, late = halves(values)
+    early, late = summary.halves(values)
     return np.asarray(np.divide(early, late, out=np.full(np.shape(early), np.nan), where=late > 0))
 
 

@@ -229,3 +229,12 @@ def sensitivity_note(dataset: xr.Dataset, model: int, same: Sequence[bool], pref
     parts = [f"{(agree & told & whole)[1:].sum()} of {(told & whole)[1:].sum()} other settings agree"]
     parts.append(f"{(agree & told & ~whole).sum()} of {(told & ~whole).sum()} without layer 0")
     return ", ".join([*parts, *([f"{(~ran).sum()} not run"] if not ran.all() else [])])
+
+
+def halves(values: Floats, start: int = 0) -> tuple[Floats, Floats]:
+    """Return the means over the first and the second half of layers ``(…, layer)`` from ``start`` on."""
+    layers = values[..., start:]
+    half = layers.shape[-1] // 2
+    if half == 0:
+        return np.full(values.shape[:-1], np.nan), np.full(values.shape[:-1], np.nan)
+    return layers[..., :half].mean(-1), layers[..., -half:].mean(-1)

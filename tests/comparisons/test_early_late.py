@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from xatlas.comparisons.early_late import EarlyLate, halves
+from xatlas.comparisons.early_late import EarlyLate
+from xatlas.comparisons.measures.summary import halves
 
 
 def compare(synthetic, **models):
