@@ -92,8 +92,8 @@ def compare(
     named = resolve_all(_names(models))
     store = Store(out / ATLAS)
     steps = plan_comparison(named, chosen, settings, _names(probes))
-    bars = Bars(sum(refresh or store.state(step.job) != "done" for step in steps))
-    done = compare_models(named, chosen, settings, store, out / FIGURES, bars, _names(probes), refresh=refresh)
+    with Bars(sum(refresh or store.state(step.job) != "done" for step in steps)) as bars:
+        done = compare_models(named, chosen, settings, store, out / FIGURES, bars, _names(probes), refresh=refresh)
     if as_json:
         print_json(comparing_record(done, steps, settings, store))
     else:
@@ -133,8 +133,8 @@ def run(
     settings, _ = _settings(context, config)
     store = Store(out / ATLAS)
     steps = plan_comparison(resolve_all(split_names(model)), (), settings, _names(probes) or list(manager.probes()))
-    bars = Bars(sum(refresh or store.state(step.job) != "done" for step in steps))
-    done = run_steps(steps, store, settings, bars, refresh=refresh)
+    with Bars(sum(refresh or store.state(step.job) != "done" for step in steps)) as bars:
+        done = run_steps(steps, store, settings, bars, refresh=refresh)
     rows = [step_row(step, store, step in done.measured) for step in steps if store.state(step.job) == "done"]
     if as_json:
         print_json({"jobs": rows, "failures": [str(failure) for failure in done.failures]})

@@ -1,25 +1,24 @@
-"""Commands that list, explain, show and check what there is."""
+"""Commands that list, explain, show and check what there is: rows are collected, then printed as a table or JSON."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xatlas import manager
 from xatlas.cli import options
-from xatlas.cli.output import FAILED, echo, print_json, print_table, say, told
+from xatlas.cli.output import FAILED, Rows, echo, print_json, print_rows, print_table, say, told
 from xatlas.errors import XatlasError, unknown
 from xatlas.text import one_line
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xatlas.contracts.adapter import Adapter
-    from xatlas.contracts.comparison import Comparison
-    from xatlas.contracts.probe import Probe, Requirement
     from xatlas.suites import SuiteSpec
 
 _ROLES: dict[str | None, str] = {"measure": "to measure on", "reference": "for means and donors"}
@@ -29,9 +28,55 @@ models_app = typer.Typer(help="List models by name, or fetch one.", rich_markup_
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file to the app."""
-    for command in (show, verify, explain, probes, architectures, comparisons, suites, check):
+    for command in (show, verify, explain):
         app.command()(told(command))
+    for rows in (probes, architectures, comparisons, suites):
+        app.command()(told(_listing(rows)))
+    app.command()(told(check))
     app.add_typer(models_app, name="models", invoke_without_command=True)
+
+
+def _listing(rows: Callable[[], Rows]) -> Callable[..., None]:
+    """Make a command of a function that collects rows."""
+
+    def command(as_json: options.Json = False) -> None:
+        print_rows(rows(), as_json)
+
+    command.__name__, command.__doc__ = rows.__name__, rows.__doc__
+    return command
+
+
+def probes() -> Rows:
+    """List the probes."""
+    return [
+        {"name": name, "version": item.version, "on": item.measures_on, "what": _first_line(item)}
+        for name, item in manager.probes().items()
+    ]
+
+
+def architectures() -> Rows:
+    """List the model architectures that have an adapter."""
+    return [
+        {"architecture": name, "adapter": f"{item.__module__}.{item.__qualname__}", "what": _first_line(item)}
+        for name, item in manager.adapters().items()
+    ]
+
+
+def comparisons() -> Rows:
+    """List the comparisons."""
+    rows = []
+    for name, item in manager.comparisons().items():
+        needed = ", ".join(requirement.probe for requirement in item().requires)
+        rows.append({"name": name, "version": item.version, "requires": needed, "what": item.summary})
+    return rows
+
+
+def suites() -> Rows:
+    """List the suites that have a name, and which are used when none is named."""
+    return [
+        {"name": name, "default": _ROLES.get(item.default_for, ""), "what": item.summary}
+        for name, item in manager.suites().items()
+    ]
 
 
 @models_app.callback()
@@ -43,9 +88,9 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
     from xatlas.loading.names import available
 
     rows = [
-        {"name": item.alias, "state": item.state, "what": item.summary, "from": item.location} for item in available()
+        {"name": each.alias, "state": each.state, "what": each.summary, "from": each.location} for each in available()
     ]
-    _print(rows, as_json)
+    print_rows(rows, as_json)
 
 
 @models_app.command()
@@ -67,49 +112,64 @@ def show(
     """Show what an atlas or one of its files holds."""
     from xatlas.results.store import Store, atlas_folder, read_entry, read_result
 
-    if path.is_file() and path.suffix == ".nc" and not Path(f"{path}.sha256").exists():
-        figure = _figure_data(path)
-        if figure is not None:
-            if as_json:
-                print_json(figure.to_dict(data=False))
-                return
-            echo(str(figure.drop_attrs(deep=False)))
-            print_table([{"about": name, "is": value} for name, value in _flat(figure.attrs)])
-            return
-    if path.is_file():
-        entry, dataset = read_entry(path, placed=False), read_result(path, placed=False)
-        if as_json:
-            print_json({"job": entry.job.record(), **entry.provenance})
-            return
-        echo(str(dataset.drop_attrs(deep=False)))
-        print_table([{"about": name, "is": value} for name, value in _flat(entry.job.record())])
-        print_table([{"measured": name, "is": value} for name, value in _flat(entry.provenance)])
+    if not path.is_file():
+        rows = [
+            {
+                "model": entry.job.model,
+                "probe": entry.job.probe,
+                "suite": entry.name_of("suite") if entry.job.suite else "–",
+                "bos": entry.job.bos,
+                "dtype": entry.job.dtype,
+                "started": entry.provenance.get("started", ""),
+                "seconds": entry.provenance.get("wall_time_s", ""),
+                "file": entry.path.name,
+            }
+            for entry in Store(atlas_folder(path)).entries()
+        ]
+        print_rows(rows, as_json)
         return
-    rows = [
-        {
-            "model": entry.job.model,
-            "probe": entry.job.probe,
-            "suite": entry.name_of("suite") if entry.job.suite else "–",
-            "bos": entry.job.bos,
-            "dtype": entry.job.dtype,
-            "started": entry.provenance.get("started", ""),
-            "seconds": entry.provenance.get("wall_time_s", ""),
-            "file": entry.path.name,
-        }
-        for entry in Store(atlas_folder(path)).entries()
-    ]
-    _print(rows, as_json)
+    tables: list[tuple[str, Mapping[str, Any]]]
+    dataset = _figure_data(path)
+    if dataset is not None:
+        record, tables = dataset.to_dict(data=False), [("attribute", dataset.attrs)]
+    else:
+        entry, dataset = read_entry(path, placed=False), read_result(path, placed=False)
+        record = {"job": entry.job.record(), **entry.provenance}
+        tables = [("job", entry.job.record()), ("measured", entry.provenance)]
+    if as_json:
+        print_json(record)
+        return
+    echo(str(dataset.drop_attrs(deep=False)))
+    for head, fields in tables:
+        print_table([{head: name, "value": value} for name, value in _flat(fields)])
 
 
 def _figure_data(path: Path) -> xr.Dataset | None:
     """Return the data beside a figure, which no hash stands beside; None where the file is anything else."""
     from xatlas.results.store import RECORD, read_unproved
 
+    if path.suffix != ".nc" or Path(f"{path}.sha256").exists():
+        return None
     try:
         dataset = read_unproved(path)
     except XatlasError:
         return None
     return None if RECORD in dataset.attrs else dataset
+
+
+def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in sorted(record.items()):
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        elif value not in (None, ""):
+            yield f"{before}{name}", _as_option(value)
+
+
+def _as_option(value: Any) -> str:
+    """Return a value as an option takes it: texts as they are."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_as_option, value))
+    return str(value).lower() if value in (True, False, None) else str(value)
 
 
 def verify(
@@ -120,18 +180,16 @@ def verify(
     as_json: options.Json = False,
 ) -> None:
     """Check every file of an atlas, and say what is wrong; exit code 1 if anything stays so."""
-    from dataclasses import asdict
-
     from xatlas.results.atlas import verify as check_atlas
 
-    found = list(check_atlas(path, repair=repair))
+    problems = list(check_atlas(path, repair=repair))
     if as_json:
-        print_json([asdict(problem) for problem in found])
-    for problem in () if as_json else found:
-        echo(one_line(f"{problem.what} {problem.repaired and f'It was {problem.repaired}.'}"))
-    if not found and not as_json:
-        echo("Nothing is wrong.")
-    if not all(problem.repaired for problem in found):
+        print_json([asdict(problem) for problem in problems])
+    else:
+        repaired = [f" It was {problem.repaired}." if problem.repaired else "" for problem in problems]
+        lines = [one_line(problem.what + after) for problem, after in zip(problems, repaired, strict=True)]
+        echo("\n".join(lines or ["Nothing is wrong."]))
+    if not all(problem.repaired for problem in problems):
         raise typer.Exit(FAILED)
 
 
@@ -145,43 +203,60 @@ def explain(
     ],
 ) -> None:
     """Explain a probe, comparison, suite or architecture: what it is, its parameters, and what it rests on."""
-    from xatlas import manager
-
-    kinds: dict[str, tuple[dict[str, Any], Callable[[Any], None]]] = {
-        "probe": (dict(manager.probes()), _explain_probe),
-        "comparison": (dict(manager.comparisons()), _explain_comparison),
-        "suite": (dict(manager.suites()), _explain_suite),
-        "architecture": (dict(manager.adapters()), _explain_adapter),
+    registries: dict[str, Mapping[str, Any]] = {
+        "probe": manager.probes(),
+        "comparison": manager.comparisons(),
+        "suite": manager.suites(),
+        "architecture": manager.adapters(),
     }
-    found = [kind for kind, (known, _) in kinds.items() if name in known]
+    found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
     if not found:
-        raise unknown("name", name, {each for known, _ in kinds.values() for each in known})
-    for number, kind in enumerate(found):
-        known, tell = kinds[kind]
-        version = getattr(known[name], "version", None)
-        echo(f"{chr(10) * bool(number)}{kind} {name}{f', version {version}' if version else ''}\n")
-        tell(known[name])
+        raise unknown("name", name, {each for registry in registries.values() for each in registry})
+    for number, (kind, item) in enumerate(found.items()):
+        version = getattr(item, "version", None)
+        echo("\n" * bool(number) + f"{kind} {name}" + (f", version {version}" if version else "") + "\n")
+        if kind == "suite":
+            _explain_suite(item)
+            continue
+        summary = f"{item.summary}\n\n" if kind == "comparison" else ""
+        echo(summary + inspect.cleandoc(item.__doc__ or "It has no description."))  # an inherited one is another's
+        if kind == "architecture":
+            adapter = f"{item.__module__}.{item.__qualname__}"
+            echo(f"\nAdapter {adapter} for {', '.join(item.architectures)}.")
+        else:
+            _explain_parameterised(item)
+        if kind == "comparison":
+            echo(f"Made when no comparison is named: {'yes' if item.default else 'no'}.")
 
 
-def _explain_probe(found: type[Probe]) -> None:
-    echo(_described(found))
-    echo("\nVariables")
-    print_table(
-        [
-            {"name": name, "unit": item.units, "dimensions": ", ".join(item.dims), "what": item.long_name}
-            for name, item in found.variables.items()
-        ]
-    )
-    _print_parameters(found)
-    echo(f"\nSites: {', '.join(found.sites) or 'none'}.")
-    _print_required(found().requires)
-
-
-def _explain_comparison(found: type[Comparison]) -> None:
-    echo(f"{found.summary}\n\n{_described(found)}")
-    _print_parameters(found)
-    _print_required(found().requires)
-    echo(f"Made when no comparison is named: {'yes' if found.default else 'no'}.")
+def _explain_parameterised(found: type[Any]) -> None:
+    """Print variables and sites of a probe, and parameters and requirements of a probe or comparison."""
+    if hasattr(found, "variables"):
+        echo("\nVariables")
+        print_table(
+            [
+                {"name": name, "unit": each.units, "dimensions": ", ".join(each.dims), "what": each.long_name}
+                for name, each in found.variables.items()
+            ]
+        )
+    made = found()
+    values = made.canonical_parameters()
+    if values:
+        echo("\nParameters (--set NAME.PARAMETER=VALUE, or --PARAMETER VALUE)")
+        print_table([{"name": f"{found.name}.{name}", "default": _as_option(each)} for name, each in values.items()])
+    if hasattr(found, "sites"):
+        echo(f"\nSites: {', '.join(found.sites) or 'none'}.")
+    rows = [
+        {
+            "probe": needed.probe,
+            "with": " ".join(f"{name}={_as_option(value)}" for name, value in needed.parameters.items()) or "defaults",
+            "": "where the atlas holds it" if needed.optional else "",
+        }
+        for needed in made.requires
+    ]
+    echo("\nRequires" if rows else "\nRequires nothing.")
+    if rows:
+        print_table(rows)
 
 
 def _explain_suite(found: SuiteSpec) -> None:
@@ -199,110 +274,34 @@ def _explain_suite(found: SuiteSpec) -> None:
     print_table(rows)
 
 
-def _explain_adapter(found: type[Adapter]) -> None:
-    echo(
-        f"{_described(found)}\n\nAdapter {found.__module__}.{found.__qualname__} for {', '.join(found.architectures)}."
-    )
-
-
-def _described(item: type[Any]) -> str:
-    """Return a class's own description: an inherited one is another's."""
-    return inspect.cleandoc(item.__doc__ or "It has no description.")
-
-
-def _print_parameters(found: type[Probe] | type[Comparison]) -> None:
-    values = found().canonical_parameters()
-    if values:
-        echo("\nParameters (--set NAME.PARAMETER=VALUE, or --PARAMETER VALUE)")
-        print_table([{"name": f"{found.name}.{name}", "default": _text(item)} for name, item in values.items()])
-
-
-def _print_required(requires: Iterable[Requirement]) -> None:
-    rows = [
-        {
-            "probe": needed.probe,
-            "with": " ".join(f"{name}={_text(value)}" for name, value in needed.parameters.items()) or "defaults",
-            "": "where the atlas holds it" if needed.optional else "",
-        }
-        for needed in requires
-    ]
-    echo("\nRequires" + ("" if rows else " nothing."))
-    if rows:
-        print_table(rows)
-
-
-def probes(as_json: options.Json = False) -> None:
-    """List the probes."""
-    from xatlas import manager
-
-    rows = [
-        {"name": name, "version": item.version, "on": item.measures_on, "what": _first_line(item)}
-        for name, item in manager.probes().items()
-    ]
-    _print(rows, as_json)
-
-
-def architectures(as_json: options.Json = False) -> None:
-    """List the model architectures that have an adapter."""
-    from xatlas import manager
-
-    rows = [
-        {"architecture": name, "adapter": f"{item.__module__}.{item.__qualname__}", "what": _first_line(item)}
-        for name, item in manager.adapters().items()
-    ]
-    _print(rows, as_json)
-
-
-def comparisons(as_json: options.Json = False) -> None:
-    """List the comparisons."""
-    from xatlas import manager
-
-    rows = []
-    for name, item in manager.comparisons().items():
-        needed = ", ".join(requirement.probe for requirement in item().requires)
-        rows.append({"name": name, "version": item.version, "requires": needed, "what": item.summary})
-    _print(rows, as_json)
-
-
-def suites(as_json: options.Json = False) -> None:
-    """List the suites that have a name, and which are used when none is named."""
-    from xatlas import manager
-
-    rows = [
-        {"name": name, "default": _ROLES.get(item.default_for, ""), "what": item.summary}
-        for name, item in manager.suites().items()
-    ]
-    _print(rows, as_json)
-
-
 def check(
     names: Annotated[
         list[str] | None, typer.Argument(help="Adapters, probes, comparisons, suites or models; all when left out.")
     ] = None,
 ) -> None:
     """Check adapters, probes, comparisons, suites and named models against their contracts, installed ones included."""
-    from xatlas import manager
     from xatlas.checks.adapters import check_adapter
     from xatlas.checks.comparisons import check_comparison, check_source, check_suite
     from xatlas.checks.probes import check_probe
 
-    known: list[tuple[str, str, Any, Any]] = [
-        *(("architecture", name, item, check_adapter) for name, item in manager.adapters().items()),
-        *(("probe", name, item, check_probe) for name, item in manager.probes().items()),
-        *(("comparison", name, item, check_comparison) for name, item in manager.comparisons().items()),
-        *(("suite", name, item, check_suite) for name, item in manager.suites().items()),
-        *(("model", name, item, check_source) for name, item in manager.models().items()),
+    registries: list[tuple[str, Mapping[str, Any], Callable[[Any], None]]] = [
+        ("architecture", manager.adapters(), check_adapter),
+        ("probe", manager.probes(), check_probe),
+        ("comparison", manager.comparisons(), check_comparison),
+        ("suite", manager.suites(), check_suite),
+        ("model", manager.models(), check_source),
     ]
-    for asked in names or []:
+    known = [(kind, name, item, run) for kind, registry, run in registries for name, item in registry.items()]
+    for asked in names or ():
         manager.pick("plugin", asked, {name: item for _, name, item, _ in known})
     failed = 0
-    for kind, name, item, function in known:
+    for kind, name, item, run in known:
         if names and name not in names:
             continue
         try:
-            function(item)
+            run(item)
             echo(f"ok      {kind} {name}")
-        except (Exception, SystemExit) as error:  # whatever a plugin raises is its failure, told like any other
+        except (Exception, SystemExit) as error:  # whatever a plugin raises is its failure
             failed += 1
             echo(f"FAILED  {kind} {name}: {one_line(str(error))}")
     if failed:
@@ -310,29 +309,5 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-    elif rows:
-        print_table(rows)
-    else:
-        echo("none")
-
-
-def _first_line(item: type[Probe] | type[Any]) -> str:
+def _first_line(item: type[Any]) -> str:
     return (inspect.getdoc(item) or "").partition("\n")[0]
-
-
-def _text(value: Any) -> str:
-    """Return a value as an option takes it: texts as they are."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(_text, value))
-    return value if isinstance(value, str) else str(value).lower() if value in (True, False, None) else str(value)
-
-
-def _flat(record: dict[str, Any] | Any, before: str = "") -> Iterable[tuple[str, str]]:
-    for name, value in sorted(record.items()):
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}.")
-        elif value not in (None, ""):
-            yield f"{before}{name}", _text(value)

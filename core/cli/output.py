@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
 import logging
+import math
 import os
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -21,6 +22,8 @@ from xatlas.errors import XatlasError
 from xatlas.text import one_line, printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from xatlas.config import MeasureConfig
     from xatlas.results.store import Store
     from xatlas.run.compare import Compared, Comparing
@@ -29,8 +32,13 @@ if TYPE_CHECKING:
 
 
 R = TypeVar("R")
+#: What tables are printed from: column → cell.
+Rows = Sequence[Mapping[str, Any]]
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
+
+#: Width of a table that no terminal shows.
+_ENDLESS = 10**6
 
 
 #: Tells about faults of programs, with a traceback that ``-v`` shows.
@@ -73,14 +81,14 @@ def told(command: Callable[..., R]) -> Callable[..., R]:
     return wrapper
 
 
-def echo(text: str = "", *, err: bool = False) -> None:
+def echo(text: str = "") -> None:
     """Print text, safe for terminals."""
-    typer.echo(printable(text), err=err)
+    typer.echo(printable(text))
 
 
 def say(text: str) -> None:
-    """Write one line to stderr."""
-    echo(f"xatlas: {one_line(text)}", err=True)
+    """Write one line to stderr, above the progress bar where there is one."""
+    typer.echo(f"xatlas: {one_line(text)}", file=sys.stderr, err=True)
 
 
 class Lines(logging.Handler):
@@ -95,7 +103,7 @@ class Lines(logging.Handler):
         """Write, or note that there was more to write."""
         fault = record.exc_info and not isinstance(record.exc_info[1], XatlasError)
         if self.verbose and record.exc_info:
-            echo(logging.Formatter().formatException(record.exc_info), err=True)
+            typer.echo(printable(logging.Formatter().formatException(record.exc_info)), file=sys.stderr, err=True)
         elif fault:
             self.hidden = True
         if self.verbose or record.levelno >= logging.WARNING:
@@ -116,36 +124,56 @@ def traceback_hint() -> str:
 
 def print_json(value: Any) -> None:
     """Print a value for a program; numbers that are not finite become null."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, float) and item - item != 0:
-            return None
-        if isinstance(item, Mapping):
-            return {str(name): plain(inner) for name, inner in item.items()}
-        if isinstance(item, list | tuple):
-            return [plain(inner) for inner in item]
-        return item if isinstance(item, str | int | float | bool | None) else str(item)
-
     narrow = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "") != "utf8"
-    text = json.dumps(plain(value), indent=2, ensure_ascii=narrow, allow_nan=False)
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=narrow, allow_nan=False, default=str)
     # What a terminal would obey is escaped as JSON does it: programs read the same text.
     typer.echo("".join(mark if printable(mark) == mark else f"\\u{ord(mark):04x}" for mark in text))
 
 
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows under their column names, aligned; numbers to the right."""
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_rows(rows: Rows, as_json: bool) -> None:
+    """Print what a command has collected: a table for people, JSON for programs."""
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_table(rows)
+    else:
+        echo("none")
+
+
+def print_table(rows: Rows) -> None:
+    """Print rows under their column names, numbers to the right.
+
+    On a terminal, cells are wrapped between words where the table is too wide; elsewhere a row is a line.
+    """
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rule = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)  # under the heads, and no other line
+    table = Table(box=rule, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    heads = [_cell(name) for name in columns]
-    cells = [[_cell(row.get(name, "")) for name in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    numeric = [all(isinstance(row.get(name), int | float) for row in rows) for name in columns]
-
-    def line(texts: Iterable[str]) -> str:
-        parts = zip(texts, widths, numeric, strict=True)
-        return "  ".join(text.rjust(w) if right else text.ljust(w) for text, w, right in parts).rstrip()
-
-    for texts in (heads, ["-" * width for width in widths], *cells):
-        echo(line(texts))
+    lines = [[_cell(row.get(name, "")) for name in columns] for row in rows]
+    for name, head, *cells in zip(columns, map(_cell, columns), *lines, strict=True):
+        right = all(isinstance(row.get(name), int | float) for row in rows)
+        longest = max(map(len, " ".join([head, *cells]).split()), default=0)
+        table.add_column(Text(head), justify="right" if right else "left", min_width=longest)
+    for line in lines:
+        table.add_row(*map(Text, line))  # a Text holds no markup
+    terminal = sys.stdout.isatty()
+    width = os.get_terminal_size(sys.stdout.fileno()).columns if terminal else _ENDLESS
+    text = io.StringIO()
+    Console(file=text, width=width, force_terminal=terminal, force_jupyter=False).print(table, crop=False)
+    for printed in text.getvalue().splitlines():
+        typer.echo(printed.rstrip())
 
 
 def _cell(value: Any) -> str:
@@ -171,53 +199,62 @@ def command_line(*words: str) -> str:
 
 
 class Bars:
-    """Draws how a run goes: a bar on a terminal, a line per job elsewhere."""
+    """Shows on stderr how a run goes: a progress bar on a terminal, a line per job elsewhere."""
 
     def __init__(self, total: int) -> None:
-        self.total = total
-        self.number = 0
-        self.title = ""
-        self.live = sys.stderr.isatty()
-        self.started = 0.0
-        self.drawn = 0.0
+        self.total, self.number = total, 0
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
 
     def loading(self, model: str) -> None:
         """A model is being loaded."""
-        self._line(f"loading {model}")
+        say(f"loading {model}")
 
     def start(self, step: Step) -> None:
         """A measurement begins."""
+        self.__exit__()
         self.number += 1
-        self.title = f"[{self.number}/{self.total}] {step}"
-        self.started = self.drawn = time.monotonic()
-        if not self.live:
-            say(self.title)
+        title = f"[{self.number}/{self.total}] {step}"
+        if not sys.stderr.isatty():
+            say(title)
+            return
+        from rich import progress
+        from rich.console import Console
+
+        texts = [progress.TextColumn(f"{{task.{each}}}", markup=False) for each in ("description", "fields[label]")]
+        columns = (
+            texts[0],
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            texts[1],
+            progress.TimeRemainingColumn(),
+        )
+        console = Console(stderr=True, force_jupyter=False)
+        self.bar = progress.Progress(*columns, console=console, transient=True, redirect_stdout=False)
+        self.bar.add_task(one_line(title), total=None, label="")
+        self.bar.start()
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Part of it is done: redraw, ten times a second at most."""
-        now = time.monotonic()
-        if not self.live or total <= 0 or (now - self.drawn < 0.1 and done < total):
-            return
-        self.drawn = now
-        share = min(done / total, 1.0)
-        left = (now - self.started) * (1 - share) / share if share else 0.0
-        bar = "█" * round(24 * share) + "░" * (24 - round(24 * share))
-        text = f"{one_line(self.title)}  {bar} {share:4.0%}  {one_line(label)}  {left:.0f} s left"
-        sys.stderr.write(f"\r\x1b[K{text[: os.get_terminal_size(2).columns - 1]}")
-        sys.stderr.flush()
+        """Part of it is done."""
+        if self.bar and total > 0:
+            self.bar.update(self.bar.task_ids[0], completed=done, total=total, label=one_line(label))
 
     def finish(self, step: Step, seconds: float) -> None:
         """It is done and kept."""
-        self._line(f"[{self.number}/{self.total}] {step}: {seconds:.1f} s")
+        self.__exit__()
+        say(f"[{self.number}/{self.total}] {step}: {seconds:.1f} s")
 
     def fail(self, failure: Failure) -> None:
         """It failed; the others go on."""
-        self._line(f"failed: {failure}")
-
-    def _line(self, text: str) -> None:
-        if self.live:
-            sys.stderr.write("\r\x1b[K")
-        say(text)
+        self.__exit__()
+        say(f"failed: {failure}")
 
 
 def step_row(step: Step, store: Store, fresh: bool) -> dict[str, Any]:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import shutil
-import textwrap
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
 
 from xatlas.cli import options
-from xatlas.cli.output import echo, print_json, say, told
+from xatlas.cli.output import echo, print_json, print_table, say, told
 from xatlas.errors import XatlasError
-from xatlas.text import printable
-
-#: Narrowest and widest column that a continuation is printed in.
-_COLUMN = (24, 60)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,20 +60,9 @@ def steer(
     if as_json:
         print_json({"model": hooked.slug, "text": text, "direction": direction, "layer": layer, **asdict(done)})
         return
-    _print_beside(("clean", done.clean), ("steered", done.steered))
+    texts = [each.strip("\n") if each.strip() else "(the text ends here)" for each in (done.clean, done.steered)]
+    lines = zip_longest(*(each.split("\n") for each in texts), fillvalue="")
+    print_table([{"clean": clean, "steered": steered} for clean, steered in lines])
     echo(f"\nKL(clean || steered) at the first step: {done.kl:.4g} nats; added at layer {layer}: {done.length:.4g}")
     if done.clean == done.steered:
         say("the continuations are the same: a larger strength may tell them apart.")
-
-
-def _print_beside(*columns: tuple[str, str]) -> None:
-    """Print titled texts side by side, wrapped to the terminal."""
-    least, most = _COLUMN
-    width = min(most, max(least, (shutil.get_terminal_size().columns - 3) // len(columns)))
-    cells = []
-    for title, text in columns:
-        shown = printable(text).strip("\n") if text.strip() else "(the text ends here)"
-        lines = [part for line in shown.splitlines() for part in textwrap.wrap(line, width) or [""]]
-        cells.append([title, "-" * width, *lines])
-    for row in itertools.zip_longest(*cells, fillvalue=""):
-        echo("   ".join(cell.ljust(width) for cell in row).rstrip())
