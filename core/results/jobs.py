@@ -1,4 +1,4 @@
-"""What one measurement is, written down so that its hash names its file. Imports nothing heavy."""
+"""What one measurement is, and its key: a hash of all that its numbers depend on, which names its file."""
 
 from __future__ import annotations
 
@@ -11,46 +11,26 @@ from xatlas.config import KeyedSettings
 from xatlas.errors import XatlasError
 from xatlas.files import digest
 
-#: Hex digits of the hash that stand in a file name.
-KEY_LENGTH = 16
+
+def job_key(record: Mapping[str, Any]) -> str:
+    """Return the key of a job's record: the first 16 hex digits of the sha256 of its canonical JSON."""
+    return digest(record)[:16]
 
 
 @dataclass(frozen=True)
 class Job(KeyedSettings):
-    """One probe on one model, with everything that its numbers depend on, settings included.
+    """One probe on one model, with everything that its numbers depend on, settings included: its key digests it all."""
 
-    Parameters
-    ----------
-    model : str
-        Slug: the folder in the atlas.
-    weights : str
-        Revision, or hash of the weights, and of LoRA weights where there are any.
-    probe : str
-        Name of the probe.
-    version : int
-        Its version.
-    adapter : str
-        The adapter that named the hook points, as ``module.Class``, and its version: ``xatlas.…LlamaAdapter 1``.
-    parameters : mapping
-        All of its parameters, JSON-ready.
-    suite, reference : str or None
-        Hashes of the suite and of the reference split, None where the probe reads neither.
-    inputs : mapping of str to str
-        Required probe → key of the job that its result came from.
-    template_date : str or None
-        Date that a chat template is rendered with, None without a template.
-    """
-
-    model: str
-    weights: str
+    model: str  # slug: the folder in the atlas
+    weights: str  # revision, or hash of the weights, and of LoRA weights where there are any
     probe: str
-    version: int = 1
-    adapter: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    suite: str | None = None
-    reference: str | None = None
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    template_date: str | None = field(default=None, kw_only=True)
+    version: int = 1  # the probe's
+    adapter: str = ""  # what names the hook points, and its version: ``xatlas.…LlamaAdapter 1``
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # all of the probe's, JSON-ready
+    suite: str | None = None  # hash; None where the probe reads none
+    reference: str | None = None  # hash of the reference split, likewise
+    inputs: Mapping[str, str] = field(default_factory=dict)  # required probe → key of the job of its result
+    template_date: str | None = field(default=None, kw_only=True)  # None without a chat template
 
     def record(self) -> dict[str, Any]:
         """Return every field, JSON-ready."""
@@ -58,13 +38,7 @@ class Job(KeyedSettings):
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Job:
-        """Return the job that :meth:`record` wrote; fields unknown to this version are passed over.
-
-        Raises
-        ------
-        XatlasError
-            A field without default is missing.
-        """
+        """Return the job that :meth:`record` wrote; fields unknown to this version are passed over."""
         known = {item.name for item in fields(cls)}
         try:
             return cls(**{name: value for name, value in record.items() if name in known})
@@ -73,8 +47,8 @@ class Job(KeyedSettings):
 
     @cached_property
     def key(self) -> str:
-        """First 16 hex digits of the sha256 of the job's canonical JSON."""
-        return digest(self.record())[:KEY_LENGTH]
+        """The key; see :func:`job_key`."""
+        return job_key(self.record())
 
     @property
     def stem(self) -> str:

@@ -22,7 +22,7 @@ from xatlas.errors import XatlasError, unknown
 from xatlas.files import digest, hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.guard import calling, explain
 from xatlas.results.jobs import Job
-from xatlas.results.store import Entry, Store, file_state, read_result
+from xatlas.results.store import Entry, Store, read_result
 from xatlas.run.plan import Step, steps_for
 from xatlas.run.reporting import Failure, Outcome, Reporter, Silent
 from xatlas.run.runner import run
@@ -375,7 +375,7 @@ def _measured(comparison: Comparison, models: Sequence[Resolved], settings: Meas
 
 def _kept(record: Path | None, key: str, figures: Path) -> Compared | None:
     """Return what was made of the same inputs before, if its record and all its files are still whole."""
-    if record is None or file_state(record) != "done":
+    if record is None:
         return None
     try:
         content = json.loads(read_hashed(record))

@@ -106,7 +106,8 @@ def test_bytes_without_a_seal_are_tried_in_a_process_of_their_own(tmp_path, monk
     files.write_hashed(path, found[0])
     assert float(store.read(JOB).kl[0, 0]) == 1
     monkeypatch.setattr(results, "_TRIAL", "import os; os.abort()")
-    results._tried.clear()
+    results._can_be_read.cache_clear()
+    results._remembered.clear()
     with pytest.raises(XatlasError, match="cannot be read as netCDF"):
         store.read(JOB)
 

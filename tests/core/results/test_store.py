@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -48,6 +50,65 @@ def test_numbers_are_compressed_with_checksums(tmp_path):
     with xr.open_dataset(path) as opened:
         assert opened.kl.encoding["zlib"]
         assert opened.kl.encoding["fletcher32"]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Every path that is read, as often as it is."""
+    from xatlas.results import store as module
+
+    found = []
+
+    def counted(path, original=module.read_hashed):
+        found.append(path)
+        return original(path)
+
+    monkeypatch.setattr(module, "read_hashed", counted)
+    return found
+
+
+def test_a_result_is_read_and_hashed_once_whatever_is_asked_of_it(tmp_path, reads):
+    path = Store(tmp_path).write(JOB, result(3), {})
+    time.sleep(0.05)
+    store = Store(tmp_path)
+    assert store.has(JOB)
+    assert store.state(JOB) == "done"
+    assert [entry.job for entry in store.entries()] == [read_entry(path).job] == [JOB]
+    first, second = store.read(JOB), store.read(JOB)
+    first["kl"][:] = 7  # what is returned is the caller's own
+    assert float(second.kl[0, 0]) == float(store.read(JOB).kl[0, 0]) == 3
+    assert reads == [path]
+
+
+@pytest.mark.parametrize("pause", [0, 0.05])
+@pytest.mark.parametrize("what", ["content", "content and hash", "content of the same time", "hash", "no hash", "link"])
+def test_what_was_read_once_is_read_again_when_it_is_touched(tmp_path, what, pause):
+    store = Store(tmp_path)
+    path = store.write(JOB, result(1), {})
+    other = Store(tmp_path / "other").write(JOB, result(2), {})
+    time.sleep(pause)
+    assert float(store.read(JOB).kl[0, 0]) == 1
+    times = path.stat()
+    if what == "content and hash":
+        shutil.copy(hash_path(other), hash_path(path))
+        path.write_bytes(other.read_bytes())
+    elif what == "link":
+        path.unlink()
+        path.symlink_to(other)
+    elif what.startswith("content"):
+        flipped = bytearray(path.read_bytes())
+        flipped[-200] ^= 1
+        path.write_bytes(flipped)
+        if what == "content of the same time":
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    elif what == "hash":
+        hash_path(path).write_text(hash_path(path).read_text().replace(path.name, "x" * len(path.name)))
+    else:
+        hash_path(path).unlink()
+    if what == "content and hash":
+        assert float(store.read(JOB).kl[0, 0]) == 2
+    else:
+        assert store.state(JOB) == "damaged"
 
 
 @pytest.mark.parametrize("place", [0, 100, -1])
