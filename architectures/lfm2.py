@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xatlas import Adapter, HookPoint, hookimpl
-from xatlas.contracts.adapter import GgufLayout, PreNormAdapter, gated_thirds
+from xatlas.contracts.adapter import Chunk, GgufLayout, PreNormAdapter
 
 if TYPE_CHECKING:
     from xatlas.loading.gguf_file import GgufFile
@@ -78,8 +78,9 @@ class Lfm2Adapter(PreNormAdapter):
         """Return the shared sites; a conv layer adds gate (B), carrier (C) and signal (x)."""
         points = super().hook_points(layer)
         if self.operator_type(layer) == "conv":
-            factors = ("conv_gate", "conv_carrier", "conv_signal")
-            points |= gated_thirds(f"{self.operator_path(layer)}.in_proj", factors)
+            projection = f"{self.operator_path(layer)}.in_proj"
+            for index, kind in enumerate(("conv_gate", "conv_carrier", "conv_signal")):
+                points[kind] = HookPoint(projection, "output", Chunk(index, 3))
         return points
 
     def roles(self, layer: int) -> dict[str, str]:

@@ -18,15 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Site:
-    """One place in a model: a layer and a kind.
-
-    Parameters
-    ----------
-    layer : int
-        Decoder layer, from 0.
-    kind : str
-        A key of :data:`xatlas.vocabulary.SITE_KINDS`, or a kind that the adapter adds.
-    """
+    """One place in a model: a decoder layer, from 0, and a site kind, shared or the adapter's own."""
 
     layer: int
     kind: str
@@ -35,44 +27,34 @@ class Site:
         return f"L{self.layer}.{self.kind}"
 
 
-class View(ABC):
-    """How a site's tensor lies inside the tensor that a module takes or returns."""
-
-    __slots__ = ()
+class View:
+    """How a site's tensor lies inside the tensor that a module takes or returns: by itself, as all of it."""
 
     #: Which element of a returned tuple holds the site.
     element: ClassVar[int] = 0
 
-    @abstractmethod
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the site's value, shaped as the site kind says."""
-
-    @abstractmethod
-    def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Return a tensor like ``tensor`` in which the site's value is ``value``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Whole(View):
-    """The module's tensor is the site."""
-
-    def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return ``tensor`` itself."""
         return tensor
 
     def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Return ``value``."""
+        """Return a tensor like ``tensor`` in which the site's value is ``value``."""
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern(Whole):
+@dataclass(frozen=True)
+class Whole(View):
+    """The module's tensor is the site."""
+
+
+@dataclass(frozen=True)
+class Pattern(View):
     """The attention weights, second in what an eager attention module returns; read only."""
 
     element: ClassVar[int] = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Heads(View):
     """The last dimension holds ``n_heads`` slices of ``d_head``."""
 
@@ -88,7 +70,7 @@ class Heads(View):
         return value.reshape(tensor.shape)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk(View):
     """One of ``count`` equal parts of the last dimension."""
 
@@ -109,36 +91,19 @@ class Chunk(View):
 
 @dataclass(frozen=True, slots=True)
 class HookPoint:
-    """Where one architecture keeps a site.
+    """Where one architecture keeps a site."""
 
-    Parameters
-    ----------
-    module : str
-        Path of the module in the Hugging Face model, e.g. ``"model.layers.3.mlp"``.
-    side : {"input", "output"}
-        Whether the site is the module's first tensor argument or its first tensor result.
-    view : View
-        How the site lies in that tensor.
-    edit_as : str or None
-        Kind of the site through which an edit is made, as an added difference, where editing this
-        tensor itself would miss part of the model (``resid_mid`` is edited through ``operator_out``).
-    """
-
-    module: str
-    side: Literal["input", "output"]
-    view: View = field(default_factory=Whole)
+    module: str  # path of the module in the Hugging Face model, e.g. "model.layers.3.mlp"
+    side: Literal["input", "output"]  # the site is in its first tensor argument, or in what it returns
+    view: View = field(default_factory=Whole)  # how the site lies in that tensor
+    # Kind of the site through which an edit is made, as an added difference, where editing this tensor itself would
+    # miss part of the model: resid_mid is edited through operator_out.
     edit_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLayout:
-    """Heads of one attention layer.
-
-    Parameters
-    ----------
-    n_heads, n_kv_heads, d_head : int
-        Query heads, key/value heads, width of one head.
-    """
+    """Query heads of one attention layer, its key/value heads, and the width of one head."""
 
     n_heads: int
     n_kv_heads: int
@@ -151,41 +116,25 @@ class HeadLayout:
 
 @dataclass(frozen=True)
 class GgufLayout:
-    """How GGUF files write an architecture, where that differs from the common decoder block's names.
+    """How GGUF files write an architecture, where that differs from the common decoder block's names."""
 
-    Parameters
-    ----------
-    architecture, model_type : str
-        ``general.architecture`` in the file, and ``model_type`` of the Hugging Face config.
-    tensors : mapping
-        Name in the file → module path, both with ``{n}`` for the layer and without ``.weight``:
-        ``{"blk.{n}.attn_norm": "model.layers.{n}.operator_norm"}``.
-    interleaved : bool
-        Rows of queries and keys are stored with the halves of each head interleaved.
-    epsilon : str
-        The config's name for the epsilon of RMS norms.
-    config : callable
-        Takes (:meth:`~xatlas.loading.gguf_file.GgufFile.pop`) the keys that only this architecture has out of a
-        file's metadata and returns the config's fields that they mean. What nobody takes refuses the file.
-    """
-
-    architecture: str
-    model_type: str
+    architecture: str  # general.architecture in the file
+    model_type: str  # of the Hugging Face config
+    # Name in the file → module path, both with {n} for the layer and without .weight:
+    # {"blk.{n}.attn_norm": "model.layers.{n}.operator_norm"}
     tensors: Mapping[str, str] = field(default_factory=dict)
-    interleaved: bool = False
-    epsilon: str = "rms_norm_eps"
+    interleaved: bool = False  # rows of queries and keys are stored with the halves of each head interleaved
+    epsilon: str = "rms_norm_eps"  # the config's name for the epsilon of RMS norms
+    # Takes (GgufFile.pop) the keys that only this architecture has out of a file's metadata and returns the config's
+    # fields that they mean. What nobody takes refuses the file.
     config: Callable[[GgufFile], dict[str, Any]] = lambda file: {}
 
 
 class Adapter(ABC):
     """Names the places of one model architecture; facts are read from the loaded modules.
 
-    Subclass this for blocks of any kind, or :class:`PreNormAdapter` for the common decoder block.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        The loaded Hugging Face causal language model.
+    Subclass this for blocks of any kind, or :class:`PreNormAdapter` for the common decoder block. ``model`` is the
+    loaded Hugging Face causal language model.
     """
 
     #: Hugging Face class names that the adapter fits, e.g. ``("LlamaForCausalLM",)``.
@@ -219,9 +168,9 @@ class Adapter(ABC):
         try:
             return self.model.get_submodule(path)
         except AttributeError:
+            who, whose = type(self).__name__, type(self.model).__name__
             raise XatlasError(
-                f"{type(self).__name__} looks for the module '{path}', which "
-                f"{type(self.model).__name__} does not have: the adapter does not fit this model."
+                f"{who} looks for the module '{path}', which {whose} does not have: the adapter does not fit this model."
             ) from None
 
     def layer_path(self, layer: int) -> str:
@@ -341,8 +290,3 @@ class PreNormAdapter(Adapter):
             roles |= {f"attention.{role}": f"{path}.{role}_proj" for role in ("q", "k", "v")}
             roles["attention.out"] = f"{path}.{self.out_name}"
         return roles
-
-
-def gated_thirds(module: str, names: tuple[str, ...]) -> dict[str, HookPoint]:
-    """Return hook points for equal parts of a projection's output, in the order of ``names``."""
-    return {name: HookPoint(module, "output", Chunk(index, len(names))) for index, name in enumerate(names)}
