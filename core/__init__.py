@@ -30,11 +30,11 @@ _HOME = {
     "Suite": "suites",
     "SuiteSpec": "suites",
     "read_suite": "suites",
-    "check_adapter": "checks.adapters",
-    "check_comparison": "checks.comparisons",
-    "check_probe": "checks.probes",
-    "check_source": "checks.comparisons",
-    "check_suite": "checks.comparisons",
+    "check_adapter": "checks",
+    "check_comparison": "checks",
+    "check_probe": "checks",
+    "check_source": "checks",
+    "check_suite": "checks",
     "measure": "api",
     "compare": "api",
     "load": "api",
@@ -49,11 +49,11 @@ if TYPE_CHECKING:
     from xatlas.api import load as load
     from xatlas.api import measure as measure
     from xatlas.api import open as open
-    from xatlas.checks.adapters import check_adapter as check_adapter
-    from xatlas.checks.comparisons import check_comparison as check_comparison
-    from xatlas.checks.comparisons import check_source as check_source
-    from xatlas.checks.comparisons import check_suite as check_suite
-    from xatlas.checks.probes import check_probe as check_probe
+    from xatlas.checks import check_adapter as check_adapter
+    from xatlas.checks import check_comparison as check_comparison
+    from xatlas.checks import check_probe as check_probe
+    from xatlas.checks import check_source as check_source
+    from xatlas.checks import check_suite as check_suite
     from xatlas.contracts.adapter import Adapter as Adapter
     from xatlas.contracts.adapter import HeadLayout as HeadLayout
     from xatlas.contracts.adapter import HookPoint as HookPoint

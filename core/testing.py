@@ -1,10 +1,11 @@
-"""Small random models, a tokenizer and a suite, made on the spot: what plugins are checked on."""
+"""Tiny random models, a tokenizer and suites, made on the spot: what plugins are checked and tested on."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,9 @@ _SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 256,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": None,
 }
 #: Kinds of layers tried beside a hybrid config's own, to have as many of an adapter's operators as can be.
 _LAYER_TYPES = ("conv", "linear_attention", "mamba", "full_attention")
@@ -42,8 +46,40 @@ _WORDINGS = {
 }
 
 
-def small_model(adapter: type[Adapter], *, seed: int = 0, attention: str = "sdpa") -> HookedModel:
-    """Return a small random model of an adapter's first architecture, with a tokenizer of bytes.
+def tiny_hf_model(name: str, *, seed: int = 0, attention: str = "sdpa", **config: Any) -> Any:
+    """Return a tiny random Hugging Face model, with weights so large that every layer matters.
+
+    Parameters
+    ----------
+    name : str
+        Of the class in transformers, e.g. ``"LlamaForCausalLM"``.
+    seed : int
+        Of the weights.
+    attention : {"sdpa", "eager"}
+        Attention implementation.
+    **config
+        Fields of the model's config that differ from the tiny sizes and the class's own defaults.
+    """
+    import transformers
+
+    cls = getattr(transformers, name)
+    default = cls.config_class()
+    sizes = {field: size for field, size in _SIZES.items() if hasattr(default, field)}
+    made = cls.config_class(**sizes | config)
+    made._attn_implementation = attention
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = cls(made).eval().requires_grad_(False)
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
+            else:  # norms stay about 1, biases about 0
+                weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str = "sdpa") -> HookedModel:
+    """Return a tiny random model of an adapter's first architecture, with a tokenizer of bytes.
 
     A config that gives each layer a type is made to alternate, so that both kinds of layers are there.
 
@@ -51,43 +87,42 @@ def small_model(adapter: type[Adapter], *, seed: int = 0, attention: str = "sdpa
     ----------
     adapter : type of Adapter
         Names the Hugging Face class.
-    seed : int
-        Of the weights.
-    attention : {"sdpa", "eager"}
-        Attention implementation.
+    seed, attention
+        As for :func:`tiny_hf_model`.
 
     Raises
     ------
     XatlasError
-        transformers does not know the class, its config can't be made small, or the adapter is wrong.
+        transformers does not know the class, it can't be made tiny, or the adapter is wrong.
     """
     import transformers
 
     name = adapter.architectures[0]
-    cls = getattr(transformers, name, None)
-    if cls is None:
+    if not hasattr(transformers, name):
         raise XatlasError(f"transformers has no class {name}: check the adapter on a loaded model instead.")
-    try:
-        models = [_randomised(cls, config, seed, attention) for config in _configs(cls.config_class)]
-    except Exception as error:
-        raise XatlasError(
-            f"{name} can't be made small ({type(error).__name__}: {error}): check on a loaded model instead."
-        ) from None
-    tokenizer = byte_tokenizer()
-    hooked = [HookedModel(hf, tokenizer, slug="small", adapter=_decided(adapter(hf))) for hf in models]
-    return max(hooked, key=lambda model: len(set(model.operator_types)))
-
-
-def _decided(adapter: Adapter) -> Adapter:
-    """Stretch the logits as training does: random weights prefer nothing by much."""
-    weight = getattr(adapter.module(adapter.final_norm_path), "weight", None)
-    if weight is not None:
-        weight.add_(3.0)
-    return adapter
+    first = getattr(getattr(transformers, name).config_class(), "layer_types", None) or []
+    layer_types = [[other, first[0]] * 2 for other in (first[0], *_LAYER_TYPES)] if first else [None]
+    found: list[HookedModel] = []
+    for types in layer_types:
+        try:
+            hf = tiny_hf_model(name, seed=seed, attention=attention, **({"layer_types": types} if types else {}))
+            hf(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
+        except Exception as error:
+            if found:  # this architecture has no such layers
+                continue
+            raise XatlasError(
+                f"{name} can't be made small ({type(error).__name__}: {error}): check on a loaded model instead."
+            ) from None
+        fitted = adapter(hf)
+        norm = getattr(fitted.module(fitted.final_norm_path), "weight", None)
+        if norm is not None:
+            norm.add_(3.0)  # stretches the logits as training does: random weights prefer nothing by much
+        found.append(HookedModel(hf, byte_tokenizer(), slug="small", adapter=fitted))
+    return max(found, key=lambda model: len(set(model.operator_types)))
 
 
 def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
-    """Return a small model of a registered architecture that has all the site kinds asked for.
+    """Return a tiny model of a registered architecture that has all the site kinds asked for.
 
     Raises
     ------
@@ -99,8 +134,8 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
     found = []
     for adapter in dict.fromkeys(adapters().values()):
         try:
-            model = small_model(adapter, seed=seed, attention=attention)
-        except XatlasError:  # its own check tells; here another architecture may do
+            model = tiny_model(adapter, seed=seed, attention=attention)
+        except XatlasError:  # the adapter's own check names the fault; here another architecture may do
             continue
         if all(model.sites(kind) for kind in wanted):
             found.append(model)
@@ -124,100 +159,72 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<begin>", eos_token="<end>")
 
 
-def small_suite(name: str = "small", digits: str = "123") -> Suite:
+def write_tiny_model(folder: Path, name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> Path:
+    """Write a tiny model and its tokenizer as Hugging Face does, and return the folder: a model by its path.
+
+    The tokenizer has no beginning token, as many models have it: the end token stands at position 0.
+    """
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(folder)
+    tiny_hf_model(name, seed=seed, **config).save_pretrained(folder)
+    return folder
+
+
+def tiny_suite(name: str = "small", digits: str = "123") -> Suite:
     """Return short prompts of three families, two templates each, with targets, foils and twins."""
     prompts = []
     for family, wordings in _WORDINGS.items():
-        for w, wording in enumerate(wordings):
-            for a, b in itertools.pairwise(digits):
-                text, start = wording.format(a=a, b=b), wording.index("{a}")
-                prompts.append(
-                    Prompt(
-                        id=f"{name}-{family}-{w}-{a}{b}",
-                        family=family,
-                        text=text,
-                        target=f" {(3 * int(a) + int(b)) % 10}",
-                        foil=f" {(3 * int(a) + int(b) + 3) % 10}",
-                        corrupt_text=wording.format(a=(int(a) + 1) % 10, b=b),
-                        subject=(start, start + 1),
-                        template=f"{family}-{w}",
-                    )
+        for (w, wording), (a, b) in itertools.product(enumerate(wordings), itertools.pairwise(digits)):
+            start, answer = wording.index("{a}"), 3 * int(a) + int(b)
+            prompts.append(
+                Prompt(
+                    id=f"{name}-{family}-{w}-{a}{b}",
+                    family=family,
+                    text=wording.format(a=a, b=b),
+                    target=f" {answer % 10}",
+                    foil=f" {(answer + 3) % 10}",
+                    corrupt_text=wording.format(a=(int(a) + 1) % 10, b=b),
+                    subject=(start, start + 1),
+                    template=f"{family}-{w}",
                 )
+            )
     return Suite(name, tuple(prompts))
 
 
+def tiny_reference() -> Suite:
+    """Return a reference for means and donors: the same families, other digits, more than 500 tokens."""
+    return tiny_suite("small-reference", "56789046857")
+
+
 def answered_suite(model: HookedModel) -> Suite:
-    """Return the small suite with answers that the model gives, as a trained one would: random weights know none.
+    """Return the tiny suite with answers that the model gives, as a trained one would: random weights know none.
 
     Each text's target and foil are letters, chosen so that the model prefers the target after the text, and the
     foil after its twin, by as much as it ever does.
     """
-    return Suite("small", tuple(_answered(model, prompt) for prompt in small_suite()))
+    prompts = []
+    for prompt in tiny_suite():
+        texts = (prompt.text, prompt.corrupt_text or prompt.text)
+        clean, corrupt = (_letter_logits(model, replace(prompt, text=text)) for text in texts)
+        pairs = itertools.permutations(sorted(clean.keys() & corrupt.keys()), 2)
+        margins = {(a, b): min(clean[a] - clean[b], corrupt[b] - corrupt[a]) for a, b in pairs}
+        if margins:
+            target, foil = max(margins, key=margins.__getitem__)
+            prompt = replace(prompt, target=f" {target}", foil=f" {foil}")
+        prompts.append(prompt)
+    return Suite("small", tuple(prompts))
 
 
 @exclusive
 @torch.inference_mode()
-def _answered(model: HookedModel, prompt: Prompt) -> Prompt:
+def _letter_logits(model: HookedModel, prompt: Prompt) -> dict[str, float]:
+    """Return the logits of the letters that a model can give after a prompt's text, all at one position."""
     assert model.reader is not None
-    scores = []
-    for text in (prompt.text, prompt.corrupt_text or prompt.text):
-        read = {
-            letter: model.reader.prompt(replace(prompt, text=text, target=f" {letter}", foil=" a"))
-            for letter in _LETTERS
-        }
-        usable = {letter: tokens for letter, tokens in read.items() if not isinstance(tokens, str)}
-        first = next(iter(usable.values()), None)
-        if first is None:
-            return prompt
-        logits = model.model(input_ids=model.tokens([first]), use_cache=False).logits[0, first.readout]
-        alike = {letter: tokens for letter, tokens in usable.items() if tokens.readout == first.readout}
-        scores.append({letter: float(logits[tokens.answer]) for letter, tokens in alike.items()})
-    clean, corrupt = scores
-    pairs = itertools.permutations(sorted(set(clean) & set(corrupt)), 2)
-    target, foil = max(pairs, key=lambda p: min(clean[p[0]] - clean[p[1]], corrupt[p[1]] - corrupt[p[0]]))
-    return replace(prompt, target=f" {target}", foil=f" {foil}")
-
-
-def small_reference() -> Suite:
-    """Return a reference for means and donors: the same families, other digits, more than 500 tokens."""
-    return small_suite("small-reference", "56789046857")
-
-
-def _configs(config_class: Any) -> list[Any]:
-    """Return small configs: as the class would have it, and one per further type that layers can have."""
-    default = config_class()
-    sizes = {name: size for name, size in _SIZES.items() if hasattr(default, name)}
-    ends = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None}
-    types = list(getattr(default, "layer_types", None) or ())
-    if not types:
-        return [config_class(**sizes, **ends)]
-    found = [config_class(**sizes, **ends, layer_types=[types[0]] * 4)]
-    for other in _LAYER_TYPES:
-        try:
-            config = config_class(**sizes, **ends, layer_types=[other, types[0]] * 2)
-            _randomised(_model_class(config), config, 0, "sdpa")
-        except Exception:  # this architecture has no such layers
-            continue
-        found.append(config)
-    return found
-
-
-def _model_class(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM._model_mapping[type(config)]
-
-
-def _randomised(cls: Any, config: Any, seed: int, attention: str) -> Any:
-    """Return a model with weights so large that every layer matters, once it has run."""
-    config._attn_implementation = attention
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    model = cls(config).eval()
-    with torch.no_grad():
-        for module in model.modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(module, torch.nn.Linear | torch.nn.Embedding | torch.nn.Conv1d) and weight is not None:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[-1] ** -0.5)
-        model(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
-    return model.requires_grad_(False)
+    read = {letter: model.reader.prompt(replace(prompt, target=f" {letter}", foil=" a")) for letter in _LETTERS}
+    usable = {letter: tokens for letter, tokens in read.items() if not isinstance(tokens, str)}
+    if not usable:
+        return {}
+    first = next(iter(usable.values()))
+    logits = model.model(input_ids=model.tokens([first]), use_cache=False).logits[0, first.readout]
+    return {letter: float(logits[t.answer]) for letter, t in usable.items() if t.readout == first.readout}

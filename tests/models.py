@@ -8,56 +8,33 @@ import torch
 
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.suites import Prompt
+from xatlas.testing import tiny_hf_model
 
 VOCABULARY = 97
 
 
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "lfm2": "Lfm2ForCausalLM"}
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+_LFM2 = {
+    "layer_types": ["conv", "full_attention", "conv"],
+    "conv_L_cache": 3,
+    "conv_bias": False,
+    "block_auto_adjust_ff_dim": False,
+}
+
+
 def build(kind: str, seed: int = 0, **overrides: Any) -> Any:
-    """Return a tiny random model of an architecture, weights large enough that layers matter."""
-    torch.manual_seed(seed)
-    config, cls = _config(kind, overrides)
-    config._attn_implementation = "sdpa"
-    model = cls(config).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1:
-                weight.copy_(torch.randn_like(weight) * (0.35 if "conv.conv" in name else weight.shape[-1] ** -0.5))
-            elif "norm" not in name:
-                weight.copy_(torch.randn_like(weight) * 0.1)
-            else:
-                weight.copy_(1 + 0.1 * torch.randn_like(weight))
-    if config.tie_word_embeddings:
-        model.tie_weights()
-    return model
-
-
-def _config(kind: str, overrides: dict[str, Any]) -> tuple[Any, Any]:
-    import transformers as hf
-
-    common = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "tie_word_embeddings": True,
-    }
-    if kind == "llama":
-        return hf.LlamaConfig(**common | overrides), hf.LlamaForCausalLM
-    if kind == "qwen2":
-        return hf.Qwen2Config(**common | overrides), hf.Qwen2ForCausalLM
-    lfm2 = common | {
-        "layer_types": ["conv", "full_attention", "conv"],
-        "conv_L_cache": 3,
-        "conv_bias": False,
-        "block_auto_adjust_ff_dim": False,
-    }
-    return hf.Lfm2Config(**lfm2 | overrides), hf.Lfm2ForCausalLM
+    """Return a tiny random model of an architecture."""
+    own = _LFM2 if kind == "lfm2" else {}
+    return tiny_hf_model(_CLASSES[kind], seed=seed, **_COMMON | own | overrides)
 
 
 #: Name → (architecture, config overrides): the shapes that adapters get wrong.

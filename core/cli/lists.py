@@ -280,9 +280,7 @@ def check(
     ] = None,
 ) -> None:
     """Check adapters, probes, comparisons, suites and named models against their contracts, installed ones included."""
-    from xatlas.checks.adapters import check_adapter
-    from xatlas.checks.comparisons import check_comparison, check_source, check_suite
-    from xatlas.checks.probes import check_probe
+    from xatlas.checks import check_adapter, check_comparison, check_probe, check_source, check_suite
 
     registries: list[tuple[str, Mapping[str, Any], Callable[[Any], None]]] = [
         ("architecture", manager.adapters(), check_adapter),

@@ -168,10 +168,8 @@ class Adapter(ABC):
         try:
             return self.model.get_submodule(path)
         except AttributeError:
-            who, whose = type(self).__name__, type(self.model).__name__
-            raise XatlasError(
-                f"{who} looks for the module '{path}', which {whose} does not have: the adapter does not fit this model."
-            ) from None
+            fault = f"looks for the module '{path}', which {type(self.model).__name__} does not have"
+            raise XatlasError(f"{type(self).__name__} {fault}: the adapter does not fit this model.") from None
 
     def layer_path(self, layer: int) -> str:
         """Return the path of decoder layer ``layer``."""

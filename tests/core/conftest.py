@@ -1,1 +1,1 @@
-"""Puts this folder on the path of the folders below, for ``running`` and ``tiny_llama``."""
+"""Puts this folder on the path of the folders below, for ``running``."""

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
-from tiny_llama import write_tiny_llama
 
 from xatlas import Probe, Variable, hookimpl, manager
 from xatlas.contracts.probe import Requirement
 from xatlas.run.plan import steps_for
 from xatlas.run.runner import run
 from xatlas.schema import label, prompt_coords
+from xatlas.testing import write_tiny_model
 
 _REGISTRIES = ("adapters", "probes", "comparisons", "models", "suites")
 
@@ -73,6 +73,10 @@ def forget() -> None:
 def tiny(folder: Path, name: str = "tiny", seed: int = 0) -> str:
     """Write a tiny Llama and return its path."""
     return str(write_tiny_llama(folder / name, seed))
+
+
+def write_tiny_llama(folder: Path, seed: int = 0) -> Path:
+    return write_tiny_model(folder, seed=seed, num_hidden_layers=2, max_position_embeddings=64)
 
 
 def suite_file(path: Path, families: str = "abc", each: int = 4) -> str:

@@ -14,16 +14,16 @@ from xatlas.model import HookedModel
 from xatlas.plugins.conv_factors import FACTORS, ConvFactors
 from xatlas.schema import notes, validate
 from xatlas.suites import Suite
-from xatlas.testing import byte_tokenizer, small_reference, small_suite
+from xatlas.testing import byte_tokenizer, tiny_reference, tiny_suite
 
-SUITE = Suite("few", small_suite().prompts[::4])
+SUITE = Suite("few", tiny_suite().prompts[::4])
 CONV = [name for name, (_, overrides) in SHAPES.items() if "lfm2" in name and "all-attention" not in name]
 
 
 def measure(hf, ablations):
     probe = ConvFactors(ablations=ablations)
     model = HookedModel(hf, byte_tokenizer())
-    dataset = probe.measure(model, SUITE, Inputs(reference=small_reference()))
+    dataset = probe.measure(model, SUITE, Inputs(reference=tiny_reference()))
     validate(dataset, probe)
     return dataset, model.read(SUITE).prompts
 

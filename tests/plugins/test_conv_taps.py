@@ -19,9 +19,9 @@ from xatlas.model import HookedModel
 from xatlas.plugins.conv_taps import ConvTaps, WithoutTap
 from xatlas.schema import notes, validate
 from xatlas.suites import Suite
-from xatlas.testing import byte_tokenizer, small_suite
+from xatlas.testing import byte_tokenizer, tiny_suite
 
-SUITE = Suite("few", small_suite().prompts[::4])
+SUITE = Suite("few", tiny_suite().prompts[::4])
 CONV = [name for name, (_, overrides) in SHAPES.items() if "lfm2" in name and "all-attention" not in name]
 
 

@@ -15,15 +15,15 @@ from xatlas.model import HookedModel
 from xatlas.plugins.head_ablation import HeadAblation
 from xatlas.schema import notes, validate
 from xatlas.suites import Suite
-from xatlas.testing import byte_tokenizer, small_reference, small_suite
+from xatlas.testing import byte_tokenizer, tiny_reference, tiny_suite
 
-SUITE = Suite("few", small_suite().prompts[::3])
+SUITE = Suite("few", tiny_suite().prompts[::3])
 
 
 def measure(hf, draws=1, **parameters):
     probe = HeadAblation(**parameters)
     model = HookedModel(hf, byte_tokenizer())
-    dataset = probe.measure(model, SUITE, Inputs(reference=small_reference(), draws=draws))
+    dataset = probe.measure(model, SUITE, Inputs(reference=tiny_reference(), draws=draws))
     validate(dataset, probe)
     return dataset
 

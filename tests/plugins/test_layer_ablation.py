@@ -20,10 +20,10 @@ from xatlas.plugins.layer_ablation import COMPONENTS, LayerAblation
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
-from xatlas.testing import byte_tokenizer, small_reference, small_suite
+from xatlas.testing import byte_tokenizer, tiny_reference, tiny_suite
 
 BYTES = {"vocab_size": 260}
-SUITE = Suite("few", small_suite().prompts[::2])
+SUITE = Suite("few", tiny_suite().prompts[::2])
 
 
 def hooked(hf):
@@ -32,7 +32,7 @@ def hooked(hf):
 
 def measure(hf, suite=SUITE, draws=1, **parameters):
     probe = LayerAblation(**parameters)
-    dataset = probe.measure(hooked(hf), suite, Inputs(reference=small_reference(), draws=draws))
+    dataset = probe.measure(hooked(hf), suite, Inputs(reference=tiny_reference(), draws=draws))
     validate(dataset, probe)
     return dataset
 
@@ -105,10 +105,10 @@ def test_a_prompt_without_a_donor_is_nan_and_counted():
 
 def test_without_a_target_there_is_no_delta_nll_and_it_says_so():
     """Such prompts have donors, and a text of one token has nothing that scope all reads."""
-    bare = Suite("s", (*(Prompt(p.id, p.family, p.text) for p in small_suite()), Prompt("one", "sums", "x")))
+    bare = Suite("s", (*(Prompt(p.id, p.family, p.text) for p in tiny_suite()), Prompt("one", "sums", "x")))
     native = HookedModel(build("llama", **BYTES), byte_tokenizer(), bos="native")
     probe = LayerAblation(ablations="mean,resample", scopes="last,all")
-    long = tuple(Prompt(f"long {i}", "long", p.text) for i, p in enumerate(small_suite().prompts * 12))
+    long = tuple(Prompt(f"long {i}", "long", p.text) for i, p in enumerate(tiny_suite().prompts * 12))
     dataset = probe.measure(native, bare, Inputs(reference=Suite("r", long)))
     validate(dataset, probe)
     told = notes(dataset, "absent")

@@ -13,7 +13,7 @@ from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.plugins.position_ablation import PositionAblation
 from xatlas.schema import validate
-from xatlas.testing import model_with, small_reference, small_suite
+from xatlas.testing import model_with, tiny_reference, tiny_suite
 
 
 def measured(model, prompts, inputs=None, **parameters):
@@ -42,8 +42,8 @@ def test_the_planted_position_is_the_one_that_is_found():
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 def test_numbers_are_the_plain_loops(ablation):
     model = model_with(("operator_out", "conv_gate"))
-    dataset = measured(model, small_suite(), Inputs(reference=small_reference()), ablation=ablation)
-    prompt = next(p for p in model.read(small_suite()).prompts if p.positions("subject") and p.positions("other"))
+    dataset = measured(model, tiny_suite(), Inputs(reference=tiny_reference()), ablation=ablation)
+    prompt = next(p for p in model.read(tiny_suite()).prompts if p.positions("subject") and p.positions("other"))
     for layer, component, position in ((0, "operator", "subject"), (1, "mlp", "other"), (3, "operator", "last")):
         kind = "operator_out" if component == "operator" else "mlp_out"
         new_value = 0.0 if ablation == "zero" else average(model, layer, kind)
@@ -66,7 +66,7 @@ def average(model, layer, kind):
     from xatlas.probing.means import reference_means
 
     site = Site(layer, kind)
-    return reference_means(model, model.read(small_reference()), [site]).values[site][1]
+    return reference_means(model, model.read(tiny_reference()), [site]).values[site][1]
 
 
 def test_a_class_without_tokens_is_nan_with_a_reason():
@@ -81,9 +81,9 @@ def test_all_positions_at_once_is_the_layers_ablation():
     from xatlas.plugins.layer_ablation import LayerAblation
 
     model = model_with(("operator_out",))
-    inputs = Inputs(reference=small_reference())
-    ours = measured(model, small_suite(), inputs, positions="all,last")["kl"].sel(position="all")
-    layers = LayerAblation(ablations="mean").measure(model, small_suite(), inputs)["kl"].isel(ablation=0)
+    inputs = Inputs(reference=tiny_reference())
+    ours = measured(model, tiny_suite(), inputs, positions="all,last")["kl"].sel(position="all")
+    layers = LayerAblation(ablations="mean").measure(model, tiny_suite(), inputs)["kl"].isel(ablation=0)
     for component in ("operator", "mlp"):
         assert reference.agree(ours.sel(component=component), layers.sel(component=component))
 

@@ -13,9 +13,9 @@ from xatlas.plugins.residual_norms import ResidualNorms
 from xatlas.probing.reading import read_together
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
-from xatlas.testing import byte_tokenizer, small_suite
+from xatlas.testing import byte_tokenizer, tiny_suite
 
-SUITE = Suite("few", (*small_suite().prompts[::3], Prompt("plain", "sums", "no subject here")))
+SUITE = Suite("few", (*tiny_suite().prompts[::3], Prompt("plain", "sums", "no subject here")))
 
 
 def hooked(**changes):

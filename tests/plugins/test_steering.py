@@ -19,9 +19,9 @@ from xatlas.plugins.steering import Steering
 from xatlas.probing.directions import contrasts, matched_direction, random_direction, readout_values, shuffle
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
-from xatlas.testing import byte_tokenizer, small_reference, small_suite
+from xatlas.testing import byte_tokenizer, tiny_reference, tiny_suite
 
-SUITE = Suite("few", small_suite().prompts[::4])
+SUITE = Suite("few", tiny_suite().prompts[::4])
 FEW = {"strengths": "-0.5,2", "random": 2, "matched": 1, "families": "echo"}
 D = 32
 
@@ -29,7 +29,7 @@ D = 32
 def measure(hf, suite=SUITE, reference=None, seed=0, **parameters):
     probe = Steering(**parameters)
     model = HookedModel(hf, byte_tokenizer())
-    dataset = probe.measure(model, suite, Inputs(reference=reference or small_reference(), seed=seed))
+    dataset = probe.measure(model, suite, Inputs(reference=reference or tiny_reference(), seed=seed))
     validate(dataset, probe)
     return dataset, model
 
@@ -72,7 +72,7 @@ def test_one_position_is_recomputed(monkeypatch):
 
     model = HookedModel(build("lfm2", vocab_size=260), byte_tokenizer())
     monkeypatch.setattr(HookedModel, "run_layer", spy)
-    Steering(**FEW).measure(model, SUITE, Inputs(reference=small_reference()))
+    Steering(**FEW).measure(model, SUITE, Inputs(reference=tiny_reference()))
     assert positions == {1}
 
 
@@ -188,7 +188,7 @@ def test_directions_can_be_made_again():
     assert labels == ["random:7000", "random:7001", "matched:7000", "echo", "shuffled:echo"]
     vectors = torch.from_numpy(dataset["direction_vector"].values)
     torch.testing.assert_close(vectors[1], random_direction(D, 7001).expand(3, -1))
-    reference = model.read(small_reference()).prompts
+    reference = model.read(tiny_reference()).prompts
     families = [prompt.prompt.family for prompt in reference]
     values = readout_values(model, reference)
     torch.testing.assert_close(vectors[2], matched_direction(values, 7000))

@@ -21,7 +21,7 @@ from xatlas.metrics import KL
 from xatlas.probing.means import choose_donors
 from xatlas.schema import label, suite_coords
 from xatlas.sweep import sweep
-from xatlas.testing import byte_tokenizer, model_with, small_model, small_reference, small_suite
+from xatlas.testing import byte_tokenizer, model_with, tiny_model, tiny_reference, tiny_suite
 
 
 def refused(check, thing, told, **more):
@@ -40,10 +40,10 @@ def test_the_small_model_has_every_kind_of_operator():
 
 
 def test_the_small_suite_has_what_a_suite_can_have():
-    model = small_model(LlamaAdapter)
-    tokens, reference = model.read(small_suite()), model.read(small_reference())
+    model = tiny_model(LlamaAdapter)
+    tokens, reference = model.read(tiny_suite()), model.read(tiny_reference())
     assert not tokens.dropped
-    assert not {prompt.text for prompt in small_suite()} & {prompt.text for prompt in small_reference()}
+    assert not {prompt.text for prompt in tiny_suite()} & {prompt.text for prompt in tiny_reference()}
     assert sum(prompt.n_tokens - 1 for prompt in reference.prompts) >= 500
     assert None not in choose_donors(tokens.prompts, reference, 0, 1)[0]
     assert all(p.foil_answer is not None and p.subject and p.appended == 1 for p in tokens.prompts)
@@ -104,11 +104,11 @@ def test_a_layer_that_needs_more_than_it_was_called_with_is_refused():
         def roles(self, layer):
             return {}
 
-    from xatlas.checks.adapters import _check_engine, _two_prompts
+    from xatlas.checks import _check_engine
     from xatlas.model import HookedModel
 
     model = HookedModel(hf, None, adapter=Adapter(hf), prove=False)
-    refused(lambda m: _check_engine(m, _two_prompts(m)), model, "the engine gives .* nats and Hugging Face's forward")
+    refused(_check_engine, model, "the engine gives .* nats and Hugging Face's forward")
 
 
 # -- probes ------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def two_sweeps_of_one_label(self, model, suite, inputs):
 
 @pytest.fixture
 def llama():
-    return small_model(LlamaAdapter)
+    return tiny_model(LlamaAdapter)
 
 
 def test_a_good_probe_passes(llama):

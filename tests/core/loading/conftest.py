@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_llama import write_tiny_llama
+from running import write_tiny_llama
 
 
 @pytest.fixture(scope="module")

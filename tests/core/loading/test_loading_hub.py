@@ -12,7 +12,7 @@ from http.server import ThreadingHTTPServer
 
 import pytest
 from local_hub import COMMIT, REPO, Hub, put_in_cache
-from tiny_llama import write_tiny_llama
+from running import write_tiny_llama
 
 from xatlas import XatlasError, manager
 from xatlas.loading import hub as hub_module

@@ -13,7 +13,7 @@ from xatlas.interventions import Add, Intervention
 from xatlas.model import HookedModel
 from xatlas.schema import notes
 from xatlas.suites import Suite
-from xatlas.testing import byte_tokenizer, small_suite
+from xatlas.testing import byte_tokenizer, tiny_suite
 
 
 class Overflowing(AblationProbe):
@@ -34,7 +34,7 @@ class Overflowing(AblationProbe):
 @pytest.mark.parametrize(("dtype", "advice"), [(torch.float16, True), (torch.bfloat16, False)])
 def test_the_reason_of_a_dropped_prompt_says_which_dtype_would_do(dtype, advice):
     model = HookedModel(build("llama", vocab_size=260).to(dtype), byte_tokenizer())
-    one = Suite("one", small_suite().prompts[:1])
+    one = Suite("one", tiny_suite().prompts[:1])
     told = "logits were not finite in 1 of 2 conditions"
     told += ": float16 overflows, use float32 or bfloat16" if advice else ""
     assert notes(Overflowing().measure(model, one, Inputs()), "dropped") == {one.prompts[0].id: told}
