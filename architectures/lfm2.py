@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xatlas import Adapter, HookPoint, hookimpl
+from xatlas.architectures.pre_tokenizers import PRE_TOKENIZERS
 from xatlas.contracts.adapter import Chunk, GgufLayout, PreNormAdapter
 
 if TYPE_CHECKING:
@@ -38,15 +39,7 @@ class Lfm2Adapter(PreNormAdapter):
     gguf = GgufLayout(
         "lfm2",
         "lfm2",
-        tensors={
-            "token_embd_norm": "model.embedding_norm",  # llama.cpp's name for the norm after the last layer
-            "blk.{n}.attn_norm": "model.layers.{n}.operator_norm",
-            "blk.{n}.attn_q_norm": "model.layers.{n}.self_attn.q_layernorm",
-            "blk.{n}.attn_k_norm": "model.layers.{n}.self_attn.k_layernorm",
-            "blk.{n}.shortconv.conv": "model.layers.{n}.conv.conv",
-            "blk.{n}.shortconv.in_proj": "model.layers.{n}.conv.in_proj",
-            "blk.{n}.shortconv.out_proj": "model.layers.{n}.conv.out_proj",
-        },
+        PRE_TOKENIZERS,
         epsilon="norm_eps",
         config=_gguf_config,
     )

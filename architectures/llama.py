@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xatlas import Adapter, hookimpl
+from xatlas.architectures.pre_tokenizers import PRE_TOKENIZERS
 from xatlas.contracts.adapter import GgufLayout, PreNormAdapter
 
 
@@ -13,6 +14,7 @@ class LlamaAdapter(PreNormAdapter):
     gguf = GgufLayout(
         "llama",
         "llama",
+        PRE_TOKENIZERS,
         interleaved=True,
         config=lambda file: {
             "attention_bias": "blk.0.attn_q.bias" in file.tensors,

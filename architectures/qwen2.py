@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xatlas import Adapter, hookimpl
+from xatlas.architectures.pre_tokenizers import PRE_TOKENIZERS
 from xatlas.contracts.adapter import GgufLayout, PreNormAdapter
 
 
@@ -10,7 +11,7 @@ class Qwen2Adapter(PreNormAdapter):
     """Qwen2: the same places as Llama; only the projections' biases differ."""
 
     architectures = ("Qwen2ForCausalLM",)
-    gguf = GgufLayout("qwen2", "qwen2")
+    gguf = GgufLayout("qwen2", "qwen2", PRE_TOKENIZERS)
 
 
 @hookimpl

@@ -15,7 +15,7 @@ from xatlas.config import MeasureConfig, spell_out
 from xatlas.config import settings as config_settings
 from xatlas.contracts.probe import Inputs, Probe, Requirement
 from xatlas.errors import XatlasError
-from xatlas.loading.names import Hub, Resolved, resolve
+from xatlas.loading.names import Fetch, Resolved, resolve
 from xatlas.results.atlas import open_atlas
 from xatlas.results.store import Store
 from xatlas.run.compare import Comparing, part_parameters, pick_comparisons
@@ -59,7 +59,7 @@ def _names(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> 
     return [os.fspath(name) for name in names]
 
 
-def resolve_all(names: Sequence[str], *, hub: Hub = True) -> list[Resolved]:
+def resolve_all(names: Sequence[str], *, fetch: Fetch = "all") -> list[Resolved]:
     """Resolve names; two that are filed under one slug are an error, for one would hide the other.
 
     A model named twice is taken once; one with two names is shown twice. Both are said.
@@ -75,7 +75,7 @@ def resolve_all(names: Sequence[str], *, hub: Hub = True) -> list[Resolved]:
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
             log.warning("'%s' is named %d times: it is taken once.", name, names.count(name))
-        model = resolve(name, hub=hub)
+        model = resolve(name, fetch=fetch)
         twin = next((each for each in found.values() if each.identity == model.identity), None)
         if twin and twin.slug != model.slug and model.weights_hash:
             log.warning("'%s' and '%s' are one model under two names: what they share shows nothing.", twin.name, name)

@@ -27,7 +27,7 @@ from xatlas.errors import XatlasError, unknown
 from xatlas.guard import calling
 from xatlas.interventions import Intervention, Zero
 from xatlas.loading.hub import ModelSource
-from xatlas.loading.weights import check_folder
+from xatlas.loading.model_files import check_folder
 from xatlas.metrics import KL, kl_divergence
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, exclusive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
 from typing import Any
 
 from xatlas.errors import XatlasError
@@ -24,6 +25,17 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Return printable text without line breaks or runs of spaces."""
     return printable(" ".join(text.split()))
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of another library says, cut to one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."
+
+
+def say_on_stderr(line: str) -> None:
+    """Tell the user what takes time; stdout is for results."""
+    print(f"xatlas: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def spreadsheet_cell(value: Any) -> Any:

@@ -164,7 +164,7 @@ def plan(
     from xatlas.run.estimate import estimate
 
     settings, chosen = _settings(context, config, None if probes and not comparisons else _names(comparisons))
-    named = resolve_all(_names(models), hub="config")
+    named = resolve_all(_names(models), fetch="config")
     steps = plan_comparison(named, chosen, settings, _names(probes))
     store = Store(out / ATLAS)
     rows = []

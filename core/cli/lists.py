@@ -85,10 +85,13 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
     """List the models that have a name, and which of them work now."""
     if context.invoked_subcommand:
         return
+    from xatlas import manager
     from xatlas.loading.names import available
 
+    known = manager.models()
     rows = [
-        {"name": each.alias, "state": each.state, "what": each.summary, "from": each.location} for each in available()
+        {"name": alias, "state": state, "what": known[alias].summary, "from": known[alias].location}
+        for alias, state in available().items()
     ]
     print_rows(rows, as_json)
 
@@ -99,9 +102,9 @@ def fetch(
     name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=options.complete("models"))],
 ) -> None:
     """Get a model now, so that later runs need no network."""
-    from xatlas.loading.names import fetch as fetch_model
+    from xatlas.loading.names import resolve
 
-    model = fetch_model(name)
+    model = resolve(name)
     echo(f"{model.name}: {model.architecture} in {model.folder}")
 
 

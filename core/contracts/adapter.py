@@ -114,19 +114,26 @@ class HeadLayout:
         return head // (self.n_heads // self.n_kv_heads)
 
 
+@dataclass(frozen=True, slots=True)
+class PreTokenizer:
+    """How a byte-level tokenizer cuts a text before it merges."""
+
+    patterns: tuple[str, ...]  # regular expressions; each cuts what the one before it left
+    whole_words: bool = False  # words that are tokens are never cut, whatever the merges say
+    begins: bool = False  # a beginning-of-text token is added unless the file says otherwise
+
+
 @dataclass(frozen=True)
 class GgufLayout:
-    """How GGUF files write an architecture, where that differs from the common decoder block's names."""
+    """How GGUF files write an architecture; names of tensors are those that the gguf package knows for it."""
 
     architecture: str  # general.architecture in the file
     model_type: str  # of the Hugging Face config
-    # Name in the file → module path, both with {n} for the layer and without .weight:
-    # {"blk.{n}.attn_norm": "model.layers.{n}.operator_norm"}
-    tensors: Mapping[str, str] = field(default_factory=dict)
+    pre_tokenizers: Mapping[str, PreTokenizer] = field(default_factory=dict)  # by tokenizer.ggml.pre in the file
     interleaved: bool = False  # rows of queries and keys are stored with the halves of each head interleaved
     epsilon: str = "rms_norm_eps"  # the config's name for the epsilon of RMS norms
-    # Takes (GgufFile.pop) the keys that only this architecture has out of a file's metadata and returns the config's
-    # fields that they mean. What nobody takes refuses the file.
+    # pops the keys that only this architecture has, and returns the config's fields that they mean; a key that
+    # nobody pops refuses the file
     config: Callable[[GgufFile], dict[str, Any]] = lambda file: {}
 
 
@@ -149,6 +156,8 @@ class Adapter(ABC):
     unembedding_path: ClassVar[str] = "lm_head"
     #: Keyword under which a layer takes its cache; None where one-token steps are not supported.
     cache_argument: ClassVar[str | None] = None
+    #: How GGUF files write the architecture; None: they are refused. Subclasses don't inherit it.
+    gguf: ClassVar[GgufLayout | None] = None
     #: Site kinds beyond the shared ones, with their dimensions.
     extra_kinds: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
@@ -227,8 +236,6 @@ class PreNormAdapter(Adapter):
     the subclass says so in :meth:`operator_type` and :meth:`hook_points`.
     """
 
-    #: How GGUF files write the architecture; None: they are refused.
-    gguf: ClassVar[GgufLayout | None] = None
     #: Names inside a layer.
     attention_name: ClassVar[str] = "self_attn"
     mlp_name: ClassVar[str] = "mlp"

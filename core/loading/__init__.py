@@ -1,6 +1,6 @@
-"""Names and paths → models: aliases, the local cache, the hub, GGUF files, LoRA weights."""
+"""A model's name becomes a folder (names), a folder becomes a model in memory (loader)."""
 
 from xatlas.loading.loader import LoadedParts, load, pick_device
-from xatlas.loading.names import AvailableModel, Resolved, available, fetch, resolve
+from xatlas.loading.names import Resolved, available, resolve
 
-__all__ = ["AvailableModel", "LoadedParts", "Resolved", "available", "fetch", "load", "pick_device", "resolve"]
+__all__ = ["LoadedParts", "Resolved", "available", "load", "pick_device", "resolve"]

@@ -9,7 +9,7 @@ import torch
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
-from xatlas.loading.pretrained import refuse_not_finite
+from xatlas.loading.loader import refuse_not_finite
 from xatlas.model.hooks import Hook, attached, count_hooks, exclusive
 from xatlas.vocabulary import READ_ONLY, forward_order
 

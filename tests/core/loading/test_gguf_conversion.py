@@ -389,10 +389,10 @@ def test_flipped_bytes_never_crash(tmp_path, flips):
 def test_conversions_by_an_earlier_rule_are_left_alone(tmp_path):
     import shutil
 
-    from xatlas.loading import gguf, weights
+    from xatlas.loading import gguf, model_files
 
     path = write_gguf(tmp_path / "tiny.gguf", build("llama"))
-    digest = weights.file_sha256(path)
+    digest = model_files.file_sha256(path)
     new = loading.resolve(str(path), progress=lambda line: None).folder
     old = new.with_name(new.name.replace(f"-{gguf._FORMAT}-", "-"))
     assert old != new

@@ -10,7 +10,7 @@ import torch
 from folders import edit_config, logits, write_lora
 
 from xatlas import XatlasError, files, loading
-from xatlas.loading import weights
+from xatlas.loading import model_files
 
 
 def test_loaded_model_is_the_saved_one(tiny):
@@ -104,13 +104,13 @@ def test_remembered_hash_is_dropped_when_the_file_changes(tmp_path, monkeypatch)
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
     big = tmp_path / "model.safetensors"
     big.write_bytes(b"a" * (2 << 20))
-    first, times = weights.file_sha256(big), big.stat()
+    first, times = model_files.file_sha256(big), big.stat()
     with monkeypatch.context() as patch:
         patch.setattr(files.hashlib, "file_digest", lambda *_: pytest.fail("hashed twice"))
-        assert weights.file_sha256(big) == first
+        assert model_files.file_sha256(big) == first
     big.write_bytes(b"b" * (2 << 20))
     os.utime(big, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same time of writing
-    assert weights.file_sha256(big) != first
+    assert model_files.file_sha256(big) != first
 
 
 def test_cache_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
@@ -118,4 +118,4 @@ def test_cache_that_cannot_be_written_only_costs_time(tmp_path, monkeypatch):
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "file" / "below"))
     big = tmp_path / "weights"
     big.write_bytes(bytes(2 << 20))
-    assert weights.file_sha256(big) == weights.file_sha256(big)
+    assert model_files.file_sha256(big) == model_files.file_sha256(big)

@@ -16,7 +16,7 @@ from running import write_tiny_llama
 
 from xatlas import XatlasError, manager
 from xatlas.loading import hub as hub_module
-from xatlas.loading import weights
+from xatlas.loading import model_files
 from xatlas.loading.hub import ModelSource
 from xatlas.loading.names import available, resolve
 
@@ -88,8 +88,7 @@ def test_cached_model_needs_no_hub(cache, aliases, closed_port, tiny):
     assert not found.chat_template
     assert resolve("tiny").slug == "tiny"
     assert resolve(f"tiny@{COMMIT}").slug == f"tiny--{COMMIT}"
-    states = {model.alias: model.state for model in available()}
-    assert states == {"tiny": "cached", "tiny-mini": "local", "gone": "missing"}
+    assert available() == {"tiny": "cached", "tiny-mini": "local", "gone": "missing"}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -205,7 +204,7 @@ def test_a_plan_gets_the_config_alone_and_counts_as_with_the_weights(cache, alia
     from xatlas.cli import app
     from xatlas.run.estimate import facts
 
-    found = resolve(REPO, hub="config", progress=quiet)
+    found = resolve(REPO, fetch="config", progress=quiet)
     assert not [path for path in hub.asked if path.endswith(".safetensors")]
     assert facts(found.folder) == facts(tiny)
     rows = []
@@ -222,13 +221,13 @@ def test_a_plan_gets_the_config_alone_and_counts_as_with_the_weights(cache, alia
 
 def test_a_plan_without_a_hub_is_one_line(cache, aliases, closed_port):
     with pytest.raises(XatlasError, match=r"cannot get the model 'tiny' .*is unreachable"):
-        resolve("tiny", hub="config")
+        resolve("tiny", fetch="config")
 
 
 def test_a_plan_refuses_what_a_run_would(cache, aliases, hub):
     hub.extra_files, hub.hidden_files = ("pytorch_model.bin",), ("model.safetensors",)
     with pytest.raises(XatlasError, match="only pickles, which are never loaded"):
-        resolve(REPO, hub="config", progress=quiet)
+        resolve(REPO, fetch="config", progress=quiet)
 
 
 def test_offline_switch_is_named(cache, aliases, hub, monkeypatch):
@@ -241,7 +240,7 @@ def test_offline_switch_is_named(cache, aliases, hub, monkeypatch):
 
 def test_not_asking_the_hub(cache, aliases, hub):
     with pytest.raises(XatlasError, match="not to be asked"):
-        resolve(REPO, hub=False)
+        resolve(REPO, fetch="nothing")
     assert hub.asked == []
 
 
@@ -292,7 +291,7 @@ def test_user_without_a_home_needs_a_cache_folder(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", no_entry)
     with pytest.raises(XatlasError, match="set XATLAS_CACHE"):
-        weights.cache_folder()
+        model_files.cache_folder()
 
 
 def test_long_folder_names_give_short_slugs_that_differ(tiny, tmp_path):

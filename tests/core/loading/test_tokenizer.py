@@ -11,9 +11,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GPT2Tokenizer, Qwen2Tokenizer
 
 from xatlas.architectures import minis
-from xatlas.loading.loader import load
+from xatlas.loading.loader import as_stored, load
 from xatlas.loading.names import resolve
-from xatlas.loading.tokenizer import as_stored
 
 MINI = Path(minis.__file__).parent / "smollm2-mini"
 TEXTS = (

@@ -14,7 +14,7 @@ from folders import edit_config, logits, write_lora
 from safetensors.torch import load_file, save_file
 
 from xatlas import XatlasError, files, loading
-from xatlas.loading import loader, weights
+from xatlas.loading import loader, model_files
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
@@ -131,20 +131,20 @@ def test_touched_weights_are_the_same_weights(tiny):
 def test_remembered_hash_hides_no_write_within_a_clock_step(tmp_path, monkeypatch):
     """Many file systems note times in steps: two contents of one size, written at once, have equal times."""
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
-    exact = weights._state
+    exact = model_files._state
 
     def in_steps(path):
         size, mtime, ctime, inode = exact(path)
         return [size, mtime // 10_000_000 * 10_000_000, ctime // 10_000_000 * 10_000_000, inode]
 
-    monkeypatch.setattr(weights, "_state", in_steps)
+    monkeypatch.setattr(model_files, "_state", in_steps)
     big = tmp_path / "model.safetensors"
     for letter in b"abcdefghij":
         big.write_bytes(bytes([letter]) * (1 << 20))
-        first = weights.file_sha256(big)
+        first = model_files.file_sha256(big)
         with big.open("r+b") as file:
             file.write(b"#")
-        assert weights.file_sha256(big) != first
+        assert model_files.file_sha256(big) != first
 
 
 def test_file_that_is_being_written_is_not_remembered(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_file_that_is_being_written_is_not_remembered(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.hashlib, "file_digest", write_meanwhile)
     with pytest.raises(XatlasError, match="is being written"):
-        weights.file_sha256(big)
+        model_files.file_sha256(big)
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
@@ -194,7 +194,7 @@ def test_odd_header_is_one_line(tmp_path, header):
     file = tmp_path / "a.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header.encode())
     with pytest.raises(XatlasError, match="no whole safetensors file"):
-        weights.tensor_shapes(file)
+        model_files.tensor_shapes(file)
 
 
 def test_two_threads_load_two_models(tiny):

@@ -1,4 +1,4 @@
-"""Facts about a model folder that can be read without torch: which files are read, their hash, its config."""
+"""The files of a model's folder, known without torch: which are read, their hash, what is missing, what is refused."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TOKENIZER = re.compile(
     r"|tokenizer_config\.json|.*\.(model|tiktoken|spm|codes)"
 )
 _TEMPLATES = "additional_chat_templates"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Files of which a folder needs one, so that text can be tokenised.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Smaller files are hashed anew each time: reading them costs less than remembering them.
 _REMEMBER_FROM_BYTES = 1 << 20
@@ -34,17 +34,10 @@ _CLOCK_STEP = 0.02
 _HEADER_BYTES = 100_000_000
 #: What helps where the cache takes no files.
 CACHE_ADVICE = "set XATLAS_CACHE to another one."
-_HASHES: dict[Path, tuple[list[int], str]] = {}
 
 
 def expanded(text: str) -> Path:
-    """Return a path with a leading ``~`` replaced.
-
-    Raises
-    ------
-    XatlasError
-        The home folder is not known.
-    """
+    """Return a path with a leading ``~`` replaced."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -52,15 +45,8 @@ def expanded(text: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache: ``XATLAS_CACHE``, ``XDG_CACHE_HOME/xatlas`` or ``~/.cache/xatlas``.
-
-    Raises
-    ------
-    XatlasError
-        The user has no home folder, and neither variable is set.
-    """
-    named = os.environ.get("XATLAS_CACHE")
-    if named:
+    """Return the user's cache: ``XATLAS_CACHE``, ``XDG_CACHE_HOME/xatlas`` or ``~/.cache/xatlas``."""
+    if named := os.environ.get("XATLAS_CACHE"):
         return expanded(named)
     base = os.environ.get("XDG_CACHE_HOME")
     try:
@@ -70,13 +56,7 @@ def cache_folder() -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file; a large file's is remembered by path, size, times and inode.
-
-    Raises
-    ------
-    XatlasError
-        The file cannot be read, or is being written.
-    """
+    """Return the sha256 of a file; that of a large one is remembered in the cache until the file changes."""
     try:
         if path.stat().st_size < _REMEMBER_FROM_BYTES:
             return sha256(path.read_bytes())
@@ -86,11 +66,12 @@ def file_sha256(path: Path) -> str:
 
 
 def _remembered_sha256(path: Path) -> str:
-    state = _state(path)
     note = cache_folder() / "hashes" / f"{sha256(os.fsencode(path.resolve()))[:32]}.json"
-    known = _HASHES.get(note) or _read_note(note)
-    if known and known[0] == state:
-        return known[1]
+    state = _state(path)
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known["fingerprint"] == state:
+            return str(known["sha256"])
     for _ in range(3):
         # A write right after this hash must get another time than the one before it.
         if abs(time.time() - state[2] / 1e9) < _CLOCK_STEP:
@@ -98,7 +79,6 @@ def _remembered_sha256(path: Path) -> str:
         digest = sha256_of_file(path)
         before, state = state, _state(path)
         if before == state:
-            _HASHES[note] = (state, digest)
             content = {"path": str(path), "fingerprint": state, "sha256": digest}
             with contextlib.suppress(XatlasError):  # a cache that cannot be written costs time, nothing else
                 write_atomic(note, json.dumps(content).encode())
@@ -112,115 +92,14 @@ def _state(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _read_note(note: Path) -> tuple[list[int], str] | None:
-    try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-        return content["fingerprint"], str(content["sha256"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-
-
-def is_read(name: str) -> bool:
-    """Say whether transformers reads a file of this name, weights apart, when it loads a model or tokenizer."""
-    folder, _, file = name.rpartition("/")
-    if folder:
-        return folder == _TEMPLATES and file.endswith(".jinja")
-    return bool(_CONFIG.fullmatch(file) or _TOKENIZER.fullmatch(file))
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that hold a model, empty when there are none.
-
-    A sharded checkpoint's missing shards are in the list too, so that a caller can name them.
-
-    Raises
-    ------
-    XatlasError
-        The index of a sharded checkpoint names something else than safetensors files beside it.
-    """
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    index = folder / _INDEX
-    if not index.is_file():
-        return []
-    shards = read_json(index).get("weight_map")
-    names = {str(name) for name in (shards.values() if isinstance(shards, dict) else [shards])}
-    for name in names:
-        if not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", name):
-            raise XatlasError(f"{index} names {name[:80]!r} as weights; only *.safetensors files beside it can be.")
-    return [folder / name for name in sorted(names)]
-
-
-def model_files(folder: Path) -> dict[str, Path]:
-    """Return what is read of a model's folder, by name: weights, configs, tokenizer, chat templates."""
-    weights = weight_files(folder)
-    index = [] if [path.name for path in weights] == ["model.safetensors"] else [folder / _INDEX]
-    return {path.name: path for path in [*index, *weights]} | _small_files(folder, _CONFIG) | tokenizer_files(folder)
-
-
-def lora_files(folder: Path) -> dict[str, Path]:
-    """Return what is read of a folder with LoRA weights, by name; a model in it is not."""
-    return {name: folder / name for name in (LORA_CONFIG, LORA_WEIGHTS)} | tokenizer_files(folder)
-
-
-def _small_files(folder: Path, names: re.Pattern[str]) -> dict[str, Path]:
-    return {path.name: path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file()}
-
-
-def tokenizer_files(folder: Path, lora: Path | None = None) -> dict[str, Path]:
-    """Return the files that a tokenizer is read from; those beside LoRA weights win over the model's."""
-    own = _small_files(folder, _TOKENIZER)
-    own |= {f"{_TEMPLATES}/{path.name}": path for path in (folder / _TEMPLATES).glob("*.jinja") if path.is_file()}
-    if lora is None:
-        return own
-    theirs = tokenizer_files(lora)
-    if any(name in theirs for name in TOKENIZER_FILES):
-        return theirs
-    if has_chat_template(theirs):  # a template in a file of its own would win over one in the settings
-        own = {name: path for name, path in own.items() if not name.endswith(".jinja")}
-    return own | theirs
-
-
 def files_hash(files: Mapping[str, Path]) -> str:
-    """Return one sha256 over files: names and contents count, not where they lie or when they were written.
-
-    Raises
-    ------
-    XatlasError
-        A file cannot be read.
-    """
+    """Return one sha256 over files: names and contents count, not where they lie or when they were written."""
     lines = [f"{name} {file_sha256(path)}\n" for name, path in sorted(files.items())]
     return sha256("".join(lines).encode(errors="surrogateescape"))
 
 
-@contextlib.contextmanager
-def only(files: Mapping[str, Path]) -> Iterator[Path]:
-    """Give a folder that holds links to these files and nothing else: what isn't hashed can't be read.
-
-    Raises
-    ------
-    XatlasError
-        The folder for temporary files cannot be written.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xatlas-")))
-            for name, path in files.items():
-                (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).symlink_to(path.absolute())
-        except OSError as error:
-            raise XatlasError(f"cannot write in {tempfile.gettempdir()} ({error.strerror or error}).") from error
-        yield folder
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises
-    ------
-    XatlasError
-        The file cannot be read, or holds no JSON object.
-    """
+    """Return the JSON object in a file; refuse a file that holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -233,13 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor in a safetensors file, by its header.
-
-    Raises
-    ------
-    XatlasError
-        The file cannot be read, or is no safetensors file.
-    """
+    """Return the shape of each tensor in a safetensors file, by its header."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -254,6 +127,82 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def is_read(name: str) -> bool:
+    """Say whether transformers reads a file of this name, weights apart, when it loads a model or tokenizer."""
+    folder, _, file = name.rpartition("/")
+    if folder:
+        return folder == _TEMPLATES and file.endswith(".jinja")
+    return bool(_CONFIG.fullmatch(file) or _TOKENIZER.fullmatch(file))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that hold a model, missing shards too; empty when there are none."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not (folder / INDEX).is_file():
+        return []
+    shards = read_json(folder / INDEX).get("weight_map")
+    names = {str(name) for name in (shards.values() if isinstance(shards, dict) else [shards])}
+    for name in names:
+        if not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", name):
+            raise XatlasError(
+                f"{folder / INDEX} names {name[:80]!r} as weights; only *.safetensors files beside it can be."
+            )
+    return [folder / name for name in sorted(names)]
+
+
+def model_files(folder: Path) -> dict[str, Path]:
+    """Return what is read of a model's folder, by name: weights, configs, tokenizer, chat templates."""
+    weights = weight_files(folder)
+    index = [] if [path.name for path in weights] == ["model.safetensors"] else [folder / INDEX]
+    return {path.name: path for path in [*index, *weights]} | _named(folder, _CONFIG) | tokenizer_files(folder)
+
+
+def lora_files(folder: Path) -> dict[str, Path]:
+    """Return what is read of a folder with LoRA weights, by name; a model in it is not."""
+    return {name: folder / name for name in (LORA_CONFIG, LORA_WEIGHTS)} | tokenizer_files(folder)
+
+
+def _named(folder: Path, names: re.Pattern[str]) -> dict[str, Path]:
+    return {path.name: path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file()}
+
+
+def tokenizer_files(folder: Path, lora: Path | None = None) -> dict[str, Path]:
+    """Return the files that a tokenizer is read from; those beside LoRA weights win over the model's."""
+    own = _named(folder, _TOKENIZER)
+    own |= {f"{_TEMPLATES}/{path.name}": path for path in (folder / _TEMPLATES).glob("*.jinja") if path.is_file()}
+    if lora is None:
+        return own
+    theirs = tokenizer_files(lora)
+    if any(name in theirs for name in _TOKENIZER_FILES):
+        return theirs
+    if has_chat_template(theirs):  # a template in a file of its own would win over one in the settings
+        own = {name: path for name, path in own.items() if not name.endswith(".jinja")}
+    return own | theirs
+
+
+def has_chat_template(files: Mapping[str, Path]) -> bool:
+    """Say whether the tokenizer that is read from these files comes with a chat template."""
+    if "chat_template.jinja" in files:
+        return True
+    settings = files.get("tokenizer_config.json")
+    return settings is not None and bool(read_json(settings).get("chat_template"))
+
+
+@contextlib.contextmanager
+def only(files: Mapping[str, Path]) -> Iterator[Path]:
+    """Give a folder that holds links to these files and nothing else: what isn't hashed can't be read."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xatlas-")))
+            for name, path in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).symlink_to(path.absolute())
+        except OSError as error:
+            raise XatlasError(f"cannot write in {tempfile.gettempdir()} ({error.strerror or error}).") from error
+        yield folder
+
+
 def missing_parts(folder: Path) -> list[str]:
     """Return what a folder lacks to be a complete model, in words; empty when it is complete."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
@@ -264,29 +213,16 @@ def missing_parts(folder: Path) -> list[str]:
     missing += [path.name for path in weights if not path.is_file()]
     if not weights:
         missing.append("safetensors weights")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         missing.append("a tokenizer (tokenizer.json)")
     return missing
 
 
 def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
-    """Return the config of a model folder that can be loaded.
-
-    Parameters
-    ----------
-    folder : Path
-        The model's.
-    lora : Path, optional
-        The LoRA weights that were asked for; those in the model's own folder must be.
-
-    Raises
-    ------
-    XatlasError
-        Something is missing, the weights are pickles or quantised, or no causal language model's
-        class is named; the message says what to do.
-    """
+    """Return the config of a folder that can be loaded, with the LoRA weights asked for; refuse any other folder."""
     has_lora = (folder / LORA_CONFIG).is_file()
-    if not (folder / "config.json").is_file() and has_lora:
+    where = folder / "config.json"
+    if has_lora and not where.is_file():
         base = read_json(folder / LORA_CONFIG).get("base_model_name_or_path") or "MODEL"
         raise XatlasError(f"{folder} holds LoRA weights, no model; ask for '{base}+{folder}'.")
     if has_lora and (lora is None or lora.resolve() != folder.resolve()):
@@ -297,17 +233,15 @@ def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
     weight_files(folder)  # of a bad index it says more than a list of what is missing
     missing = missing_parts(folder)
     if "safetensors weights" in missing:
-        raise XatlasError(f"no safetensors weights in {folder}{_what_instead(folder)}.")
+        raise XatlasError(f"no safetensors weights in {folder}{_other_weights(folder)}.")
     if missing:
         raise XatlasError(f"{folder} is not a complete model: it lacks {', '.join(missing)}.")
-    config = read_json(folder / "config.json")
-    where = folder / "config.json"
+    config = read_json(where)
     if not architecture_of(config):
         raise XatlasError(f'{where} names no model class; add e.g. "architectures": ["LlamaForCausalLM"].')
     if config.get("transformers_weights"):
         raise XatlasError(f"{where} names the file of its weights; call it model.safetensors and name none.")
-    quantised = config.get("quantization_config")
-    if quantised:
+    if quantised := config.get("quantization_config"):
         named = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise XatlasError(
             f"the weights in {folder} are quantised with {named or 'an unnamed method'}, which cannot be measured "
@@ -316,13 +250,13 @@ def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
     return config
 
 
-def _what_instead(folder: Path) -> str:
+def _other_weights(folder: Path) -> str:
     """Say what the folder holds in place of safetensors, and what to do about it."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     gguf = [name for name in names if name.endswith(".gguf")]
+    pickles = [name for name in names if name.endswith(_PICKLES)]
     if gguf:
         return f", only GGUF; name the file: {folder / gguf[0]}"
-    pickles = [name for name in names if name.endswith(_PICKLES)]
     if not pickles:
         return ""
     return (
@@ -330,6 +264,21 @@ def _what_instead(folder: Path) -> str:
         f'this one, convert it: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
     )
+
+
+def check_lora_folder(folder: Path) -> None:
+    """Refuse a folder without LoRA weights that can be merged."""
+    if not (folder / LORA_CONFIG).is_file():
+        raise XatlasError(f"{folder} holds no LoRA weights: it has no {LORA_CONFIG}.")
+    settings = read_json(folder / LORA_CONFIG)
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        raise XatlasError(f"{folder} holds {kind} weights; only LoRA weights can be added to a model.")
+    if not (folder / LORA_WEIGHTS).is_file():
+        pickled = ", only pickles, which are never loaded" if any(folder.glob("*.bin")) else ""
+        raise XatlasError(f"{folder} has no {LORA_WEIGHTS}{pickled}; save it anew with peft's save_pretrained.")
+    if settings.get("alora_invocation_tokens"):
+        raise XatlasError(f"the LoRA weights in {folder} act only after certain tokens, so they cannot be merged.")
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -346,11 +295,3 @@ def context_length_of(config: Mapping[str, Any]) -> int | None:
             if type(scope.get(key)) is int:
                 return int(scope[key])
     return None
-
-
-def has_chat_template(files: Mapping[str, Path]) -> bool:
-    """Say whether the tokenizer that is read from these files comes with a chat template."""
-    if "chat_template.jinja" in files:
-        return True
-    settings = files.get("tokenizer_config.json")
-    return settings is not None and bool(read_json(settings).get("chat_template"))
