@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from xatlas.interventions import Place
+from xatlas.interventions import Target
 
 #: Prompts per forward of the second baseline: more gain nothing on a CPU, and memory stays small.
 LARGEST_BATCH = 32
@@ -53,7 +53,7 @@ def plain_conditions(model, conditions, controls, means, seed):
             module, side, columns = _place(model, added)
             shape = (columns.stop - columns.start,) if added.heads is None else (1, columns.stop - columns.start)
             like = next(model.model.parameters())
-            direction = Place(stub, added.site, added.heads).random(shape, "direction 0", like).flatten()
+            direction = Target(stub, added.site, added.heads).random(shape, "direction 0", like).flatten()
             control = (module, side, columns, direction / direction.norm())
         result.append(PlainCondition(parts, control))
     return result

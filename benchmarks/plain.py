@@ -13,7 +13,7 @@ from xatlas.metrics import TokenLogits
 from xatlas.model.hooks import attached
 
 
-class PlainScene:
+class PlainContext:
     """What changes look at, for one prompt: captured once, before any time is taken."""
 
     def __init__(self, call, row):
@@ -54,28 +54,28 @@ class PlainScene:
 
 def _looked_at(part):
     """Return every site that a change may look at, however deep."""
-    found = {part.site, *part.change.looks_at(part.site)}
+    found = {part.site, *part.change.reads_sites(part.site)}
     for inner in part.change.reads():
         found |= _looked_at(inner)
     return found
 
 
 @torch.inference_mode()
-def plain(call, scenes):
+def plain(call, contexts):
     """Measure the first metric ``(prompt, condition)``, one hooked whole forward each."""
     model, metric = call.model, call.metrics[0]
     result = np.full((len(call.prompts), len(call.conditions)), np.nan)
-    for row, (prompt, scene) in enumerate(zip(call.prompts, scenes, strict=True)):
+    for row, (prompt, context) in enumerate(zip(call.prompts, contexts, strict=True)):
         ids = torch.tensor([prompt.ids], device=model.device)
         at = list(metric.positions(prompt))
         answers = [torch.tensor([-1 if t is None else t] * len(at)) for t in (prompt.answer, prompt.foil_answer)]
         clean = model.model(input_ids=ids, use_cache=False).logits[0, at].float()
         for column, condition in enumerate(call.conditions):
-            if any(name not in scene.values for part in condition for name in part.change.runs()):
+            if any(name not in context.values for part in condition for name in part.change.runs()):
                 continue
             hooks = []
             for part in condition:
-                hooks += model.edit_hooks(part.site, lambda value, part=part, scene=scene: edit(part, value, scene))
+                hooks += model.edit_hooks(part.site, lambda value, part=part, at=context: edit(part, value, at))
             with attached(hooks):
                 logits = model.model(input_ids=ids, use_cache=False).logits[:, at].float()
             read = TokenLogits(clean, logits, torch.full((len(at),), -1), *answers)

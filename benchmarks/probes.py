@@ -23,7 +23,7 @@ import cases
 import machine
 import numpy as np
 import torch
-from plain import PlainScene, plain
+from plain import PlainContext, plain
 
 from xatlas import Suite, manager
 from xatlas.contracts.adapter import Site
@@ -131,7 +131,7 @@ def measure(name, model, suite, parameters, options):
     call = subset(asked(name, model, suite, parameters), options.prompts, options.conditions)
     call.means = call.means or {}
     assert means_needed(call.conditions) <= set(call.means)
-    scenes = [PlainScene(call, row) for row in range(len(call.prompts))]
+    contexts = [PlainContext(call, row) for row in range(len(call.prompts))]
 
     def engine():
         given = {"runs": call.runs, "means": call.means, "seed": call.seed}
@@ -139,7 +139,7 @@ def measure(name, model, suite, parameters, options):
 
     engine()  # warm-up
     ours, values = machine.seconds(engine, model.device, options.clock)
-    theirs, expected = machine.seconds(lambda: plain(call, scenes), model.device, options.clock)
+    theirs, expected = machine.seconds(lambda: plain(call, contexts), model.device, options.clock)
     return {
         "probe": name,
         "prompts": len(call.prompts),

@@ -1,11 +1,11 @@
-"""What can be done to a site: interventions, ways to change a value, and the controls of ablations."""
+"""Interventions: a site, one way to change it, and positions; kinds of ablation and the controls of each."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError, unknown
@@ -15,40 +15,38 @@ from xatlas.vocabulary import POSITION_CLASSES, READ_ONLY, SITE_KINDS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xatlas.contracts.adapter import Site
 
+class InterventionContext(ABC):
+    """What a change may read besides the value it changes: a block of prompts in one run."""
 
-class Scene(Protocol):
-    """What a change may look at besides the value it changes: one block of prompts in one run."""
+    def __init__(self, means: Mapping[Site, Tensor], seed: int) -> None:
+        self.means = means
+        self.seed = seed
 
-    seed: int
-
-    def first(self) -> Tensor:
-        """Return which tokens are at position 0 ``(prompt, pos)``."""
-        ...
-
+    @abstractmethod
     def mask(self, positions: str) -> Tensor | None:
         """Return which tokens belong to a position class ``(prompt, pos)``; None stands for all."""
-        ...
+
+    @abstractmethod
+    def source(self, site: Site, name: str) -> Tensor:
+        """Return the site's values in another run ``(prompt, pos, ...)``."""
+
+    @abstractmethod
+    def clean(self, site: Site) -> Tensor:
+        """Return the site's values in the clean run ``(prompt, pos, ...)``."""
 
     def mean(self, site: Site) -> Tensor:
         """Return the reference means ``(2, ...)``: at position 0, and at all others."""
-        ...
-
-    def source(self, site: Site, name: str) -> Tensor:
-        """Return the site's values in another run ``(prompt, pos, ...)``."""
-        ...
-
-    def clean(self, site: Site) -> Tensor:
-        """Return the site's values in the clean run ``(prompt, pos, ...)``."""
-        ...
+        if site not in self.means:
+            raise XatlasError(f"no reference mean was given for {site}.")
+        return self.means[site]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a change is made: a scene, a site, and the heads picked there."""
+class Target:
+    """Where a change is made: a context, a site, and the heads picked there, or None for the whole site."""
 
-    scene: Scene
+    context: InterventionContext
     site: Site
     heads: tuple[int, ...] | None
 
@@ -72,10 +70,10 @@ class Place:
         return result
 
     def random(self, size: Sequence[int], label: str, like: Tensor) -> Tensor:
-        """Return standard normal numbers that depend on the seed, the place and ``label`` alone."""
+        """Return standard normal numbers that depend on the seed, the target and ``label`` alone."""
         import torch
 
-        text = f"{self.scene.seed}|{self.site}|{self.heads}|{label}"
+        text = f"{self.context.seed}|{self.site}|{self.heads}|{label}"
         generator = torch.Generator().manual_seed(int(sha256(text.encode())[:14], 16))
         return torch.randn(*size, generator=generator).to(like.device, like.dtype)
 
@@ -85,49 +83,31 @@ class Change(ABC):
 
     #: Whether the new value is independent of the value it replaces.
     replaces: ClassVar[bool] = False
-    #: Whether it needs other runs or reference means, which exist only inside a sweep.
-    needs_sweep: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
         """Return the new value, shaped as ``value`` ``(prompt, pos, ...)``, which is a copy and may be used up."""
 
     def reads(self) -> tuple[Intervention, ...]:
-        """Return interventions whose sites' clean values the change looks at."""
+        """Return interventions whose sites' clean values the change needs."""
         return ()
 
-    def looks_at(self, site: Site) -> tuple[Site, ...]:
+    def reads_sites(self, site: Site) -> tuple[Site, ...]:
         """Return further sites of the layer whose clean values the change needs when made at ``site``."""
         return ()
 
-    def inner(self) -> tuple[Change, ...]:
-        """Return changes that this one is made of."""
-        return tuple(intervention.change for intervention in self.reads())
-
     def runs(self) -> frozenset[str]:
-        """Return the names of the other runs that the change looks at."""
-        return frozenset().union(*(change.runs() for change in self.inner()))
+        """Return the names of the other runs that the change needs."""
+        return frozenset().union(*(part.change.runs() for part in self.reads()))
 
     def means(self, site: Site) -> frozenset[Site]:
-        """Return the sites whose reference means the change looks at when made at ``site``."""
-        read = [intervention.change.means(intervention.site) for intervention in self.reads()]
-        return frozenset().union(*read)
+        """Return the sites whose reference means the change needs when made at ``site``."""
+        return means_needed([self.reads()])
 
 
 @dataclass(frozen=True)
 class Intervention:
     """One site, one way to change it, at some positions.
-
-    Parameters
-    ----------
-    site : Site
-        Where.
-    change : Change
-        How.
-    heads : tuple of int, optional
-        Which heads, at a ``heads`` site; None changes the whole site.
-    positions : str
-        ``all``, or a position class: ``first``, ``subject``, ``last``, ``other``.
 
     Raises
     ------
@@ -137,8 +117,8 @@ class Intervention:
 
     site: Site
     change: Change
-    heads: tuple[int, ...] | None = None
-    positions: str = "all"
+    heads: tuple[int, ...] | None = None  # which heads, at a ``heads`` site; None changes the whole site
+    positions: str = "all"  # or a position class: ``first``, ``subject``, ``last``, ``other``
 
     def __post_init__(self) -> None:
         if self.site.kind in READ_ONLY:
@@ -153,40 +133,29 @@ class Intervention:
 Condition = tuple[Intervention, ...]
 
 
-def edit(intervention: Intervention, value: Tensor, scene: Scene) -> Tensor:
-    """Return ``value`` of the intervention's site, changed at its heads and positions.
-
-    Parameters
-    ----------
-    intervention : Intervention
-        What is changed, and how.
-    value : Tensor
-        ``(prompt, pos, ...)`` as the site kind says.
-    scene : Scene
-        What the change may look at.
-
-    Returns
-    -------
-    Tensor
-        Shaped as ``value``, which is left as it is.
+def edit(intervention: Intervention, value: Tensor, context: InterventionContext) -> Tensor:
+    """Return a copy of ``value`` ``(prompt, pos, ...)``, changed at the intervention's heads and positions.
 
     Raises
     ------
     XatlasError
         The change returned a value of another shape.
     """
-    place = Place(scene, intervention.site, intervention.heads)
-    part = place.pick(value)
-    new = intervention.change(part.clone(), place)
+    target = Target(context, intervention.site, intervention.heads)
+    part = target.pick(value)
+    new = intervention.change(part.clone(), target)
     if new.shape != part.shape:
         raise XatlasError(
             f"{type(intervention.change).__name__} at {intervention.site} returned the shape "
             f"{tuple(new.shape)} instead of {tuple(part.shape)}."
         )
-    mask = scene.mask(intervention.positions)
-    if mask is not None:
-        new = new.where(mask.reshape(*part.shape[:2], *[1] * (part.dim() - 2)), part)
-    return place.put(value, new)
+    return target.put(value, _at_positions(context, intervention.positions, new, part))
+
+
+def _at_positions(context: InterventionContext, positions: str, new: Tensor, old: Tensor) -> Tensor:
+    """Return ``new`` at a class of positions and ``old`` at the others."""
+    mask = context.mask(positions)
+    return new if mask is None else new.where(mask.reshape(*old.shape[:2], *[1] * (old.dim() - 2)), old)
 
 
 def means_needed(conditions: Iterable[Condition]) -> frozenset[Site]:
@@ -200,8 +169,7 @@ class Zero(Change):
 
     replaces = True
 
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return zeros."""
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
         return value.new_zeros(value.shape)
 
 
@@ -211,8 +179,7 @@ class One(Change):
 
     replaces = True
 
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return ones."""
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
         return value.new_ones(value.shape)
 
 
@@ -221,13 +188,10 @@ class Mean(Change):
     """Set to the mean over the reference tokens; position 0 has a mean of its own."""
 
     replaces = True
-    needs_sweep = True
 
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return the mean of the token's kind of position."""
-        means = place.pick(place.scene.mean(place.site)).to(value.dtype)
-        first = place.scene.first().reshape(*value.shape[:2], *[1] * (value.dim() - 2))
-        return means[0].where(first, means[1])
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
+        first, others = target.pick(target.context.mean(target.site)).to(value.dtype)
+        return _at_positions(target.context, "first", first.expand_as(value), others.expand_as(value))
 
     def means(self, site: Site) -> frozenset[Site]:
         """Return the site itself."""
@@ -236,21 +200,13 @@ class Mean(Change):
 
 @dataclass(frozen=True)
 class FromRun(Change):
-    """Set to the value in another run: a donor's (resample) or the twin's (patch).
-
-    Parameters
-    ----------
-    run : str
-        Name of the run, as the sweep was given it.
-    """
+    """Set to the value in another run, named as the sweep was given it: a donor's, or the other text's of a pair."""
 
     run: str
     replaces = True
-    needs_sweep = True
 
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return the other run's value."""
-        return place.pick(place.scene.source(place.site, self.run))
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
+        return target.pick(target.context.source(target.site, self.run))
 
     def runs(self) -> frozenset[str]:
         """Return the run's name."""
@@ -258,19 +214,12 @@ class FromRun(Change):
 
 
 def ablation(kind: str, draw: int = 0) -> Change:
-    """Return the change of an ablation kind.
-
-    Parameters
-    ----------
-    kind : {"zero", "mean", "one", "resample"}
-        What the value is set to: zero, its reference mean, one, or its value in a donor's run.
-    draw : int
-        Which of several donors ``resample`` takes.
+    """Return the change of an ablation kind; ``draw`` picks the donor of ``resample``.
 
     Raises
     ------
     XatlasError
-        The kind is another one.
+        The kind is unknown.
     """
     changes: dict[str, Change] = {"zero": Zero(), "mean": Mean(), "one": One(), "resample": FromRun(f"donor {draw}")}
     if kind not in changes:
@@ -280,55 +229,31 @@ def ablation(kind: str, draw: int = 0) -> Change:
 
 @dataclass(frozen=True, eq=False)
 class Add(Change):
-    """Add a vector.
-
-    Parameters
-    ----------
-    vector : Tensor
-        Broadcast over prompts and positions ``(d_model,)``, or one per prompt.
-    """
+    """Add a vector: one for all prompts and positions ``(d_model,)``, or one per prompt."""
 
     vector: Tensor
 
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return the sum."""
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
         return value + self.vector.to(value.device, value.dtype)
 
 
 @dataclass(frozen=True)
 class RandomDirection(Change):
-    """The control of an ablation: a random direction with, at every token, the norm of its change.
+    """The control of an ablation: a random direction with, at every token, the norm of its change."""
 
-    Parameters
-    ----------
-    of : tuple of Intervention
-        The ablation, all at this layer; the norm is that of the summed changes at their sites.
-    draw : int
-        Which of several directions.
-    """
+    of: tuple[Intervention, ...]  # the ablation, all at this layer; the norm is that of the summed changes
+    draw: int = 0  # which of several directions
 
-    of: tuple[Intervention, ...]
-    draw: int = 0
-    needs_sweep = True
-
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return the value moved along the direction.
-
-        Raises
-        ------
-        XatlasError
-            There is no ablation to be the control of.
-        """
-        change: Tensor | None = None
-        for intervention in self.of:
-            clean = place.scene.clean(intervention.site)
-            there = Place(place.scene, intervention.site, intervention.heads)
-            part = there.pick(edit(intervention, clean, place.scene) - clean)
-            change = part if change is None else change + part
-        if change is None:
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
+        if not self.of:
             raise XatlasError("a random direction needs the ablation that it controls.")
-        norm = change.flatten(2).norm(dim=-1)  # (prompt, pos)
-        direction = place.random(value.shape[2:], f"direction {self.draw}", value)
+        changes = []
+        for part in self.of:
+            clean = target.context.clean(part.site)
+            change = edit(part, clean, target.context) - clean
+            changes.append(Target(target.context, part.site, part.heads).pick(change))
+        norm = sum(changes[1:], changes[0]).flatten(2).norm(dim=-1)  # (prompt, pos)
+        direction = target.random(value.shape[2:], f"direction {self.draw}", value)
         direction = direction / direction.norm()
         moved: Tensor = value + direction * norm.reshape(*norm.shape, *[1] * direction.dim())
         return moved
@@ -340,38 +265,26 @@ class RandomDirection(Change):
 
 @dataclass(frozen=True)
 class InSubspace(Change):
-    """Make a change only inside a random subspace of the whole value, as wide as one head.
-
-    Parameters
-    ----------
-    change : Change
-        What is done there.
-    width : int
-        Dimensions of the subspace.
-    label : str
-        Which subspace: the head it is the control of, and the draw.
-    """
+    """Make a change only inside a random subspace of the whole value: the control of one head."""
 
     change: Change
-    width: int
-    label: str
-    needs_sweep = True
+    width: int  # dimensions of the subspace: those of one head
+    label: str  # which subspace: the head it is the control of, and the draw
 
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
-        """Return the value with its projection onto the subspace changed."""
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
         from torch.linalg import qr
 
         flat = value.flatten(2)
-        basis, _ = qr(place.random((flat.shape[-1], self.width), self.label, flat).float())
+        basis, _ = qr(target.random((flat.shape[-1], self.width), self.label, flat).float())
         basis = basis.to(flat.dtype)  # (n_heads * d_head, width)
-        difference = (self.change(value, place) - value).flatten(2)
+        difference = (self.change(value, target) - value).flatten(2)
         changed: Tensor = flat + difference @ basis @ basis.T
         return changed.reshape(value.shape)
 
-    def inner(self) -> tuple[Change, ...]:
-        """Return the change made in the subspace."""
-        return (self.change,)
+    def runs(self) -> frozenset[str]:
+        """Return the runs that the change in the subspace needs."""
+        return self.change.runs()
 
     def means(self, site: Site) -> frozenset[Site]:
-        """Return what the change made in the subspace needs."""
+        """Return the means that the change in the subspace needs."""
         return self.change.means(site)

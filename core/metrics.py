@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from xatlas.errors import unknown
+from xatlas.vocabulary import SCOPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,24 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class TokenLogits:
-    """Clean and intervened logits at some token positions, with what several metrics share.
+    """Clean and intervened logits at some token positions, with what several metrics share."""
 
-    Parameters
-    ----------
-    clean : Tensor
-        ``(token, vocabulary)``.
-    logits : Tensor
-        ``(condition, token, vocabulary)``.
-    labels : Tensor
-        The next token that the target has there ``(token,)``; -1 where there is none.
-    answer, foil : Tensor
-        The readout's right and wrong token ``(token,)``; -1 where there is none.
-    """
-
-    clean: Tensor
-    logits: Tensor
-    labels: Tensor
-    answer: Tensor
+    clean: Tensor  # (token, vocabulary)
+    logits: Tensor  # (condition, token, vocabulary)
+    labels: Tensor  # (token,) the next token that the target has there; -1 where there is none
+    answer: Tensor  # (token,) the readout's right token, and its wrong one; -1 where there is none
     foil: Tensor
 
     @cached_property
@@ -111,33 +100,23 @@ def kl_divergence(clean: Tensor, logits: Tensor, clean_lse: Tensor | None = None
 class KL(Metric):
     """KL(clean ‖ intervened) of the next-token distribution, in nats.
 
-    Parameters
-    ----------
-    scope : {"last", "all"}
-        At the readout position, or the mean over the text's positions but the first.
-
-    Raises
-    ------
-    XatlasError
-        The scope is another one.
+    At the readout position (scope ``last``), or the mean over the text's positions but the first (``all``).
     """
 
     name = "kl"
 
     def __init__(self, scope: str = "last") -> None:
-        if scope not in ("last", "all"):
-            raise unknown("scope", scope, ("last", "all"))
+        if scope not in SCOPES:
+            raise unknown("scope", scope, SCOPES)
         self.scope = scope
 
     def __str__(self) -> str:
         return f"kl, scope {self.scope}"
 
     def positions(self, prompt: TokenPrompt) -> Sequence[int]:
-        """Return the positions of the scope."""
         return (prompt.readout,) if self.scope == "last" else range(1, prompt.n_text)
 
     def per_token(self, tokens: TokenLogits) -> Tensor:
-        """Return :func:`kl_divergence`."""
         return kl_divergence(tokens.clean, tokens.logits, tokens.clean_lse, tokens.lse)
 
 
@@ -147,16 +126,13 @@ class DeltaNLL(Metric):
     name = "delta_nll"
 
     def positions(self, prompt: TokenPrompt) -> Sequence[int]:
-        """Return the positions whose next token belongs to the target."""
         return range(prompt.n_text - 1, len(prompt.ids)) if prompt.target_ids else ()
 
     def per_token(self, tokens: TokenLogits) -> Tensor:
-        """Return clean minus intervened log-probability of the target's token."""
         clean = tokens.clean_logit(tokens.labels) - tokens.clean_lse
         return clean - (tokens.logit(tokens.labels) - tokens.lse)
 
     def weight(self, prompt: TokenPrompt) -> float:
-        """Return one over the target's bytes."""
         return 1.0 / max(1, len((prompt.prompt.target or "").encode()))
 
 
@@ -166,34 +142,24 @@ class Top1Changed(Metric):
     name = "top1_changed"
 
     def positions(self, prompt: TokenPrompt) -> Sequence[int]:
-        """Return the readout position."""
         return (prompt.readout,)
 
     def per_token(self, tokens: TokenLogits) -> Tensor:
-        """Return whether the maximum moved."""
         return (tokens.logits.argmax(-1) != tokens.clean.argmax(-1)).float()
 
 
 class LogitDifference(Metric):
-    """Target's minus foil's logit at the readout position, intervened; minus the clean one if ``change``.
+    """Target's minus foil's logit at the readout position, intervened; minus the clean one if ``change``."""
 
-    Parameters
-    ----------
-    change : bool
-        Return the change against the clean run.
-    """
+    name = "logit_diff"
 
     def __init__(self, change: bool = True) -> None:
         self.change = change
 
-    name = "logit_diff"
-
     def positions(self, prompt: TokenPrompt) -> Sequence[int]:
-        """Return the readout position of a prompt with a foil."""
         return (prompt.readout,) if prompt.foil_answer is not None else ()
 
     def per_token(self, tokens: TokenLogits) -> Tensor:
-        """Return the difference."""
         after = tokens.logit(tokens.answer) - tokens.logit(tokens.foil)
         if not self.change:
             return after

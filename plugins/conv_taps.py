@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas import HookedModel
-    from xatlas.interventions import Condition, Place
+    from xatlas.interventions import Condition, Target
 
 #: Taps of the usual kernel.
 TAPS = 3
@@ -43,11 +43,10 @@ class WithoutTap(Change):
     tap: Tensor = field(compare=False)
     out: Tensor = field(compare=False)
     back: int
-    needs_sweep = True
 
-    def __call__(self, value: Tensor, place: Place) -> Tensor:
+    def __call__(self, value: Tensor, target: Target) -> Tensor:
         """Return the output without what the tap adds."""
-        gate, carrier, signal = (place.scene.clean(site) for site in self.looks_at(place.site))
+        gate, carrier, signal = (target.context.clean(site) for site in self.reads_sites(target.site))
         product = gate * signal  # (prompt, pos, d_model)
         seen = product.new_zeros(product.shape)
         length = product.shape[1]
@@ -55,7 +54,7 @@ class WithoutTap(Change):
             seen[:, self.back :] = product[:, : length - self.back]
         return value - (carrier * self.tap * seen) @ self.out.T
 
-    def looks_at(self, site: Site) -> tuple[Site, ...]:
+    def reads_sites(self, site: Site) -> tuple[Site, ...]:
         """Return the sites of the factors."""
         return tuple(Site(site.layer, kind) for kind in _FACTORS)
 

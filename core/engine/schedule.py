@@ -1,11 +1,11 @@
-"""How a sweep is cut into pieces that fit its budget, and what it refuses before it begins."""
+"""What a sweep refuses before it begins, what fits its memory, and under which keys it keeps what is finished."""
 
 from __future__ import annotations
 
 import io
 import logging
 import pickle
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -13,116 +13,69 @@ from weakref import WeakKeyDictionary
 import torch
 
 from xatlas.contracts.adapter import Chunk, Heads, Site
-from xatlas.engine.walk import nested, sites_seen
+from xatlas.engine.walk import nested, sites_read
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
-from xatlas.interventions import Condition, Intervention, means_needed
-from xatlas.prompts.reader import TokenPrompt, buckets
+from xatlas.interventions import Condition, means_needed
+from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from torch import Tensor
 
-    from xatlas.engine.walk import BucketScene
-    from xatlas.metrics import Metric
     from xatlas.model import HookedModel
 
-
-@dataclass
-class Budget:
-    """How much memory a sweep may take besides the weights.
-
-    Parameters
-    ----------
-    stream_bytes : int
-        For recorded streams, for other values that the clean run keeps, and for perturbed streams, each.
-    logit_bytes : int
-        For one tensor of logits.
-    tile_tokens : int
-        Tokens that go through a layer at a time.
-    """
-
-    stream_bytes: int = 192 << 20
-    logit_bytes: int = 48 << 20
-    tile_tokens: int = 2048
-
-    @classmethod
-    def for_device(cls, device: torch.device) -> Budget:
-        """Return a budget that suits the device: fixed on CPU, a share of the free memory on CUDA."""
-        if device.type != "cuda":
-            return cls()
-        from torch.cuda import mem_get_info
-
-        free, _ = mem_get_info(device)
-        return cls(stream_bytes=int(free * 0.2), logit_bytes=int(free * 0.04), tile_tokens=1 << 16)
-
-    def halved(self) -> Budget:
-        """Return half of everything.
-
-        Raises
-        ------
-        XatlasError
-            Nothing is left to halve.
-        """
-        if self.tile_tokens < 64:
-            raise XatlasError("not enough memory for a single prompt: use shorter prompts or a smaller model.")
-        return Budget(self.stream_bytes // 2, self.logit_bytes // 2, self.tile_tokens // 2)
-
+#: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
+Runs = Mapping[str, Sequence[tuple[int, ...] | None]]
 
 log = logging.getLogger("xatlas")
 
 #: Hugging Face model → what its weights looked like, and their checksum.
 _CHECKSUMS: WeakKeyDictionary[Any, tuple[list[Any], str]] = WeakKeyDictionary()
 
-#: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
-Runs = Mapping[str, Sequence[tuple[int, ...] | None]]
 
+@dataclass
+class Budget:
+    """How much memory a sweep may take besides the weights."""
 
-def at_last(part: Intervention) -> bool:
-    """Whether an intervention, and all that it looks at, is at the readout position alone.
+    stream_bytes: int = 192 << 20  # for recorded streams, other values of the clean run, and perturbed streams, each
+    logit_bytes: int = 48 << 20  # for one tensor of logits
+    tile_tokens: int = 2048  # tokens that go through a layer at a time
 
-    What a change sees of further sites may be of any position, so such a change is not.
-    """
-    alone = part.positions == "last" and not part.change.looks_at(part.site)
-    return alone and all(at_last(inner) for inner in part.change.reads())
+    @classmethod
+    def for_device(cls, device: torch.device) -> Budget:
+        """Return a budget that suits the device: fixed on CPU, a share of the free memory on CUDA."""
+        if device.type != "cuda":
+            return cls()
+        free, _ = torch.cuda.mem_get_info(device)
+        return cls(stream_bytes=int(free * 0.2), logit_bytes=int(free * 0.04), tile_tokens=1 << 16)
 
+    def halved(self) -> Budget:
+        """Return half of everything; raises where nothing is left to halve."""
+        if self.tile_tokens < 64:
+            raise XatlasError("not enough memory for a single prompt: use shorter prompts or a smaller model.")
+        return Budget(self.stream_bytes // 2, self.logit_bytes // 2, self.tile_tokens // 2)
 
-def most_prompts(model: HookedModel, length: int, n_runs: int, budget: Budget) -> int:
-    """Return how many prompts of this length a bucket may hold."""
-    row = (model.n_layers + 1) * length * model.d_model * 4 * (1 + n_runs)
-    return max(1, min(budget.tile_tokens // length, budget.stream_bytes // row))
-
-
-def prompt_groups(
-    model: HookedModel, prompts: Sequence[TokenPrompt], runs: Runs, budget: Budget
-) -> Iterator[np.ndarray]:
-    """Yield the indices of prompts of equal length, as many as a bucket may hold."""
-    lengths = [len(prompt.ids) for prompt in prompts]
-    most = {length: most_prompts(model, length, len(runs), budget) for length in set(lengths)}
-    yield from buckets(lengths, most)
+    def most_prompts(self, model: HookedModel, length: int, n_runs: int) -> int:
+        """Return how many prompts of this length a bucket may hold."""
+        row = (model.n_layers + 1) * length * model.d_model * 4 * (1 + n_runs)
+        return max(1, min(self.tile_tokens // length, self.stream_bytes // row))
 
 
 def kept_sites(model: HookedModel, conditions: Sequence[Condition], tokens: int, budget: Budget) -> list[Site]:
     """Return the sites whose values the clean run keeps, so that no layer is called again to see them.
 
-    All that the conditions may look at, or none where they would not fit the budget.
+    All that the conditions may read, or none where they would not fit the budget.
     """
-    sites = sites_seen(conditions)
-    total = 0
-    for site in sites:
-        width = _kept_width(model, site)
-        if width is None:
-            return []
-        total += width * tokens * 4
-    return sites if total <= budget.stream_bytes else []
+    sites = sites_read(conditions)
+    widths = [_kept_width(model, site) for site in sites]
+    return sites if sum(widths) * tokens * 4 <= budget.stream_bytes else []
 
 
-def _kept_width(model: HookedModel, site: Site) -> int | None:
-    """Return how many numbers per token it takes to keep a site's value; None where that can't be told."""
+def _kept_width(model: HookedModel, site: Site) -> float:
+    """Return how many numbers per token it takes to keep a site's value; infinite where that is unknown."""
     if site.kind in READ_ONLY or site.kind not in SITE_KINDS:
-        return None
+        return float("inf")
     if site.kind in ("resid_pre", "resid_post"):
         return 0  # what enters and leaves a layer is recorded anyway
     view = model.point(site).view
@@ -131,15 +84,32 @@ def _kept_width(model: HookedModel, site: Site) -> int | None:
     return model.d_model * (view.count if isinstance(view, Chunk) else 1)  # a part keeps the whole
 
 
-def condition_groups(
-    model: HookedModel, scene: BucketScene, conditions: Sequence[Condition], budget: Budget
-) -> Iterator[list[int]]:
-    """Split conditions into walks, by the layer where each begins."""
-    block = len(scene.prompts) * scene.length * model.d_model * 4
-    most = max(1, budget.stream_bytes // block)
-    order = sorted(range(len(conditions)), key=lambda i: min(part.site.layer for part in conditions[i]))
-    for start in range(0, len(order), most):
-        yield order[start : start + most]
+def check_sweep(
+    model: HookedModel,
+    prompts: Sequence[TokenPrompt],
+    conditions: Sequence[Condition],
+    runs: Runs,
+    means: Mapping[Site, Tensor],
+) -> None:
+    """Refuse, before anything is run, what would fail later."""
+    for condition in conditions:
+        if not condition:
+            raise XatlasError("a condition needs at least one intervention.")
+        for part in condition:
+            for each in (part, *nested(part)):
+                model.check(each)
+            for name in part.change.runs() - set(runs):
+                raise XatlasError(f"the sweep was not given the run '{name}' that a change at {part.site} needs.")
+    for site in sites_read(conditions):
+        model.point(site)
+    for site in means_needed(conditions) - set(means):
+        raise XatlasError(f"no reference mean was given for {site}.")
+    for name, run in runs.items():
+        for prompt, tokens in zip(prompts, run, strict=True):
+            if tokens is not None and len(tokens) != len(prompt.ids):
+                raise XatlasError(
+                    f"run '{name}' of prompt '{prompt.prompt.id}' has {len(tokens)} tokens, not {len(prompt.ids)}."
+                )
 
 
 class _Canonical(pickle.Pickler):
@@ -155,14 +125,14 @@ class _Canonical(pickle.Pickler):
         self.tensors: dict[int, tuple[Tensor, str]] = {}  # the tensor too, so that its id is not given away again
 
     def persistent_id(self, thing: Any) -> str | None:
-        """Return how something is told by its content that pickle tells by layout, order or not at all."""
+        """Return the content of what pickle writes by layout, by order or not at all."""
         if id(thing) in self.known:
             return "the model"
         if isinstance(thing, torch.Tensor):
             if id(thing) not in self.tensors:
                 raw = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                told = f"{thing.dtype} {tuple(thing.shape)} {sha256(raw.data)}"
-                self.tensors[id(thing)] = thing, told
+                content = f"{thing.dtype} {tuple(thing.shape)} {sha256(raw.data)}"
+                self.tensors[id(thing)] = thing, content
             return self.tensors[id(thing)][1]
         if isinstance(thing, set | frozenset):
             return f"{type(thing).__name__} {sorted(canonical_digest(each, self.known.values()) for each in thing)}"
@@ -170,7 +140,7 @@ class _Canonical(pickle.Pickler):
 
 
 def canonical_digest(thing: Any, known: Collection[object] = ()) -> str:
-    """Return a hex digest of what something holds; raises where that can't be told. ``known`` need not be told."""
+    """Return a hex digest of what something holds, apart from ``known`` objects; raises where that is impossible."""
     file = io.BytesIO()
     _Canonical(file, known).dump(thing)
     return sha256(file.getvalue())
@@ -179,7 +149,7 @@ def canonical_digest(thing: Any, known: Collection[object] = ()) -> str:
 def _weights(model: HookedModel) -> str:
     """Return the weights' checksum; taken once for many sweeps, as long as nothing has written to them.
 
-    Writes raise a tensor's version, but those through ``.data`` don't: the sums tell of them.
+    Writes raise a tensor's version, but those through ``.data`` don't: they change the sums.
     """
     tensors = model.model.state_dict().values()
     stamp = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.shape) for t in tensors]
@@ -190,62 +160,16 @@ def _weights(model: HookedModel) -> str:
     return known[1]
 
 
-def checkpoint_keys(
-    model: HookedModel,
-    label: str,
-    groups: Sequence[np.ndarray],
-    prompts: Sequence[TokenPrompt],
-    runs: Runs,
-    settings: tuple[Sequence[Condition], Sequence[Metric], Mapping[Site, Tensor], int],
-) -> list[str] | None:
+def checkpoint_keys(model: HookedModel, label: str, whole: Any, parts: Sequence[Any]) -> list[str] | None:
     """Return under what each finished bucket is kept: a digest of all that its numbers depend on.
 
-    None where a change or a metric can't be told from others by what it holds: then nothing is kept.
+    ``whole`` is what the sweep holds besides the model, ``parts`` what each bucket does. None where a change or a
+    metric can't be distinguished from others by its fields: then nothing is kept.
     """
     known = (model, model.model, model.adapter)
-    conditions, metrics, means, seed = settings
     try:
-        whole = canonical_digest([label, conditions, metrics, sorted(means.items()), seed], known)
-        whole += f"{model.dtype} {_weights(model)}"
-        parts = [
-            [[prompts[i] for i in group], [(name, [run[i] for i in group]) for name, run in sorted(runs.items())]]
-            for group in groups
-        ]
-        return [canonical_digest([whole, part]) for part in parts]
+        common = f"{canonical_digest([label, whole], known)} {model.dtype} {_weights(model)}"
+        return [canonical_digest([common, part]) for part in parts]
     except Exception as error:
         log.warning("sweep '%s' can't be resumed: what it does can't be told by its fields (%s)", label, error)
         return None
-
-
-def check_sweep(
-    model: HookedModel,
-    prompts: Sequence[TokenPrompt],
-    conditions: Sequence[Condition],
-    runs: Runs,
-    means: Mapping[Site, Tensor],
-) -> None:
-    """Refuse, before anything is run, what would fail later.
-
-    Raises
-    ------
-    XatlasError
-        A site or head does not exist, a mean or run is missing, or a run has another length than its prompt.
-    """
-    for condition in conditions:
-        if not condition:
-            raise XatlasError("a condition needs at least one intervention.")
-        for part in condition:
-            for each in (part, *nested(part)):
-                model.check(each)
-            for name in part.change.runs() - set(runs):
-                raise XatlasError(f"the sweep was not given the run '{name}' that a change at {part.site} needs.")
-    for site in sites_seen(conditions):
-        model.point(site)
-    for site in means_needed(conditions) - set(means):
-        raise XatlasError(f"no reference mean was given for {site}.")
-    for name, run in runs.items():
-        for prompt, tokens in zip(prompts, run, strict=True):
-            if tokens is not None and len(tokens) != len(prompt.ids):
-                raise XatlasError(
-                    f"run '{name}' of prompt '{prompt.prompt.id}' has {len(tokens)} tokens, not {len(prompt.ids)}."
-                )

@@ -1,108 +1,192 @@
-"""One walk over the layers, for many conditions at once."""
+"""One walk over the layers, for many conditions at once; or over the last position alone, on the clean run's cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from xatlas.contracts.adapter import Site
-from xatlas.engine.last_position import Past, StepCache
 from xatlas.errors import XatlasError
-from xatlas.interventions import Condition, Intervention, edit
+from xatlas.interventions import Condition, Intervention, InterventionContext, edit
 from xatlas.model.hold import is_held
-from xatlas.model.hooks import Editor, Hook, attached, keeper
+from xatlas.model.hooks import CleanRun, Editor, Hook, attached, capture_hook, recording
+from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xatlas.interventions import Condition, Intervention
     from xatlas.model import HookedModel
-    from xatlas.model.hooks import CleanRun
-    from xatlas.prompts.reader import TokenPrompt
 
 
-class BucketScene:
-    """The scene of one bucket: prompts of equal length, and the other runs that changes look at.
+def nested(intervention: Intervention) -> list[Intervention]:
+    """Return all interventions that a change reads, however deep."""
+    return [each for inner in intervention.change.reads() for each in (inner, *nested(inner))]
+
+
+def sites_read(conditions: Iterable[Condition]) -> list[Site]:
+    """Return the sites whose clean values the changes of a sweep may read, their own included, in order."""
+    found: set[Site] = set()
+    for condition in conditions:
+        for intervention in condition:
+            for part in (intervention, *nested(intervention)):
+                found |= {part.site, Site(part.site.layer, "resid_post"), *part.change.reads_sites(part.site)}
+    return sorted(found)
+
+
+def needed_positions(model: HookedModel, read: int) -> list[int | None]:
+    """Return how many of each layer's last input positions decide the last ``read`` outputs; None for all.
+
+    By causality, what stands before them is of no use to what is read: a convolution at the end needs a few
+    positions, and only attention needs them all.
+    """
+    needed: int | None = read
+    found: list[int | None] = []
+    for layer in reversed(range(model.n_layers)):
+        field = model.adapter.receptive_field(layer)
+        needed = None if field is None or needed is None else needed + field - 1
+        found.append(needed)
+    return found[::-1]
+
+
+# -- the last position alone: everything before it is as in the clean run, by causality ---------------------------
+
+
+def is_last_position(part: Intervention) -> bool:
+    """Whether an intervention, and all that it reads, is at the readout alone; further sites may be read anywhere."""
+    alone = part.positions == "last" and not part.change.reads_sites(part.site)
+    return alone and all(is_last_position(inner) for inner in part.change.reads())
+
+
+def supports_last_position(model: HookedModel, length: int) -> bool:
+    """Whether one position can be run on its own: others stand before it, and Hugging Face's cache can count them."""
+    if is_held(model):  # what is held at the newest token would be held at those before it
+        return False
+    return length > 1 and model.adapter.cache_argument is not None and "attention" in model.operator_types
+
+
+@dataclass(frozen=True)
+class CleanCache:
+    """Clean keys and values ``(prompt, n_kv_heads, pos, d_head)`` and conv states ``(prompt, d_model, kernel)``."""
+
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    conv: dict[int, Tensor]
+    length: int  # positions before the last
+
+
+@dataclass(frozen=True)
+class ReadOnlyCache:
+    """What a layer takes as its cache for one position: it reads the clean cache and stores nothing."""
+
+    clean: CleanCache
+    prompts: int  # how many of its rows are used, the first ones
+    copies: int  # blocks of prompts that go through the layer together
+    layer_idx: int = -1
+    record_past = False
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        return tensor[: self.prompts].repeat(self.copies, *[1] * (tensor.dim() - 1))
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return the clean keys and values with this position's behind them."""
+        keys, values = self.clean.keys[layer_idx], self.clean.values[layer_idx]
+        return torch.cat([self._rows(keys), key], dim=-2), torch.cat([self._rows(values), value], dim=-2)
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor:
+        """Return a copy of the conv state: the layer updates it in place."""
+        return self._rows(self.clean.conv[layer_idx])
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        """Return that nothing is kept for going back."""
+        return False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many positions went before."""
+        return self.clean.length
+
+    # Earlier releases of transformers ask for has_previous_state, layers[i].conv_states[0] and layers[i].record_past.
+
+    def has_previous_state(self, layer_idx: int) -> bool:
+        """Return that there is a conv state."""
+        return True
+
+    @property
+    def layers(self) -> ReadOnlyCache:
+        """The cache itself, of which each layer's is a part."""
+        return self
+
+    def __getitem__(self, layer_idx: int) -> ReadOnlyCache:
+        return replace(self, layer_idx=layer_idx)
+
+    @property
+    def conv_states(self) -> list[Tensor]:
+        """The layer's conv state, as the only one."""
+        return [self.get_conv_state(self.layer_idx)]
+
+
+@torch.inference_mode()
+def record_last_position(model: HookedModel, ids: Tensor, sites: Sequence[Site] = ()) -> tuple[CleanRun, CleanCache]:
+    """Run ``ids`` ``(prompt, pos)``; return the last position's pass, its values at ``sites`` kept, and the cache."""
+    cache = model.model.base_model(input_ids=ids[:, :-1], use_cache=True).past_key_values
+    clean = CleanCache({}, {}, {}, ids.shape[1] - 1)
+    for layer, kept in enumerate(cache.layers):
+        if model.operator_types[layer] == "attention":
+            if getattr(kept, "sliding_window", None) == 1:  # of a window of 1, Hugging Face's cache keeps all
+                kept.keys, kept.values = kept.keys[..., :0, :], kept.values[..., :0, :]
+            clean.keys[layer], clean.values[layer] = kept.keys, kept.values
+        else:
+            clean.conv[layer] = kept.conv_states[0].clone()
+    with recording(model, ids.shape[0], sites) as record:
+        model.model.base_model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+    return record(), clean
+
+
+# -- all positions ------------------------------------------------------------------------------------------------
+
+
+class BucketContext(InterventionContext):
+    """The context of one bucket: prompts of equal length, and the other runs that changes read.
 
     Values that the clean run didn't keep are captured when the first change at their layer asks for them, by one
     more call of the clean layer, and forgotten when the walk goes on: never more than one layer's are held.
-
-    Parameters
-    ----------
-    model : HookedModel
-        The model.
-    prompts : sequence of TokenPrompt
-        The bucket's rows.
-    clean : CleanRun
-        The recorded pass; its first rows are the prompts, the others belong to other runs.
-    rows : mapping of str to Tensor
-        Other run → the recorded row that stands in for each prompt ``(prompt,)``.
-    means : mapping of Site to Tensor
-        Reference means ``(2, ...)``, on the model's device.
-    seed : int
-        Seed of random directions.
-    past : Past, optional
-        Given where only the last position of every prompt is run.
     """
 
     def __init__(
         self,
         model: HookedModel,
         prompts: Sequence[TokenPrompt],
-        clean: CleanRun,
-        rows: Mapping[str, Tensor],
+        clean: CleanRun,  # its first rows are the prompts, the others belong to other runs
+        rows: Mapping[str, Tensor],  # other run → the recorded row that stands in for each prompt (prompt,)
+        conditions: Sequence[Condition],
         means: Mapping[Site, Tensor],
         seed: int,
-        past: Past | None = None,
+        cache: CleanCache | None = None,  # where only the last position of every prompt is run
     ) -> None:
+        super().__init__(means, seed)
         self.model = model
         self.prompts = prompts
         self.recorded = clean
         self.rows = rows
-        self.means = means
-        self.seed = seed
-        self.past = past
-        self._layer = -1
-        self._values: dict[Site, Tensor] = {}
+        self.cache = cache
+        self.length = clean.final.shape[1]  # positions that are run in every prompt
+        self.offset = len(prompts[0].ids) - self.length  # positions before the first that is run
+        # the record has all that is read or none of it: each layer is then captured once
+        self._read = [] if clean.values else sites_read(conditions)
+        self._values: dict[Site, Tensor] = {}  # of one layer
         self._masks: dict[str, Tensor | None] = {"all": None}
-        self._kinds: dict[int, tuple[str, ...]] = {}
-
-    @property
-    def length(self) -> int:
-        """Positions that are run in every prompt."""
-        return self.recorded.final.shape[1]
-
-    @property
-    def offset(self) -> int:
-        """Positions before the first that is run."""
-        return len(self.prompts[0].ids) - self.length
-
-    def expect(self, conditions: Sequence[Condition]) -> None:
-        """Learn which kinds the changes of a walk look at, so that each layer is captured once."""
-        kinds: dict[int, set[str]] = {}
-        for site in [] if self.recorded.values else sites_seen(conditions):  # the record has all of them or none
-            kinds.setdefault(site.layer, set()).add(site.kind)
-        self._kinds = {layer: tuple(sorted(found)) for layer, found in kinds.items()}
-        self._layer = -1
 
     def clean_input(self, layer: int) -> Tensor:
         """Return the stream entering a layer in the clean run ``(prompt, pos, d_model)``."""
         return self.recorded.inputs[layer][: len(self.prompts)]
 
-    def run_layer(self, layer: int, hidden: Tensor, prompts: int | None = None) -> Tensor:
-        """Call a layer on blocks of prompts ``(block * prompt, pos, d_model)``."""
-        prompts = prompts or len(self.prompts)
-        cache = None if self.past is None else StepCache(self.past, prompts, hidden.shape[0] // prompts)
+    def run_layer(self, layer: int, hidden: Tensor, prompts: int) -> Tensor:
+        """Call a layer on blocks of ``prompts`` rows ``(block * prompt, pos, d_model)``."""
+        cache = None if self.cache is None else ReadOnlyCache(self.cache, prompts, hidden.shape[0] // prompts)
         return self.model.run_layer(layer, hidden, self.recorded.calls[layer], cache)
-
-    def first(self) -> Tensor:
-        """Return which tokens are at position 0 ``(prompt, pos)``."""
-        mask = self.mask("first")
-        assert mask is not None
-        return mask
 
     def mask(self, positions: str) -> Tensor | None:
         """Return which tokens belong to a position class ``(prompt, pos)``; None stands for all."""
@@ -113,16 +197,10 @@ class BucketScene:
             self._masks[positions] = mask[:, self.offset :].to(self.model.device)
         return self._masks[positions]
 
-    def mean(self, site: Site) -> Tensor:
-        """Return the reference means ``(2, ...)``."""
-        if site not in self.means:
-            raise XatlasError(f"no reference mean was computed for {site}: pass means that hold it to the sweep.")
-        return self.means[site]
-
     def source(self, site: Site, name: str) -> Tensor:
         """Return a site's values in another run ``(prompt, pos, ...)``."""
         if name not in self.rows:
-            raise XatlasError(f"the sweep was not given the run '{name}' that a change looks at.")
+            raise XatlasError(f"the sweep was not given the run '{name}' that a change reads.")
         return self._captured(site)[self.rows[name]]
 
     def clean(self, site: Site) -> Tensor:
@@ -132,37 +210,14 @@ class BucketScene:
     def _captured(self, site: Site) -> Tensor:
         if site in self.recorded.values:
             return self.recorded.values[site]
-        if site.layer != self._layer:
-            self._values = {}
-            self._layer = site.layer
         if site not in self._values:
-            kinds = {*self._kinds.get(site.layer, ()), site.kind}
-            self._capture_layer(site.layer, [Site(site.layer, kind) for kind in sorted(kinds)])
+            if any(other.layer != site.layer for other in self._values):
+                self._values = {}
+            wanted = {site, *(other for other in self._read if other.layer == site.layer)} - set(self._values)
+            with attached([self.model.hook(each, capture_hook(self._values, each)) for each in sorted(wanted)]):
+                hidden = self.recorded.inputs[site.layer]
+                self.run_layer(site.layer, hidden, hidden.shape[0])
         return self._values[site]
-
-    def _capture_layer(self, layer: int, sites: Sequence[Site]) -> None:
-        with attached([self.model.hook(site, keeper(self._values, site)) for site in sites]):
-            hidden = self.recorded.inputs[layer]
-            self.run_layer(layer, hidden, prompts=hidden.shape[0])
-
-
-def sites_seen(conditions: Iterable[Condition]) -> list[Site]:
-    """Return the sites whose clean values the changes of a sweep may look at, their own included, in order."""
-    found: set[Site] = set()
-    for condition in conditions:
-        for intervention in condition:
-            for needed in (intervention, *nested(intervention)):
-                found |= {needed.site, *needed.change.looks_at(needed.site)}
-                found.add(Site(needed.site.layer, "resid_post"))
-    return sorted(found)
-
-
-def nested(intervention: Intervention) -> list[Intervention]:
-    """Return all interventions that a change looks at, however deep."""
-    found: list[Intervention] = []
-    for inner in intervention.change.reads():
-        found += [inner, *nested(inner)]
-    return found
 
 
 class Walk:
@@ -170,56 +225,39 @@ class Walk:
 
     Each condition is a block of rows, one per prompt. It joins at the layer of its first intervention, from
     the clean stream recorded there; no layer before it is recomputed. Blocks travel together, so that a
-    layer's weights are read once for as many rows as fit a tile.
-
-    Parameters
-    ----------
-    model : HookedModel
-        The model.
-    scene : BucketScene
-        The bucket.
-    conditions : sequence of Condition
-        What is measured; each has at least one intervention.
-    tile_tokens : int
-        Tokens that go through a layer at a time.
-    tails : sequence of int or None
-        How many of each layer's last input positions are wanted, see :func:`tails`; None for all.
+    layer's weights are read once for as many rows as fit a tile of ``tile_tokens``. ``needed`` says how many of each
+    layer's last input positions are wanted, see :func:`needed_positions`.
     """
 
     def __init__(
         self,
-        model: HookedModel,
-        scene: BucketScene,
+        context: BucketContext,
         conditions: Sequence[Condition],
         tile_tokens: int,
-        tails: Sequence[int | None],
+        needed: Sequence[int | None],
     ) -> None:
-        self.model = model
-        self.scene = scene
+        self.model = context.model
+        self.context = context
         self.conditions = conditions
-        self.prompts = len(scene.prompts)
-        self.tile = max(1, tile_tokens // (self.prompts * scene.length))
-        self.tails = tails
-        self.ends = [max(part.site.layer for part in condition) for condition in conditions]
+        self.needed = needed
+        self.prompts = len(context.prompts)
+        self.tile = max(1, tile_tokens // (self.prompts * context.length))
         self.starts = [min(part.site.layer for part in condition) for condition in conditions]
-        self.touched = torch.zeros(len(conditions), self.prompts, dtype=torch.bool, device=model.device)
+        self.ends = [max(part.site.layer for part in condition) for condition in conditions]
+        #: Where any intervention changed anything at all ``(condition, prompt)``: elsewhere all is exactly as clean.
+        self.touched = torch.zeros(len(conditions), self.prompts, dtype=torch.bool, device=self.model.device)
         self.streams: dict[int, Tensor] = {}
-        self.held = is_held(model)
+        self.held = is_held(self.model)
 
-    def run(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield each condition's index and final stream ``(prompt, pos, d_model)``, of which the end may be all.
-
-        ``touched (condition, prompt)`` then says where any intervention changed anything at all: where none
-        did, the result is the clean one, exactly.
-        """
-        self.scene.expect(self.conditions)
+    def run(self) -> Iterator[Tensor]:
+        """Yield each condition's final stream ``(prompt, pos, d_model)``, or the end of it that is needed."""
         for layer in range(min(self.starts), self.model.n_layers):
             self._layer(layer)
-        yield from sorted(self.streams.items())
+        yield from (self.streams[index] for index in range(len(self.conditions)))
 
     def _layer(self, layer: int) -> None:
-        plain: list[int] = []
         edited: list[int] = []
+        plain: list[int] = []
         short: list[int] = []  # nothing is done to them any more, and their last positions are enough
         here: dict[int, list[Intervention]] = {}
         for index, condition in enumerate(self.conditions):
@@ -227,17 +265,16 @@ class Walk:
                 continue
             here[index] = [part for part in condition if part.site.layer == layer]
             if self.starts[index] == layer and self._is_written(here[index]):
-                continue
-            ended = self.ends[index] < layer and self.tails[layer] is not None
-            (edited if here[index] else short if ended else plain).append(index)
-        # Written conditions need the clean values of this layer, the others must not see them half-built.
-        for index, parts in here.items():
-            if self.starts[index] == layer and index not in edited:
-                self.streams[index] = self._write(index, parts)
+                self.streams[index] = self._write(index, here[index])
+            elif here[index]:
+                edited.append(index)
+            else:
+                ended = self.ends[index] < layer and self.needed[layer] is not None
+                (short if ended else plain).append(index)
         for indices in _tiles(edited + plain, self.tile):
-            self._edited(layer, indices, here)
+            self._advance(layer, indices, here)
         for indices in _tiles(short, self.tile):
-            self._advance(layer, indices, self.tails[layer])
+            self._advance(layer, indices, here, self.needed[layer])
 
     def _is_written(self, parts: Sequence[Intervention]) -> bool:
         """Whether the layer's output follows from clean values by addition alone.
@@ -256,75 +293,52 @@ class Walk:
 
     def _write(self, index: int, parts: Sequence[Intervention]) -> Tensor:
         """Add the changes to the clean output of the layer."""
-        stream = self.scene.clean(Site(parts[0].site.layer, "resid_post"))
+        stream = self.context.clean(Site(parts[0].site.layer, "resid_post"))
         for part in sorted(parts, key=lambda part: part.site.kind == "resid_post"):
-            if part.site.kind == "resid_post":
-                new = edit(part, stream, self.scene)
-                self._touch(index, stream, new)
-                stream = new
-            else:
-                clean = self.scene.clean(part.site)
-                new = edit(part, clean, self.scene)
-                self._touch(index, clean, new)
-                stream = stream + (new - clean)
+            whole = part.site.kind == "resid_post"
+            before = stream if whole else self.context.clean(part.site)
+            after = self._edit(index, part, before)
+            stream = after if whole else stream + (after - before)
         return stream
 
-    def _advance(self, layer: int, indices: Sequence[int], tail: int | None = None) -> None:
-        """Take blocks, or their last positions alone, through the layer."""
-        blocks = [self.streams[index] if index in self.streams else self.scene.clean_input(layer) for index in indices]
-        if tail is not None:
-            blocks = [block[:, -tail:] for block in blocks]
-        hidden = torch.cat(blocks) if len(blocks) > 1 else blocks[0]
-        output = self.scene.run_layer(layer, hidden)
-        for index, block in zip(indices, torch.split(output, self.prompts), strict=True):
-            self.streams[index] = block
+    def _edit(self, index: int, part: Intervention, before: Tensor) -> Tensor:
+        """Return a condition's value after one of its interventions, and note which prompts it changed."""
+        after = edit(part, before, self.context)
+        self.touched[index] |= (before != after).flatten(1).any(1)
+        return after
 
-    def _edited(self, layer: int, indices: Sequence[int], here: dict[int, list[Intervention]]) -> None:
-        """Take blocks through the layer under hooks, each block edited by its own interventions, if any."""
+    def _advance(
+        self, layer: int, indices: Sequence[int], here: Mapping[int, Sequence[Intervention]], last: int | None = None
+    ) -> None:
+        """Take blocks, or their last positions alone, through the layer, each edited by its own interventions."""
         by_site: dict[Site, list[tuple[int, Intervention]]] = {}
         for block, index in enumerate(indices):
             for part in here[index]:
                 by_site.setdefault(part.site, []).append((block, part))
         # Captured before the hooks are in place: capturing calls the same layer.
         for site in by_site:
-            self.scene.clean(site)
-        pairs: list[Hook] = []
+            self.context.clean(site)
+        hooks: list[Hook] = []
         # Two edits may hook one module, where they run in the order of their hooks.
-        for site, edits in sorted(by_site.items(), key=lambda item: forward_order(item[0].kind)):
-            pairs += self.model.edit_hooks(site, self._editor(edits, indices))
-        with attached(pairs):
-            self._advance(layer, indices)
+        for site in sorted(by_site, key=lambda site: forward_order(site.kind)):
+            hooks += self.model.edit_hooks(site, self._editor(by_site[site], indices))
+        clean = self.context.clean_input(layer)
+        blocks = [self.streams.get(index, clean) for index in indices]
+        if last is not None:
+            blocks = [block[:, -last:] for block in blocks]
+        with attached(hooks):
+            output = self.context.run_layer(layer, torch.cat(blocks) if len(blocks) > 1 else blocks[0], self.prompts)
+        self.streams |= zip(indices, torch.split(output, self.prompts), strict=True)
 
     def _editor(self, edits: Sequence[tuple[int, Intervention]], indices: Sequence[int]) -> Editor:
         def change(value: Tensor) -> Tensor:
             result = value.clone()
             for block, part in edits:
                 rows = slice(block * self.prompts, (block + 1) * self.prompts)
-                before = result[rows]
-                new = edit(part, before, self.scene)
-                self._touch(indices[block], before, new)
-                result[rows] = new
+                result[rows] = self._edit(indices[block], part, result[rows])
             return result
 
         return change
-
-    def _touch(self, index: int, before: Tensor, after: Tensor) -> None:
-        self.touched[index] |= (before != after).flatten(1).any(1)
-
-
-def tails(model: HookedModel, read: int) -> list[int | None]:
-    """Return how many of each layer's last input positions decide the last ``read`` outputs; None for all.
-
-    By causality, what stands before them is of no use to what is read: a convolution at the end needs a few
-    positions, and only attention needs them all.
-    """
-    wanted: int | None = read
-    found: list[int | None] = []
-    for layer in reversed(range(model.n_layers)):
-        field = model.adapter.receptive_field(layer)
-        wanted = None if field is None or wanted is None else wanted + field - 1
-        found.append(wanted)
-    return found[::-1]
 
 
 def _tiles(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:

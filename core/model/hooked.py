@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
@@ -10,9 +11,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from xatlas.contracts.adapter import HookPoint, Site
+from xatlas.contracts.adapter import Adapter, HookPoint, Site
 from xatlas.errors import XatlasError, unknown
 from xatlas.files import sha256
+from xatlas.interventions import Intervention
 from xatlas.manager import adapters
 from xatlas.model.hold import holding
 from xatlas.model.hooks import (
@@ -22,31 +24,25 @@ from xatlas.model.hooks import (
     LayerCall,
     SiteFunction,
     attached,
+    capture_hook,
     exclusive,
-    keeper,
     rebuilding,
     recording,
 )
 from xatlas.model.proof import prove as prove_hook_points
 from xatlas.prompts.reader import Reader, TokenPrompt, TokenSuite
+from xatlas.suites import Prompt, Suite
 from xatlas.vocabulary import TEMPLATE_DATE, BosHabit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xatlas.contracts.adapter import Adapter, HeadLayout
-    from xatlas.interventions import Intervention
-    from xatlas.suites import Prompt, Suite
+#: Hugging Face model → its lock: two that hook one model share it.
+_LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def adapter_for(model: Any) -> Adapter:
-    """Return an adapter instance for a loaded model.
-
-    Raises
-    ------
-    XatlasError
-        No plugin brings an adapter for the model's class.
-    """
+    """Return an adapter instance for a loaded Hugging Face model, chosen by its class."""
     name = type(model).__name__
     known = adapters()
     if name not in known:
@@ -57,13 +53,7 @@ def adapter_for(model: Any) -> Adapter:
 def make_reader(
     model: Any, tokenizer: Any, bos: BosHabit, chat_template: bool, template_date: str = TEMPLATE_DATE
 ) -> Reader:
-    """Return the reader for a model: its context, vocabulary and beginning and end tokens are read here.
-
-    Raises
-    ------
-    XatlasError
-        As :class:`xatlas.prompts.reader.Reader`.
-    """
+    """Return the reader for a Hugging Face model: its context, vocabulary, beginning and end tokens."""
     config = model.config.get_text_config()
     configs = [source for source in (config, getattr(model, "generation_config", None)) if source is not None]
     ends: list[Any] = [getattr(source, "eos_token_id", None) for source in configs]
@@ -81,10 +71,6 @@ def make_reader(
         end_token=[token for given in ends for token in (given if isinstance(given, list) else [given])],
         vocabulary=vocabulary,
     )
-
-
-#: Hugging Face model → its lock: two that hook one model share it.
-_LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class HookedModel:
@@ -135,39 +121,28 @@ class HookedModel:
         self.slug = slug
         self.adapter = adapter or adapter_for(model)
         self.reader = None if tokenizer is None else make_reader(model, tokenizer, bos, chat_template, template_date)
-        self._points = [self.adapter.hook_points(layer) for layer in range(self.n_layers)]
+        self.n_layers = self.adapter.n_layers
+        self.d_model = self.adapter.d_model
+        layers = range(self.n_layers)
+        #: What mixes tokens in each layer, and its heads; None where it has none.
+        self.operator_types = [self.adapter.operator_type(layer) for layer in layers]
+        self.head_layouts = [self.adapter.head_layout(layer) for layer in layers]
+        self.points = [self.adapter.hook_points(layer) for layer in layers]
         #: Sites whose value the model's own forward writes over later, in place; None while that isn't known.
         self.overwritten: Collection[Site] | None = None
         if prove:
             prove_hook_points(self)
 
-    # -- facts ------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(self.operator_types).items())
+        what = f"{type(self.model).__name__}, {self.n_layers} layers ({kinds}) of width {self.d_model}"
+        return f"<HookedModel {self.slug}: {what}, {str(self.dtype).removeprefix('torch.')} on {self.device}>"
 
     @property
     def lock(self) -> RLock:
         """What a thread holds while it hooks or runs the model; it may be taken again by the thread that has it."""
         lock: RLock = _LOCKS.setdefault(self.model, RLock())
         return lock
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder layers."""
-        return self.adapter.n_layers
-
-    @property
-    def d_model(self) -> int:
-        """Width of the stream."""
-        return self.adapter.d_model
-
-    @property
-    def operator_types(self) -> list[str]:
-        """What mixes tokens in each layer."""
-        return [self.adapter.operator_type(layer) for layer in range(self.n_layers)]
-
-    @property
-    def head_layouts(self) -> list[HeadLayout | None]:
-        """Heads of each layer; None where it has none."""
-        return [self.adapter.head_layout(layer) for layer in range(self.n_layers)]
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +162,7 @@ class HookedModel:
 
     def has(self, site: Site) -> bool:
         """Whether the model has this site."""
-        return 0 <= site.layer < self.n_layers and site.kind in self._points[site.layer]
+        return 0 <= site.layer < self.n_layers and site.kind in self.points[site.layer]
 
     def point(self, site: Site) -> HookPoint:
         """Return the site's hook point.
@@ -199,79 +174,44 @@ class HookedModel:
         """
         if not 0 <= site.layer < self.n_layers:
             raise XatlasError(f"layer {site.layer} is out of range: the model has layers 0 to {self.n_layers - 1}.")
-        points = self._points[site.layer]
+        points = self.points[site.layer]
         if site.kind not in points:
             raise unknown(f"site kind in layer {site.layer} ({self.operator_types[site.layer]})", site.kind, points)
         return points[site.kind]
 
     def check(self, intervention: Intervention) -> None:
-        """Refuse an intervention at a place that the model doesn't have.
-
-        Raises
-        ------
-        XatlasError
-            As :meth:`point`; or a head is out of range.
-        """
+        """Refuse an intervention at a site or head that the model doesn't have."""
         self.point(intervention.site)
         layer = intervention.site.layer
-        layout = self.adapter.head_layout(layer) if intervention.site.kind == "heads" else None
-        if layout is None:
-            return
+        layout = self.head_layouts[layer] if intervention.site.kind == "heads" else None
         for head in intervention.heads or ():
-            if not 0 <= head < layout.n_heads:
+            if layout is not None and not 0 <= head < layout.n_heads:
                 raise XatlasError(f"head {head} is out of range: layer {layer} has heads 0 to {layout.n_heads - 1}.")
 
     def sites(self, kind: str) -> list[Site]:
         """Return the sites of one kind, layer by layer."""
-        return [Site(layer, kind) for layer in range(self.n_layers) if kind in self._points[layer]]
+        return [Site(layer, kind) for layer in range(self.n_layers) if kind in self.points[layer]]
 
     def lasting(self, site: Site, value: Tensor) -> Tensor:
         """Return a site's value such that it stays as it is: a copy where the forward writes over it later."""
         return value.clone() if self.overwritten is None or site in self.overwritten else value
 
     def hook(self, site: Site, function: SiteFunction) -> Hook:
-        """Return the arguments that :func:`xatlas.model.hooks.attach` needs for a site.
-
-        The value that the function is shown may be kept: see :meth:`lasting`.
-
-        Raises
-        ------
-        XatlasError
-            As :meth:`point`.
-        """
+        """Return what :func:`xatlas.model.hooks.attached` takes; the value that ``function`` is given may be kept."""
         point = self.point(site)
         return self.adapter.module(point.module), point, lambda value: function(self.lasting(site, value))
 
     def edit_hooks(self, site: Site, editor: Editor) -> list[Hook]:
-        """Return the hooks that replace a site's value by ``editor(value)``; an indirect site needs two.
-
-        Raises
-        ------
-        XatlasError
-            As :meth:`point`.
-        """
+        """Return the hooks that replace a site's value by ``editor(value)``; an indirect site needs two."""
         point = self.point(site)
         if point.edit_as is None:
             return [self.hook(site, editor)]
         enter, rebuild = rebuilding(editor)
-        return [
-            self.hook(Site(site.layer, "resid_pre"), enter),
-            self.hook(Site(site.layer, point.edit_as), rebuild),
-        ]
+        return [self.hook(Site(site.layer, "resid_pre"), enter), self.hook(Site(site.layer, point.edit_as), rebuild)]
 
     @exclusive
     def read(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
-        """Tokenise a suite the way this model reads it; see :class:`xatlas.prompts.reader.Reader`.
-
-        Parameters
-        ----------
-        suite : Suite or iterable of Prompt
-            What is read.
-
-        Returns
-        -------
-        TokenSuite
-            The prompts that could be read, and why the others were left out.
+        """Tokenise a suite the way this model reads it; some prompts may be dropped, with a reason.
 
         Raises
         ------
@@ -279,8 +219,14 @@ class HookedModel:
             The model has no tokenizer, or no prompt is left.
         """
         if self.reader is None:
-            raise XatlasError("this model was made without a tokenizer: it can't read a suite.")
+            raise XatlasError("this model was made without a tokenizer: it can't read text.")
         return self.reader.suite(suite)
+
+    def tokens(self, prompts: str | Sequence[TokenPrompt]) -> Tensor:
+        """Return the token ids ``(prompt, pos)`` of prompts of equal length, or of one text, read as a prompt is."""
+        if isinstance(prompts, str):
+            prompts = self.read([Prompt(id="text", family="text", text=prompts)]).prompts
+        return torch.tensor([prompt.ids for prompt in prompts], device=self.device)
 
     @exclusive
     def checksum(self) -> str:
@@ -294,26 +240,46 @@ class HookedModel:
 
         return sha256(pieces())
 
-    # -- running ----------------------------------------------------------------------------------
-
-    def tokens(self, prompts: Sequence[TokenPrompt]) -> Tensor:
-        """Return the token ids ``(prompt, pos)`` of prompts of equal length."""
-        return torch.tensor([prompt.ids for prompt in prompts], device=self.device)
-
     @exclusive
-    def run(self, ids: Tensor, **kwargs: Any) -> Any:
-        """Run the decoder without its unembedding and without a cache."""
-        return self.model.base_model(input_ids=ids, use_cache=False, **kwargs)
+    def run(
+        self,
+        ids: Tensor | str,
+        interventions: Sequence[Intervention] = (),
+        means: Mapping[Site, Tensor] | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the decoder without its unembedding and without a cache, under interventions if there are any.
+
+        Parameters
+        ----------
+        ids : Tensor or str
+            Token ids ``(batch, pos)``, or one text, which is tokenised as a prompt is.
+        interventions, means, seed
+            As in :meth:`intervene`.
+        **kwargs
+            Further arguments of the decoder.
+
+        Returns
+        -------
+        ModelOutput
+            Hugging Face's; :meth:`logits` turns its ``last_hidden_state`` into logits.
+        """
+        ids = self.tokens(ids) if isinstance(ids, str) else ids
+        if not interventions:
+            return self.model.base_model(input_ids=ids, use_cache=False, **kwargs)
+        with self.intervene(interventions, means, seed):
+            return self.model.base_model(input_ids=ids, use_cache=False, **kwargs)
 
     @exclusive
     @torch.inference_mode()
-    def capture(self, ids: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    def capture(self, ids: Tensor | str, sites: Sequence[Site]) -> dict[Site, Tensor]:
         """Return the values of ``sites`` in one clean forward.
 
         Parameters
         ----------
-        ids : Tensor
-            Token ids ``(batch, pos)``, without padding.
+        ids : Tensor or str
+            Token ids ``(batch, pos)``, without padding, or one text, which is tokenised as a prompt is.
         sites : sequence of Site
             What to read; a site listed twice is read once.
 
@@ -328,7 +294,7 @@ class HookedModel:
             The model lacks a site, or was not loaded with the attention that gives its patterns.
         """
         values: dict[Site, Tensor] = {}
-        with attached([self.hook(site, keeper(values, site)) for site in dict.fromkeys(sites)]):
+        with attached([self.hook(site, capture_hook(values, site)) for site in dict.fromkeys(sites)]):
             self.run(ids)
         return values
 
@@ -363,8 +329,7 @@ class HookedModel:
         """Hold interventions over Hugging Face's own forward and ``generate``.
 
         They hold on the prompt and on every cached decode step, with left padding too. During generation
-        ``last`` is the newest token of each step. Other threads' captures and sweeps wait until it ends. See
-        :mod:`xatlas.model.hold` for what is refused.
+        ``last`` is the newest token of each step. Other threads' captures and sweeps wait until it ends.
 
         Parameters
         ----------

@@ -11,24 +11,22 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from xatlas.contracts.adapter import Site
+from xatlas.contracts.adapter import HookPoint, Site
 from xatlas.errors import XatlasError
+from xatlas.prompts.reader import TokenPrompt
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
-    from xatlas.contracts.adapter import HookPoint, Site
     from xatlas.model import HookedModel
-    from xatlas.prompts.reader import TokenPrompt
-
 
 #: Receives the site's value; returns the new one, or None to leave it.
 SiteFunction = Callable[["Tensor"], "Tensor | None"]
 #: Receives the site's value and returns the new one.
 Editor = Callable[["Tensor"], "Tensor"]
-#: A module, its hook point, and what is called there: the arguments of :func:`attach`.
-Hook = tuple["nn.Module", "HookPoint", SiteFunction]
+#: A module, its hook point, and what is called with the site's value each time the module runs.
+Hook = tuple["nn.Module", HookPoint, SiteFunction]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -43,94 +41,54 @@ def exclusive(function: _F) -> _F:
     return cast("_F", alone)
 
 
-def attach(module: nn.Module, point: HookPoint, function: SiteFunction) -> RemovableHandle:
-    """Call ``function`` on the site's value each time the module runs.
-
-    Parameters
-    ----------
-    module : Module
-        The one at ``point.module``.
-    point : HookPoint
-        Side and view.
-    function : callable
-        Reads the value, and may return a new one.
-
-    Returns
-    -------
-    RemovableHandle
-        Its ``remove`` takes the hook away.
-
-    Raises
-    ------
-    XatlasError
-        While the module runs: it was called without a tensor, or returns none where the site should be.
-    """
-    if point.side == "input":
-
-        def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-            tensor, args_, kwargs_, name = first_tensor(args, kwargs)
-            new = function(point.view.read(tensor))
-            if new is None:
-                return None
-            written = point.view.write(tensor, new)
-            if name is None:
-                return (written, *args_[1:]), kwargs_
-            return args_, {**kwargs_, name: written}
-
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-
-    element = point.view.element
-
-    def after(_: nn.Module, __: Any, output: Any) -> Any:
-        tensor = output[element] if isinstance(output, tuple) else output
-        if tensor is None:
-            raise XatlasError(f"{point.module} returns no attention weights: load the model with --attention eager.")
-        new = function(point.view.read(tensor))
-        if new is None:
-            return None
-        written = point.view.write(tensor, new)
-        return (*output[:element], written, *output[element + 1 :]) if isinstance(output, tuple) else written
-
-    return module.register_forward_hook(after)
-
-
-def first_tensor(args: Any, kwargs: Any) -> tuple[Tensor, Any, dict[str, Any], str | None]:
-    """Return a module's first tensor argument, the arguments, and its keyword if it was one.
-
-    Raises
-    ------
-    XatlasError
-        No argument is a tensor.
-    """
-    if args and isinstance(args[0], torch.Tensor):
-        return args[0], args, kwargs, None
-    for name, value in kwargs.items():
-        if isinstance(value, torch.Tensor):
-            return value, args, kwargs, name
-    raise XatlasError("a hooked module was called without a tensor: its adapter names the wrong module.")
-
-
 @contextmanager
 def attached(hooks: Iterable[Hook], *, every_thread: bool = False) -> Iterator[None]:
     """Hold several hooks for the length of a ``with`` block; none survives it.
 
     Forwards that other threads run meanwhile pass them by, unless ``every_thread``.
-
-    Raises
-    ------
-    XatlasError
-        As :func:`attach`.
     """
+    thread = None if every_thread else get_ident()
     with ExitStack() as stack:
         for module, point, function in hooks:
-            kept = function if every_thread else _own(function)
-            stack.callback(attach(module, point, kept).remove)
+            stack.callback(_attach(module, point, function, thread).remove)
         yield
 
 
-def _own(function: SiteFunction) -> SiteFunction:
-    thread = get_ident()
-    return lambda value: function(value) if get_ident() == thread else None
+def _attach(module: nn.Module, point: HookPoint, function: SiteFunction, thread: int | None) -> RemovableHandle:
+    def replaced(tensor: Tensor) -> Tensor | None:
+        """Return the module's tensor with the site's new value; None where it stays."""
+        new = function(point.view.read(tensor)) if thread in (None, get_ident()) else None
+        return None if new is None else point.view.write(tensor, new)
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        tensor, name = first_tensor(args, kwargs)
+        written = replaced(tensor)
+        if written is None:
+            return None
+        return ((written, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: written})
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        element = point.view.element
+        tensor = output[element] if isinstance(output, tuple) else output
+        if tensor is None:
+            raise XatlasError(f"{point.module} returns no attention weights: load the model with --attention eager.")
+        written = replaced(tensor)
+        whole = isinstance(output, tuple) and written is not None
+        return (*output[:element], written, *output[element + 1 :]) if whole else written
+
+    if point.side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def first_tensor(args: Any, kwargs: Any) -> tuple[Tensor, str | None]:
+    """Return a module's first tensor argument, and its keyword if it was one."""
+    if args and isinstance(args[0], torch.Tensor):
+        return args[0], None
+    for name, value in kwargs.items():
+        if isinstance(value, torch.Tensor):
+            return value, name
+    raise XatlasError("a hooked module was called without a tensor: its adapter names the wrong module.")
 
 
 def count_hooks(model: nn.Module) -> int:
@@ -138,8 +96,8 @@ def count_hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def keeper(values: dict[Site, Tensor], site: Site) -> SiteFunction:
-    """Return a function that keeps what it is shown as ``values[site]``."""
+def capture_hook(values: dict[Site, Tensor], site: Site) -> SiteFunction:
+    """Return a function that keeps the value it is called with as ``values[site]``."""
 
     def keep(value: Tensor) -> None:
         values[site] = value
@@ -151,14 +109,8 @@ def rebuilding(editor: Editor) -> tuple[SiteFunction, Editor]:
     """Return how the stream is edited by way of what is added to it.
 
     Where a module only reads a copy of the stream, replacing what it reads would miss the stream itself. The
-    stream is then rebuilt where it was last added to, from what entered the layer.
-
-    Returns
-    -------
-    enter : callable
-        Is shown the stream entering the layer ``(row, pos, d_model)``.
-    rebuild : callable
-        Takes what is added to it, and returns what makes the sum ``editor(sum)``.
+    stream is then rebuilt where it was last added to: the first function reads the stream entering the layer
+    ``(row, pos, d_model)``, the second takes what is added to it and returns what makes the sum ``editor(sum)``.
     """
     entered: list[Tensor] = []
 
@@ -176,21 +128,11 @@ def rebuilding(editor: Editor) -> tuple[SiteFunction, Editor]:
 
 @dataclass(frozen=True)
 class Capture:
-    """What reading probes receive: prompts of equal length and the values at their sites.
-
-    Parameters
-    ----------
-    prompts : tuple of TokenPrompt
-        The rows, in order.
-    index : tuple of int
-        Where each stands in the tokenised suite.
-    values : dict of Site to Tensor
-        ``(prompt, pos, ...)`` as the site kind says.
-    """
+    """What reading probes receive: prompts of equal length and the values at their sites."""
 
     prompts: tuple[TokenPrompt, ...]
-    index: tuple[int, ...]
-    values: dict[Site, Tensor] = field(default_factory=dict)
+    index: tuple[int, ...]  # where each stands in the tokenised suite
+    values: dict[Site, Tensor] = field(default_factory=dict)  # (prompt, pos, ...) as the site kind says
 
 
 @dataclass(frozen=True)
@@ -203,34 +145,19 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class CleanRun:
-    """One clean pass over prompts of equal length.
+    """One clean pass over prompts of equal length."""
 
-    Parameters
-    ----------
-    inputs : list of Tensor
-        The stream entering each layer ``(prompt, pos, d_model)``.
-    calls : list of LayerCall
-        The rest of each layer's arguments.
-    final : Tensor
-        The stream leaving the last layer ``(prompt, pos, d_model)``.
-    values : dict of Site to Tensor
-        ``(prompt, pos, ...)`` at the sites that were asked for.
-    """
-
-    inputs: list[Tensor]
-    calls: list[LayerCall]
-    final: Tensor
-    values: dict[Site, Tensor] = field(default_factory=dict)
+    inputs: list[Tensor]  # the stream entering each layer (prompt, pos, d_model)
+    calls: list[LayerCall]  # the rest of each layer's arguments
+    final: Tensor  # the stream leaving the last layer (prompt, pos, d_model)
+    values: dict[Site, Tensor] = field(default_factory=dict)  # (prompt, pos, ...) at the sites that were asked for
 
 
 @contextmanager
 def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iterator[Callable[[], CleanRun]]:
-    """Keep what each layer is called with, and the values at ``sites``, while a forward of ``rows`` prompts runs.
+    """Record what each layer is called with, and the values at ``sites``, while a forward of ``rows`` prompts runs.
 
-    Yields
-    ------
-    callable
-        Returns the record, once the forward is done.
+    Yields a function that returns the record, once the forward is done.
     """
     inputs: list[Tensor] = []
     calls: list[LayerCall] = []
@@ -241,15 +168,14 @@ def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iter
     def before(_: Any, args: Any, kwargs: Any) -> None:
         if get_ident() != thread:
             return
-        hidden, args, kwargs, name = first_tensor(args, kwargs)
+        hidden, name = first_tensor(args, kwargs)
         inputs.append(model.lasting(Site(len(inputs), "resid_pre"), hidden))
-        rest = args[1:] if name is None else args
         skipped = (name, model.adapter.cache_argument, "use_cache")
         named = {key: value for key, value in kwargs.items() if key not in skipped}
-        calls.append(LayerCall(*one_row((tuple(rest), named), rows)))
+        calls.append(LayerCall(*one_row((tuple(args[1:] if name is None else args), named), rows)))
 
     hooks = [model.hook(Site(model.n_layers - 1, "resid_post"), final.append)]
-    hooks += [model.hook(site, keeper(values, site)) for site in sites]
+    hooks += [model.hook(site, capture_hook(values, site)) for site in sites]
     with ExitStack() as stack:
         for layer in range(model.n_layers):
             handle = model.adapter.layer(layer).register_forward_pre_hook(before, prepend=True, with_kwargs=True)
@@ -259,13 +185,7 @@ def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iter
 
 
 def one_row(value: Any, rows: int) -> Any:
-    """Cut every tensor with a batch dimension to one row, which stands for all: there is no padding.
-
-    Raises
-    ------
-    XatlasError
-        The rows differ, so one can't stand for all.
-    """
+    """Cut every tensor with a batch dimension to one row, which stands for all: there is no padding."""
     if isinstance(value, torch.Tensor):
         if rows == 1 or value.dim() < 2 or value.shape[0] != rows:
             return value

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import refuse_not_finite
-from xatlas.model.hooks import Hook, attached, count_hooks, exclusive
+from xatlas.model.hooks import Editor, Hook, attached, count_hooks, exclusive
 from xatlas.vocabulary import READ_ONLY, forward_order
 
 if TYPE_CHECKING:
@@ -25,43 +26,38 @@ LENGTH = 7
 @exclusive
 @torch.inference_mode()
 def prove(model: HookedModel) -> None:
-    """Check every hook point of a model in short passes and stop at the first that is wrong.
+    """Check every hook point of a freshly loaded model in short passes and stop at the first that is wrong.
 
-    One reads every site through an edit that changes nothing: each hook must fire exactly once, the logits must
+    One pass reads every site through an edit that changes nothing: each hook must fire exactly once, the logits must
     stay bit-identical, and what was read must add up. One reads without editing, and finds the values that what
     runs later writes over: of those, copies are kept from then on. In one, each row of a batch has one site
     perturbed, and its logits must move.
-
-    Parameters
-    ----------
-    model : HookedModel
-        A freshly loaded model.
-
-    Raises
-    ------
-    XatlasError
-        Names the site, the module and what was found.
     """
     before = count_hooks(model.model)
     _check_paths(model)
-    ids = _tokens(model)
-    plain = _logits(model, ids)
-    values = _first_pass(model, ids, plain)
-    _check_sums(model, values)
-    _check_heads(model, values)
-    _find_overwritten(model, ids.expand(2, -1))
-    _check_receptive_field(model, ids)
-    _check_unembedding(model, values, plain)
-    _second_pass(model, ids)
-    if count_hooks(model.model) != before:
-        raise XatlasError("hooks are left on the model after its proof: one of its modules keeps them.")
-
-
-def _tokens(model: HookedModel) -> Tensor:
-    """Return a short text of spread-out tokens ``(1, pos)``."""
     vocabulary = int(model.adapter.module(model.adapter.embedding_path).weight.shape[0])
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocabulary, (1, LENGTH), generator=generator).to(model.device)
+    ids = torch.randint(0, vocabulary, (1, LENGTH), generator=generator).to(model.device)
+    logits = _logits(model, ids)
+    values = _read_through_edits(model, ids, logits)
+    for layer in range(model.n_layers):
+        _check_sums(model, layer, {site.kind: value for site, value in values.items() if site.layer == layer})
+        _check_heads(model, layer, values)
+    _find_overwritten(model, ids.expand(2, -1))
+    _check_receptive_fields(model, ids)
+    gap = _gap(model.adapter.logits(values[Site(model.n_layers - 1, "resid_post")]), logits)
+    if gap:
+        raise XatlasError(
+            f"the last layer's stream through {model.adapter.final_norm_path} and "
+            f"{model.adapter.unembedding_path} does not give the model's logits (difference {gap:.2g})."
+        )
+    still = _unmoved(model, ids, _editable(model), 1.0)
+    # What is lost beside a stream that is far larger is perturbed once more, far more strongly.
+    for site in _unmoved(model, ids, still, 1e5) if still else ():
+        if not _has_zero_weight(model, site.layer):
+            raise _wrong(model, site, "a perturbation there does not reach the logits")
+    if count_hooks(model.model) != before:
+        raise XatlasError("hooks are left on the model after its proof: one of its modules keeps them.")
 
 
 def _logits(model: HookedModel, ids: Tensor) -> Tensor:
@@ -70,31 +66,43 @@ def _logits(model: HookedModel, ids: Tensor) -> Tensor:
 
 
 def _editable(model: HookedModel) -> list[Site]:
-    kinds = [[Site(layer, kind) for kind in model._points[layer]] for layer in range(model.n_layers)]
-    return [site for layer in kinds for site in layer if site.kind not in READ_ONLY]
+    kinds = [Site(layer, kind) for layer in range(model.n_layers) for kind in model.points[layer]]
+    return [site for site in kinds if site.kind not in READ_ONLY]
+
+
+def _wrong(model: HookedModel, site: Site, found: str) -> XatlasError:
+    return XatlasError(
+        f"{type(model.adapter).__name__} is wrong about {site} (module {model.point(site).module}): {found}."
+    )
+
+
+def _gap(ours: Tensor, theirs: Tensor, *terms: Tensor) -> float:
+    """Return the largest difference of two tensors; 0 where rounding explains it, given what they are sums of."""
+    tensors = (ours, theirs, *terms)
+    largest = max(float(tensor.abs().max()) for tensor in tensors)
+    tolerance = 16 * max(torch.finfo(tensor.dtype).eps for tensor in tensors) * max(largest, 1e-3)
+    gap = float((ours - theirs).abs().max())
+    return gap if gap > tolerance else 0.0
 
 
 def _check_paths(model: HookedModel) -> None:
-    """Resolve every module that the adapter names, so that a wrong name is told by its name."""
+    """Resolve every module that the adapter names, so that a wrong name is in the error."""
     adapter = model.adapter
-    for path in (adapter.embedding_path, adapter.final_norm_path, adapter.unembedding_path):
+    paths = [adapter.embedding_path, adapter.final_norm_path, adapter.unembedding_path]
+    for layer, points in enumerate(model.points):
+        paths += [*adapter.roles(layer).values(), *(point.module for point in points.values())]
+    for path in paths:
         adapter.module(path)
-    for layer in range(model.n_layers):
-        for path in (
-            *adapter.roles(layer).values(),
-            *(p.module for p in adapter.hook_points(layer).values()),
-        ):
-            adapter.module(path)
 
 
-def _first_pass(model: HookedModel, ids: Tensor, plain: Tensor) -> dict[Site, Tensor]:
+def _read_through_edits(model: HookedModel, ids: Tensor, logits: Tensor) -> dict[Site, Tensor]:
     """Read every site through an edit that changes nothing."""
     values: dict[Site, Tensor] = {}
-    fired: dict[Site, int] = {}
+    fired: Counter[Site] = Counter()
 
-    def reader(site: Site) -> Any:
+    def reader(site: Site) -> Editor:
         def read(value: Tensor) -> Tensor:
-            fired[site] = fired.get(site, 0) + 1
+            fired[site] += 1
             values[site] = value
             return value.clone()
 
@@ -104,25 +112,52 @@ def _first_pass(model: HookedModel, ids: Tensor, plain: Tensor) -> dict[Site, Te
     with attached([model.hook(site, reader(site)) for site in sites]):
         edited = _logits(model, ids)
     for site in sites:
-        if fired.get(site, 0) != 1:
-            raise _wrong(model, site, f"the hook fired {fired.get(site, 0)} times in one forward instead of once")
-    _check_finite(model, values, plain)
-    if not torch.equal(edited, plain):
+        if fired[site] != 1:
+            raise _wrong(model, site, f"the hook fired {fired[site]} times in one forward instead of once")
+    _check_finite(model, values, logits)
+    if not torch.equal(edited, logits):
         raise XatlasError("an edit that changes nothing changes the logits: a view writes what it did not read.")
     return values
 
 
-def _check_finite(model: HookedModel, values: dict[Site, Tensor], plain: Tensor) -> None:
-    """Tell where a forward first leaves the finite numbers: no adapter is to blame for that."""
-    where = [
-        s for s in sorted(values, key=lambda s: (s.layer, forward_order(s.kind))) if not values[s].isfinite().all()
-    ]
-    if not where and bool(plain.isfinite().all()):
+def _check_finite(model: HookedModel, values: dict[Site, Tensor], logits: Tensor) -> None:
+    """Say where a forward first leaves the finite numbers: no adapter is to blame for that."""
+    in_order = sorted(values, key=lambda site: (site.layer, forward_order(site.kind)))
+    where = next((site for site in in_order if not values[site].isfinite().all()), None)
+    if where is None and bool(logits.isfinite().all()):
         return
     refuse_not_finite(model.model.state_dict(), "the model")
-    at = f"at {where[0]} (module {model.point(where[0]).module})" if where else "in the logits"
-    told = model.overflow or ": the numbers in its weights or its config are too large"
-    raise XatlasError(f"the model's forward is not finite, first {at}{told}.")
+    at = "in the logits" if where is None else f"at {where} (module {model.point(where).module})"
+    advice = model.overflow or ": the numbers in its weights or its config are too large"
+    raise XatlasError(f"the model's forward is not finite, first {at}{advice}.")
+
+
+def _check_sums(model: HookedModel, layer: int, at: dict[str, Tensor]) -> None:
+    """Check that what a layer writes adds up to what leaves it; ``at`` holds its values by kind."""
+    total = at["resid_pre"].float()  # in float16 a partial sum may overflow where the layer's own does not
+    for kind in ("operator_out", "resid_mid", "mlp_out", "resid_post"):
+        if kind not in at:
+            continue
+        if at[kind].shape != total.shape:
+            raise _wrong(model, Site(layer, kind), f"its shape is {tuple(at[kind].shape)}")
+        if not kind.startswith("resid"):
+            total = total + at[kind]
+        elif gap := _gap(total, at[kind], *at.values()):
+            sums = "resid_pre and what the layer wrote so far don't add up to it"
+            raise _wrong(model, Site(layer, kind), f"{sums} (largest difference {gap:.2g})")
+
+
+def _check_heads(model: HookedModel, layer: int, values: dict[Site, Tensor]) -> None:
+    """Check that a layer's heads, put through the output projection, are what the operator wrote."""
+    path, site, layout = model.adapter.output_projection(layer), Site(layer, "heads"), model.head_layouts[layer]
+    if path is None or site not in values:
+        return
+    heads = values[site]
+    if layout is None or tuple(heads.shape[2:]) != (layout.n_heads, layout.d_head):
+        raise _wrong(model, site, f"its shape is {tuple(heads.shape)}, the adapter says {layout}")
+    gap = _gap(model.adapter.module(path)(heads.flatten(2)), values[Site(layer, "operator_out")])
+    if gap:
+        raise _wrong(model, site, f"through {path} it does not give operator_out (difference {gap:.2g})")
 
 
 def _find_overwritten(model: HookedModel, ids: Tensor) -> None:
@@ -133,95 +168,36 @@ def _find_overwritten(model: HookedModel, ids: Tensor) -> None:
     kept = model.record(ids, sites)
     found = {site for site in sites if not torch.equal(kept.values[site], copied.values[site])}
     for layer, (now, then) in enumerate(zip(kept.inputs, copied.inputs, strict=True)):
-        found |= set() if torch.equal(now, then) else {Site(layer, "resid_pre")}
+        if not torch.equal(now, then):
+            found.add(Site(layer, "resid_pre"))
     model.overwritten = frozenset(found)
 
 
-def _tolerance(*tensors: Tensor) -> float:
-    """Return what rounding may do to a sum of these, given their precision."""
-    largest = max(float(tensor.abs().max()) for tensor in tensors)
-    return 16 * max(torch.finfo(tensor.dtype).eps for tensor in tensors) * max(largest, 1e-3)
-
-
-def _check_sums(model: HookedModel, values: dict[Site, Tensor]) -> None:
-    """Check that what a layer writes adds up to what leaves it."""
-    for layer in range(model.n_layers):
-        at = {site.kind: value for site, value in values.items() if site.layer == layer}
-        total = at["resid_pre"].float()  # in float16 a partial sum may overflow where the layer's own does not
-        for kind in ("operator_out", "resid_mid", "mlp_out", "resid_post"):
-            if kind not in at:
-                continue
-            if at[kind].shape != total.shape:
-                raise _wrong(model, Site(layer, kind), f"its shape is {tuple(at[kind].shape)}")
-            if not kind.startswith("resid"):
-                total = total + at[kind]
-                continue
-            gap = float((total - at[kind]).abs().max())
-            if gap > _tolerance(total, *at.values()):
-                told = "resid_pre and what the layer wrote so far don't add up to it"
-                raise _wrong(model, Site(layer, kind), f"{told} (largest difference {gap:.2g})")
-
-
-def _check_heads(model: HookedModel, values: dict[Site, Tensor]) -> None:
-    """Check that the heads, put through the output projection, are what the operator wrote."""
-    for layer in range(model.n_layers):
-        path, site = model.adapter.output_projection(layer), Site(layer, "heads")
-        if path is None or site not in values:
-            continue
-        written, heads = values[Site(layer, "operator_out")], values[site]
-        layout = model.adapter.head_layout(layer)
-        if layout is None or tuple(heads.shape[2:]) != (layout.n_heads, layout.d_head):
-            raise _wrong(model, site, f"its shape is {tuple(heads.shape)}, the adapter says {layout}")
-        through = model.adapter.module(path)(heads.flatten(2))
-        gap = float((through - written).abs().max())
-        if gap > _tolerance(written, through):
-            raise _wrong(model, site, f"through {path} it does not give operator_out (difference {gap:.2g})")
-
-
-def _check_receptive_field(model: HookedModel, ids: Tensor) -> None:
+def _check_receptive_fields(model: HookedModel, ids: Tensor) -> None:
     """Check that layers said to read few positions give the same on those alone."""
     run = model.record(ids)
     for layer, hidden in enumerate(run.inputs):
         field = model.adapter.receptive_field(layer)
         if field is None:
             continue
-        told = f"{type(model.adapter).__name__} is wrong about layer {layer}: its last output does not follow from the "
-        told += f"last {field} positions alone"
+        wrong = (
+            f"{type(model.adapter).__name__} is wrong about layer {layer}: its last output does not follow from the "
+            f"last {field} positions alone"
+        )
         whole = model.run_layer(layer, hidden, run.calls[layer])[:, -1]
         try:
             cut = model.run_layer(layer, hidden[:, -field:], run.calls[layer])[:, -1]
         except RuntimeError as error:
-            raise XatlasError(f"{told} ({str(error).splitlines()[0]}).") from error
-        gap = float((whole - cut).abs().max())
-        if gap > _tolerance(whole, cut):
-            raise XatlasError(f"{told} (difference {gap:.2g}).")
-
-
-def _check_unembedding(model: HookedModel, values: dict[Site, Tensor], plain: Tensor) -> None:
-    ours = model.adapter.logits(values[Site(model.n_layers - 1, "resid_post")])
-    gap = float((ours - plain).abs().max())
-    if gap > _tolerance(plain, ours):
-        raise XatlasError(
-            f"the last layer's stream through {model.adapter.final_norm_path} and "
-            f"{model.adapter.unembedding_path} does not give the model's logits (difference {gap:.2g})."
-        )
-
-
-def _second_pass(model: HookedModel, ids: Tensor) -> None:
-    """Perturb each site in a row of its own; the row's logits must move.
-
-    What is lost beside a stream that is far larger is perturbed once more, far more strongly.
-    """
-    still = _unmoved(model, ids, _editable(model), 1.0)
-    for site in _unmoved(model, ids, still, 1e5) if still else ():
-        if not _has_dead_weights(model, site.layer):
-            raise _wrong(model, site, "a perturbation there does not reach the logits")
+            raise XatlasError(f"{wrong} ({str(error).splitlines()[0]}).") from error
+        if gap := _gap(whole, cut):
+            raise XatlasError(f"{wrong} (difference {gap:.2g}).")
 
 
 def _unmoved(model: HookedModel, ids: Tensor, sites: Sequence[Site], strength: float) -> list[Site]:
+    """Perturb each site in a row of its own, and return those whose row's logits stay."""
     generator = torch.Generator().manual_seed(1)
 
-    def perturb(row: int) -> Any:
+    def perturb(row: int) -> Editor:
         def add(value: Tensor) -> Tensor:
             noise = torch.randn(value.shape[1:], generator=generator).to(value.device, value.dtype)
             result = value.clone()
@@ -240,14 +216,8 @@ def _unmoved(model: HookedModel, ids: Tensor, sites: Sequence[Site], strength: f
     return [site for site, unmoved in zip(sites, still.tolist(), strict=True) if unmoved]  # what overflows has moved
 
 
-def _has_dead_weights(model: HookedModel, layer: int) -> bool:
+def _has_zero_weight(model: HookedModel, layer: int) -> bool:
     """Whether the layer has an all-zero weight, so that a site may be read by nothing that counts."""
     parameters = [*model.adapter.layer(layer).parameters()]
     parameters += [*model.adapter.module(model.adapter.unembedding_path).parameters()]
     return any(weight.dim() > 1 and not bool(weight.any()) for weight in parameters)
-
-
-def _wrong(model: HookedModel, site: Site, found: str) -> XatlasError:
-    return XatlasError(
-        f"{type(model.adapter).__name__} is wrong about {site} (module {model.point(site).module}): {found}."
-    )

@@ -15,8 +15,8 @@ from xatlas.interventions import (
     Intervention,
     Mean,
     One,
-    Place,
     RandomDirection,
+    Target,
     Zero,
     edit,
     means_needed,
@@ -26,7 +26,7 @@ MLP, HEADS = Site(1, "mlp_out"), Site(1, "heads")
 
 
 class Stage:
-    """A scene of two prompts and four tokens."""
+    """A context of two prompts and four tokens."""
 
     def __init__(self, seed=0):
         self.seed = seed
@@ -63,9 +63,9 @@ def stage():
     return Stage()
 
 
-def moved(part, scene):
-    value = scene.values[part.site]
-    return edit(part, value, scene) - value
+def moved(part, context):
+    value = context.values[part.site]
+    return edit(part, value, context) - value
 
 
 def test_the_mean_at_position_0_is_its_own(stage):
@@ -144,7 +144,7 @@ def test_a_vector_is_added_to_every_token(stage):
 
 
 class WrongShape(Change):
-    def __call__(self, value, place):
+    def __call__(self, value, target):
         return value[:, :1]
 
 
@@ -185,6 +185,6 @@ def test_what_a_list_of_conditions_needs_is_found_however_deep():
 
 
 def test_random_numbers_of_a_place_do_not_depend_on_precision():
-    place = Place(Stage(), MLP, None)
-    full, half = (place.random((6,), "x", torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    target = Target(Stage(), MLP, None)
+    full, half = (target.random((6,), "x", torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
     torch.testing.assert_close(full, half.float(), atol=0.02, rtol=0.01)

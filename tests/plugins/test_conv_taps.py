@@ -14,7 +14,7 @@ from planted_conv import copier, predicts_previous
 
 from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs
-from xatlas.interventions import Place
+from xatlas.interventions import Target
 from xatlas.model import HookedModel
 from xatlas.plugins.conv_taps import ConvTaps, WithoutTap
 from xatlas.schema import notes, validate
@@ -71,10 +71,10 @@ def test_a_tap_moves_only_what_its_token_reaches(back):
     gate, carrier, signal = torch.randn(3, 1, 4, 6, generator=generator)
     gate[:, [0, 2, 3]] = 0  # the convolution sees only the token at position 1
     values = {"conv_gate": gate, "conv_carrier": carrier, "conv_signal": signal}
-    scene = SimpleNamespace(clean=lambda site: values[site.kind])
+    context = SimpleNamespace(clean=lambda site: values[site.kind])
     change = WithoutTap(torch.ones(6), torch.eye(6), back)
-    place = Place(scene, Site(0, "operator_out"), None)
-    moved = (change(torch.zeros(1, 4, 6), place) != 0).any(-1)[0].tolist()
+    target = Target(context, Site(0, "operator_out"), None)
+    moved = (change(torch.zeros(1, 4, 6), target) != 0).any(-1)[0].tolist()
     assert moved == [position == 1 + back for position in range(4)]
 
 

@@ -11,7 +11,7 @@ import torch
 from models import donor_for, token_prompt
 
 from xatlas.contracts.adapter import Site
-from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, One, Place, RandomDirection, Zero
+from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, One, RandomDirection, Target, Zero
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.sweep import sweep
 from xatlas.vocabulary import READ_ONLY
@@ -124,7 +124,7 @@ class Plain:
 
 def drawn(part, shape, label):
     """Return the random numbers that belong to a place; which they are is the engine's own choice."""
-    return Place(SimpleNamespace(seed=SEED), part.site, part.heads).random(shape, label, torch.zeros(1))
+    return Target(SimpleNamespace(seed=SEED), part.site, part.heads).random(shape, label, torch.zeros(1))
 
 
 def places(prompt, positions):

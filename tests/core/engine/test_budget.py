@@ -70,7 +70,7 @@ def test_what_the_clean_run_keeps_is_counted_as_it_lies_in_memory(shape):
     """A third of a convolution's projection keeps the whole; what can't be counted is never kept."""
 
     class Looks(Zero):
-        def looks_at(self, site):
+        def reads_sites(self, site):
             return (Site(site.layer, "attention_pattern"),)
 
     model = shape("lfm2")

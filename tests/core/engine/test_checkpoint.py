@@ -41,7 +41,7 @@ class Scaled(Change):
     def __init__(self, factors):
         self.factors = factors
 
-    def __call__(self, value, place):
+    def __call__(self, value, target):
         return value * self.factors["all"]
 
 
@@ -51,7 +51,7 @@ class Slotted(Change):
     def __init__(self, factor):
         self.factor = factor
 
-    def __call__(self, value, place):
+    def __call__(self, value, target):
         return value * self.factor
 
 
@@ -61,8 +61,8 @@ class Reads(Change):
 
     of: tuple
 
-    def __call__(self, value, place):
-        return value - place.scene.clean(self.of[0].site)
+    def __call__(self, value, target):
+        return value - target.context.clean(self.of[0].site)
 
     def reads(self):
         return self.of
@@ -157,7 +157,7 @@ def test_a_sweep_under_held_interventions_is_not_the_one_without(shape):
 
 def by_closure(factor):
     class Local(Change):
-        def __call__(self, value, place):
+        def __call__(self, value, target):
             return value * factor
 
     return Local()

@@ -10,7 +10,7 @@ from models import SHAPES, build, token_prompt
 from sweeping import METRICS, PROMPTS, VECTOR, Part, Plain, all_cases, editable, measured, random_means
 
 from xatlas.contracts.adapter import Site
-from xatlas.engine.last_position import StepCache, record_step
+from xatlas.engine.walk import ReadOnlyCache, record_last_position
 from xatlas.interventions import Add, Change, FromRun, Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, Top1Changed
 from xatlas.model import HookedModel
@@ -62,8 +62,8 @@ def test_the_readout_alone_under_a_sliding_window_gives_the_numbers_of_the_refer
 
 def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks(shape):
     model = shape("lfm2-kernel-4-biased")
-    _, past = record_step(model, torch.tensor([PROMPTS[0].ids, PROMPTS[0].ids[::-1]]))
-    cache = StepCache(past, prompts=2, copies=3)
+    _, clean = record_last_position(model, torch.tensor([PROMPTS[0].ids, PROMPTS[0].ids[::-1]]))
+    cache = ReadOnlyCache(clean, prompts=2, copies=3)
     for layer, operator in enumerate(model.operator_types):
         if operator == "conv":
             assert cache.has_previous_state(layer)
@@ -71,7 +71,7 @@ def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks
             state = cache.layers[layer].conv_states[0]
             assert torch.equal(state, cache.get_conv_state(layer))
             state.zero_()  # the layer updates it in place
-            assert past.conv[layer].any()
+            assert clean.conv[layer].any()
 
 
 @pytest.mark.parametrize("name", ["llama", "lfm2"])
@@ -87,7 +87,7 @@ def test_edits_of_one_layer_are_made_in_the_forwards_order_whatever_stands_besid
 
 def test_a_change_that_works_in_place_changes_only_its_own_value(shape):
     class InPlace(Change):
-        def __call__(self, value, place):
+        def __call__(self, value, target):
             return value.zero_()
 
     def conditions(change):
@@ -103,10 +103,10 @@ def test_a_change_that_works_in_place_changes_only_its_own_value(shape):
 
 def test_what_a_change_sees_of_other_positions_is_whole_though_only_the_readout_is_changed(shape):
     class Before(Change):
-        def __call__(self, value, place):
-            return place.scene.clean(Site(place.site.layer, "resid_pre")).cumsum(1)
+        def __call__(self, value, target):
+            return target.context.clean(Site(target.site.layer, "resid_pre")).cumsum(1)
 
-        def looks_at(self, site):
+        def reads_sites(self, site):
             return (Site(site.layer, "resid_pre"),)
 
     model = shape("lfm2")

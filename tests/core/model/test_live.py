@@ -131,9 +131,9 @@ def test_last_is_the_newest_token_of_each_step(shape):
     model, seen = shape("llama"), []
 
     class Look(Add):
-        def __call__(self, value, place):
-            seen.append(place.scene.mask("last").tolist())
-            return super().__call__(value, place)
+        def __call__(self, value, target):
+            seen.append(target.context.mask("last").tolist())
+            return super().__call__(value, target)
 
     with model.intervene([Intervention(Site(1, "mlp_out"), Look(VECTOR), positions="last")]):
         found = generate(model.model, PROMPT)[0].tolist()

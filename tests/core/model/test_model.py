@@ -8,10 +8,13 @@ import torch
 from models import SHAPES, build
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from xatlas.api import load
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
+from xatlas.interventions import Intervention, Zero
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, count_hooks, one_row
+from xatlas.suites import Prompt
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 IDS = torch.tensor([[5, 17, 60, 3, 44], [9, 2, 71, 30, 8]])
@@ -113,3 +116,32 @@ def test_an_argument_that_differs_between_rows_is_refused():
     assert one_row({"a": (same, 2)}, 3)["a"][0].shape == (1, 4)
     with pytest.raises(XatlasError, match="differs between prompts"):
         one_row({"mask": odd}, 3)
+
+
+def test_a_text_is_run_as_the_prompt_of_that_text():
+    model, text, site = load("lfm2-mini", device="cpu"), "The capital of France is", Site(1, "mlp_out")
+    prompt = model.read([Prompt("a", "f", text)]).prompts
+    ids = model.tokens(prompt)
+    assert ids[0, 0] == model.reader.first_token
+    assert torch.equal(model.tokens(text), ids)
+    assert torch.equal(model.capture(text, sites=[site])[site], model.capture(ids, [site])[site])
+    with torch.no_grad():
+        assert torch.equal(model.run(text).last_hidden_state, model.run(ids).last_hidden_state)
+        changed = model.run(text, interventions=[Intervention(site, Zero())]).last_hidden_state
+        with model.intervene([Intervention(site, Zero())]):
+            wanted = model.model(input_ids=ids).logits.float()
+        torch.testing.assert_close(model.adapter.module("lm_head")(changed).float(), wanted, atol=1e-5, rtol=1e-5)
+        assert not torch.equal(changed, model.run(ids).last_hidden_state)
+    with pytest.raises(XatlasError, match="without a tokenizer"):
+        HookedModel(build("llama"), None).capture("a text", [site])
+
+
+def test_a_text_without_tokens_is_refused():
+    with pytest.raises(XatlasError, match="not empty"):
+        load("lfm2-mini", device="cpu").run("")
+
+
+def test_a_model_says_what_it_is_in_one_line(shape):
+    assert repr(shape("lfm2")) == (
+        "<HookedModel lfm2: Lfm2ForCausalLM, 3 layers (2 conv, 1 attention) of width 32, float32 on cpu>"
+    )
