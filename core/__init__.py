@@ -1,4 +1,4 @@
-"""Tell where behaviour lives in a language model, and whether it is in the same place in another.
+"""Where behaviour lives in a language model, and whether it is in the same place in another.
 
 Names are loaded when they are first used, so that importing ``xatlas`` stays instant.
 """
@@ -8,41 +8,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_HOME = {
-    "Adapter": "contracts.adapter",
-    "Comparison": "contracts.comparison",
-    "Finding": "contracts.comparison",
-    "XatlasError": "errors",
-    "hookimpl": "hookspecs",
-    "HookedModel": "model.hooked",
-    "Inputs": "contracts.probe",
-    "Probe": "contracts.probe",
-    "ReadingProbe": "contracts.probe",
-    "Requirement": "contracts.probe",
-    "Variable": "contracts.probe",
-    "AblationProbe": "probing.ablation",
-    "HeadLayout": "contracts.adapter",
-    "HookPoint": "contracts.adapter",
-    "Site": "contracts.adapter",
-    "Intervention": "interventions",
-    "ModelSource": "loading.hub",
-    "Prompt": "suites",
-    "Suite": "suites",
-    "SuiteSpec": "suites",
-    "read_suite": "suites",
-    "check_adapter": "checks",
-    "check_comparison": "checks",
-    "check_probe": "checks",
-    "check_source": "checks",
-    "check_suite": "checks",
-    "measure": "api",
-    "compare": "api",
-    "load": "api",
-    "open": "api",
-}
-
-__all__ = sorted(_HOME)
 __version__ = "0.1.0"
+
+_EXPORTS = {
+    "api": "compare load measure open",
+    "checks": "check_adapter check_comparison check_probe check_source check_suite",
+    "contracts.adapter": "Adapter HeadLayout HookPoint Site",
+    "contracts.comparison": "Comparison Finding",
+    "contracts.probe": "Inputs Probe ReadingProbe Requirement Variable",
+    "errors": "XatlasError",
+    "hookspecs": "hookimpl",
+    "interventions": "Intervention",
+    "loading.hub": "ModelSource",
+    "model": "HookedModel",
+    "probing.ablation": "AblationProbe",
+    "suites": "Prompt Suite SuiteSpec read_suite",
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names.split()}
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from xatlas.api import compare as compare

@@ -32,7 +32,7 @@ from xatlas.metrics import KL, kl_divergence
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, exclusive
 from xatlas.prompts.reader import Reader, TokenPrompt
-from xatlas.run.runner import measure_directly
+from xatlas.run.runner import measure_in_memory
 from xatlas.suites import Prompt, Suite, SuiteSpec
 from xatlas.testing import answered_suite, byte_tokenizer, model_with, tiny_model, tiny_reference, tiny_suite
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
@@ -286,7 +286,7 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
 def _measure_tiny(probe: Probe, model: HookedModel, checkpoint: Checkpoint | None = None) -> xr.Dataset:
     """Return what a probe gives for the tiny suite, with its requirements measured first."""
     inputs = Inputs(reference=tiny_reference(), checkpoint=checkpoint or NoCheckpoint())
-    return measure_directly(probe, model, answered_suite(model), inputs)
+    return measure_in_memory(probe, model, answered_suite(model), inputs)
 
 
 @_checked

@@ -151,6 +151,11 @@ class MeasureConfig(KeyedSettings):
             **settings,
         )
 
+    def keyed(self) -> dict[str, Any]:
+        """Return the settings that enter a job's key, as a job holds them: no date without a template."""
+        found = {each.name: getattr(self, each.name) for each in fields(KeyedSettings)}
+        return found if self.chat_template else found | {"template_date": None}
+
     def __post_init__(self) -> None:
         for each in settings():
             if "kind" in each.metadata:

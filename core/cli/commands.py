@@ -13,21 +13,20 @@ import typer
 
 from xatlas import __version__
 from xatlas.cli import lists, options, steering
-from xatlas.cli.options import SHORT, parameters
+from xatlas.cli.options import SHORT
 from xatlas.cli.output import (
     FAILED,
     INTERRUPTED,
-    Bars,
     Verbose,
-    comparing_record,
     echo,
+    job_rows,
     listen,
-    print_comparing,
     print_json,
+    print_report,
     print_table,
+    report_record,
     rests_on,
     say,
-    step_row,
     told,
     traceback_hint,
 )
@@ -36,8 +35,6 @@ from xatlas.guard import keep_stdout_for_results
 from xatlas.text import split_names
 
 if TYPE_CHECKING:
-    from xatlas.config import MeasureConfig
-    from xatlas.contracts.comparison import Comparison
     from xatlas.run.reporting import Failure
 
 app = typer.Typer(
@@ -83,22 +80,15 @@ def compare(
     **config: Any,
 ) -> None:
     """Measure what comparisons need of several models, compare, and draw the figures."""
-    from xatlas.api import ATLAS, FIGURES, resolve_all
-    from xatlas.results.store import Store
-    from xatlas.run.compare import compare as compare_models
-    from xatlas.run.compare import plan_comparison
+    from xatlas import api
 
-    settings, chosen = _settings(context, config, _names(comparisons))
-    named = resolve_all(_names(models))
-    store = Store(out / ATLAS)
-    steps = plan_comparison(named, chosen, settings, _names(probes))
-    with Bars(sum(refresh or store.state(step.job) != "done" for step in steps)) as bars:
-        done = compare_models(named, chosen, settings, store, out / FIGURES, bars, _names(probes), refresh=refresh)
+    asked = _asked(context, _names(comparisons) or None, _names(probes), set_)
+    report = api.compare(_names(models), out=out, reporter="console", refresh=refresh, **asked, **config)
     if as_json:
-        print_json(comparing_record(done, steps, settings, store))
+        print_json(report_record(report, api.store_in(out)))
     else:
-        print_comparing(done, settings, out)
-    _end(done.failures)
+        print_report(report, out)
+    _end(report.failures)
 
 
 @app.command(context_settings=SHORT)
@@ -122,25 +112,18 @@ def run(
     **config: Any,
 ) -> None:
     """Measure one model with probes; what the atlas holds is not measured again."""
-    from xatlas import manager
-    from xatlas.api import ATLAS, resolve_all
-    from xatlas.results.store import Store
-    from xatlas.run.compare import plan_comparison
-    from xatlas.run.runner import run as run_steps
+    from xatlas import api, manager
 
     if model.startswith("-"):
         raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
-    settings, _ = _settings(context, config)
-    store = Store(out / ATLAS)
-    steps = plan_comparison(resolve_all(split_names(model)), (), settings, _names(probes) or list(manager.probes()))
-    with Bars(sum(refresh or store.state(step.job) != "done" for step in steps)) as bars:
-        done = run_steps(steps, store, settings, bars, refresh=refresh)
-    rows = [step_row(step, store, step in done.measured) for step in steps if store.state(step.job) == "done"]
+    asked = _asked(context, (), _names(probes) or list(manager.probes()), set_)
+    report = api.compare(split_names(model), out=out, reporter="console", refresh=refresh, **asked, **config)
+    rows = job_rows(report, api.store_in(out))
     if as_json:
-        print_json({"jobs": rows, "failures": [str(failure) for failure in done.failures]})
+        print_json({"jobs": rows, "failures": [str(failure) for failure in report.failures]})
     elif rows:
-        print_table(rows)
-    _end(done.failures)
+        print_table([{name: cell for name, cell in row.items() if name != "key"} for row in rows])
+    _end(report.failures)
 
 
 @app.command(context_settings=SHORT)
@@ -158,57 +141,44 @@ def plan(
     **config: Any,
 ) -> None:
     """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""
-    from xatlas.api import ATLAS, resolve_all
-    from xatlas.results.store import Store
-    from xatlas.run.compare import plan_comparison
-    from xatlas.run.estimate import estimate
+    from xatlas import api
+    from xatlas.run.plan import estimate
 
-    settings, chosen = _settings(context, config, None if probes and not comparisons else _names(comparisons))
-    named = resolve_all(_names(models), fetch="config")
-    steps = plan_comparison(named, chosen, settings, _names(probes))
-    store = Store(out / ATLAS)
+    store = api.store_in(out)
+    asked = _asked(context, () if probes and not comparisons else _names(comparisons) or None, _names(probes), set_)
+    planned = api.plan(_names(models), fetch="config", **asked, **config)
     rows = []
-    for step in steps:
+    for step in planned.steps:
         held = store.state(step.job) == "done"
-        cost = estimate(step, settings)
+        minutes, gigabytes = estimate(step, planned.config)
         here = bool(step.model.weights_hash)  # else the config alone is, and no key can be known
         row = {"model": step.job.model, "probe": step.job.probe, "key": step.job.key if here else None}
-        minutes = 0.0 if held else round(cost.minutes, 2)
         state = "done" if held else "to do" if here else "needs download"
-        rows.append({**row, "state": state, "minutes": minutes, "GB": cost.gigabytes})
+        rows.append({**row, "state": state, "minutes": 0.0 if held else round(minutes, 2), "GB": gigabytes})
     if as_json:
         print_json(rows)
         return
     print_table(rows)
     total = sum(row["minutes"] for row in rows if isinstance(row["minutes"], float))
-    echo(f"\n{rests_on(settings)}; about {total:.1f} min on this processor, less on a GPU.")
+    echo(f"\n{rests_on(planned.config)}; about {total:.1f} min on this processor, less on a GPU.")
 
 
 def _names(given: Sequence[str] | None) -> list[str]:
     return [name for text in given or () for name in split_names(text)]
 
 
-def _settings(
-    context: typer.Context, config: dict[str, Any], comparisons: Sequence[str] | None = None
-) -> tuple[MeasureConfig, list[Comparison]]:
-    """Return what the options that ``compare``, ``run`` and ``plan`` share come to, and the comparisons.
-
-    Without names of comparisons those made by default are taken; with None, none is.
-    """
+def _asked(
+    context: typer.Context, comparisons: Sequence[str] | None, probes: list[str], texts: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return what is asked for, as :mod:`xatlas.api` takes it: comparisons, probes, and the parameters of both."""
     from xatlas import manager
-    from xatlas.config import MeasureConfig
-    from xatlas.run.compare import part_parameters, pick_comparisons
+    from xatlas.run.plan import pick_comparisons
 
-    given = context.params
-    if os.path.exists(given["out"]) and not os.path.isdir(given["out"]):
-        raise XatlasError(f"{given['out']} is not a folder: choose another one with --out.")
-    chosen = [] if comparisons is None else pick_comparisons(comparisons)
-    names = [comparison.name for comparison in chosen]
-    probes = [needed.probe for comparison in chosen for needed in comparison.requires] + _names(given["probes"])
-    texts = parameters(context, given["set_"], list(dict.fromkeys(probes)) or list(manager.probes()), names)
-    of_probes, of_comparisons = part_parameters(texts, names)
-    settings = MeasureConfig.make(parameters=of_probes, **config)
-    return settings, pick_comparisons(names, of_comparisons) if names else []
+    names = pick_comparisons(comparisons)
+    required = [needed.probe for name in names for needed in manager.comparisons()[name]().requires]
+    measured = list(dict.fromkeys(required + probes)) or list(manager.probes())
+    parameters = options.parameters(context, texts or (), measured, names)
+    return {"comparisons": names, "probes": probes, "parameters": parameters}
 
 
 def _end(failures: Sequence[Failure]) -> None:

@@ -20,65 +20,41 @@ SHORT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def parameters(
-    context: typer.Context, texts: list[str] | None, probes: Sequence[str], comparisons: Sequence[str] = ()
+    context: typer.Context, texts: Sequence[str], probes: Sequence[str], comparisons: Sequence[str]
 ) -> dict[str, dict[str, str]]:
-    """Return probe or comparison → name → value, as given in full and in short.
+    """Return probe or comparison → name → value, not yet converted: ``--set`` in full, and what stands for it in short.
 
-    Parameters
-    ----------
-    context : Context
-        Of a command with the settings ``SHORT``: it holds what the command did not know.
-    texts : list of str or None
-        What was given in full.
-    probes, comparisons : sequence of str
-        What will be measured and made: a short name stands for that parameter of each probe that has it, or of
-        the one comparison that has it.
-
-    Returns
-    -------
-    dict of str to dict
-        Texts, not yet converted.
-
-    Raises
-    ------
-    XatlasError
-        A text is malformed, or an option is neither one of the command nor a parameter of what is chosen.
+    In short, ``--NAME VALUE`` sets that parameter of each of the probes that has it, or of the one comparison. The
+    context is one of a command with the settings ``SHORT``: it holds what the command did not know.
     """
     from xatlas import manager
 
-    registries = (manager.probes(), manager.comparisons())
-    held, made = ({name: item().canonical_parameters() for name, item in each.items()} for each in registries)
+    of_probes = {name: set(probe().canonical_parameters()) for name, probe in manager.probes().items()}
+    of_comparisons = {name: set(each().canonical_parameters()) for name, each in manager.comparisons().items()}
     short = []
     for option, value in _pairs(context.args):
         name = option.removeprefix("--").replace("-", "_")
-        owners = [probe for probe in probes if name in held.get(probe, {})]
-        makers = [comparison for comparison in comparisons if name in made.get(comparison, {})]
-        others = [owner for each in (held, made) for owner in each if name in each[owner]]
+        owners = [probe for probe in probes if name in of_probes.get(probe, ())]
+        makers = [comparison for comparison in comparisons if name in of_comparisons[comparison]]
         if len(makers) > 1 or (owners and makers):
             raise XatlasError(f"{option} may be of {', '.join(owners + makers)}: write --set NAME.{name}={value}.")
-        if not owners + makers and others:
-            raise XatlasError(f"{option} is a parameter of {', '.join(others)}, and nothing of that name is asked for.")
         if not owners + makers:
+            others = [owner for each in (of_probes, of_comparisons) for owner in each if name in each[owner]]
+            if others:
+                whose = ", ".join(others)
+                raise XatlasError(f"{option} is a parameter of {whose}, and nothing of that name is asked for.")
             known = {item for parameter in context.command.params for item in parameter.opts if item[:2] == "--"}
-            named = {f"--{item}" for probe in probes for item in held.get(probe, {})}
-            raise unknown(
-                "option", option, known | named | {f"--{item}" for each in comparisons for item in made[each]}
-            )
+            chosen = [of_probes.get(probe, set()) for probe in probes] + [of_comparisons[each] for each in comparisons]
+            raise unknown("option", option, known | {f"--{item}" for each in chosen for item in each})
         short += [f"{owner}.{name}={value}" for owner in owners + makers]
     found = parse_parameters(short)
-    for owner, values in parse_parameters(texts or []).items():  # what is said of one goes before what is said of all
+    for owner, values in parse_parameters(texts).items():  # what is said of one goes before what is said of all
         found[owner] = found.get(owner, {}) | values
     return found
 
 
 def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Turn ``OWNER.NAME=VALUE`` texts into probe or comparison → name → value.
-
-    Raises
-    ------
-    XatlasError
-        A text is not of that form, or two set one parameter to two values.
-    """
+    """Turn ``OWNER.NAME=VALUE`` texts into probe or comparison → name → value."""
     parsed: dict[str, dict[str, str]] = {}
     for text in texts:
         path, equals, value = text.partition("=")
@@ -91,13 +67,7 @@ def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pair options with their values.
-
-    Raises
-    ------
-    XatlasError
-        A word belongs to no option, or an option has no value.
-    """
+    """Pair options with their values."""
     rest = iter(words)
     for word in rest:
         option, equals, value = word.partition("=")

@@ -22,13 +22,9 @@ from xatlas.errors import XatlasError
 from xatlas.text import one_line, printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from xatlas.config import MeasureConfig
     from xatlas.results.store import Store
-    from xatlas.run.compare import Compared, Comparing
-    from xatlas.run.plan import Step
-    from xatlas.run.reporting import Failure
+    from xatlas.run.compare import CompareReport, ComparisonResult
 
 
 R = TypeVar("R")
@@ -184,13 +180,14 @@ def _cell(value: Any) -> str:
     return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def print_result(result: Compared, summary: str) -> None:
+def print_result(result: ComparisonResult, summary: str) -> None:
     """Print a comparison's table and findings."""
+    from xatlas.run.compare import describe
+
     echo(f"\n{result.name}: {summary}\n")
     print_table(result.table)
     for item in result.findings:
-        p = "" if item.p_adjusted is None else f" (p = {item.p_adjusted:.2g} after Holm)"
-        echo(f"  {item.verdict}: {one_line(item.sentence)}{p}")
+        echo(f"  {item.verdict}: {describe(item)}")
 
 
 def command_line(*words: str) -> str:
@@ -198,108 +195,56 @@ def command_line(*words: str) -> str:
     return shlex.join(words)
 
 
-class Bars:
-    """Shows on stderr how a run goes: a progress bar on a terminal, a line per job elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.number = total, 0
-        self.bar: Progress | None = None
-
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-            self.bar = None
-
-    def loading(self, model: str) -> None:
-        """A model is being loaded."""
-        say(f"loading {model}")
-
-    def start(self, step: Step) -> None:
-        """A measurement begins."""
-        self.__exit__()
-        self.number += 1
-        title = f"[{self.number}/{self.total}] {step}"
-        if not sys.stderr.isatty():
-            say(title)
-            return
-        from rich import progress
-        from rich.console import Console
-
-        texts = [progress.TextColumn(f"{{task.{each}}}", markup=False) for each in ("description", "fields[label]")]
-        columns = (
-            texts[0],
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            texts[1],
-            progress.TimeRemainingColumn(),
-        )
-        console = Console(stderr=True, force_jupyter=False)
-        self.bar = progress.Progress(*columns, console=console, transient=True, redirect_stdout=False)
-        self.bar.add_task(one_line(title), total=None, label="")
-        self.bar.start()
-
-    def progress(self, label: str, done: int, total: int) -> None:
-        """Part of it is done."""
-        if self.bar and total > 0:
-            self.bar.update(self.bar.task_ids[0], completed=done, total=total, label=one_line(label))
-
-    def finish(self, step: Step, seconds: float) -> None:
-        """It is done and kept."""
-        self.__exit__()
-        say(f"[{self.number}/{self.total}] {step}: {seconds:.1f} s")
-
-    def fail(self, failure: Failure) -> None:
-        """It failed; the others go on."""
-        self.__exit__()
-        say(f"failed: {failure}")
+def job_rows(report: CompareReport, store: Store) -> list[dict[str, Any]]:
+    """Return the jobs whose results are there as rows: what was measured, and where it is kept."""
+    fresh = {step.job.key for step in report.run.measured}
+    return [
+        {
+            "model": step.job.model,
+            "probe": step.job.probe,
+            "state": "measured" if step.job.key in fresh else "was there",
+            "file": str(store.file(step.job)),
+            "key": step.job.key,
+        }
+        for step in report.plan.steps
+        if store.state(step.job) == "done"
+    ]
 
 
-def step_row(step: Step, store: Store, fresh: bool) -> dict[str, Any]:
-    """Return a job as a row: what was measured, and where it is kept."""
-    return {
-        "model": step.job.model,
-        "probe": step.job.probe,
-        "state": "measured" if fresh else "was there",
-        "file": str(store.file(step.job)),
-    }
-
-
-def comparing_record(done: Comparing, steps: Sequence[Step], settings: MeasureConfig, store: Store) -> dict[str, Any]:
+def report_record(report: CompareReport, store: Store) -> dict[str, Any]:
     """Return everything that a comparison gave, for programs."""
-    fresh = {step.job.key for step in done.outcome.measured}
+    suite = report.plan.config.suite
     return {
-        "suite": {"name": settings.suite.name, "hash": settings.suite.hash, "prompts": len(settings.suite)},
-        "jobs": [step_row(step, store, step.job.key in fresh) | {"key": step.job.key} for step in steps],
+        "suite": {"name": suite.name, "hash": suite.hash, "prompts": len(suite)},
+        "jobs": job_rows(report, store),
         "comparisons": {
             result.name: {
                 "table": result.table,
                 "findings": [asdict(item) for item in result.findings],
                 "files": result.files,
             }
-            for result in done.results
+            for result in report.results
         },
-        "failures": [str(failure) for failure in done.failures],
+        "failures": [str(failure) for failure in report.failures],
     }
 
 
-def print_comparing(done: Comparing, settings: MeasureConfig, out: Path) -> None:
+def print_report(report: CompareReport, out: Path) -> None:
     """Print tables and findings, what they rest on, where they are, and how to go on."""
     from xatlas import manager
     from xatlas.api import ATLAS, FIGURES
     from xatlas.config import larger_suite
 
-    for result in done.results:
+    for result in report.results:
         print_result(result, manager.comparisons()[result.name].summary)
-    if not done.results:
+    if not report.results:
         return
-    echo(f"\n{rests_on(settings)}.")
-    if not done.outcome.measured and all(result.reused for result in done.results):
+    suite = report.plan.config.suite
+    echo(f"\n{rests_on(report.plan.config)}.")
+    if not report.run.measured and all(result.reused for result in report.results):
         echo("Nothing has changed: all of it was there.")
     echo(f"Results are in {out / ATLAS}, figures and their data in {out / FIGURES}.")
-    larger = larger_suite(settings.suite)
+    larger = larger_suite(suite)
     if larger is not None:
         echo(f"On suite '{larger.name}' ({len(larger)} prompts): {_again('--suite', larger.name)}")
 
@@ -316,7 +261,7 @@ def _again(option: str, value: str) -> str:
     return command_line("xatlas", *words, option, value)
 
 
-def rests_on(settings: MeasureConfig) -> str:
+def rests_on(config: MeasureConfig) -> str:
     """Return which prompts the numbers rest on."""
-    suite = settings.suite
+    suite = config.suite
     return f"Suite '{suite.name}': {len(suite)} prompts of {len(suite.families)} families"

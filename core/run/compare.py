@@ -1,84 +1,164 @@
-"""Comparing models: what comparisons need is measured, lined up, drawn and put into words."""
+"""Comparing models: what comparisons need is measured, collected, compared, drawn and put into words."""
 
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib
 import json
 import logging
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xatlas import manager
-from xatlas.config import MeasureConfig
-from xatlas.config import settings as config_fields
+from xatlas.config import MeasureConfig, settings
 from xatlas.contracts.comparison import Comparison, Finding
-from xatlas.contracts.probe import Requirement
-from xatlas.errors import XatlasError, unknown
+from xatlas.errors import XatlasError
 from xatlas.files import digest, hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.guard import calling, explain
+from xatlas.loading.names import Resolved
 from xatlas.results.jobs import Job
 from xatlas.results.store import Entry, Store, read_result
-from xatlas.run.plan import Step, steps_for
-from xatlas.run.reporting import Failure, Outcome, Reporter, Silent
+from xatlas.run.plan import Plan
+from xatlas.run.reporting import Failure, ReporterChoice, RunReport, reporting
 from xatlas.run.runner import run
 from xatlas.run.source import source_of
 from xatlas.stats import holm
+from xatlas.text import one_line
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from xatlas.loading.names import Resolved
-
-
+#: Writes figures; named as the packages of plugins are, so that core imports no comparison.
+REPORT = "xatlas.comparisons.report"
 #: Fields of a job in which a sensitivity run may differ from the main one.
-VARIED = tuple(field.name for field in config_fields("varied"))
+VARIED = tuple(setting.name for setting in settings("varied"))
+#: Lines that the short form of a report takes at most.
+_SCREEN = 40
+
+log = logging.getLogger("xatlas")
 
 
-def lacking(comparison: Comparison, model: Resolved, settings: MeasureConfig, store: Store) -> list[str]:
-    """Return the probes without whose results the comparison can't show the model."""
-    needed = [requirement for requirement in comparison.requires if not requirement.optional]
-    steps = [steps_for(model, [requirement], settings)[-1] for requirement in needed]
-    return [step.job.probe for step in steps if store.state(step.job) != "done"]
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What one comparison gave: rows to print, findings with p-values adjusted across the run, figure and data."""
+
+    name: str
+    table: list[dict[str, Any]]
+    findings: list[Finding]
+    files: list[Path]
+    reused: bool = False  # nothing that it rests on has changed since it was made
 
 
-def nodes_for(
-    comparison: Comparison, models: Sequence[Resolved], settings: MeasureConfig, store: Store
-) -> list[tuple[str, Path]]:
-    """Return tree node → file of everything that the comparison may read.
+@dataclass(repr=False)
+class CompareReport:
+    """What a whole ``compare`` gave; in a notebook it is shown as a short table.
 
     Parameters
     ----------
-    comparison : Comparison
-        Says what it requires.
-    models : sequence of Resolved
-        In the order in which they are to be shown.
-    settings : MeasureConfig
-        How the main results were measured.
-    store : Store
-        Where they are; see :func:`lacking`.
+    plan : Plan
+        Which jobs answer what was asked.
+    run : RunReport
+        What became of the measurements.
+    results : list of ComparisonResult
+        In the order asked for.
+    failures : list of Failure
+        Of measurements and comparisons.
+    """
 
-    Returns
-    -------
-    list of (str, Path)
-        ``/{model}/{probe}``, or with ``@`` and what differs, and the file.
+    plan: Plan
+    run: RunReport
+    results: list[ComparisonResult] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def _heading(self) -> str:
+        suite, models = self.plan.config.suite, ", ".join(model.slug for model in self.plan.models)
+        return f"{models} on suite '{suite.name}': {len(self.run.measured)} measured, {len(self.run.reused)} were there"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return what stands where, as much as fits a screen: comparison or verdict, and a text."""
+        rows = []
+        for result in self.results:
+            figure = next((str(file) for file in result.files), "no figure")
+            rows.append((result.name, f"a table of {len(result.table)} rows, {figure}"))
+            rows += [(f"  {finding.verdict}", describe(finding)) for finding in result.findings]
+        rows = [*(("failed", one_line(str(failure))) for failure in self.failures), *rows]
+        more = len(rows) - _SCREEN
+        return rows if more <= 0 else [*rows[:_SCREEN], ("…", f"{more} more lines: see .results")]
+
+    def __repr__(self) -> str:
+        return "\n".join([self._heading(), *(f"{head}: {text}" for head, text in self._rows())])
+
+    def _repr_html_(self) -> str:
+        style = "style='text-align: left'"
+        rows = [(html.escape(head), html.escape(text)) for head, text in self._rows()]
+        cells = "".join(f"<tr><th {style}>{head}</th><td {style}>{text}</td></tr>" for head, text in rows)
+        return f"<p>{html.escape(self._heading())}</p><table>{cells}</table>"
+
+
+def describe(finding: Finding) -> str:
+    """Return a finding's sentence in one line, with its adjusted p-value."""
+    p = "" if finding.p_adjusted is None else f" (p = {finding.p_adjusted:.2g} after Holm)"
+    return one_line(finding.sentence) + p
+
+
+def compare(
+    plan: Plan, store: Store, figures: Path, reporter: ReporterChoice = None, *, refresh: bool = False
+) -> CompareReport:
+    """Measure what is missing, then compare; a comparison whose inputs are unchanged is not made again.
+
+    Figures and their data go to the folder ``figures``. A comparison that fails does not stop the others.
+    """
+    if len(plan.models) == 1 and plan.comparisons:
+        log.warning("one model is named, '%s': its numbers are shown, and compared with nothing.", plan.models[0].name)
+    report = run(plan, store, reporter, refresh=refresh)
+    done = CompareReport(plan, report, failures=list(report.failures))
+    with reporting(reporter, 0) as shown:
+        for comparison in plan.comparisons:
+            failures: list[Failure] = []
+            try:
+                with calling(type(comparison)):
+                    result = _compare_one(comparison, plan, store, figures, failures)
+                done.results += [result] if result else []
+            except Exception as error:
+                log.debug("comparison %s failed", comparison.name, exc_info=error.__cause__ or error)
+                failures.append(Failure(comparison.name, explain(error)))
+            for failure in failures:
+                shown.fail(failure)
+            done.failures += failures
+    known = [item.p for result in done.results for item in result.findings if not math.isnan(item.p)]
+    adjusted = iter(holm(known)) if known else iter(())  # all p-values of the run together
+    for i, result in enumerate(done.results):
+        findings = [
+            item if math.isnan(item.p) else replace(item, p_adjusted=float(next(adjusted))) for item in result.findings
+        ]
+        done.results[i] = replace(result, findings=findings)
+    return done
+
+
+def collect(comparison: Comparison, plan: Plan, store: Store) -> tuple[dict[str, Path], list[Resolved]]:
+    """Return tree node → file of all that the comparison may read, and the models that it can show.
+
+    Nodes are ``/{model}/{probe}``, or with ``@`` and what differs. Models that lack something are left out.
     """
     nodes: dict[str, Path] = {}
-    for model in models:
-        for needed in comparison.requires:
-            step = steps_for(model, [replace(needed, optional=False)], settings)[-1]
-            if store.state(step.job) == "done":
-                nodes[f"/{model.slug}/{needed.probe}"] = store.file(step.job)
-                nodes |= variants(step.job, settings, store)
-    return list(nodes.items())
+    shown = []
+    for model in plan.models:
+        answers = [(needed, plan.answer(model, needed).job) for needed in comparison.requires]
+        held = [job for _, job in answers if store.state(job) == "done"]
+        if all(needed.optional or job in held for needed, job in answers):
+            shown.append(model)
+            for job in held:
+                nodes[f"/{model.slug}/{job.probe}"] = store.file(job)
+                nodes |= variants(job, plan.config, store)
+    return nodes, shown
 
 
-def variants(main: Job, settings: MeasureConfig, store: Store) -> dict[str, Path]:
-    """Return the same probe's results that differ from ``main`` in suite, BOS habit or parameters only.
+def variants(main: Job, config: MeasureConfig, store: Store) -> dict[str, Path]:
+    """Return the same probe's results that differ from ``main`` in what sensitivity runs vary, and in nothing else.
 
     They are named ``/{model}/{probe}@{what differs}``, for instance ``@bos=native,suite=standard``.
     """
@@ -86,7 +166,7 @@ def variants(main: Job, settings: MeasureConfig, store: Store) -> dict[str, Path
     for entry in store.entries([main.model], [main.probe]):
         same = replace(entry.job, **{name: getattr(main, name) for name in VARIED})
         # The same suite by name with other prompts in it is an older one, not another one.
-        stale = entry.job.suite != main.suite and entry.name_of("suite") == settings.suite.name
+        stale = entry.job.suite != main.suite and entry.name_of("suite") == config.suite.name
         name = _difference(entry, main)
         if same == main and name and not stale:
             found[f"/{main.model}/{main.probe}@{name}"] = entry.path
@@ -94,258 +174,73 @@ def variants(main: Job, settings: MeasureConfig, store: Store) -> dict[str, Path
 
 
 def _difference(entry: Entry, main: Job) -> str:
-    parts: dict[str, str] = {}
-    if entry.job.bos != main.bos:
-        parts["bos"] = entry.job.bos
-    if entry.job.suite != main.suite:
-        parts["suite"] = entry.name_of("suite") or str(entry.job.suite)[:12]
-    for name, value in sorted(entry.job.parameters.items()):
-        if main.parameters.get(name) != value:
-            parts[name] = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-    return ",".join(f"{name}={value}" for name, value in parts.items()).replace("/", "_")
+    parts: dict[str, Any] = {}
+    for name in VARIED:
+        value, usual = getattr(entry.job, name), getattr(main, name)
+        if name == "parameters":
+            parts |= {each: given for each, given in sorted(value.items()) if usual.get(each) != given}
+        elif value != usual:
+            parts[name] = entry.name_of(name) or str(value)[:12] if name == "suite" else value
+    texts = {name: "+".join(map(str, value)) if isinstance(value, list) else value for name, value in parts.items()}
+    return ",".join(f"{name}={text}" for name, text in texts.items()).replace("/", "_")
 
 
-def build_tree(nodes: Iterable[tuple[str, Path]]) -> xr.DataTree:
-    """Open results as the tree that comparisons read.
-
-    Raises
-    ------
-    XatlasError
-        A file is missing or damaged.
-    """
+def build_tree(nodes: Mapping[str, Path]) -> xr.DataTree:
+    """Open results as the tree that comparisons read."""
     import xarray as xr
 
-    return xr.DataTree.from_dict({node: read_result(path) for node, path in nodes})
+    return xr.DataTree.from_dict({node: read_result(path) for node, path in nodes.items()})
 
 
-log = logging.getLogger("xatlas")
-
-#: Writes figures; named as the packages of plugins are, so that core imports no comparison.
-REPORT = "xatlas.comparisons.report"
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What one comparison came to.
-
-    Parameters
-    ----------
-    name : str
-        Name of the comparison.
-    table : list of dict
-        Rows to print.
-    findings : list of Finding
-        With p-values adjusted across all comparisons of the run.
-    files : list of Path
-        Figure and data.
-    reused : bool
-        Nothing that it rests on has changed since it was made.
-    """
-
-    name: str
-    table: list[dict[str, Any]]
-    findings: list[Finding]
-    files: list[Path]
-    reused: bool = False
-
-
-@dataclass
-class Comparing:
-    """What a whole ``compare`` came to.
-
-    Parameters
-    ----------
-    outcome : Outcome
-        Of the measurements.
-    results : list of Compared
-        Of the comparisons, in the order asked for.
-    failures : list of Failure
-        Of measurements and comparisons.
-    """
-
-    outcome: Outcome
-    results: list[Compared] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-
-def pick_comparisons(
-    names: Sequence[str] | None, parameters: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[Comparison]:
-    """Return the comparisons of those names, each once; those that run by default when none is named.
-
-    Raises
-    ------
-    XatlasError
-        A name is unknown, or a parameter does not fit.
-    """
-    known = manager.comparisons()
-    chosen = names or [name for name, comparison in known.items() if comparison.default]
-    # Each once: a claim made twice would be counted twice when p-values are adjusted.
-    return [
-        manager.pick("comparison", name, known)(**(parameters or {}).get(name, {})) for name in dict.fromkeys(chosen)
-    ]
-
-
-def part_parameters(
-    given: Mapping[str, Mapping[str, Any]], chosen: Sequence[str]
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Part parameters into those of probes and those of comparisons; a name that is both takes what each knows.
-
-    Raises
-    ------
-    XatlasError
-        A name is neither, or that of a comparison that is not chosen.
-    """
-    known, probes = manager.comparisons(), manager.probes()
-    parted: tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]] = ({}, {})
-    for owner, values in given.items():
-        if owner not in known and owner not in probes:
-            raise unknown("probe or comparison" if chosen else "probe", owner, [*probes, *(known if chosen else ())])
-        of_probe = probes[owner]().canonical_parameters() if owner in probes else {}
-        of_comparison = known[owner]().canonical_parameters() if owner in known else {}
-        for name, value in values.items():
-            of_both = name in of_comparison or owner not in probes, name in of_probe or owner not in known
-            if of_both[0]:
-                parted[1].setdefault(owner, {})[name] = value
-            if of_both[1] or not of_both[0]:
-                parted[0].setdefault(owner, {})[name] = value
-    for owner in parted[1]:
-        if owner not in chosen:
-            raise XatlasError(f"'{owner}' is a comparison that is not asked for: setting its parameters does nothing.")
-    return parted
-
-
-def plan_comparison(
-    models: Iterable[Resolved], comparisons: Iterable[Comparison], settings: MeasureConfig, probes: Sequence[str] = ()
-) -> list[Step]:
-    """Return the union of what the comparisons require, and further probes, model by model.
-
-    Raises
-    ------
-    XatlasError
-        As :func:`xatlas.run.plan.steps_for`; or parameters are set of a probe that nothing asks for.
-    """
-    requirements = [needed for comparison in comparisons for needed in comparison.requires]
-    requirements += [Requirement(name) for name in probes]
-    steps = [step for model in models for step in steps_for(model, requirements, settings)]
-    used = {needed.probe for needed in requirements} | {step.job.probe for step in steps}
-    for probe in settings.parameters:
-        if settings.parameters[probe] and probe not in used:
-            raise XatlasError(f"'{probe}' would not be measured: setting its parameters does nothing.")
-    return steps
-
-
-def compare(
-    models: Sequence[Resolved],
-    comparisons: Sequence[Comparison],
-    settings: MeasureConfig,
-    store: Store,
-    figures: Path,
-    reporter: Reporter | None = None,
-    probes: Sequence[str] = (),
-    *,
-    refresh: bool = False,
-) -> Comparing:
-    """Measure what is missing, then compare; a comparison whose inputs are unchanged is not made again.
-
-    Parameters
-    ----------
-    models : sequence of Resolved
-        In the order in which they are to be shown.
-    comparisons : sequence of Comparison
-        What is asked.
-    settings : MeasureConfig
-        How to measure.
-    store : Store
-        Where results are looked for and kept.
-    figures : Path
-        Folder for figures and their data.
-    reporter : Reporter, optional
-        Hears how it goes.
-    probes : sequence of str
-        Measured besides what the comparisons require.
-    refresh : bool
-        Measure again what is there; see :func:`xatlas.run.runner.run`.
-
-    Returns
-    -------
-    Comparing
-        A comparison that fails does not stop the others.
-    """
-    if len(models) == 1:
-        log.warning("one model is named, '%s': its numbers are shown, and compared with nothing.", models[0].name)
-    outcome = run(plan_comparison(models, comparisons, settings, probes), store, settings, reporter, refresh=refresh)
-    done = Comparing(outcome, failures=list(outcome.failures))
-    for comparison in comparisons:
-        # A model that could not be measured is left out of what is still comparable, and named.
-        complete = [model for model in models if not lacking(comparison, model, settings, store)]
-        failures = [
-            Failure(f"{comparison.name} of {model.slug}", "left out, for it could not be measured.")
-            for model in models
-            if model not in complete
-        ]
-        try:
-            if complete:
-                with calling(type(comparison)):
-                    done.results.append(_one(comparison, complete, settings, store, figures, failures))
-        except Exception as error:
-            log.debug("comparison %s failed", comparison.name, exc_info=error.__cause__ or error)
-            failures.append(Failure(comparison.name, explain(error)))
-        for failure in failures:
-            (reporter or Silent()).fail(failure)
-        done.failures += failures
-    done.results = _adjusted(done.results)
-    return done
-
-
-def _one(
-    comparison: Comparison,
-    models: Sequence[Resolved],
-    settings: MeasureConfig,
-    store: Store,
-    figures: Path,
-    failures: list[Failure],
-) -> Compared:
-    nodes = nodes_for(comparison, models, settings, store)
+def _compare_one(
+    comparison: Comparison, plan: Plan, store: Store, figures: Path, failures: list[Failure]
+) -> ComparisonResult | None:
+    """Make one comparison, or take it from its record; what goes wrong beside it is added to ``failures``."""
+    name, folder = comparison.name, store.path / ".comparisons"
+    nodes, models = collect(comparison, plan, store)
+    for model in plan.models:
+        if model not in models:
+            failures.append(Failure(f"{name} of {model.slug}", "left out, for it could not be measured."))
+    if not models:
+        return None
     source = source_of(type(comparison))
     key = digest(
         {
-            "comparison": comparison.name,
+            "comparison": name,
             "version": comparison.version,
             "source": source,
             "parameters": comparison.canonical_parameters(),
-            "suite": settings.suite.name,
-            "inputs": [[node, path.name, _hash_of(path)] for node, path in nodes],
+            "suite": plan.config.suite.name,
+            "inputs": [[node, path.name, hash_path(path).read_text().split()[0]] for node, path in nodes.items()],
         }
     )
     # what can't be told from another comparison of this name is made every time
-    record = None if source is None else store.path / ".comparisons" / f"{comparison.name}-{key[:16]}.json"
+    record = None if source is None else folder / f"{name}-{key[:16]}.json"
     kept = _kept(record, key, figures)  # needs neither lock nor write access
     if kept:
         return kept
     with contextlib.ExitStack() as stack:
         try:  # one lock a name, for all of that name write the same figure
-            waiting = f"another run is making {comparison.name}: waiting for it."
-            stack.enter_context(locked(store.path / ".comparisons" / f"{comparison.name}.lock", waiting))
+            waiting = f"another run is making {name}: waiting for it."
+            stack.enter_context(locked(folder / f"{name}.lock", waiting))
         except XatlasError as error:
-            log.warning("%s is made, but not kept: %s", comparison.name, error)
+            log.warning("%s is made, but not kept: %s", name, error)
             record = None
-        kept = _kept(record, key, figures)
+        kept = _kept(record, key, figures)  # made while we waited
         if kept:
             return kept
         dataset = comparison.compare(build_tree(nodes)).assign_attrs(
-            measured=_measured(comparison, models, settings),
+            measured=_measured(comparison, models, plan.config),
             source=source or secrets.token_hex(),  # a figure of another source is drawn again
         )
-        made: dict[str, Any] = {"key": key, "name": comparison.name, "files": {}}
-        made["table"] = [{name: _plain(cell) for name, cell in row.items()} for row in comparison.table(dataset)]
-        findings = [asdict(item) for item in comparison.findings(dataset)]
-        made["findings"] = [{name: _plain(value) for name, value in item.items()} for item in findings]
-        result = _compared(made, figures)
+        made: dict[str, Any] = {"key": key, "name": name, "files": {}}
+        made["table"] = _plain(comparison.table(dataset))
+        made["findings"] = _plain(asdict(item) for item in comparison.findings(dataset))
+        result = _result(made, figures)
         try:
-            files = importlib.import_module(REPORT).export(comparison.name, comparison, dataset, figures)
+            files = importlib.import_module(REPORT).export(name, comparison, dataset, figures)
         except XatlasError as error:  # numbers without a figure are better than neither
-            failures.append(Failure(comparison.name, explain(error)))
+            failures.append(Failure(name, explain(error)))
             return result
         made["files"] = {file.name: sha256(file.read_bytes()) for file in files}
         if record:
@@ -353,27 +248,23 @@ def _one(
         return replace(result, files=files)
 
 
-def _measured(comparison: Comparison, models: Sequence[Resolved], settings: MeasureConfig) -> str:
+def _measured(comparison: Comparison, models: Iterable[Resolved], config: MeasureConfig) -> str:
     """Say what a figure shows; figures of two of these are two figures."""
-    told = {
+    given = {needed.probe: dict(config.parameters.get(needed.probe, {})) for needed in comparison.requires}
+    about = {
         "models": [model.slug for model in models],
-        "suite": {"name": settings.suite.name, "hash": settings.suite.hash},
-        "reference": settings.reference.hash if settings.reference else None,
-        "template_date": settings.template_date if settings.chat_template else None,
-        **{name: getattr(settings, name) for name in ("dtype", "attention", "bos", "chat_template", "seed", "draws")},
+        "suite": {"name": config.suite.name, "hash": config.suite.hash},
+        "reference": config.reference.hash if config.reference else None,
+        **config.keyed(),
         "parameters": {
             comparison.name: comparison.canonical_parameters(),
-            **{
-                needed.probe: dict(settings.parameters[needed.probe])
-                for needed in comparison.requires
-                if settings.parameters.get(needed.probe)
-            },
+            **{probe: values for probe, values in given.items() if values},
         },
     }
-    return json.dumps(told, sort_keys=True, default=str)
+    return json.dumps(about, sort_keys=True, default=str)
 
 
-def _kept(record: Path | None, key: str, figures: Path) -> Compared | None:
+def _kept(record: Path | None, key: str, figures: Path) -> ComparisonResult | None:
     """Return what was made of the same inputs before, if its record and all its files are still whole."""
     if record is None:
         return None
@@ -381,7 +272,7 @@ def _kept(record: Path | None, key: str, figures: Path) -> Compared | None:
         content = json.loads(read_hashed(record))
         if content["key"] != key:
             raise ValueError("it is another comparison's")
-        kept = _compared(content, figures, reused=True)
+        kept = replace(_result(content, figures), reused=True)
         whole = all(file.is_file() and sha256(file.read_bytes()) == content["files"][file.name] for file in kept.files)
     except (XatlasError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
         log.debug("%s is made again: %s", record, error)
@@ -389,13 +280,11 @@ def _kept(record: Path | None, key: str, figures: Path) -> Compared | None:
     return kept if whole else None
 
 
-def _compared(content: dict[str, Any], figures: Path, reused: bool = False) -> Compared:
+def _result(content: dict[str, Any], figures: Path) -> ComparisonResult:
     """Return what a record says: the same when it was just made and when it was kept.
 
-    Raises
-    ------
-    LookupError, TypeError, ValueError, AttributeError
-        It is no record, or a cell is neither text nor number.
+    It raises LookupError, TypeError, ValueError or AttributeError where it is no record, or a cell is neither text nor
+    number.
     """
     findings = [Finding(**item) for item in content["findings"]]
     cells = [cell for row in content["table"] for cell in row.values()]
@@ -406,29 +295,9 @@ def _compared(content: dict[str, Any], figures: Path, reused: bool = False) -> C
             if not isinstance(value, kinds):
                 raise TypeError(f"a table or finding holds {value!r}, where text or a number belongs")
     files = [figures / Path(name).name for name in content["files"]]
-    return Compared(content["name"], content["table"], findings, files, reused)
+    return ComparisonResult(content["name"], content["table"], findings, files)
 
 
-def _plain(value: Any) -> Any:
-    """Return numbers of numpy as Python's."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def _adjusted(results: list[Compared]) -> list[Compared]:
-    """Adjust all p-values of the run together (Holm)."""
-    known = [item.p for result in results for item in result.findings if not math.isnan(item.p)]
-    adjusted = iter(holm(known)) if known else iter(())
-    return [
-        replace(
-            result,
-            findings=[
-                item if math.isnan(item.p) else replace(item, p_adjusted=float(next(adjusted)))
-                for item in result.findings
-            ],
-        )
-        for result in results
-    ]
-
-
-def _hash_of(path: Path) -> str:
-    return hash_path(path).read_text().split()[0]
+def _plain(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with numbers of numpy as Python's."""
+    return [{name: cell.item() if hasattr(cell, "item") else cell for name, cell in row.items()} for row in rows]

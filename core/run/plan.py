@@ -1,147 +1,256 @@
-"""Names → jobs in dependency order, before anything heavy is imported."""
+"""The plan of a command: which jobs answer what is asked, in which order, at what cost; before anything is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from xatlas import manager
 from xatlas.config import MeasureConfig
+from xatlas.contracts.comparison import Comparison
 from xatlas.contracts.probe import Probe, Requirement
 from xatlas.errors import XatlasError, unknown
 from xatlas.guard import calling
+from xatlas.loading.model_files import read_json, tensor_shapes, weight_files
 from xatlas.loading.names import Resolved
 from xatlas.results.jobs import Job
+from xatlas.vocabulary import DTYPE_BYTES
+
+#: What the engine may take besides the weights, in bytes.
+WORKING_MEMORY = 1.5e9
+#: Share of the matrix-multiply rate that a sweep reaches.
+EFFICIENCY = 0.7
+#: Characters that a token stands for, roughly, where no tokenizer is at hand.
+CHARACTERS_PER_TOKEN = 3.5
+#: Seconds that a condition costs per prompt, however small the model.
+OVERHEAD = 2e-4
 
 
 @dataclass(frozen=True)
 class Step:
-    """A job, and what is needed to do it.
-
-    Parameters
-    ----------
-    job : Job
-        What is measured.
-    probe : Probe
-        With its parameters.
-    model : Resolved
-        Where the model lies.
-    needs : mapping of str to Job
-        Probe → the job whose result it rests on.
-    """
+    """A job, and what is needed to do it."""
 
     job: Job
-    probe: Probe
+    probe: Probe  # with its parameters
     model: Resolved
-    needs: Mapping[str, Job] = field(default_factory=dict)
+    needs: Mapping[str, Step] = field(default_factory=dict)  # probe → the step whose result it rests on
 
     def __str__(self) -> str:
         return f"{self.job.probe} on {self.job.model}"
 
 
-def steps_for(model: Resolved, requirements: Iterable[Requirement], settings: MeasureConfig) -> list[Step]:
-    """Return the steps that the requirements come to on one model, each after those it rests on.
+class Plan:
+    """What a command measures and compares: made once, and passed on to all that work on it.
 
     Parameters
     ----------
-    model : Resolved
-        The model.
-    requirements : iterable of Requirement
-        What is asked for; optional ones are passed over. The same job asked for twice is one step.
-    settings : MeasureConfig
+    models : iterable of Resolved
+        In the order in which they are shown.
+    config : MeasureConfig
         How to measure.
-
-    Returns
-    -------
-    list of Step
-        None twice.
-
-    Raises
-    ------
-    XatlasError
-        An unknown probe or parameter, probes that require each other in a circle, or a model that could
-        not be measured.
-    """
-    check_model(model, settings)
-    steps: dict[str, Step] = {}
-    for requirement in requirements:
-        if not requirement.optional:
-            _add(steps, model, requirement, settings, ())
-    return list(steps.values())
-
-
-def check_model(model: Resolved, settings: MeasureConfig) -> None:
-    """Refuse, before weights are read, a model that could not be measured.
+    comparisons : iterable of Comparison
+        What is asked.
+    probes : sequence of str
+        Measured besides what the comparisons require.
 
     Raises
     ------
     XatlasError
-        No adapter fits its architecture, or a chat template is asked for that it does not have.
+        An unknown probe or parameter, probes that require each other in a circle, a model that can't be measured,
+        or parameters of a probe that nothing asks for.
     """
+
+    def __init__(
+        self,
+        models: Iterable[Resolved],
+        config: MeasureConfig,
+        comparisons: Iterable[Comparison] = (),
+        probes: Sequence[str] = (),
+    ) -> None:
+        self.models, self.config, self.comparisons = list(models), config, list(comparisons)
+        self._answers: dict[tuple[str, str, str], Step] = {}
+        asked = [needed for comparison in self.comparisons for needed in comparison.requires]
+        asked += [Requirement(name) for name in probes]
+        steps: dict[str, Step] = {}
+        for model in self.models:
+            check_model(model, config)
+            for requirement in asked:
+                if not requirement.optional:
+                    _add(steps, self.answer(model, requirement))
+        #: Model by model, each after those that it rests on, none twice.
+        self.steps = list(steps.values())
+        used = {requirement.probe for requirement in asked} | {step.job.probe for step in self.steps}
+        for probe, given in config.parameters.items():
+            if given and probe not in used:
+                raise XatlasError(f"'{probe}' would not be measured: setting its parameters does nothing.")
+
+    def answer(self, model: Resolved, requirement: Requirement, above: tuple[str, ...] = ()) -> Step:
+        """Return the step whose result answers a requirement, an optional one too, on a model."""
+        name = requirement.probe
+        asked = (model.slug, name, repr(sorted(requirement.parameters.items())))
+        if asked not in self._answers:
+            if name in above:
+                raise XatlasError(f"probes require each other in a circle: {' → '.join((*above, name))}.")
+            with calling(manager.probes().get(name)):
+                given = {**requirement.parameters, **self.config.parameters.get(name, {})}  # the user's own go before
+                probe = manager.pick("probe", name, manager.probes())(**given)
+                inner = [each for each in probe.requires if not each.optional]
+            needs = {each.probe: self.answer(model, each, (*above, name)) for each in inner}
+            self._answers[asked] = Step(self._job(model, probe, needs), probe, model, needs)
+        return self._answers[asked]
+
+    def _job(self, model: Resolved, probe: Probe, needs: Mapping[str, Step]) -> Job:
+        """Write down one measurement; what the probe does not depend on stays out of it."""
+        adapter = manager.adapters()[model.architecture]
+        settings = self.config.keyed()
+        if "attention_pattern" in probe.sites:  # only eager attention computes one that can be read
+            settings["attention"] = "eager"
+        reference = self.config.reference if probe.uses_reference else None
+        return Job(
+            model=model.slug,
+            weights=model.identity,
+            probe=probe.name,
+            version=probe.version,
+            adapter=f"{adapter.__module__}.{adapter.__qualname__} {adapter.version}",
+            parameters=probe.canonical_parameters(),
+            suite=self.config.suite.hash if probe.measures_on == "suite" else None,
+            reference=None if reference is None else reference.hash,
+            inputs={name: step.job.key for name, step in sorted(needs.items())},
+            **settings,
+        )
+
+
+def _add(steps: dict[str, Step], step: Step) -> None:
+    for needed in step.needs.values():
+        _add(steps, needed)
+    steps.setdefault(step.job.key, step)
+
+
+def check_model(model: Resolved, config: MeasureConfig) -> None:
+    """Refuse, before weights are read, a model without an adapter, or without the chat template that is asked for."""
     known = manager.adapters()
     if model.architecture not in known:
         hint = f"'{model.name}' needs an adapter that names its hook points: docs/adapters.md shows how to write one."
         raise unknown("architecture", model.architecture, known, hint)
-    if settings.chat_template and not model.chat_template:
+    if config.chat_template and not model.chat_template:
         raise XatlasError(f"'{model.name}' has no chat template: leave --chat-template out.")
 
 
-def _add(
-    steps: dict[str, Step],
-    model: Resolved,
-    requirement: Requirement,
-    settings: MeasureConfig,
-    above: tuple[str, ...],
-) -> Step:
-    if requirement.probe in above:
-        circle = " → ".join((*above, requirement.probe))
-        raise XatlasError(f"probes require each other in a circle: {circle}.")
-    with calling(manager.probes().get(requirement.probe)):
-        probe = make_probe(requirement, settings)
-        inputs = [inner for inner in probe.requires if not inner.optional]
-    needs = {inner.probe: _add(steps, model, inner, settings, (*above, requirement.probe)).job for inner in inputs}
-    job = job_for(model, probe, settings, needs)
-    return steps.setdefault(job.key, Step(job, probe, model, needs))
+def pick_comparisons(names: Sequence[str] | None) -> list[str]:
+    """Return the names of comparisons, each once; None: those that are made by default."""
+    known = manager.comparisons()
+    if names is None:
+        return [name for name, comparison in known.items() if comparison.default]
+    for name in names:
+        manager.pick("comparison", name, known)
+    # Each once: a claim made twice would be counted twice when p-values are adjusted.
+    return list(dict.fromkeys(names))
 
 
-def make_probe(requirement: Requirement, settings: MeasureConfig) -> Probe:
-    """Return the required probe; what the user set goes before what is required.
+def part_parameters(
+    given: Mapping[str, Mapping[str, Any]], comparisons: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Part parameters into those of probes and those of comparisons; a name that is both takes what each knows."""
+    known, probes = manager.comparisons(), manager.probes()
+    of_probes: dict[str, dict[str, Any]] = {}
+    of_comparisons: dict[str, dict[str, Any]] = {}
+    for owner, values in given.items():
+        if owner not in known and owner not in probes:
+            kind = "probe or comparison" if comparisons else "probe"
+            raise unknown(kind, owner, [*probes, *(known if comparisons else ())])
+        probe_has = probes[owner]().canonical_parameters() if owner in probes else {}
+        comparison_has = known[owner]().canonical_parameters() if owner in known else {}
+        for name, value in values.items():
+            to_comparison = name in comparison_has or owner not in probes
+            if to_comparison:
+                of_comparisons.setdefault(owner, {})[name] = value
+            if name in probe_has or owner not in known or not to_comparison:
+                of_probes.setdefault(owner, {})[name] = value
+    for owner in of_comparisons:
+        if owner not in comparisons:
+            raise XatlasError(f"'{owner}' is a comparison that is not asked for: setting its parameters does nothing.")
+    return of_probes, of_comparisons
 
-    Raises
-    ------
-    XatlasError
-        The probe or one of the parameters is unknown.
-    """
-    given = {**requirement.parameters, **settings.parameters.get(requirement.probe, {})}
-    return manager.pick("probe", requirement.probe, manager.probes())(**given)
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the files of a model say: how many parameters (and of those in embedding and unembedding), layers, heads."""
+
+    n_parameters: int
+    n_embedding: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
 
 
-def adapter_name(architecture: str) -> str:
-    """Return which adapter, in which version, names the hook points of an architecture."""
-    adapter = manager.adapters()[architecture]
-    return f"{adapter.__module__}.{adapter.__qualname__} {adapter.version}"
+def model_size(folder: Path) -> ModelSize:
+    """Read a model's size from its config and the headers of its weights; where there are none, from the config."""
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    config = {**config, **(text if isinstance(text, dict) else {})}
 
+    def count(key: str, default: int = 1) -> int:
+        value = config.get(key)
+        return value if isinstance(value, int) and value > 0 else default
 
-def job_for(model: Resolved, probe: Probe, settings: MeasureConfig, needs: Mapping[str, Job]) -> Job:
-    """Write down one measurement; what the probe does not depend on stays out of it."""
-    reference = settings.reference if probe.uses_reference else None
-    # Only eager attention computes a pattern that can be read.
-    attention = "eager" if "attention_pattern" in probe.sites else settings.attention
-    return Job(
-        model=model.slug,
-        weights=model.identity,
-        probe=probe.name,
-        version=probe.version,
-        adapter=adapter_name(model.architecture),
-        parameters=probe.canonical_parameters(),
-        suite=settings.suite.hash if probe.measures_on == "suite" else None,
-        reference=None if reference is None else reference.hash,
-        inputs={name: job.key for name, job in sorted(needs.items())},
-        dtype=settings.dtype,
-        attention=attention,
-        bos=settings.bos,
-        chat_template=settings.chat_template,
-        template_date=settings.template_date if settings.chat_template else None,
-        seed=settings.seed,
-        draws=settings.draws,
+    heads = count("num_attention_heads")
+    shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
+    sizes = {name: math.prod(shape) for name, shape in (shapes or _shapes_by_config(folder)).items()}
+    return ModelSize(
+        n_parameters=sum(sizes.values()),
+        n_embedding=sum(size for name, size in sizes.items() if "embed" in name or "lm_head" in name),
+        n_layers=count("num_hidden_layers"),
+        n_heads=heads,
+        n_kv_heads=count("num_key_value_heads", heads),
     )
+
+
+@cache
+def _shapes_by_config(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of a model whose weights are not here, by making it without memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except Exception as error:  # whatever the class made of the config
+        raise XatlasError(
+            f"no model can be made of {folder / 'config.json'} ({type(error).__name__}: {error}); "
+            f"fetch the model to plan with it."
+        ) from error
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
+    """Return about how many minutes on this processor, and GB at the peak, a step will take; within a factor of 2–3."""
+    known, suite = model_size(step.model.folder), config.suite
+    tokens = float(len(suite))
+    if not step.probe.at_readout:
+        tokens += sum(len(prompt.text) + len(prompt.target or "") for prompt in suite) / CHARACTERS_PER_TOKEN
+    size = {"prompt": len(suite), "layer": known.n_layers, "head": known.n_heads, "kv_group": known.n_kv_heads}
+    conditions = step.probe.n_conditions(size, config.draws)
+    # A change in layer l is run through the layers from l on: half of them on average.
+    flops = 2 * (known.n_parameters - known.n_embedding) * tokens * (1 + conditions / 2)
+    seconds = flops / (EFFICIENCY * _multiply_rate()) + OVERHEAD * len(suite) * conditions
+    return seconds / 60, (known.n_parameters * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
+
+
+@cache
+def _multiply_rate() -> float:
+    """Measure how many floating-point operations a second this processor multiplies matrices with."""
+    import numpy as np
+
+    a = np.ones((512, 512), dtype=np.float32)
+    a @ a
+    best = math.inf
+    for _ in range(20):  # short and often: the best one was not disturbed by other processes
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2 * 512**3 / best

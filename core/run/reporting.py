@@ -1,27 +1,43 @@
-"""How and on what a result was measured, as it is stored with it."""
+"""What became of a run, and how it is shown while it goes on."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from xatlas import __version__
-from xatlas.config import MeasureConfig
-from xatlas.errors import XatlasError
-from xatlas.results.store import Store, read_entry
-from xatlas.run.plan import Step
+from xatlas.text import one_line
 
 if TYPE_CHECKING:
-    from xatlas.model import HookedModel
-    from xatlas.suites import Suite
+    from rich.progress import Progress
+
+    from xatlas.run.plan import Step
 
 
-class Reporter(Protocol):
-    """Hears how a run goes."""
+@dataclass(frozen=True)
+class Failure:
+    """One thing that went wrong and did not stop the rest."""
+
+    what: str  # ``layer_ablation on qwen-mini``, or the name of a comparison
+    reason: str  # one line
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}"
+
+
+@dataclass
+class RunReport:
+    """What became of the steps of a plan: measured now, or there already, or failed."""
+
+    measured: list[Step] = field(default_factory=list)
+    reused: list[Step] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Reporter:
+    """Receives progress callbacks, and shows nothing: a subclass overrides what it shows."""
 
     def loading(self, model: str) -> None:
         """A model is being loaded."""
@@ -39,124 +55,80 @@ class Reporter(Protocol):
         """It failed; the others go on."""
 
 
-class Silent:
-    """Hears all and says nothing."""
+#: A reporter; ``console``: stderr; ``auto``: stderr where it is watched, in a terminal or a notebook; None: nothing.
+ReporterChoice = Reporter | Literal["auto", "console"] | None
+
+
+@contextmanager
+def reporting(choice: ReporterChoice, total: int) -> Iterator[Reporter]:
+    """Make the chosen reporter of ``total`` jobs; what it draws is removed in the end."""
+    if choice == "console" or (choice == "auto" and _is_watched()):
+        shown = Console(total)
+        try:
+            yield shown
+        finally:
+            shown.clear()
+    else:
+        yield Reporter() if choice is None or isinstance(choice, str) else choice
+
+
+def _is_watched() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+class Console(Reporter):
+    """Shows on stderr how a run goes: a progress bar on a terminal or in a notebook, a line per job elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.number = total, 0
+        self.bar: Progress | None = None
 
     def loading(self, model: str) -> None:
-        """Say nothing."""
+        """Say so."""
+        self._say(f"loading {model}")
 
     def start(self, step: Step) -> None:
-        """Say nothing."""
+        """Show a new bar."""
+        self.number += 1
+        title = f"[{self.number}/{self.total}] {step}"
+        if not _is_watched():
+            self._say(title)
+            return
+        from rich import console, progress
+
+        self.clear()
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TextColumn("{task.fields[label]}", markup=False),
+            progress.TimeRemainingColumn(),
+        )
+        self.bar = progress.Progress(
+            *columns, console=console.Console(stderr=True), transient=True, redirect_stdout=False
+        )
+        self.bar.add_task(one_line(title), total=None, label="")
+        self.bar.start()
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Say nothing."""
+        """Move the bar."""
+        if self.bar and total > 0:
+            self.bar.update(self.bar.task_ids[0], completed=done, total=total, label=one_line(label))
 
     def finish(self, step: Step, seconds: float) -> None:
-        """Say nothing."""
+        """Say how long it took."""
+        self._say(f"[{self.number}/{self.total}] {step}: {seconds:.1f} s")
 
     def fail(self, failure: Failure) -> None:
-        """Say nothing: the outcome holds it."""
+        """Say why."""
+        self._say(f"failed: {failure}")
 
+    def clear(self) -> None:
+        """Remove the bar."""
+        if self.bar:
+            self.bar.stop()
+        self.bar = None
 
-@dataclass(frozen=True)
-class Failure:
-    """One thing that went wrong and did not stop the rest.
-
-    Parameters
-    ----------
-    what : str
-        ``layer_ablation on qwen-mini``, or the name of a comparison.
-    reason : str
-        One line.
-    """
-
-    what: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.reason}"
-
-
-@dataclass
-class Outcome:
-    """What became of the steps of a run.
-
-    Parameters
-    ----------
-    measured, reused : list of Step
-        Those done now, and those whose results were there.
-    failures : list of Failure
-        The rest.
-    """
-
-    measured: list[Step] = field(default_factory=list)
-    reused: list[Step] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-
-#: Packages whose minor versions may change numbers.
-_COMPUTING = ("torch", "transformers")
-
-
-def provenance(step: Step, model: HookedModel, settings: MeasureConfig) -> dict[str, Any]:
-    """Return how and on what results are measured, JSON-ready."""
-    import torch
-
-    named = step.model
-    suites = {"suite": settings.suite, "reference": settings.reference}
-    return {
-        "model": {
-            "name": named.name,
-            "slug": named.slug,
-            "source": named.source,
-            "architecture": named.architecture,
-            "revision": named.revision,
-            "weights_hash": named.weights_hash,
-            "lora_hash": named.lora_hash,
-            "quantised": named.quantised,
-        },
-        **{
-            role: None
-            if suite is None
-            else {"name": suite.name, "hash": suite.hash, "prompts": len(suite), "tokens": _tokens(model, suite)}
-            for role, suite in suites.items()
-        },
-        "versions": {
-            "xatlas": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "numpy", "xarray")},
-        },
-        "platform": platform.platform(),
-        "device": str(model.device),
-        "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",
-        "threads": torch.get_num_threads(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _tokens(model: HookedModel, suite: Suite) -> str | None:
-    """Return the hash of the tokens that a suite is run as; None where the model can't read it."""
-    try:
-        return model.read(suite).hash
-    except XatlasError:
-        return None
-
-
-def other_versions(steps: Iterable[Step], store: Store) -> str:
-    """Return one line on results that other minor versions of torch or transformers gave; empty without any."""
-    now = {name: version(name) for name in _COMPUTING}
-    found: dict[str, list[str]] = {}
-    for step in steps:
-        held = read_entry(store.file(step.job)).provenance.get("versions") or {}
-        odd = [f"{name} {held[name]}" for name in now if name in held and _minor(held[name]) != _minor(now[name])]
-        if odd:
-            found.setdefault(", ".join(odd), []).append(str(step))
-    if not found:
-        return ""
-    told = "; ".join(f"with {versions}: {', '.join(names)}" for versions, names in found.items())
-    here = ", ".join(f"{name} {number}" for name, number in now.items())
-    return f"reused, but measured {told}. Here is {here}; --refresh (refresh=True) measures them again."
-
-
-def _minor(number: str) -> list[str]:
-    return str(number).split(".")[:2]
+    def _say(self, text: str) -> None:
+        self.clear()
+        print(f"xatlas: {one_line(text)}", file=sys.stderr)

@@ -4,187 +4,80 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
+import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from xatlas import manager
+from xatlas import __version__, manager
 from xatlas.config import MeasureConfig, settings
-from xatlas.contracts.probe import Inputs, ReadingProbe
+from xatlas.contracts.probe import Inputs, Probe, ReadingProbe
 from xatlas.errors import XatlasError
 from xatlas.guard import calling, explain
 from xatlas.loading.loader import load, pick_device
 from xatlas.loading.names import Resolved
 from xatlas.results.jobs import Job
-from xatlas.results.store import Store
-from xatlas.run.plan import Step
-from xatlas.run.reporting import Failure, Outcome, Reporter, Silent, other_versions, provenance
+from xatlas.results.store import Store, read_entry
+from xatlas.run.plan import Plan, Step
+from xatlas.run.reporting import Failure, Reporter, ReporterChoice, RunReport, reporting
 
 if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
-    from xatlas.contracts.probe import Inputs, Probe
     from xatlas.model import HookedModel
-    from xatlas.results.jobs import Job
     from xatlas.run.isolation import State
     from xatlas.suites import Suite
 
-
-def measure_directly(
-    probe: Probe,
-    model: HookedModel,
-    suite: Suite,
-    inputs: Inputs,
-    reporter: Reporter | None = None,
-    state: State | None = None,
-) -> xr.Dataset:
-    """Measure a probe, and first what it requires; each result is validated, nothing is stored.
-
-    Parameters
-    ----------
-    probe : Probe
-        Registered or not.
-    model : HookedModel
-        A model with a tokenizer; a probe that mutates changes its weights.
-    suite : Suite
-        What is measured on.
-    inputs : Inputs
-        Reference, seed and draws; the results of other probes are put in here.
-    reporter : Reporter, optional
-        Hears how it goes.
-    state : State, optional
-        How the model was found, where that is known.
-
-    Returns
-    -------
-    Dataset
-        Of the probe itself.
-
-    Raises
-    ------
-    XatlasError
-        A required probe is unknown, a probe fails or leaves the model changed, or a dataset is off its probe's
-        contract.
-    """
-    from xatlas.run.isolation import State
-
-    state, reporter = state or State(model), reporter or Silent()
-    results = {}
-    for needed in probe.requires:
-        if not needed.optional:
-            inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
-            results[needed.probe] = measure_directly(inner, model, suite, inputs, reporter, state)
-    job = Job(model.slug, "", probe.name, probe.version, parameters=probe.canonical_parameters(), seed=inputs.seed)
-    held = Resolved(model.slug, model.slug, Path(), "", type(model.model).__name__, "a model in memory")
-    step, started = Step(job, probe, held), time.perf_counter()
-    reporter.start(step)
-    try:
-        dataset = _measure(probe, model, suite, replace(inputs, results=results), state)
-    except XatlasError as error:
-        reporter.fail(Failure(str(step), str(error)))
-        raise
-    reporter.finish(step, time.perf_counter() - started)
-    return dataset
-
-
-def _measure(probe: Probe, model: HookedModel, suite: Suite, inputs: Inputs, state: State) -> xr.Dataset:
-    from xatlas.run.isolation import isolated
-    from xatlas.schema import validate
-
-    try:
-        with isolated([probe], state, suite, [inputs]) as (own, given):
-            dataset = probe.measure(model, own, given[0])
-    except XatlasError as error:
-        if not state.changed:
-            raise
-        anew = " The model must be loaded anew: no further number of it can be trusted." if state.lost else ""
-        raise XatlasError(f"probe '{probe.name}' failed: {error}{anew}") from error
-    validate(dataset, probe, model, suite)
-    return dataset
-
+#: Packages whose minor versions may change numbers.
+_COMPUTING = ("torch", "transformers")
 
 log = logging.getLogger("xatlas")
 
 T = TypeVar("T")
 
 
-def run(
-    steps: Iterable[Step],
-    store: Store,
-    config: MeasureConfig,
-    reporter: Reporter | None = None,
-    *,
-    refresh: bool = False,
-) -> Outcome:
-    """Do the steps whose results the store lacks.
+def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: bool = False) -> RunReport:
+    """Do the steps of a plan whose results the store lacks; with ``refresh`` all of them.
 
-    Models are loaded one after the other, each once, and only when something of theirs is missing; torch
-    is not imported otherwise. A step that fails does not stop those that don't rest on it.
-
-    Parameters
-    ----------
-    steps : iterable of Step
-        Model by model, each in dependency order.
-    store : Store
-        Where results are looked for and kept.
-    config : MeasureConfig
-        The ones that the steps were made with.
-    reporter : Reporter, optional
-        Hears how it goes.
-    refresh : bool
-        Do all of them again; a result that is there is replaced once the new one is.
-
-    Returns
-    -------
-    Outcome
-        What was measured, what was there, what failed.
-
-    Raises
-    ------
-    XatlasError
-        Nothing can be measured: there is no such device, or the store's folder can't be written to.
+    Models are loaded one after the other, each once, and only when something of theirs is missing; torch is not
+    imported otherwise. A step that fails does not stop those that don't rest on it; a result that is there is replaced
+    once the new one is. What would fail every step, such as a folder that can't be written to, is raised.
     """
-    outcome = Outcome()
-    missing = []
-    for step in steps:
+    report, missing = RunReport(), []
+    for step in plan.steps:
         if not refresh and store.has(step.job):
-            outcome.reused.append(step)
+            report.reused.append(step)
         else:
             missing.append(step)
-    others = other_versions(outcome.reused, store)
-    if others:
-        log.warning(others)
+    _warn_of_other_versions(report.reused, store)
     if missing:
-        # What would fail every step is said once, before the first.
-        pick_device(config.device)
+        pick_device(plan.config.device)
         store.prepare()
-    # Consecutive steps only: sorting would pull a step ahead of one that it rests on.
-    for _, group in groupby(missing, key=lambda step: (step.job.model, step.job.attention)):
-        _Worker(store, config, reporter or Silent(), outcome, refresh).work(list(group))
-    return outcome
+    with reporting(reporter, len(missing)) as shown:
+        # Consecutive steps only: sorting would pull a step ahead of one that it rests on.
+        for _, group in groupby(missing, key=lambda step: (step.job.model, step.job.attention)):
+            _Worker(plan.config, store, shown, report, refresh).work(list(group))
+    return report
 
 
 class _Worker:
     """Does the missing steps of one model."""
 
     def __init__(
-        self, store: Store, config: MeasureConfig, reporter: Reporter, outcome: Outcome, refresh: bool
+        self, config: MeasureConfig, store: Store, reporter: Reporter, report: RunReport, refresh: bool
     ) -> None:
-        self.store = store
-        self.config = config
-        self.reporter = reporter
-        self.outcome = outcome
-        self.refresh = refresh
+        self.config, self.store, self.reporter, self.report, self.refresh = config, store, reporter, report, refresh
         self.model: HookedModel | None = None
         self.state: State | None = None
         self.clean: Tensor | None = None  # logits of the first load
-        self.about: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
 
     def work(self, steps: list[Step]) -> None:
         try:
@@ -203,8 +96,8 @@ class _Worker:
 
         self._unload()
         self.reporter.loading(step.job.model)
+        self.model = load_model(step.model, vars(self.config) | {"attention": step.job.attention})
         with calling(manager.adapters().get(step.model.architecture)):
-            self.model = load_model(step.model, vars(self.config) | {"attention": step.job.attention})
             self.state = State(self.model)
         if self.clean is not None and not self.state.agrees(self.clean):
             self._unload()
@@ -213,7 +106,7 @@ class _Worker:
                 "only a new process can set right."
             )
         self.clean = self.state.logits
-        self.about = provenance(step, self.model, self.config)
+        self.provenance = provenance(step.model, self.model, self.config)
 
     def _unload(self) -> None:
         if self.model is None:
@@ -254,29 +147,25 @@ class _Worker:
         return {step.job.key for step in reading}
 
     def _attempt(self, step: Step) -> None:
-        lacking = [name for name, job in step.needs.items() if not self._there(job)]
-        if lacking:
-            self._fail(str(step), XatlasError(f"it rests on {', '.join(lacking)}, which could not be measured."))
-            return
+        def measure(model: HookedModel, suite: Suite, inputs: list[Inputs]) -> xr.Dataset:
+            return step.probe.measure(model, suite, inputs[0])
+
         try:
+            lacking = [name for name, needed in step.needs.items() if not self._there(needed.job)]
+            if lacking:
+                raise XatlasError(f"it rests on {', '.join(lacking)}, which could not be measured.")
             with self.store.lock(step.job):
                 if self._there(step.job):  # another run measured it while we waited
-                    self.outcome.reused.append(step)
+                    self.report.reused.append(step)
                     return
-                self._measure(step)
+                self.reporter.start(step)
+                started = time.perf_counter()
+                self._keep(step, self._isolated([step], measure), started)
         except Exception as error:
             self._fail(str(step), error)
 
     def _there(self, job: Job) -> bool:
-        return any(step.job == job for step in self.outcome.measured) if self.refresh else self.store.has(job)
-
-    def _measure(self, step: Step) -> None:
-        def measure(model: HookedModel, suite: Suite, inputs: list[Inputs]) -> xr.Dataset:
-            return step.probe.measure(model, suite, inputs[0])
-
-        self.reporter.start(step)
-        started = time.perf_counter()
-        self._keep(step, self._isolated([step], measure), started)
+        return any(step.job == job for step in self.report.measured) if self.refresh else self.store.has(job)
 
     def _isolated(self, steps: Sequence[Step], measure: Callable[[HookedModel, Suite, list[Inputs]], T]) -> T:
         """Let probes measure the model; one that it is not the same afterwards is loaded again for the next."""
@@ -286,36 +175,20 @@ class _Worker:
             self._load(steps[0])
         assert self.model is not None
         assert self.state is not None
-        state, probes = self.state, [step.probe for step in steps]
+        state, probes, inputs = self.state, [step.probe for step in steps], [self._inputs(step) for step in steps]
         try:
-            with isolated(probes, state, self.config.suite, [self._inputs(step) for step in steps]) as (
-                suite,
-                inputs,
-            ):
-                return measure(self.model, suite, inputs)
+            with isolated(probes, state, self.config.suite, inputs) as (suite, own):
+                return measure(self.model, suite, own)
         finally:
             if state.lost or any(probe.mutates for probe in probes):
                 self._unload()
 
-    def _keep(self, step: Step, dataset: xr.Dataset, started: float) -> None:
-        from xatlas.schema import notes, validate
-
-        validate(dataset, step.probe, self.model, self.config.suite)
-        seconds = time.perf_counter() - started
-        self.store.write(step.job, dataset, {**self.about, "wall_time_s": round(seconds, 3)})
-        self.outcome.measured.append(step)
-        self.reporter.finish(step, seconds)
-        dropped = notes(dataset, "dropped")
-        if dropped:
-            prompt, reason = next(iter(dropped.items()))
-            log.warning("%s: prompts left out: %d, e.g. %s: %s", step, len(dropped), prompt, reason)
-
     def _inputs(self, step: Step) -> Inputs:
         checkpoint = self.store.checkpoint(step.job)
         if self.refresh:  # parts of another run may be another version's
-            shutil.rmtree(checkpoint.folder, ignore_errors=True)
+            checkpoint.drop()
         return Inputs(
-            results={name: self.store.read(job) for name, job in step.needs.items()},
+            results={name: self.store.read(needed.job) for name, needed in step.needs.items()},
             reference=self.config.reference,
             seed=self.config.seed,
             draws=self.config.draws,
@@ -323,10 +196,23 @@ class _Worker:
             progress=self.reporter.progress,
         )
 
+    def _keep(self, step: Step, dataset: xr.Dataset, started: float) -> None:
+        from xatlas.schema import notes, validate
+
+        validate(dataset, step.probe, self.model, self.config.suite)
+        seconds = time.perf_counter() - started
+        self.store.write(step.job, dataset, {**self.provenance, "wall_time_s": round(seconds, 3)})
+        self.report.measured.append(step)
+        self.reporter.finish(step, seconds)
+        dropped = notes(dataset, "dropped")
+        if dropped:
+            prompt, reason = next(iter(dropped.items()))
+            log.warning("%s: prompts left out: %d, e.g. %s: %s", step, len(dropped), prompt, reason)
+
     def _fail(self, what: str, error: Exception) -> None:
         log.debug("%s failed", what, exc_info=error.__cause__ or error)
         failure = Failure(what, explain(error))
-        self.outcome.failures.append(failure)
+        self.report.failures.append(failure)
         self.reporter.fail(failure)
 
 
@@ -341,3 +227,90 @@ def load_model(model: Resolved, given: Mapping[str, Any]) -> HookedModel:
     with calling(manager.adapters().get(model.architecture)):
         parts = load(model, **of("weights"))
         return HookedModel(parts.model, parts.tokenizer, slug=model.slug, **of("texts"))
+
+
+def measure_in_memory(
+    probe: Probe,
+    model: HookedModel,
+    suite: Suite,
+    inputs: Inputs,
+    reporter: Reporter | None = None,
+    state: State | None = None,
+) -> xr.Dataset:
+    """Measure a probe, registered or not, and first what it requires; results are validated, and nothing is stored.
+
+    ``inputs`` need no results: those of required probes are put in. A probe that mutates changes the model's weights.
+    """
+    from xatlas.run.isolation import State, isolated
+    from xatlas.schema import validate
+
+    state, reporter = state or State(model), reporter or Reporter()
+    results = {}
+    for needed in probe.requires:
+        if not needed.optional:
+            inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
+            results[needed.probe] = measure_in_memory(inner, model, suite, inputs, reporter, state)
+    job = Job(model.slug, "", probe.name, probe.version, parameters=probe.canonical_parameters(), seed=inputs.seed)
+    held = Resolved(model.slug, model.slug, Path(), "", type(model.model).__name__, "a model in memory")
+    step, started = Step(job, probe, held), time.perf_counter()
+    reporter.start(step)
+    try:
+        with isolated([probe], state, suite, [replace(inputs, results=results)]) as (own, given):
+            dataset = probe.measure(model, own, given[0])
+        validate(dataset, probe, model, suite)
+    except XatlasError as error:
+        anew = " The model must be loaded anew: no further number of it can be trusted." if state.lost else ""
+        fault = XatlasError(f"probe '{probe.name}' failed: {error}{anew}") if state.changed else error
+        reporter.fail(Failure(str(step), str(fault)))
+        raise fault from (error if state.changed else error.__cause__)
+    reporter.finish(step, time.perf_counter() - started)
+    return dataset
+
+
+def provenance(named: Resolved, model: HookedModel, config: MeasureConfig) -> dict[str, Any]:
+    """Return how and on what results are measured, JSON-ready."""
+    import torch
+
+    about = ("name", "slug", "source", "architecture", "revision", "weights_hash", "lora_hash", "quantised")
+    return {
+        "model": {name: getattr(named, name) for name in about},
+        "suite": _about_suite(model, config.suite),
+        "reference": None if config.reference is None else _about_suite(model, config.reference),
+        "versions": {
+            "xatlas": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "numpy", "xarray")},
+        },
+        "platform": platform.platform(),
+        "device": str(model.device),
+        "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",
+        "threads": torch.get_num_threads(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _about_suite(model: HookedModel, suite: Suite) -> dict[str, Any]:
+    try:
+        tokens = model.read(suite).hash  # of the tokens that it is run as
+    except XatlasError:  # the model can't read it
+        tokens = None
+    return {"name": suite.name, "hash": suite.hash, "prompts": len(suite), "tokens": tokens}
+
+
+def _warn_of_other_versions(steps: Sequence[Step], store: Store) -> None:
+    """Say in one line which results other minor versions of torch or transformers gave."""
+
+    def minor(number: str) -> list[str]:
+        return str(number).split(".")[:2]
+
+    now = {name: version(name) for name in _COMPUTING}
+    found: dict[str, list[str]] = {}
+    for step in steps:
+        held = read_entry(store.file(step.job)).provenance.get("versions") or {}
+        odd = [f"{name} {held[name]}" for name in now if name in held and minor(held[name]) != minor(now[name])]
+        if odd:
+            found.setdefault(", ".join(odd), []).append(str(step))
+    if found:
+        others = "; ".join(f"with {versions}: {', '.join(names)}" for versions, names in found.items())
+        here = ", ".join(f"{name} {number}" for name, number in now.items())
+        log.warning(f"reused, but measured {others}. Here is {here}; --refresh (refresh=True) measures them again.")

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xatlas import Probe, Variable, hookimpl, manager
-from xatlas.contracts.probe import Requirement
-from xatlas.run.plan import steps_for
+from xatlas.run.plan import Plan
 from xatlas.run.runner import run
 from xatlas.schema import label, prompt_coords
 from xatlas.testing import write_tiny_model
@@ -98,4 +97,4 @@ def suite_file(path: Path, families: str = "abc", each: int = 4) -> str:
 
 
 def go(model, settings, store, *names):
-    return run(steps_for(model, [Requirement(name) for name in names], settings), store, settings)
+    return run(Plan([model], settings, probes=names), store)

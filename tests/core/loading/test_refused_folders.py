@@ -92,12 +92,12 @@ def test_code_in_a_model_folder_is_never_run(tiny):
     ids=lambda changes: "-".join(changes),
 )
 def test_config_fields_of_a_wrong_type_are_one_line_or_no_matter(tiny, changes):
-    from xatlas.run.estimate import facts
+    from xatlas.run.plan import model_size
 
     edit_config(tiny, **changes)
     said = []
     try:
-        facts(tiny)
+        model_size(tiny)
         loading.load(loading.resolve(str(tiny)), device="cpu")
     except XatlasError as error:
         said.append(str(error))

@@ -88,7 +88,7 @@ def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model
     found = variants(main, settings, store)
     root = f"/{model.slug}/counting"
     assert sorted(found) == [f"{root}@bos=native", f"{root}@bos=native,suite=longer"]
-    tree = build_tree([(root, store.file(main)), *found.items()])
+    tree = build_tree({root: store.file(main), **found})
     assert tree[f"{root}@bos=native,suite=longer"].sizes["prompt"] == 18
 
 

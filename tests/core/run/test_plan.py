@@ -9,7 +9,7 @@ from running import Counting, another, plugged
 
 from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError
-from xatlas.run.plan import steps_for
+from xatlas.run.plan import Plan
 
 
 def test_probes_in_a_circle_are_an_error(model, settings):
@@ -21,20 +21,20 @@ def test_probes_in_a_circle_are_an_error(model, settings):
         another("right", Counting.measure, requires=needs("left")),
     ]
     with plugged(xatlas_probes=probes), pytest.raises(XatlasError, match="left → right → left"):
-        steps_for(model, [Requirement("left")], settings)
+        Plan([model], settings, probes=["left"])
 
 
 def test_an_architecture_without_adapter_is_refused_before_loading(model, settings):
     strange = dataclasses.replace(model, architecture="LlamaForCausalLMs")
     with plugged(xatlas_probes=[Counting]), pytest.raises(XatlasError) as caught:
-        steps_for(strange, [Requirement("counting")], settings)
+        Plan([strange], settings, probes=["counting"])
     assert "did you mean 'LlamaForCausalLM'" in str(caught.value)
     assert "docs/adapters.md" in str(caught.value)
 
 
 def test_a_chat_template_that_is_not_there_is_refused_before_loading(model, settings):
     with pytest.raises(XatlasError, match="has no chat template"):
-        steps_for(model, [Requirement("layer_ablation")], dataclasses.replace(settings, chat_template=True))
+        Plan([model], dataclasses.replace(settings, chat_template=True), probes=["layer_ablation"])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from xatlas.contracts.probe import ReadingProbe, Requirement
 from xatlas.errors import XatlasError
 from xatlas.results.atlas import verify
 from xatlas.results.store import Store, read_entry
-from xatlas.run.plan import steps_for
+from xatlas.run.plan import Plan
 from xatlas.run.runner import run
 
 
@@ -169,9 +169,7 @@ def test_reading_probes_share_one_pass_and_a_bad_one_spoils_no_other(model, sett
 def test_a_model_that_cannot_be_loaded_does_not_stop_the_next(model, settings, tmp_path):
     broken = dataclasses.replace(model, slug="broken", folder=tmp_path / "gone")
     with plugged(xatlas_probes=[Counting]):
-        steps = [*steps_for(broken, [Requirement("counting")], settings)]
-        steps += steps_for(model, [Requirement("counting")], settings)
-        outcome = run(steps, Store(tmp_path / "atlas"), settings)
+        outcome = run(Plan([broken, model], settings, probes=["counting"]), Store(tmp_path / "atlas"))
     assert [failure.what for failure in outcome.failures] == ["broken"]
     assert [step.job.model for step in outcome.measured] == [model.slug]
 
@@ -313,19 +311,19 @@ def test_refresh_measures_again_and_replaces_only_what_was_measured(model, setti
     needs = property(lambda self: (Requirement("lower"),))
     store = Store(tmp_path)
     with plugged(xatlas_probes=[another("lower", kept(lower)), another("upper", kept(upper), requires=needs)]):
-        steps = steps_for(model, [Requirement("upper")], settings)
-        jobs = [step.job for step in steps]
-        assert len(run(steps, store, settings).measured) == 2
+        plan = Plan([model], settings, probes=["upper"])
+        jobs = [step.job for step in plan.steps]
+        assert len(run(plan, store).measured) == 2
         store.checkpoint(jobs[0]).save("part", {"x": np.zeros(1)})
         assert [value(job) for job in jobs] == [1, 1]
-        assert len(run(steps, store, settings, refresh=True).measured) == 2
+        assert len(run(plan, store, refresh=True).measured) == 2
         assert [value(job) for job in jobs] == [2, 2]
         assert store.checkpoint(jobs[0]).load("part") is None
         Counting.calls.append("fail")
-        outcome = run(steps, store, settings, refresh=True)
+        outcome = run(plan, store, refresh=True)
         assert "rests on lower, which could not be measured" in outcome.failures[1].reason
         assert [value(job) for job in jobs] == [2, 2]
-        assert len(run(steps, store, settings).reused) == 2
+        assert len(run(plan, store).reused) == 2
 
 
 def kept(measure_):
@@ -345,37 +343,37 @@ def test_a_run_killed_a_hundred_times_loses_no_finished_bucket(folder, settings,
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked child waits for ever for the threads of its parent
     request.addfinalizer(lambda: torch.set_num_threads(before))
-    steps = steps_for(model, [Requirement("layer_ablation")], settings)
+    plan = Plan([model], settings, probes=["layer_ablation"])
     whole = Store(tmp_path / "whole")
-    assert not run(steps, whole, settings).failures
+    assert not run(plan, whole).failures
     started = time.monotonic()  # by now all that is needed is imported, as it will be in the children
-    run(steps, Store(tmp_path / "timed"), settings)
+    run(plan, Store(tmp_path / "timed"))
     duration = time.monotonic() - started
-    expected = whole.read(steps[0].job).drop_attrs()
+    expected = whole.read(plan.steps[0].job).drop_attrs()
     draw = random.Random(0)
     kills = finished = rounds = 0
     while kills < 100:
         rounds += 1
         store = Store(tmp_path / f"round{rounds}")
         kept: set[str] = set()
-        while store.state(steps[0].job) != "done":
+        while store.state(plan.steps[0].job) != "done":
             child = os.fork()
             if child == 0:
-                failed = run(steps, store, settings).failures
+                failed = run(plan, store).failures
                 os._exit(1 if failed else 0)
             time.sleep(draw.uniform(0, duration))
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
             kills += os.WIFSIGNALED(status)
-            parts = store.checkpoint(steps[0].job)
+            parts = store.checkpoint(plan.steps[0].job)
             there = {file.stem for file in parts.folder.glob("*.npz")}
-            if store.state(steps[0].job) != "done":
+            if store.state(plan.steps[0].job) != "done":
                 assert kept <= there
                 assert all(parts.load(key) is not None for key in there)
             kept, finished = there, max(finished, len(there))
-        xr.testing.assert_identical(store.read(steps[0].job).drop_attrs(), expected)
-        assert run(steps, store, settings).reused  # it clears away what a kill after the end left
+        xr.testing.assert_identical(store.read(plan.steps[0].job).drop_attrs(), expected)
+        assert run(plan, store).reused  # it clears away what a kill after the end left
         assert not list(verify(store.path))
         assert not [path for path in store.path.rglob("*") if path.suffix in (".tmp", ".parts", ".damaged")]
     assert finished > 1, "no kill met a run with finished buckets: the test shows nothing"
