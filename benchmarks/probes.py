@@ -33,7 +33,7 @@ from xatlas.probing.patching import gradients
 from xatlas.sweep import sweep
 
 #: Where probes and their helpers find the engine.
-DOORS = ("xatlas.sweep.sweep", "xatlas.engine.sweep.sweep", "xatlas.probing.patching.sweep")
+DOORS = ("xatlas.sweep.sweep", "xatlas.engine.sweep.sweep")
 #: Probe → the model that it is timed on, and parameters; convolutions need the hybrid.
 PROBES = {
     "conv_factors": ("hybrid", {}),

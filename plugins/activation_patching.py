@@ -1,4 +1,4 @@
-"""Activation patching: how much of the answer moves with one value, from a prompt into its twin and back."""
+"""Activation patching: how much of the answer moves with one value, from the clean into the corrupted run and back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ActivationPatching(Probe):
     """How much of the answer moves when one site's value at some positions comes from the other run.
 
-    Definition: a prompt and its corrupt twin are run; LD is the logit of the prompt's target minus that of its
+    Definition: a clean and a corrupted prompt are run; LD is the logit of the prompt's target minus that of its
     foil, at the readout. ``denoise`` puts clean values into the corrupt run: recovery =
     (LD_patched - LD_corrupt) / (LD_clean - LD_corrupt). ``noise`` puts corrupt values into the clean run:
     recovery = (LD_clean - LD_patched) / (LD_clean - LD_corrupt), so that 1 is a full loss. 0 is no effect in
@@ -48,24 +48,12 @@ class ActivationPatching(Probe):
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is patched.
+        """What is patched."""
 
-        Parameters
-        ----------
-        sites : tuple of str
-            Site kinds.
-        positions : tuple of str
-            Position classes: first, subject, last, other; all patches every position at once.
-        modes : tuple of str
-            denoise, noise.
-        least : float
-            Logits by which the clean run must prefer the target and the corrupt run the foil.
-        """
-
-        sites: tuple[str, ...] = ("resid_post", "operator_out", "mlp_out")
-        positions: tuple[Positions, ...] = POSITION_CLASSES
+        sites: tuple[str, ...] = ("resid_post", "operator_out", "mlp_out")  # site kinds
+        positions: tuple[Positions, ...] = POSITION_CLASSES  # "all" patches every position at once
         modes: tuple[PatchMode, ...] = PATCH_MODES
-        least: float = 0.5
+        least: float = 0.5  # logits by which the clean run must prefer the target and the corrupted run the foil
 
     def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
         """Return every cell with its control, in both modes."""
@@ -74,36 +62,15 @@ class ActivationPatching(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``recovery (prompt, layer, site, position, mode)`` and its control."""
-        import numpy as np
+        import xarray as xr
 
-        from xatlas.probing.means import noise_floor
-        from xatlas.probing.pairs import read_pairs
-        from xatlas.probing.patching import check_patch, missing, recovery
-        from xatlas.schema import label, layer_coords, suite_coords
+        from xatlas.probing.patching import Patching, read_pairs
 
         chosen = self.parameters
-        check_patch(model, chosen.sites)
-        pairs = read_pairs(model, suite, chosen.least)
-        measured = [
-            recovery(model, pairs, chosen.sites, chosen.positions, mode, inputs, self.name) for mode in chosen.modes
-        ]
-        return label(
-            self.variables,
-            {
-                "recovery": np.stack([patched for patched, _ in measured], axis=-1),
-                "recovery_control": np.stack([moved for _, moved in measured], axis=-1),
-            },
-            {
-                **suite_coords(pairs.tokens),
-                **layer_coords(model.operator_types),
-                "site": list(chosen.sites),
-                "position": list(chosen.positions),
-                "mode": list(chosen.modes),
-            },
-            absent=missing(model, pairs, chosen.sites, chosen.positions),
-            dropped=pairs.dropped,
-            noise_floor=noise_floor(model, pairs.tokens.prompts),
-        )
+        patching = Patching(model, read_pairs(model, suite, chosen.least), chosen.sites, chosen.positions)
+        modes = [patching.recovery(mode, inputs, self.name) for mode in chosen.modes]
+        arrays = {name: xr.concat([mode[name] for mode in modes], "mode") for name in self.variables}
+        return patching.dataset(self.variables, arrays, mode=list(chosen.modes))
 
 
 @hookimpl

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from xatlas import Inputs, Probe, Suite, Variable, hookimpl
 from xatlas.vocabulary import POSITION_CLASSES, Positions
@@ -45,24 +45,12 @@ class AttributionPatching(Probe):
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is attributed.
+        """What is attributed."""
 
-        Parameters
-        ----------
-        sites : tuple of str
-            Site kinds.
-        positions : tuple of str
-            Position classes: first, subject, last, other; all takes every position at once.
-        least : float
-            Logits by which the clean run must prefer the target and the corrupt run the foil.
-        exact_prompts : int
-            Prompts that are patched exactly as well; 0 for none.
-        """
-
-        sites: tuple[str, ...] = ("resid_post", "operator_out", "mlp_out")
-        positions: tuple[Positions, ...] = POSITION_CLASSES
-        least: float = 0.5
-        exact_prompts: int = 12
+        sites: tuple[str, ...] = ("resid_post", "operator_out", "mlp_out")  # site kinds
+        positions: tuple[Positions, ...] = POSITION_CLASSES  # "all" takes every position at once
+        least: float = 0.5  # logits by which the clean run must prefer the target and the corrupted run the foil
+        exact_prompts: int = 12  # prompts that are patched exactly as well
 
     def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
         """Return two forwards and a backward, and the cells of the prompts that are patched exactly."""
@@ -73,56 +61,40 @@ class AttributionPatching(Probe):
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``attribution (prompt, layer, site, position)`` and ``rank_correlation (site)``."""
         import numpy as np
+        import xarray as xr
 
-        from xatlas.probing.means import noise_floor
-        from xatlas.probing.pairs import read_pairs
-        from xatlas.probing.patching import attribution, check_patch, missing, recovery
-        from xatlas.schema import label, layer_coords, suite_coords
+        from xatlas.probing.patching import Patching, read_pairs
 
         chosen = self.parameters
-        check_patch(model, chosen.sites)
         pairs = read_pairs(model, suite, chosen.least)
-        guess = attribution(model, pairs, chosen.sites, chosen.positions)
-        correlation = np.full(len(chosen.sites), np.nan)
+        patching = Patching(model, pairs, chosen.sites, chosen.positions)
+        guess, absent = patching.attribution(), {}
+        correlation = xr.full_like(guess["site"], np.nan, dtype=float)
         if chosen.exact_prompts > 0:
-            some = pairs.take(chosen.exact_prompts)
-            places = [pairs.pairs.index(pair) for pair in some.pairs]
-            exact, _ = recovery(
-                model, some, chosen.sites, chosen.positions, "denoise", inputs, self.name, control=False
-            )
-            correlation = _agreement(guess[places], exact)
-        absent = missing(model, pairs, chosen.sites, chosen.positions)
-        if np.isnan(correlation).any():
+            some = replace(patching, pairs=pairs.take(chosen.exact_prompts))
+            correlation = _agreement(guess, some.recovery("denoise", inputs, self.name, control=False)["recovery"])
+        if correlation.isnull().any():
             absent["rank_correlation"] = "no prompt was patched exactly, or one side is constant"
-        return label(
-            self.variables,
-            {"attribution": guess, "rank_correlation": correlation},
-            {
-                **suite_coords(pairs.tokens),
-                **layer_coords(model.operator_types),
-                "site": list(chosen.sites),
-                "position": list(chosen.positions),
-            },
-            absent=absent,
-            dropped=pairs.dropped,
-            noise_floor=noise_floor(model, pairs.tokens.prompts),
-        )
+        arrays = {"attribution": guess, "rank_correlation": correlation}
+        return patching.dataset(self.variables, arrays, absent=absent)
 
 
-def _agreement(guess: Any, exact: Any) -> Any:
-    """Return the mean rank correlation ``(site,)`` of two arrays ``(prompt, layer, site, position)``."""
+def _agreement(guess: xr.DataArray, exact: xr.DataArray) -> xr.DataArray:
+    """Return the rank correlation over layers and positions, its mean over the prompts of ``exact``: ``(site,)``."""
     import numpy as np
+    import xarray as xr
 
     from xatlas.stats import correlate_ranks
 
-    found = np.full((len(guess), guess.shape[2]), np.nan)
-    for row, s in np.ndindex(*found.shape):
-        pair = np.stack([guess[row, :, s].ravel(), exact[row, :, s].ravel()])
+    def correlate(one: np.ndarray, other: np.ndarray) -> float:
+        pair = np.stack([one.ravel(), other.ravel()])
         cells = np.isfinite(pair).all(0) & (pair != 0).any(0)
-        if cells.sum() > 2:
-            found[row, s] = correlate_ranks(pair[0, cells], pair[1, cells])
-    count = np.isfinite(found).sum(0)
-    return np.divide(np.nansum(found, axis=0), count, out=np.full(found.shape[1], np.nan), where=count > 0)
+        return float(correlate_ranks(pair[0, cells], pair[1, cells])) if cells.sum() > 2 else np.nan
+
+    some = guess.sel(prompt=exact["prompt"])
+    cell = [["layer", "position"]] * 2
+    found: xr.DataArray = xr.apply_ufunc(correlate, some, exact, input_core_dims=cell, vectorize=True)
+    return found.mean("prompt")
 
 
 @hookimpl

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
 from xatlas.interventions import ablation
-from xatlas.probing.ablation import matched_control
+from xatlas.probing.ablation import Cells, matched_control
 from xatlas.vocabulary import FactorAblationKind, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
-    from xatlas.interventions import Condition
 
 #: Factor → its site kind, in the order of the product: carrier · conv(gate · signal).
 FACTORS = {"gate": "conv_gate", "carrier": "conv_carrier", "signal": "conv_signal"}
@@ -41,6 +39,7 @@ class ConvFactors(AblationProbe):
     name = "conv_factors"
     version = 2
     sites = tuple(FACTORS.values())
+    factors = tuple(FACTORS)
     reasons = {  # noqa: RUF012 - declared ClassVar in the base
         "factor": "layers without a convolution have no factors",
         "one": "the signal is what gate and carrier act on: it is not bypassed",
@@ -53,28 +52,16 @@ class ConvFactors(AblationProbe):
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is measured.
+        """What is measured."""
 
-        Parameters
-        ----------
-        ablations : tuple of str
-            Kinds: mean, one, resample; zero as a check.
-        scopes : tuple of str
-            Where KL is read: last, all.
-        """
-
-        ablations: tuple[FactorAblationKind, ...] = ("mean", "one", "resample")
+        ablations: tuple[FactorAblationKind, ...] = ("mean", "one", "resample")  # zero as a check
         scopes: tuple[Scope, ...] = ("last",)
 
-    def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
-        """Return layers, factors, kinds and scopes."""
-        return super().labels(model) | {"factor": list(FACTORS)}
-
-    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
+    def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield every factor of every convolution, with its control; the signal is not bypassed."""
         for (factor, site_kind), kind in product(FACTORS.items(), self.parameters.ablations):
             for site in model.sites(site_kind) if (factor, kind) != ("signal", "one") else ():
-                one = (Intervention(site, ablation(kind, draw)),)
+                one = Intervention(site, ablation(kind, draw))
                 yield {"layer": site.layer, "factor": factor, "ablation": kind}, one, matched_control(one, draw)
 
 

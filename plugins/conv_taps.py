@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from xatlas import AblationProbe, Intervention, Probe, Site, Variable, hookimpl
 from xatlas.interventions import Change
-from xatlas.probing.ablation import matched_control
+from xatlas.probing.ablation import Cells, matched_control
 from xatlas.vocabulary import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas import HookedModel
-    from xatlas.interventions import Condition, Target
+    from xatlas.interventions import Target
 
 #: Taps of the usual kernel.
 TAPS = 3
@@ -29,20 +28,11 @@ class WithoutTap(Change):
     The output is linear in the kernel, so what the tap adds is taken away: the output projection of carrier ·
     tap · (gate · signal, ``back`` tokens earlier). Before the text's first token the convolution sees zeros. The
     factors are those of the clean run, so a condition that holds this change may change nothing before it.
-
-    Parameters
-    ----------
-    tap : Tensor
-        The kernel's weight at this tap ``(d_model,)``.
-    out : Tensor
-        Weight of the output projection ``(d_model, d_model)``; its bias stays.
-    back : int
-        How many tokens back the tap looks; 0 is the current one.
     """
 
-    tap: Tensor = field(compare=False)
-    out: Tensor = field(compare=False)
-    back: int
+    tap: Tensor = field(compare=False)  # the kernel's weight there (d_model,)
+    out: Tensor = field(compare=False)  # weight of the output projection (d_model, d_model); its bias stays
+    back: int  # how many tokens back the tap looks; 0 is the current one
 
     def __call__(self, value: Tensor, target: Target) -> Tensor:
         """Return the output without what the tap adds."""
@@ -88,13 +78,7 @@ class ConvTaps(AblationProbe):
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is measured.
-
-        Parameters
-        ----------
-        scopes : tuple of str
-            Where KL is read: last, all.
-        """
+        """What is measured."""
 
         scopes: tuple[Scope, ...] = ("last",)
 
@@ -104,7 +88,7 @@ class ConvTaps(AblationProbe):
         width = max((found[0].shape[-1] for found in kernels if found is not None), default=TAPS)
         return super().labels(model) | {"tap": list(range(1 - width, 1))}
 
-    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
+    def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield every tap of every convolution, with its control."""
         for layer in range(model.n_layers):
             found = _kernel(model, layer)
@@ -113,7 +97,7 @@ class ConvTaps(AblationProbe):
             kernel, out = found
             for back in range(kernel.shape[-1]):
                 without = WithoutTap(kernel[:, kernel.shape[-1] - 1 - back], out, back)
-                one = (Intervention(Site(layer, "operator_out"), without),)
+                one = Intervention(Site(layer, "operator_out"), without)
                 yield {"layer": layer, "tap": -back}, one, matched_control(one, draw)
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
 from xatlas.interventions import InSubspace, ablation
-from xatlas.probing.ablation import matched_control
+from xatlas.probing.ablation import Cells, matched_control
 from xatlas.vocabulary import AblationKind, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
-    from xatlas.interventions import Condition
-    from xatlas.probing.ablation import Controls
 
 
 class HeadAblation(AblationProbe):
@@ -42,38 +39,22 @@ class HeadAblation(AblationProbe):
         "kv_group": "layers without attention have no key/value groups",
     }
     _cell = ("prompt", "layer", "head", "ablation", "scope")
+    _group = ("prompt", "layer", "kv_group", "ablation", "scope")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || head ablated)"),
         "kl_control": Variable(_cell, "nats", "KL(clean || random change of equal norm in the head)"),
         "kl_control_subspace": Variable(_cell, "nats", "KL(clean || ablated in a random subspace)"),
-        "kl_kv_group": Variable(
-            ("prompt", "layer", "kv_group", "ablation", "scope"), "nats", "KL(clean || all heads of a group ablated)"
-        ),
+        "kl_kv_group": Variable(_group, "nats", "KL(clean || all heads of a group ablated)"),
     }
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is measured.
-
-        Parameters
-        ----------
-        ablations : tuple of str
-            Kinds: zero, mean, resample.
-        scopes : tuple of str
-            Where KL is read: last, all.
-        """
+        """What is measured."""
 
         ablations: tuple[AblationKind, ...] = ("mean",)
         scopes: tuple[Scope, ...] = ("last",)
 
-    def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
-        """Return layers, heads and groups of the layer with most of them, kinds and scopes."""
-        layouts = [] if model is None else [layout for layout in model.head_layouts if layout is not None]
-        most = {"head": [x.n_heads for x in layouts], "kv_group": [x.n_kv_heads for x in layouts]}
-        found = {} if model is None else {dim: list(range(max(counts, default=1))) for dim, counts in most.items()}
-        return super().labels(model) | found
-
-    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Controls]]:
+    def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield every head with its two controls, and every key/value group."""
         for site, kind in product(model.sites("heads"), self.parameters.ablations):
             layout, change = model.head_layouts[site.layer], ablation(kind, draw)
@@ -81,16 +62,13 @@ class HeadAblation(AblationProbe):
             groups: dict[int, list[int]] = {}
             for head in range(layout.n_heads):
                 groups.setdefault(layout.kv_group(head), []).append(head)
-                one = (Intervention(site, change, heads=(head,)),)
-                subspace = InSubspace(change, layout.d_head, f"subspace of head {head}, draw {draw}")
-                controls = {
-                    "kl_control": matched_control(one, draw),
-                    "kl_control_subspace": Intervention(site, subspace),
-                }
+                one = Intervention(site, change, heads=(head,))
+                inside = InSubspace(change, layout.d_head, f"subspace of head {head}, draw {draw}")
+                controls = {"kl_control": matched_control(one, draw), "kl_control_subspace": Intervention(site, inside)}
                 yield {"layer": site.layer, "head": head, "ablation": kind}, one, controls
             for group, members in groups.items():
                 cell = {"layer": site.layer, "kv_group": group, "ablation": kind}
-                yield cell, (Intervention(site, change, heads=tuple(members)),), None
+                yield cell, Intervention(site, change, heads=tuple(members)), None
 
 
 @hookimpl

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xatlas import AblationProbe, Intervention, Probe, Site, Variable, hookimpl
-from xatlas.interventions import ablation
-from xatlas.probing.ablation import matched_control
+from xatlas.interventions import Condition, ablation
+from xatlas.probing.ablation import Cells, matched_control
 from xatlas.vocabulary import ABLATION_KINDS, COMPONENT_SITES, AblationKind, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
-    from xatlas.interventions import Condition
 
-#: What a layer writes → the site where it does.
 COMPONENTS = (*COMPONENT_SITES, "joint")
 
 
@@ -41,6 +38,7 @@ class LayerAblation(AblationProbe):
     name = "layer_ablation"
     version = 2
     sites = ("operator_out",)
+    components = COMPONENTS
     reasons = {"mlp": "layers without an MLP; joint is the operator alone there"}  # noqa: RUF012
     _cell = ("prompt", "layer", "component", "ablation")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
@@ -52,34 +50,22 @@ class LayerAblation(AblationProbe):
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is measured.
-
-        Parameters
-        ----------
-        ablations : tuple of str
-            Kinds: zero, mean, resample.
-        scopes : tuple of str
-            Where KL is read: last, all.
-        """
+        """What is measured."""
 
         ablations: tuple[AblationKind, ...] = ABLATION_KINDS
         scopes: tuple[Scope, ...] = ("last",)
 
-    def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
-        """Return layers, components, kinds and scopes."""
-        return super().labels(model) | {"component": list(COMPONENTS)}
-
-    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
+    def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield operator, MLP and both of every layer, each with its control."""
         for layer, kind in product(range(model.n_layers), self.parameters.ablations):
-            sites = {name: Site(layer, site) for name, site in COMPONENT_SITES.items()}
-            parts = {name: Intervention(site, ablation(kind, draw)) for name, site in sites.items() if model.has(site)}
-            for name, part in parts.items():
-                cell = {"layer": layer, "component": name, "ablation": kind}
-                yield cell, (part,), matched_control((part,), draw)
-            joint = tuple(parts.values())
-            cell = {"layer": layer, "component": "joint", "ablation": kind}
-            yield cell, joint, matched_control(joint, draw, at="resid_post")
+            cell = {"layer": layer, "ablation": kind}
+            joint: Condition = ()
+            for name, site_kind in COMPONENT_SITES.items():
+                if model.has(Site(layer, site_kind)):
+                    one = (Intervention(Site(layer, site_kind), ablation(kind, draw)),)
+                    yield {**cell, "component": name}, one, matched_control(one, draw)
+                    joint += one
+            yield {**cell, "component": "joint"}, joint, matched_control(joint, draw, at="resid_post")
 
 
 @hookimpl

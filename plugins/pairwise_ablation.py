@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from xatlas import (
-    AblationProbe,
-    Inputs,
-    Intervention,
-    Probe,
-    Requirement,
-    Site,
-    Suite,
-    Variable,
-    XatlasError,
-    hookimpl,
-)
+from xatlas import AblationProbe, Inputs, Intervention, Probe, Requirement, Site, Suite, Variable, hookimpl
+from xatlas.errors import XatlasError
 from xatlas.interventions import ablation
-from xatlas.vocabulary import COMPONENT_SITES, AblationKind
+from xatlas.probing.ablation import Cells
+from xatlas.vocabulary import COMPONENT_SITES, AblationKind, forward_order
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas import HookedModel
-    from xatlas.interventions import Condition
 
 #: Component → the site that is replaced.
 
@@ -60,20 +50,10 @@ class PairwiseAblation(AblationProbe):
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is measured.
+        """What is measured."""
 
-        Parameters
-        ----------
-        components : tuple of str
-            Two or more, as L0.mlp,L3.operator; none takes the strongest of layer_ablation.
-        strongest : int
-            How many of them.
-        ablation : {"mean", "zero", "resample"}
-            What outputs are replaced by.
-        """
-
-        components: tuple[str, ...] = ()
-        strongest: int = 10
+        components: tuple[str, ...] = ()  # two or more, as L0.mlp,L3.operator
+        strongest: int = 10  # how many of the strongest of layer_ablation, where none is named
         ablation: AblationKind = "mean"
 
     @property
@@ -87,64 +67,47 @@ class PairwiseAblation(AblationProbe):
         return n * (n + 1) / 2 * draws
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
-        """Return the components, those that layer ablation chose where none is named."""
+        """Return the chosen components."""
         return {"component": self.chosen, "component_other": self.chosen, "scope": ["last"]}
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Choose the components, then measure every one and every pair."""
-        self.chosen = self._components(model, inputs)
+        chosen = self.parameters
+        self.chosen = list(dict.fromkeys(chosen.components))
+        if len(self.chosen) == 1:
+            raise XatlasError(f"one component makes no pair: name two or more, as '{self.chosen[0]},L0.mlp'.")
+        if not self.chosen:
+            self.chosen = strongest(inputs.results["layer_ablation"], chosen.ablation, chosen.strongest)
         return super().measure(model, suite, inputs)
 
-    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, None]]:
+    def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield singles on the diagonal and pairs on either side of it."""
         change = ablation(self.parameters.ablation, draw)
+        sites = {name: _site(model, name) for name in self.chosen}
+        order = sorted(sites.values(), key=lambda site: (site.layer, forward_order(site.kind)))
         for one, other in product(self.chosen, repeat=2):
-            sites = sorted({_site(model, one), _site(model, other)}, key=lambda s: (s.layer, s.kind != "operator_out"))
-            yield {"component": one, "component_other": other}, tuple(Intervention(s, change) for s in sites), None
+            both = tuple(Intervention(site, change) for site in order if site in (sites[one], sites[other]))
+            yield {"component": one, "component_other": other}, both, None
 
     def derive(self, arrays: dict[str, xr.DataArray]) -> dict[str, xr.DataArray]:
         """Take what each costs alone off what both cost together."""
-        import numpy as np
+        import xarray as xr
 
         joint = arrays["kl_joint"]  # (prompt, component, component_other)
-        alone = np.einsum("pii->pi", joint.values)
-        interaction = joint - alone[:, :, None] - alone[:, None, :]
-        return arrays | {"interaction": interaction.where(~np.eye(len(self.chosen), dtype=bool))}
-
-    def _components(self, model: HookedModel, inputs: Inputs) -> list[str]:
-        """Return the names of the components that are paired."""
-        chosen = self.parameters
-        named = list(dict.fromkeys(chosen.components))
-        if named:
-            if len(named) < 2:
-                raise XatlasError(f"one component makes no pair: name two or more, as '{named[0]},L0.mlp'.")
-            for name in named:
-                _site(model, name)
-            return named
-        if chosen.strongest < 2:
-            raise XatlasError(f"strongest = {chosen.strongest} does not fit: a pair takes at least 2 components.")
-        return strongest(inputs.results["layer_ablation"], chosen.ablation, chosen.strongest)
+        one = xr.DataArray(range(len(self.chosen)), dims="component")
+        alone = joint.isel(component=one, component_other=one)  # (prompt, component)
+        interaction = joint - alone - alone.rename(component="component_other")
+        return arrays | {"interaction": interaction.where(one != one.rename(component="component_other"))}
 
 
 def strongest(layers: xr.Dataset, ablation: str, count: int) -> list[str]:
-    """Return the ``count`` components with the largest family-macro KL at the readout, by layer.
-
-    Parameters
-    ----------
-    layers : Dataset
-        Of ``layer_ablation``.
-    ablation : str
-        Which ablation kind ranks them.
-
-    Raises
-    ------
-    XatlasError
-        It was measured without this ablation or without scope last, or the model has a single component.
-    """
+    """Return the ``count`` components with the largest family-macro KL in ``layer_ablation``, by layer."""
     import numpy as np
 
     from xatlas.stats import Clusters
 
+    if count < 2:
+        raise XatlasError(f"strongest = {count} does not fit: a pair takes at least 2 components.")
     if ablation not in layers["ablation"].values or "last" not in layers["scope"].values:
         raise XatlasError(
             f"layer_ablation was measured without ablation '{ablation}' or scope 'last', by which components are "

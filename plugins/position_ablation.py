@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
 from xatlas.interventions import ablation
-from xatlas.probing.ablation import matched_control
+from xatlas.probing.ablation import Cells, matched_control
 from xatlas.vocabulary import COMPONENT_SITES, POSITION_CLASSES, AblationKind, Positions, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
-    from xatlas.interventions import Condition
-
-#: Component → the site that is replaced.
 
 
 class PositionAblation(AblationProbe):
@@ -39,6 +35,7 @@ class PositionAblation(AblationProbe):
     name = "position_ablation"
     version = 2
     sites = ("operator_out",)
+    components = tuple(COMPONENT_SITES)
     reasons = {"mlp": "layers without an MLP"}  # noqa: RUF012 - declared ClassVar in the base
     _cell = ("prompt", "layer", "component", "position", "scope")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
@@ -48,32 +45,18 @@ class PositionAblation(AblationProbe):
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is measured.
-
-        Parameters
-        ----------
-        ablation : {"mean", "zero", "resample"}
-            What the output is replaced by.
-        positions : tuple of str
-            Position classes: first, subject, last, other; all replaces it at every position.
-        scopes : tuple of str
-            Where KL is read: last, all.
-        """
+        """What is measured."""
 
         ablation: AblationKind = "mean"
         positions: tuple[Positions, ...] = POSITION_CLASSES
         scopes: tuple[Scope, ...] = ("last",)
 
-    def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
-        """Return layers, components, position classes and scopes."""
-        return super().labels(model) | {"component": list(COMPONENT_SITES)}
-
-    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[dict[str, Any], Condition, Intervention]]:
+    def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield every layer's components at each class of positions, with its control."""
         change = ablation(self.parameters.ablation, draw)
         for (component, kind), name in product(COMPONENT_SITES.items(), self.parameters.positions):
             for site in model.sites(kind):
-                one = (Intervention(site, change, positions=name),)
+                one = Intervention(site, change, positions=name)
                 yield {"layer": site.layer, "component": component, "position": name}, one, matched_control(one, draw)
 
 

@@ -73,13 +73,11 @@ class ResidualNorms(ReadingProbe):
         """Return ``norm (prompt, layer, site, position)`` and its companions."""
         import numpy as np
 
-        from xatlas.probing.pairs import without_tokens
+        from xatlas.probing.reading import absent_positions, without_tokens
         from xatlas.schema import cells, label, layer_coords, suite_coords
         from xatlas.vocabulary import POSITION_CLASSES
 
-        lacking = without_tokens(self.tokens.prompts, POSITION_CLASSES).sum(0)
-        told = f"of {len(self.tokens)} prompts have no such token"
-        absent = {f"position {name}": f"{n} {told}" for name, n in zip(POSITION_CLASSES, lacking, strict=True) if n}
+        absent = absent_positions(without_tokens(self.tokens.prompts, POSITION_CLASSES))
         for kind in SITES:
             bare = [layer for layer in range(self.model.n_layers) if not self.model.has(Site(layer, kind))]
             if bare:

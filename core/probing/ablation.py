@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,38 +12,117 @@ import numpy as np
 from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs, Probe
 from xatlas.errors import XatlasError
-from xatlas.interventions import Condition, Intervention, RandomDirection, means_needed
+from xatlas.interventions import Condition, Intervention, RandomDirection
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas.metrics import Metric
     from xatlas.model import HookedModel
-    from xatlas.prompts.reader import TokenSuite
+    from xatlas.prompts.reader import TokenPrompt
     from xatlas.suites import Suite
 
 
-#: What a cell's number is held against: one condition, several by the variable they go to, or nothing.
-Controls = Intervention | Condition | Mapping[str, Intervention | Condition] | None
+#: What is done: one intervention, or several together.
+Ablation = Intervention | Condition
+#: What a number is held against: one ablation, several by the variable they go to, or nothing.
+Controls = Ablation | Mapping[str, Ablation] | None
+#: What :meth:`AblationProbe.cells` yields: ``({dimension: label}, condition, control)``.
+Cells = Iterator[tuple[Mapping[str, Any], Ablation, Controls]]
 
 
-def matched_control(condition: Condition, draw: int = 0, at: str | None = None) -> Intervention:
-    """Return a random direction with the norm of what a condition changes, added where its first part is.
+def matched_control(ablated: Ablation, draw: int = 0, at: str | None = None) -> Intervention:
+    """Return a random direction with the norm of what an ablation changes, added where its first part is.
 
     Parameters
     ----------
-    condition : tuple of Intervention
+    ablated : Intervention or tuple of Intervention
         The ablation, all of it in one layer.
     draw : int
         Which of several directions.
     at : str, optional
         Site kind of the layer at which it is added instead.
     """
+    condition = _condition(ablated)
     first = condition[0]
     site = first.site if at is None else Site(first.site.layer, at)
-    return Intervention(
-        site, RandomDirection(condition, draw), heads=None if at else first.heads, positions=first.positions
-    )
+    heads = first.heads if at is None else None
+    return Intervention(site, RandomDirection(condition, draw), heads, first.positions)
+
+
+def _condition(ablated: Ablation) -> Condition:
+    return (ablated,) if isinstance(ablated, Intervention) else tuple(ablated)
+
+
+class Grid:
+    """Conditions, and the cells of named arrays that their numbers go to; equal conditions are measured once."""
+
+    def __init__(self, dims: Mapping[str, Sequence[str]], labels: Mapping[str, Sequence[Any]]) -> None:
+        self.dims = dims  # array → its dimensions
+        self.labels = labels  # dimension → its labels
+        self.conditions: list[Condition] = []
+        self._numbers: dict[Condition, int] = {}
+        self._cells: dict[str, dict[tuple[int, ...], list[int]]] = {name: {} for name in dims}
+
+    def add(self, name: str, cell: Mapping[str, Any], ablated: Ablation) -> None:
+        """Put a condition into a cell of an array, where the numbers of several are averaged."""
+        condition = _condition(ablated)
+        number = self._numbers.setdefault(condition, len(self.conditions))
+        if number == len(self.conditions):
+            self.conditions.append(condition)
+        place = tuple(list(self.labels[dim]).index(cell[dim]) for dim in self.dims[name])
+        numbers = self._cells[name].setdefault(place, [])
+        if number not in numbers:
+            numbers.append(number)
+
+    def index(self, name: str) -> xr.DataArray:
+        """Return the numbers of the conditions in each cell ``(slot, *dims)``, filled up with -1."""
+        import xarray as xr
+
+        cells = self._cells[name]
+        shape = [len(self.labels[dim]) for dim in self.dims[name]]
+        index = np.full((max(map(len, cells.values()), default=1), *shape), -1)
+        for place, numbers in cells.items():
+            for slot, number in enumerate(numbers):
+                index[(slot, *place)] = number
+        return xr.DataArray(index, dims=("slot", *self.dims[name]))
+
+    def gather(self, name: str, measured: xr.DataArray, missing: xr.DataArray | None = None) -> xr.DataArray:
+        """Return ``(..., *dims)`` of ``measured (..., condition)``: each cell's mean but for what is ``missing``."""
+        index = self.index(name)  # -1 picks what is padded
+        counted = index >= 0
+        if missing is not None:
+            counted = ~missing.pad(condition=(0, 1), constant_values=True).isel(condition=index)
+        values = measured.pad(condition=(0, 1)).isel(condition=index).where(counted, 0)
+        number = counted.sum("slot")
+        return values.sum("slot", skipna=False) / number.where(number > 0)
+
+    def absent(self, name: str, reasons: Mapping[str, str]) -> dict[str, str]:
+        """Return why cells of an array have no condition: by their labels' or dimensions' names, else in general."""
+        from xatlas.schema import cells
+
+        dims, rest = self.dims[name], [dim for dim in self.dims[name] if dim != "layer"]
+        layers: dict[tuple[Any, ...], list[Any]] = {}  # labels in the other dimensions → layers
+        for place in np.argwhere(self.index(name).values[0] < 0):
+            labels = {dim: self.labels[dim][i] for dim, i in zip(dims, place, strict=True)}
+            layers.setdefault(tuple(labels[dim] for dim in rest), []).append(labels.get("layer"))
+        alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}  # layers → labels in the other dimensions
+        for other, own in layers.items():
+            alike.setdefault(tuple(own), []).append(other)
+        absent = {}
+        for same, others in alike.items():
+            columns = [list(dict.fromkeys(column)) for column in zip(*others, strict=True)]
+            product = math.prod(map(len, columns)) == len(others)
+            for group in [columns] if product else [[[each] for each in other] for other in others]:
+                picked = dict(zip(rest, group, strict=True))
+                if all(len(some) == len(self.labels[dim]) for dim, some in picked.items()):
+                    picked = {}
+                if "layer" in dims and (not picked or len(same) < len(self.labels["layer"])):
+                    picked = {"layer": list(same), **picked}
+                named = [*(str(label) for some in picked.values() for label in some), *dims]
+                told = next((reasons[each] for each in named if each in reasons), "no such part")
+                absent[cells(**picked) or name] = told
+        return absent
 
 
 class AblationProbe(Probe):
@@ -67,7 +146,7 @@ class AblationProbe(Probe):
     reasons: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
-    def cells(self, model: HookedModel, draw: int) -> Iterator[tuple[Mapping[str, Any], Condition, Controls]]:
+    def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield ``({dimension: label}, condition, control)``.
 
         The numbers go to the variables that have just these dimensions besides ``prompt`` and ``scope``, the
@@ -78,13 +157,19 @@ class AblationProbe(Probe):
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
         """Return dimension → labels, without ``prompt``; before a model is loaded, what is usual.
 
-        By default ``layer``, and what :attr:`Parameters` lists under a dimension's name with an ``s``.
+        By default layers, heads and key/value groups of the model, and what :attr:`Parameters` or the class lists
+        under a dimension's name with an ``s``.
         """
-        given = self.canonical_parameters()
-        dims = dict.fromkeys(dim for variable in self.variables.values() for dim in variable.dims)
-        found = {dim: given[f"{dim}s"] for dim in dims if isinstance(given.get(f"{dim}s"), list)}
-        found.setdefault("scope", ["last"])
-        return found | ({} if model is None else {"layer": list(range(model.n_layers))})
+        found: dict[str, list[Any]] = {"scope": ["last"]}
+        for dim in dict.fromkeys(dim for variable in self.variables.values() for dim in variable.dims):
+            listed = getattr(self.parameters, f"{dim}s", getattr(self, f"{dim}s", None))
+            if isinstance(listed, tuple | list):
+                found[dim] = list(listed)
+            elif model is not None and dim in ("layer", "head", "kv_group"):
+                layouts = [layout for layout in model.head_layouts if layout is not None]
+                most = {"layer": [model.n_layers], "head": [x.n_heads for x in layouts]}
+                found[dim] = list(range(max(most.get(dim, [x.n_kv_heads for x in layouts]), default=1)))
+        return found
 
     def derive(self, arrays: dict[str, xr.DataArray]) -> dict[str, xr.DataArray]:
         """Return all variables, from those that were measured."""
@@ -92,214 +177,119 @@ class AblationProbe(Probe):
 
     def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
         """Return the number of cells, controls included, times draws."""
-        labels = self.labels(None)
-        sizes = {**size, **{dim: len(labels[dim]) for dim in labels if dim not in size}, "prompt": 1, "scope": 1}
+        usual = {dim: len(labels) for dim, labels in self.labels(None).items()}
+        sizes = {**usual, **size, "prompt": 1, "scope": 1}
         cells = [variable.dims for name, variable in self.variables.items() if name.startswith("kl")]
         return draws * sum(math.prod(sizes.get(dim, 1) for dim in dims) for dims in cells)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return the declared variables; see :meth:`cells`."""
-        from xatlas.probing.means import noise_floor
+        from xatlas.engine.sweep import named_sweep
+        from xatlas.probing.means import noise_floor, sources
         from xatlas.schema import label, layer_coords, suite_coords
 
-        tokens = model.read(suite)
-        grid = _Grid(self, self.labels(model))
-        for draw in range(inputs.draws):
-            for cell, condition, control in self.cells(model, draw):
-                grid.add(cell, condition, control)
-        arrays = grid.measure(model, tokens, inputs)
-        coords = suite_coords(tokens) | layer_coords(model.operator_types)
-        if "head" in grid.labels:
-            coords |= _head_coords(model, grid.labels["head"])
-        coords |= {dim: labels for dim, labels in grid.labels.items() if dim not in coords}
-        return label(
-            self.variables,
-            self.derive(arrays),
-            coords,
-            absent=grid.absent | {name: self.reasons[name] for name in self.reasons if name in self.variables},
-            dropped=tokens.dropped | grid.dropped,
-            noise_floor=noise_floor(model, tokens.prompts),
-        )
-
-
-class _Grid:
-    """The cells of a probe's variables, and the conditions whose numbers go there."""
-
-    def __init__(self, probe: AblationProbe, labels: Mapping[str, list[Any]]) -> None:
-        self.probe = probe
-        self.labels = labels
-        self.conditions: list[Condition] = []
-        self._index: dict[Condition, int] = {}
-        #: variable → cell → the conditions that are averaged there
-        self.cells: dict[str, dict[tuple[int, ...], list[int]]] = {}
-        self.absent: dict[str, str] = {}
-        self.dropped: dict[str, str] = {}
-
-    def dims(self, variable: str) -> list[str]:
-        """Return a variable's dimensions without prompt and scope."""
-        return [dim for dim in self.probe.variables[variable].dims if dim not in ("prompt", "scope")]
-
-    def add(self, cell: Mapping[str, Any], condition: Condition, control: Controls) -> None:
-        """Put a condition and its controls into a cell."""
-        fitting = [name for name in self.probe.variables if set(self.dims(name)) == set(cell)]
-        if not fitting:
-            raise XatlasError(f"probe '{self.probe.name}' has no variable with the dimensions {', '.join(cell)}.")
-        controls = control if isinstance(control, Mapping) else {f"{fitting[0]}_control": control}
-        for name in fitting:
-            chosen = controls.get(name) if name in controls or "control" in name else condition
-            if chosen is None:
-                continue
-            place = tuple(self.labels[dim].index(cell[dim]) for dim in self.dims(name))
-            new = (chosen,) if isinstance(chosen, Intervention) else tuple(chosen)
-            index = self._index.setdefault(new, len(self.conditions))
-            if index == len(self.conditions):
-                self.conditions.append(new)
-            held = self.cells.setdefault(name, {}).setdefault(place, [])
-            if index not in held:
-                held.append(index)
-
-    def measure(self, model: HookedModel, tokens: TokenSuite, inputs: Inputs) -> dict[str, xr.DataArray]:
-        """Sweep all conditions; return variable → ``(prompt, ...)`` as declared, and note what is absent or dropped."""
-        import xarray as xr
-
-        from xatlas.engine.sweep import sweep
-
-        metrics, self.overflow = self._metrics(), model.overflow
-        runs, means = self._sources(model, tokens, inputs)
-        values = sweep(
+        tokens, grid = model.read(suite), self._grid(model, inputs.draws)
+        held = {name: self._metrics(name, grid.labels["scope"]) for name in self.variables}
+        metrics = {name: metric for each in held.values() for name, metric in each.items()}
+        runs, means = sources(model, tokens.prompts, grid.conditions, inputs)
+        measured = named_sweep(  # (metric, prompt, condition)
             model,
             tokens.prompts,
-            self.conditions,
-            list(metrics.values()),
+            grid.conditions,
+            metrics,
             runs=runs,
             means=means,
             seed=inputs.seed,
             checkpoint=inputs.checkpoint,
             progress=inputs.progress,
-            label=self.probe.name,
+            label=self.name,
         )
-        measured = xr.DataArray(values, {"metric": list(metrics)}, ("metric", "prompt", "condition"))
-        missing = self._missing(measured, tokens, metrics, runs)
-        return {name: self._gather(name, measured, missing) for name in self.probe.variables if self._names(name)}
+        missing, absent, dropped = self._explain(measured, tokens.prompts, grid, metrics, runs)
+        arrays = {}
+        for name, each in held.items():
+            if each:
+                found = grid.gather(name, measured.sel(metric=list(each)), missing)
+                scoped = "scope" in self.variables[name].dims
+                arrays[name] = found.rename(metric="scope") if scoped else found.isel(metric=0)
+                absent = grid.absent(name, self.reasons) | absent
+        coords = suite_coords(tokens) | layer_coords(model.operator_types)
+        if "head" in grid.labels:
+            coords |= _head_coords(model, grid.labels["head"])
+        return label(
+            self.variables,
+            self.derive(arrays),
+            {**grid.labels, **coords},
+            absent=absent,
+            dropped={**tokens.dropped, **{name: f"{told}{model.overflow}" for name, told in dropped.items()}},
+            noise_floor=noise_floor(model, tokens.prompts),
+        )
 
-    def _names(self, variable: str) -> list[str]:
-        """Return the metrics that a variable holds, one for each scope; none for a derived one."""
-        from xatlas.metrics import METRICS
+    def _grid(self, model: HookedModel, draws: int) -> Grid:
+        """Put every condition and its controls where their numbers go."""
+        dims = {name: [dim for dim in v.dims if dim not in ("prompt", "scope")] for name, v in self.variables.items()}
+        grid = Grid(dims, self.labels(model))
+        for draw in range(draws):
+            for cell, condition, control in self.cells(model, draw):
+                fitting = [name for name in dims if set(dims[name]) == set(cell)]
+                if not fitting:
+                    raise XatlasError(f"probe '{self.name}' has no variable with the dimensions {', '.join(cell)}.")
+                controls = control if isinstance(control, Mapping) else {f"{fitting[0]}_control": control}
+                for name in fitting:
+                    chosen = controls.get(name) if name in controls or "control" in name else condition
+                    if chosen is not None:
+                        grid.add(name, cell, chosen)
+        return grid
+
+    def _metrics(self, variable: str, scopes: Sequence[str]) -> dict[str, Metric]:
+        """Return the metrics that a variable holds, one for each of its scopes; a derived one holds none."""
+        from xatlas.metrics import KL, METRICS
 
         if variable.startswith("kl"):
-            return [f"kl {scope}" for scope in self.labels["scope"]]
-        return [variable] if variable in METRICS else []
+            scopes = scopes if "scope" in self.variables[variable].dims else ["last"]
+            return {f"scope {scope}": KL(scope) for scope in scopes}
+        return {variable: METRICS[variable]()} if variable in METRICS else {}
 
-    def _metrics(self) -> dict[str, Metric]:
-        from xatlas.metrics import METRICS
-
-        names = dict.fromkeys(name for variable in self.probe.variables for name in self._names(variable))
-        split = {name: name.split() for name in names}
-        return {name: METRICS[first](*scope) for name, (first, *scope) in split.items()}
-
-    def _sources(
-        self, model: HookedModel, tokens: TokenSuite, inputs: Inputs
-    ) -> tuple[dict[str, Any], dict[Site, Any]]:
-        """Return the donors' runs and the reference means that the conditions look at."""
-        from xatlas.probing.means import choose_donors, reference_means
-
-        needed = means_needed(self.conditions)
-        names = frozenset().union(*(part.change.runs() for condition in self.conditions for part in condition))
-        if not needed and not names:
-            return {}, {}
-        if inputs.reference is None:
-            raise XatlasError("mean and resample ablation need a reference suite: pass --reference FILE.")
-        reference = model.read(inputs.reference)
-        means = reference_means(model, reference, needed).values if needed else {}
-        donors = choose_donors(tokens.prompts, reference, inputs.seed, inputs.draws) if names else []
-        return {f"donor {draw}": donor for draw, donor in enumerate(donors)}, means
-
-    def _missing(
-        self, measured: xr.DataArray, tokens: TokenSuite, metrics: Mapping[str, Metric], runs: Mapping[str, Any]
-    ) -> np.ndarray:
-        """Return where a number can't be had ``(prompt, condition)``; note why, and which logits were not finite."""
-        prompts = tokens.prompts
-        without = np.zeros(measured.shape[1:], dtype=bool)
-        empty = np.zeros_like(without)
-        for index, condition in enumerate(self.conditions):
-            for name in frozenset().union(*(part.change.runs() for part in condition)):
-                without[:, index] |= [run is None for run in runs[name]]
-            for chosen in {part.positions for part in condition} - {"all"}:
-                empty[:, index] |= [not prompt.positions(chosen) for prompt in prompts]
-                if empty[:, index].any():
-                    count = int(empty[:, index].sum())
-                    self.absent[f"position {chosen}"] = f"{count} of {len(prompts)} prompts have no token of this class"
-        undonated = int(np.array([[run is None for run in each] for each in runs.values()]).all(0).sum()) if runs else 0
-        if undonated:
-            told = f"no donor of equal token length, other family and other target for {undonated} prompts"
-            names = "resample" if "ablation" in self.labels else "&".join(self.cells)
-            self.absent |= dict.fromkeys(names.split("&"), told)
-        unread = {name: [not metric.positions(prompt) for prompt in prompts] for name, metric in metrics.items()}
-        for name, rows in unread.items():
-            if any(rows):
-                told = f"{sum(rows)} prompts have no position that it is read at"
-                self.absent[name.replace("kl ", "scope ")] = told
-        lost = np.isnan(measured.values) & ~(without | empty) & ~np.array(list(unread.values()))[..., None]
-        for row, count in enumerate(lost.any(0).sum(1)):
-            if count:
-                where = f"{count} of {len(self.conditions)} conditions"
-                self.dropped[prompts[row].prompt.id] = f"logits were not finite in {where}{self.overflow}"
-        return without | empty
-
-    def _gather(self, variable: str, measured: xr.DataArray, missing: np.ndarray) -> xr.DataArray:
-        """Average each cell's conditions, those that could not be made left out."""
+    def _explain(
+        self,
+        measured: xr.DataArray,
+        prompts: Sequence[TokenPrompt],
+        grid: Grid,
+        metrics: Mapping[str, Metric],
+        runs: Mapping[str, Sequence[Any]],
+    ) -> tuple[xr.DataArray, dict[str, str], dict[str, str]]:
+        """Return where no number can be measured ``(prompt, condition)``, why, and prompt → which were not finite."""
         import xarray as xr
 
-        dims, there = self.dims(variable), self.cells.get(variable, {})
-        values = measured.sel(metric=self._names(variable)).values  # (metric, prompt, condition)
-        shape = tuple(len(self.labels[dim]) for dim in dims)
-        result = np.full((*values.shape[:2], math.prod(shape)), np.nan)
-        for place, conditions in there.items():
-            counts = ~missing[:, conditions]  # (prompt, condition)
-            total = np.where(counts, values[..., conditions], 0).sum(-1)
-            flat = int(np.ravel_multi_index(place, shape)) if place else 0
-            result[..., flat] = np.where(counts.any(-1), total / np.maximum(counts.sum(-1), 1), np.nan)
-        empty = np.array([place not in there for place in np.ndindex(shape)]).reshape(shape)
-        if empty.any():
-            self._note_absent(variable, dims, empty)
-        array = xr.DataArray(result.reshape(*values.shape[:2], *shape), dims=("scope", "prompt", *dims))
-        wanted = self.probe.variables[variable].dims
-        return array.transpose(*wanted) if "scope" in wanted else array[0].transpose(*wanted)
+        from xatlas.probing.reading import absent_positions, without_tokens
 
-    def _note_absent(self, variable: str, dims: list[str], empty: np.ndarray) -> None:
-        """Say why a variable has cells that nothing was measured for: the probe's reasons, else in general."""
-        from xatlas.schema import cells
-
-        labels = [self.labels[dim] for dim in dims]
-        per_layers: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # the same cells are missing in these layers
-        layer = dims.index("layer") if "layer" in dims else 0
-        moved = np.moveaxis(empty, layer, -1) if dims else empty
-        for rest in np.ndindex(moved.shape[:-1]):
-            layers = tuple(np.flatnonzero(moved[rest]).tolist())
-            if layers:
-                per_layers.setdefault(layers, []).append(rest)
-        for layers, cells_there in per_layers.items():
-            sets = [sorted(set(axis)) for axis in zip(*cells_there, strict=True)]
-            whole = math.prod(map(len, sets)) == len(cells_there)
-            for group in [sets] if whole else [[[i] for i in rest] for rest in cells_there]:
-                group = [*group[:layer], list(layers), *group[layer:]]
-                partial = any(
-                    len(some) < len(each)
-                    for d, (some, each) in enumerate(zip(group, labels, strict=True))
-                    if d != layer
-                )
-                picked = {
-                    dim: [each[i] for i in some]
-                    for d, (dim, each, some) in enumerate(zip(dims, labels, group, strict=True))
-                    if (partial if d != layer else len(some) < len(each) or not partial)
-                }
-                named = [*map(str, (label for some in picked.values() for label in some)), *dims]
-                told = next((self.probe.reasons[name] for name in named if name in self.probe.reasons), "no such part")
-                self.absent.setdefault(cells(**picked) or variable, told)
+        empty = without_tokens(prompts, {part.positions for condition in grid.conditions for part in condition})
+        without = {name: np.array([run is None for run in each]) for name, each in runs.items()}
+        missing = np.zeros((len(prompts), len(grid.conditions)), dtype=bool)
+        for column, condition in zip(missing.T, grid.conditions, strict=True):
+            for part in condition:
+                for lacking in (empty[part.positions], *(without[name] for name in part.change.runs())):
+                    column |= lacking
+        absent = {name: reason for name, reason in self.reasons.items() if name in self.variables}
+        absent |= absent_positions(empty)
+        undonated = sum(map(all, zip(*without.values(), strict=True)))
+        if undonated:
+            told = f"no donor of equal token length, other family and other target for {undonated} prompts"
+            absent |= dict.fromkeys(["resample"] if "ablation" in grid.labels else self.variables, told)
+        unread = np.array([[not metric.positions(prompt) for prompt in prompts] for metric in metrics.values()])
+        for name, count in zip(metrics, unread.sum(1), strict=True):
+            if count:
+                absent[name] = f"{count} prompts have no position that it is read at"
+        lost = (np.isnan(measured.values) & ~missing & ~unread[..., None]).any(0).sum(1)
+        dropped = {
+            prompt.prompt.id: f"logits were not finite in {count} of {len(grid.conditions)} conditions"
+            for prompt, count in zip(prompts, lost, strict=True)
+            if count
+        }
+        return xr.DataArray(missing, dims=("prompt", "condition")), absent, dropped
 
 
-def _head_coords(model: HookedModel, heads: list[int]) -> dict[str, Any]:
+def _head_coords(model: HookedModel, heads: Sequence[int]) -> dict[str, Any]:
     """Return the coordinates of heads; -1 stands for the group of a head that reads another one in another layer."""
     layouts = [layout for layout in model.head_layouts if layout is not None]
     groups = [{layout.kv_group(head) for layout in layouts if head < layout.n_heads} for head in heads]
-    return {"head": heads, "kv_group": ("head", [each.pop() if len(each) == 1 else -1 for each in groups])}
+    return {"head": list(heads), "kv_group": ("head", [each.pop() if len(each) == 1 else -1 for each in groups])}

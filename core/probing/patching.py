@@ -1,187 +1,310 @@
-"""Patching between a prompt and its corrupted twin: exact recovery, and its gradient approximation."""
+"""Patching: clean and corrupted pairs of a suite, values put from one run into the other, and a first-order guess."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import xarray as xr
 
 from xatlas.contracts.adapter import Site
 from xatlas.engine.schedule import Budget
-from xatlas.engine.sweep import sweep
-from xatlas.errors import unknown
-from xatlas.interventions import Condition, FromRun, Intervention, RandomDirection
+from xatlas.engine.sweep import named_sweep
+from xatlas.errors import XatlasError, unknown
+from xatlas.interventions import FromRun, Intervention
 from xatlas.metrics import LogitDifference
 from xatlas.model.hooks import Hook, attached, exclusive
-from xatlas.prompts.reader import TokenPrompt, buckets
-from xatlas.vocabulary import PATCH_MODES, READ_ONLY
+from xatlas.probing.ablation import Grid, matched_control
+from xatlas.probing.means import noise_floor
+from xatlas.probing.reading import absent_positions, without_tokens
+from xatlas.prompts.reader import TokenPrompt, TokenSuite, buckets
+from xatlas.schema import cells, label, layer_coords, suite_coords
+from xatlas.vocabulary import READ_ONLY, PatchMode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from torch import Tensor
 
-    from xatlas.contracts.probe import Inputs
+    from xatlas.contracts.probe import Inputs, Variable
     from xatlas.model import HookedModel
-    from xatlas.probing.pairs import Pairs
+    from xatlas.suites import Prompt, Suite
 
 
-_TWIN = "twin"
+#: Smallest demand on what clean and corrupted run prefer, in logits: recovery divides by their difference.
+LEAST_DEMAND = 0.01
+#: Prompts whose logits are held at once.
+_AT_ONCE = 32
+#: Tensors as large as the stream that a layer keeps for the backward pass, roughly.
+_KEPT = 32
+#: The name of the run that values are taken from.
+_SOURCE = "source"
 #: Sites behind the layer's operator: what is there at one position reaches others in later layers only.
 _MIXED = frozenset({"operator_out", "resid_mid", "mlp_out", "resid_post"})
 
 
-def check_patch(model: HookedModel, sites: Sequence[str]) -> None:
-    """Refuse site kinds that the model does not have, or has for reading only.
+@dataclass(frozen=True)
+class Pair:
+    """A clean and a corrupted prompt up to the readout, token by token alike but for what differs."""
 
-    Raises
-    ------
-    XatlasError
-        Names what is unknown, and what is valid.
+    clean: TokenPrompt
+    corrupt: TokenPrompt  # answer and foil_answer of both are the clean prompt's
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a suite that one model can be patched on, in the suite's order."""
+
+    pairs: tuple[Pair, ...]
+    clean: np.ndarray  # (prompt,): target's minus foil's logit at the readout of the clean run
+    corrupt: np.ndarray  # (prompt,): the same of the corrupted run
+    dropped: dict[str, str]  # prompt id → why it was left out
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def normalised(self, change: xr.DataArray) -> xr.DataArray:
+        """Return changes of the logit difference ``(prompt, ...)`` as shares of that from corrupted to clean run."""
+        return change / xr.DataArray(self.clean - self.corrupt, dims="prompt")
+
+    def take(self, count: int) -> Pairs:
+        """Return about ``count`` pairs, spread evenly over the suite; all of them where there are fewer."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int))
+        return Pairs(tuple(self.pairs[i] for i in chosen), self.clean[chosen], self.corrupt[chosen], self.dropped)
+
+
+def read_pairs(model: HookedModel, suite: Suite, least: float) -> Pairs:
+    """Tokenise clean and corrupted texts, and keep the pairs on which patching says something.
+
+    In the clean run the target must lead the foil by ``least`` logits, in the corrupted run the foil the target.
+    A suite without pairs is refused, and one of which none is left, with the reasons.
     """
-    kinds = {kind for layer in range(model.n_layers) for kind in model.adapter.hook_points(layer)} - READ_ONLY
-    for kind in sites:
-        if kind not in kinds:
-            raise unknown("site kind", kind, kinds)
+    if not least >= LEAST_DEMAND:
+        raise XatlasError(
+            f"least = {least:g} does not fit: it takes at least {LEAST_DEMAND:g} logits, for recovery divides by "
+            "what clean and corrupt run differ in."
+        )
+    usable = [prompt for prompt in suite if prompt.foil is not None and prompt.corrupt_text is not None]
+    if not usable:
+        foiled, paired = (
+            ", ".join(dict.fromkeys(p.family for p in suite if getattr(p, field) is not None)) or "none"
+            for field in ("foil", "corrupt_text")
+        )
+        raise XatlasError(
+            f"suite '{suite.name}' has no prompt with both a foil and a corrupt twin, which patching needs. "
+            f"Families with a foil: {foiled}; with a corrupt_text: {paired}."
+        )
+    tokens = model.read(usable)
+    unpaired = {prompt.id for prompt in suite} - {prompt.id for prompt in usable}
+    dropped = dict.fromkeys(sorted(unpaired), "no foil or no corrupt twin") | tokens.dropped
+    pairs = [_pair(model, prompt) for prompt in tokens.prompts]
+    dropped |= {p.prompt.id: pair for p, pair in zip(tokens.prompts, pairs, strict=True) if isinstance(pair, str)}
+    found = [pair for pair in pairs if isinstance(pair, Pair)]
+    clean = logit_differences(model, [pair.clean for pair in found])
+    corrupt = logit_differences(model, [pair.corrupt for pair in found])
+    kept = []
+    for i, pair in enumerate(found):
+        if not np.isfinite([clean[i], corrupt[i]]).all():
+            dropped[pair.clean.prompt.id] = f"logits were not finite{model.overflow}"
+        elif clean[i] < least:
+            dropped[pair.clean.prompt.id] = f"the clean run does not prefer the target by {least:g} logits"
+        elif corrupt[i] > -least:
+            dropped[pair.clean.prompt.id] = f"the corrupt run does not prefer the foil by {least:g} logits"
+        else:
+            kept.append(i)
+    if not kept:
+        reasons = "; ".join(f"{count} × {reason}" for reason, count in Counter(dropped.values()).most_common())
+        raise XatlasError(f"no pair can be patched, all {len(dropped)} are dropped: {reasons}.")
+    return Pairs(tuple(found[i] for i in kept), clean[kept], corrupt[kept], dropped)
 
 
-def recovery(
-    model: HookedModel,
-    pairs: Pairs,
-    sites: Sequence[str],
-    positions: Sequence[str],
-    mode: str,
-    inputs: Inputs,
-    label: str,
-    *,
-    control: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Patch every layer, site and position class of every pair, one at a time.
-
-    Parameters
-    ----------
-    model : HookedModel
-        The model.
-    pairs : Pairs
-        What is patched.
-    sites, positions : sequence of str
-        Site kinds, and position classes or ``all``.
-    mode : {"denoise", "noise"}
-        Which run is patched with values of which.
-    inputs : Inputs
-        Seed, draws, checkpoint and progress.
-    label : str
-        Names the sweep.
-    control : bool
-        Whether the control is measured as well.
-
-    Returns
-    -------
-    recovery, control : ndarray
-        ``(prompt, layer, site, position)``: the change of the logit difference over the distance between clean
-        and corrupt run, 1 where all of the answer moves; and the same for a random direction with the norm
-        of what the patch changes, NaN without ``control``. NaN where a layer has no such site and where a
-        pair has no such token.
-
-    Raises
-    ------
-    XatlasError
-        The mode is unknown.
-    """
-    if mode not in PATCH_MODES:
-        raise unknown("mode", mode, PATCH_MODES)
-    cells, conditions = _conditions(model, pairs, sites, positions, inputs.draws if control else 0)
-    runs = [[pair.corrupt, pair.clean] for pair in pairs.pairs]
-    into, source = (0, 1) if mode == "denoise" else (1, 0)
-    values = sweep(
-        model,
-        [run[into] for run in runs],
-        conditions,
-        [LogitDifference(change=True)],
-        runs={_TWIN: [run[source].ids for run in runs]},
-        seed=inputs.seed,
-        checkpoint=inputs.checkpoint,
-        progress=inputs.progress,
-        label=f"{label}, {mode}",
-    )[0]
-    values /= (pairs.distance if mode == "denoise" else -pairs.distance)[:, None]
-    result = np.full((2, len(pairs), model.n_layers, len(sites), len(positions)), np.nan)
-    for s, kind in enumerate(sites):
-        result[: 1 + control, :, [site.layer for site in model.sites(kind)], s] = 0.0  # where none is measured
-    at: dict[tuple[int, ...], list[int]] = {}
-    for index, cell in enumerate(cells):
-        at.setdefault(cell, []).append(index)
-    for place, indices in at.items():
-        target: Any = (place[0], slice(None), *place[1:])
-        result[target] = values[:, indices].mean(1)
-    result[np.broadcast_to(pairs.without_tokens(positions)[:, None, None], result.shape)] = np.nan
-    return result[0], result[1]
+def corrupted(prompt: Prompt) -> Prompt:
+    """Return a prompt's corrupted one: its target is the foil, and the other way round."""
+    text, corrupt, span = prompt.text, prompt.corrupt_text, prompt.subject
+    assert corrupt is not None
+    if span is not None:
+        end = span[1] + len(corrupt) - len(text)
+        span = (span[0], end) if end > span[0] else None
+    return replace(
+        prompt, text=corrupt, corrupt_text=text, target=prompt.foil, foil=prompt.target, subject=span, extra={}
+    )
 
 
-def _conditions(
-    model: HookedModel, pairs: Pairs, sites: Sequence[str], positions: Sequence[str], draws: int
-) -> tuple[list[tuple[int, int, int, int]], list[Condition]]:
-    """Return ``(control, layer, site, position)`` and the condition of every cell that can have an effect.
-
-    By causality none has one before the first token in which the two runs differ, and none at other positions
-    than the readout in the last layer.
-    """
-    same_start = all(pair.clean.ids[0] == pair.corrupt.ids[0] for pair in pairs.pairs)
-    cells: list[tuple[int, int, int, int]] = []
-    conditions: list[Condition] = []
-    for s, kind in enumerate(sites):
-        for site in model.sites(kind):
-            for p, name in enumerate(positions):
-                late = kind in _MIXED and site.layer == model.n_layers - 1
-                if (late and name not in ("last", "all")) or (name == "first" and same_start):
-                    continue
-                patch = Intervention(site, FromRun(_TWIN), positions=name)
-                cells.append((0, site.layer, s, p))
-                conditions.append((patch,))
-                for draw in range(draws):
-                    cells.append((1, site.layer, s, p))
-                    conditions.append((Intervention(site, RandomDirection((patch,), draw), positions=name),))
-    return cells, conditions
+def _pair(model: HookedModel, clean: TokenPrompt) -> Pair | str:
+    """Return a tokenised prompt with its corrupted one, or why they can't be patched into each other."""
+    assert model.reader is not None
+    corrupt = model.reader.prompt(corrupted(clean.prompt))
+    if isinstance(corrupt, str):
+        return f"the twin can't be read: {corrupt}"
+    if clean.n_text != corrupt.n_text:
+        return "text and twin differ in token length"
+    end = clean.readout + 1
+    if corrupt.readout != clean.readout or clean.ids[clean.n_text : end] != corrupt.ids[corrupt.n_text : end]:
+        return "target and foil part at another token after the twin"
+    if (corrupt.answer, corrupt.foil_answer) != (clean.foil_answer, clean.answer):
+        return "target and foil are other tokens after the twin"
+    if clean.ids[:end] == corrupt.ids[:end]:
+        return "text and twin are the same tokens"
+    if clean.positions("subject") != corrupt.positions("subject"):
+        return "the subject lies at other tokens in the twin"
+    return Pair(replace(clean, ids=clean.ids[:end]), replace(clean, ids=corrupt.ids[:end], subject=corrupt.subject))
 
 
-def missing(model: HookedModel, pairs: Pairs, sites: Sequence[str], positions: Sequence[str]) -> dict[str, str]:
-    """Return why values of :func:`recovery` are NaN."""
-    found: dict[str, str] = {}
-    for kind in sites:
-        bare = [layer for layer in range(model.n_layers) if not model.has(Site(layer, kind))]
-        if bare:
-            found[f"site={kind} & layer={','.join(map(str, bare))}"] = (
-                f"{len(bare)} of {model.n_layers} layers have no {kind}"
-            )
-    for name, empty in zip(positions, pairs.without_tokens(positions).T, strict=True):
-        if empty.any():
-            found[f"position {name}"] = f"{int(empty.sum())} of {len(pairs)} prompts have no token of this class"
-    return found
+def _logit_difference(model: HookedModel, final: Tensor, prompts: Sequence[TokenPrompt]) -> Tensor:
+    """Return target's minus foil's logit ``(prompt,)`` after the last position of ``final (prompt, pos, d_model)``."""
+    logits, rows = model.logits(final[:, -1]), range(len(prompts))
+    answers, foils = [prompt.answer for prompt in prompts], [prompt.foil_answer for prompt in prompts]
+    return logits[rows, answers] - logits[rows, foils]
 
 
-#: Tensors as large as the stream that a layer keeps for the backward pass, roughly.
-_KEPT = 32
+@torch.inference_mode()
+def logit_differences(model: HookedModel, prompts: Sequence[TokenPrompt]) -> np.ndarray:
+    """Return target's minus foil's logit at the readout ``(prompt,)`` of prompts that end there."""
+    result = np.full(len(prompts), np.nan)
+    last = Site(model.n_layers - 1, "resid_post")
+    for group in buckets([len(prompt.ids) for prompt in prompts], _AT_ONCE):
+        some = [prompts[i] for i in group]
+        final = model.capture(model.tokens(some), [last])[last]
+        result[group] = _logit_difference(model, final, some).double().cpu().numpy()
+    return result
+
+
+@dataclass(frozen=True)
+class Patching:
+    """What is patched: the pairs of a suite in one model, at site kinds and position classes (or ``all``)."""
+
+    model: HookedModel
+    pairs: Pairs
+    sites: Sequence[str]
+    positions: Sequence[str]
+
+    def __post_init__(self) -> None:
+        layers = range(self.model.n_layers)
+        kinds = {kind for layer in layers for kind in self.model.adapter.hook_points(layer)} - READ_ONLY
+        for kind in self.sites:
+            if kind not in kinds:
+                raise unknown("site kind", kind, kinds)
+
+    @property
+    def labels(self) -> dict[str, list[Any]]:
+        """What values are measured of: dimension → labels."""
+        layers = list(range(self.model.n_layers))
+        return {"layer": layers, "site": list(self.sites), "position": list(self.positions)}
+
+    @cached_property
+    def without(self) -> dict[str, np.ndarray]:
+        """Position class → which pairs have no token of it ``(prompt,)``."""
+        return without_tokens([pair.clean for pair in self.pairs.pairs], self.positions)
+
+    def dataset(self, variables: Mapping[str, Variable], arrays: Mapping[str, Any], **more: Any) -> xr.Dataset:
+        """Label arrays of the pairs; ``more`` are labels of further dimensions, and reasons in ``absent``."""
+        absent = absent_positions(self.without) | more.pop("absent", {})
+        for kind in self.sites:
+            bare = [layer for layer in self.labels["layer"] if not self.model.has(Site(layer, kind))]
+            if bare:
+                told = f"{len(bare)} of {self.model.n_layers} layers have no {kind}"
+                absent[cells(site=[kind], layer=bare)] = told
+        tokens = TokenSuite(tuple(pair.clean for pair in self.pairs.pairs), self.pairs.dropped)
+        coords = self.labels | suite_coords(tokens) | layer_coords(self.model.operator_types) | more
+        noise = noise_floor(self.model, tokens.prompts)
+        return label(variables, arrays, coords, absent=absent, dropped=tokens.dropped, noise_floor=noise)
+
+    def recovery(self, mode: PatchMode, inputs: Inputs, name: str, *, control: bool = True) -> dict[str, xr.DataArray]:
+        """Patch every layer, site and position class of every pair, one at a time.
+
+        ``denoise`` puts clean values into the corrupted run, ``noise`` corrupted values into the clean run.
+        ``recovery`` and ``recovery_control`` ``(prompt, layer, site, position)`` are the change of the logit difference
+        over that between the runs, 1 where all of the answer moves, by the patch and by a random change of its norm;
+        NaN where a layer has no such site or a pair no such token.
+        """
+        names = ("recovery", "recovery_control") if control else ("recovery",)
+        grid = Grid({each: tuple(self.labels) for each in names}, self.labels)
+        for site, position in self._effective():
+            cell = {"layer": site.layer, "site": site.kind, "position": position}
+            patch = Intervention(site, FromRun(_SOURCE), positions=position)
+            grid.add("recovery", cell, patch)
+            for draw in range(inputs.draws if control else 0):
+                grid.add("recovery_control", cell, matched_control(patch, draw))
+        runs = [pair.corrupt for pair in self.pairs.pairs], [pair.clean for pair in self.pairs.pairs]
+        into, source = runs if mode == "denoise" else runs[::-1]
+        change = named_sweep(
+            self.model,
+            into,
+            grid.conditions,
+            {"change": LogitDifference(change=True)},
+            runs={_SOURCE: [prompt.ids for prompt in source]},
+            seed=inputs.seed,
+            checkpoint=inputs.checkpoint,
+            progress=inputs.progress,
+            label=f"{name}, {mode}",
+        ).sel(metric="change", drop=True)
+        share = self.pairs.normalised(change if mode == "denoise" else -change)
+        measured = {each: grid.gather(each, share).where(grid.index(each)[0] >= 0, 0) for each in names}
+        return {each: self._where_there(values) for each, values in measured.items()}
+
+    def _effective(self) -> Iterator[tuple[Site, str]]:
+        """Yield sites and position classes at which a patch can have an effect: elsewhere it is 0.
+
+        By causality none has one before the first token in which the two runs differ, and none at other positions
+        than the readout in the last layer.
+        """
+        same_start = all(pair.clean.ids[0] == pair.corrupt.ids[0] for pair in self.pairs.pairs)
+        for kind in self.sites:
+            for site in self.model.sites(kind):
+                late = kind in _MIXED and site.layer == self.model.n_layers - 1
+                for name in self.positions:
+                    if not (late and name not in ("last", "all")) and not (name == "first" and same_start):
+                        yield site, name
+
+    def _where_there(self, values: xr.DataArray) -> xr.DataArray:
+        """Return values with their labels, NaN where a layer has no such site or a pair no such token."""
+        has = [[self.model.has(Site(layer, kind)) for kind in self.sites] for layer in self.labels["layer"]]
+        sites = xr.DataArray(has, dims=("layer", "site"))
+        without = xr.DataArray(np.stack([self.without[name] for name in self.positions]), dims=("position", "prompt"))
+        names = [pair.clean.prompt.id for pair in self.pairs.pairs]
+        return values.where(sites & ~without).assign_coords(self.labels | {"prompt": names})
+
+    def attribution(self) -> xr.DataArray:
+        """Return gradient × (clean − corrupted) at the corrupted run, summed over the tokens of each position class.
+
+        It is ``(prompt, layer, site, position)``, over the logit difference between the runs, as recovery is. Two
+        forwards and one backward per batch of equal length serve all sites.
+        """
+        model, pairs = self.model, self.pairs.pairs
+        result = np.full((len(pairs), *map(len, self.labels.values())), np.nan)
+        wanted = [(site, s) for s, kind in enumerate(self.sites) for site in model.sites(kind)]
+        lengths = [len(pair.clean.ids) for pair in pairs]
+        row = model.n_layers * model.d_model * 4 * _KEPT
+        budget = Budget.for_device(model.device).stream_bytes
+        for group in buckets(lengths, {n: max(1, budget // (row * n)) for n in set(lengths)}):
+            some = [pairs[i] for i in group]
+            clean = model.capture(model.tokens([pair.clean for pair in some]), [site for site, _ in wanted])
+            there = gradients(model, [pair.corrupt for pair in some], [site for site, _ in wanted])
+            masks = torch.zeros(len(some), len(self.positions), len(some[0].clean.ids), dtype=torch.float64)
+            for r, p in np.ndindex(*masks.shape[:2]):
+                name = self.positions[p]
+                masks[r, p, slice(None) if name == "all" else list(some[r].clean.positions(name))] = 1
+            masks = masks.to(model.device)  # (prompt, position, pos)
+            for site, s in wanted:
+                corrupt, gradient = there[site]
+                per_token = (gradient * (clean[site] - corrupt)).flatten(2).double().sum(-1)  # (prompt, pos)
+                result[group, site.layer, s] = torch.einsum("rp,rcp->rc", per_token, masks).cpu().numpy()
+        values = xr.DataArray(result, dims=("prompt", *self.labels))
+        return self._where_there(self.pairs.normalised(values))
 
 
 @exclusive
 def gradients(
     model: HookedModel, prompts: Sequence[TokenPrompt], sites: Sequence[Site]
 ) -> dict[Site, tuple[Tensor, Tensor]]:
-    """Return sites' values and the gradient of target's minus foil's logit at the readout by each of them.
+    """Return sites' values and the gradient of target's minus foil's logit by each, ``(prompt, pos, ...)`` both.
 
-    Parameters
-    ----------
-    model : HookedModel
-        The model; its weights need no gradient and get none.
-    prompts : sequence of TokenPrompt
-        Of equal length, ending at the readout position.
-    sites : sequence of Site
-        Where.
-
-    Returns
-    -------
-    dict of Site to pair of Tensor
-        Value and gradient, each ``(prompt, pos, ...)`` as the site kind says.
+    Prompts are of equal length and end at the readout. Weights get no gradient.
     """
     values: dict[Site, Tensor] = {}
     leaves: dict[Site, Tensor] = {}
@@ -191,12 +314,9 @@ def gradients(
     with torch.inference_mode(False), torch.enable_grad():
         with attached(hooks):
             model.run(model.tokens(prompts))
-        logits = model.logits(final[0][:, -1])  # (prompt, vocabulary)
-        rows = range(len(prompts))
-        target = logits[rows, [prompt.answer for prompt in prompts]]
-        foil = logits[rows, [prompt.foil_answer for prompt in prompts]]
         # prompts don't meet in a batch: the gradient of the sum is each one's own
-        found = torch.autograd.grad((target - foil).sum(), list(leaves.values()))
+        difference = _logit_difference(model, final[0], prompts).sum()
+        found = torch.autograd.grad(difference, list(leaves.values()))
     return {site: (values[site], gradient) for site, gradient in zip(leaves, found, strict=True)}
 
 
@@ -212,47 +332,3 @@ def _leaf(model: HookedModel, site: Site, values: dict[Site, Tensor], leaves: di
 
     edited = model.point(site).edit_as or site.kind  # what is added there is added to the site itself
     return [model.hook(site, read), model.hook(Site(site.layer, edited), add_nothing)]
-
-
-def attribution(model: HookedModel, pairs: Pairs, sites: Sequence[str], positions: Sequence[str]) -> np.ndarray:
-    """Return gradient × (clean − corrupt) at the corrupt run, summed over the tokens of each position class.
-
-    Parameters
-    ----------
-    model : HookedModel
-        The model.
-    pairs : Pairs
-        Batched by length: two forwards and one backward per batch, whatever the number of sites.
-    sites, positions : sequence of str
-        Site kinds, and position classes or ``all``.
-
-    Returns
-    -------
-    ndarray
-        ``(prompt, layer, site, position)``, over the distance between clean and corrupt logit difference. NaN
-        where a layer has no such site and where a pair has no such token.
-    """
-    result = np.full((len(pairs), model.n_layers, len(sites), len(positions)), np.nan)
-    wanted = [(site, s) for s, kind in enumerate(sites) for site in model.sites(kind)]
-    lengths = [len(pair.clean.ids) for pair in pairs.pairs]
-    row = model.n_layers * model.d_model * 4 * _KEPT
-    budget = Budget.for_device(model.device).stream_bytes
-    for group in buckets(lengths, {n: max(1, budget // (row * n)) for n in set(lengths)}):
-        some = [pairs.pairs[i] for i in group]
-        clean = model.capture(model.tokens([pair.clean for pair in some]), [site for site, _ in wanted])
-        there = gradients(model, [pair.corrupt for pair in some], [site for site, _ in wanted])
-        masks = torch.tensor(np.array([[_tokens(pair.clean, name) for name in positions] for pair in some]))
-        masks = masks.to(model.device, torch.float64)  # (prompt, position, pos)
-        for site, s in wanted:
-            corrupt, gradient = there[site]
-            per_token = (gradient * (clean[site] - corrupt)).flatten(2).double().sum(-1)  # (prompt, pos)
-            summed = torch.einsum("rp,rcp->rc", per_token, masks)
-            result[group, site.layer, s] = summed.cpu().numpy()
-    result /= pairs.distance[:, None, None, None]
-    result[np.broadcast_to(pairs.without_tokens(positions)[:, None, None], result.shape)] = np.nan
-    return result
-
-
-def _tokens(prompt: TokenPrompt, positions: str) -> list[bool]:
-    chosen = range(len(prompt.ids)) if positions == "all" else prompt.positions(positions)
-    return [p in chosen for p in range(len(prompt.ids))]

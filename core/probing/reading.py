@@ -1,9 +1,11 @@
-"""One streamed capture pass that feeds all reading probes."""
+"""Reading: one streamed capture pass that feeds all reading probes, and which prompts have a class of positions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from xatlas.engine.schedule import Budget
 from xatlas.model import Capture
@@ -14,30 +16,14 @@ if TYPE_CHECKING:
 
     from xatlas.contracts.probe import Inputs, ReadingProbe
     from xatlas.model import HookedModel
+    from xatlas.prompts.reader import TokenPrompt
     from xatlas.suites import Suite
 
 
 def read_together(
     probes: Sequence[ReadingProbe], model: HookedModel, suite: Suite, inputs: Sequence[Inputs]
 ) -> list[xr.Dataset]:
-    """Run every prompt once and show each probe the sites that it declares.
-
-    Parameters
-    ----------
-    probes : sequence of ReadingProbe
-        Fed in turn.
-    model : HookedModel
-        The model.
-    suite : Suite
-        What is run.
-    inputs : sequence of Inputs
-        One for each probe.
-
-    Returns
-    -------
-    list of Dataset
-        One for each probe.
-    """
+    """Run every prompt once and show each probe the sites that it declares; return a dataset for each."""
     for probe, given in zip(probes, inputs, strict=True):
         probe.start(model, suite, given)
     prompts = model.read(suite).prompts
@@ -58,3 +44,21 @@ def read_together(
         done += len(group)
         inputs[0].progress("reading", done, len(prompts))
     return [probe.finish() for probe in probes]
+
+
+def without_tokens(prompts: Sequence[TokenPrompt], positions: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return position class → which prompts have no token of it ``(prompt,)``; all have one of ``all``."""
+    return {
+        name: np.array([name != "all" and not prompt.positions(name) for prompt in prompts], dtype=bool)
+        for name in positions
+    }
+
+
+def absent_positions(without: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return why values are NaN at position classes that :func:`without_tokens` finds missing."""
+    counts = {name: (int(missing.sum()), len(missing)) for name, missing in without.items()}
+    return {
+        f"position {name}": f"{count} of {total} prompts have no token of this class"
+        for name, (count, total) in counts.items()
+        if count
+    }

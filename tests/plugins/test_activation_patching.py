@@ -14,8 +14,7 @@ from planted_patching import planted, suite
 from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.plugins.activation_patching import ActivationPatching
-from xatlas.probing.pairs import Pair, Pairs, read_pairs
-from xatlas.probing.patching import recovery
+from xatlas.probing.patching import Pair, Pairs, Patching, read_pairs
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.schema import validate
 from xatlas.suites import Prompt, Suite
@@ -67,7 +66,8 @@ def test_patches_are_the_plain_loops(shape, name, mode):
     model = shape(name)
     pairs = some_pairs()
     kinds, places = ("resid_pre", "operator_out", "resid_mid", "mlp_out", "resid_post"), ("all", *POSITIONS)
-    ours, _ = recovery(model, pairs, kinds, places, mode, Inputs(), "test", control=False)
+    ours = Patching(model, pairs, kinds, places).recovery(mode, Inputs(), "test", control=False)["recovery"]
+    assert ours.dims == ("prompt", "layer", "site", "position")
     expected = np.array(
         [
             [
@@ -91,13 +91,14 @@ def chosen(prompt, place):
 def test_what_the_last_layer_mixes_is_patched_at_other_positions_too(shape):
     model = shape("lfm2")
     pairs = some_pairs(1)
-    ours, _ = recovery(model, pairs, ("conv_signal",), ("other",), "denoise", Inputs(), "test", control=False)
+    patching = Patching(model, pairs, ("conv_signal",), ("other",))
+    ours = patching.recovery("denoise", Inputs(), "test", control=False)["recovery"]
     last = model.n_layers - 1
     places = pairs.pairs[0].clean.positions("other")
     expected = by_hand(model.model, pairs.pairs[0], last, "conv_signal", places, "denoise")
     assert expected != 0
-    assert ours[0, last, 0, 0] == pytest.approx(expected, abs=1e-4)
-    assert np.isnan(ours[0, 1]).all()  # attention has no such site
+    assert ours.sel(layer=last).item() == pytest.approx(expected, abs=1e-4)
+    assert np.isnan(ours.sel(layer=1)).all()  # attention has no such site
 
 
 def measured(model=None, prompts=None, **parameters):

@@ -15,8 +15,7 @@ from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.plugins.activation_patching import ActivationPatching
 from xatlas.plugins.attribution_patching import AttributionPatching
-from xatlas.probing.pairs import Pair, Pairs
-from xatlas.probing.patching import attribution
+from xatlas.probing.patching import Pair, Pairs, Patching
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.schema import validate
 from xatlas.suites import Prompt
@@ -59,7 +58,8 @@ def test_attributions_are_the_plain_derivatives(shape, name):
     model = shape(name)
     kinds = [kind for kind in KINDS if model.sites(kind)]
     pairs = some_pairs()
-    ours = attribution(model, pairs, kinds, ("subject", "last", "other"))
+    ours = Patching(model, pairs, kinds, ("subject", "last", "other")).attribution()
+    assert ours.dims == ("prompt", "layer", "site", "position")
     assert ours.shape == (3, model.n_layers, len(kinds), 3)
     for s, kind in enumerate(kinds):
         for site in model.sites(kind):
@@ -73,7 +73,7 @@ def test_attributions_are_the_plain_derivatives(shape, name):
 
 def test_weights_get_no_gradient(shape):
     model = shape("qwen2")
-    attribution(model, some_pairs(), ("mlp_out",), ("last",))
+    Patching(model, some_pairs(), ("mlp_out",), ("last",)).attribution()
     assert all(weight.grad is None for weight in model.model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
 

@@ -17,8 +17,7 @@ from xatlas.interventions import Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.model import HookedModel
 from xatlas.model.proof import prove
-from xatlas.probing.pairs import read_pairs
-from xatlas.probing.patching import recovery
+from xatlas.probing.patching import Patching, read_pairs
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
 
@@ -134,10 +133,9 @@ def test_the_capital_moves_with_the_patch(smollm2):
     text, twin = "The capital of France is", "The capital of Japan is"
     prompt = Prompt("capital", "recall", text, " Paris", " Tokyo", twin, (15, 21))
     pairs = read_pairs(smollm2, Suite("capitals", (prompt,)), 0.5)
-    stream, _ = recovery(
-        smollm2, pairs, ("resid_post",), ("subject", "last"), "denoise", Inputs(), "test", control=False
-    )
-    subject, readout = stream[0, :, 0].T  # (layer,)
+    patching = Patching(smollm2, pairs, ("resid_post",), ("subject", "last"))
+    stream = patching.recovery("denoise", Inputs(), "test", control=False)["recovery"].isel(prompt=0, site=0)
+    subject, readout = (stream.sel(position=name).values for name in ("subject", "last"))  # (layer,)
     assert subject[0] > 0.9
     assert readout[0] < 0.1
     assert readout[-2] > 0.9

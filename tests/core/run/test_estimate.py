@@ -13,7 +13,7 @@ from xatlas.config import find_suite
 from xatlas.contracts.probe import Inputs
 from xatlas.suites import Suite
 
-DOORS = ("xatlas.sweep.sweep", "xatlas.engine.sweep.sweep", "xatlas.probing.patching.sweep")
+DOORS = ("xatlas.sweep.sweep", "xatlas.engine.sweep.sweep")
 
 
 @pytest.fixture(scope="module")
