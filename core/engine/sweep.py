@@ -40,43 +40,18 @@ def sweep(
     conditions: Sequence[Condition],
     metrics: Sequence[Metric],
     *,
-    runs: Runs | None = None,
-    means: Mapping[Site, Tensor] | None = None,
-    seed: int = 0,
-    budget: Budget | None = None,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[str, int, int], None] = no_progress,
-    label: str = "sweep",
+    runs: Runs | None = None,  # tokens of other runs, by prompt, for changes that read them; all of its length
+    means: Mapping[Site, Tensor] | None = None,  # reference means (2, ...)
+    seed: int = 0,  # of random directions
+    budget: Budget | None = None,  # memory; halved, for all that follows, whenever the device runs out
+    checkpoint: Checkpoint | None = None,  # keeps finished buckets
+    progress: Callable[[str, int, int], None] = no_progress,  # called with the number of finished prompts
+    label: str = "sweep",  # names the sweep in progress and checkpoint
 ) -> np.ndarray:
     """Measure every condition on every prompt.
 
     Prompts are bucketed by exact token length, so nothing is padded; each bucket is run clean once, and the
     conditions then walk through the layers together, from where each first differs from the clean run.
-
-    Parameters
-    ----------
-    model : HookedModel
-        The model.
-    prompts : sequence of TokenPrompt
-        What is run.
-    conditions : sequence of Condition
-        What is done; each is a tuple of interventions measured together.
-    metrics : sequence of Metric
-        What is read off the logits.
-    runs : mapping of str to sequence, optional
-        Tokens of other runs, by prompt, for changes that look at them; all of the prompt's length.
-    means : mapping of Site to Tensor, optional
-        Reference means ``(2, ...)``.
-    seed : int
-        Seed of random directions.
-    budget : Budget, optional
-        Memory; halved, for all that follows, whenever the device runs out.
-    checkpoint : Checkpoint, optional
-        Keeps finished buckets.
-    progress : callable
-        Called with the number of finished prompts.
-    label : str
-        Names the sweep in progress and checkpoint.
 
     Returns
     -------
@@ -102,17 +77,18 @@ def sweep(
     parts = [([prompts[i] for i in group], {n: [run[i] for i in group] for n, run in runs.items()}) for group in groups]
     keys = None
     if checkpoint is not None and not isinstance(checkpoint, NoCheckpoint) and not is_held(model):
-        # what is held is not in the key
-        held = [[prompts, sorted(runs.items())] for prompts, runs in parts]
-        keys = checkpoint_keys(model, label, [conditions, metrics, sorted(means.items()), seed], held)
+        # the key does not cover what is held
+        contents = [[some, sorted(theirs.items())] for some, theirs in parts]
+        keys = checkpoint_keys(model, label, [conditions, metrics, sorted(means.items()), seed], contents)
+    keeps = NoCheckpoint() if checkpoint is None or keys is None else checkpoint
     result = np.full((len(metrics), len(prompts), len(conditions)), np.nan)
     done = 0
-    for number, (group, part) in enumerate(zip(groups, parts, strict=True)):
-        saved = checkpoint.load(keys[number]) if checkpoint and keys else None
-        values = task.measure(*part) if saved is None else saved["values"]
-        if checkpoint and keys and saved is None:
-            checkpoint.save(keys[number], {"values": values})
-        result[:, group] = values
+    for group, part, key in zip(groups, parts, keys or [""] * len(groups), strict=True):
+        saved = keeps.load(key)
+        if saved is None:
+            saved = {"values": task.measure(*part)}
+            keeps.save(key, saved)
+        result[:, group] = saved["values"]
         done += len(group)
         progress(label, done, len(prompts))
     return result
@@ -126,19 +102,10 @@ def named_sweep(
     cells: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> xr.DataArray:
-    """Measure every condition on every prompt, as :func:`sweep` does, and name every axis.
+    """Measure every condition on every prompt, as :func:`sweep` does with the same keywords, and name every axis.
 
-    Parameters
-    ----------
-    model, prompts, conditions
-        As in :func:`sweep`.
-    metrics : mapping of str to Metric
-        What is read off the logits, by name.
-    cells : sequence of mapping, optional
-        What each condition is: ``{dimension: label}``, of the same dimensions for all. Conditions of one cell are
-        averaged (draws of donors and of directions).
-    **options
-        The keywords of :func:`sweep`.
+    ``cells`` says what each condition is, ``{dimension: label}``, of the same dimensions for all; conditions of one
+    cell (draws of donors and of directions) are averaged.
 
     Returns
     -------
@@ -146,11 +113,6 @@ def named_sweep(
         ``(metric, prompt, condition)``, with the names of metrics and the ids of prompts; given cells,
         ``(metric, prompt, ...)`` with their dimensions in the place of ``condition``, labels in the order in which
         they first come, and NaN in cells that no condition is of.
-
-    Raises
-    ------
-    XatlasError
-        As :func:`sweep`.
     """
     import xarray as xr
 

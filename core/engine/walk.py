@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, InterventionContext, edit
 from xatlas.model.hold import is_held
-from xatlas.model.hooks import CleanRun, Editor, Hook, attached, capture_hook, recording
+from xatlas.model.hooks import CleanRun, Editor, Hook, attached, capture_hook, record
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
 
@@ -140,9 +141,8 @@ def record_last_position(model: HookedModel, ids: Tensor, sites: Sequence[Site] 
             clean.keys[layer], clean.values[layer] = kept.keys, kept.values
         else:
             clean.conv[layer] = kept.conv_states[0].clone()
-    with recording(model, ids.shape[0], sites) as record:
-        model.model.base_model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
-    return record(), clean
+    run = partial(model.model.base_model, input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+    return record(model, ids.shape[0], sites, run), clean
 
 
 # -- all positions ------------------------------------------------------------------------------------------------
@@ -178,10 +178,6 @@ class BucketContext(InterventionContext):
         self._read = [] if clean.values else sites_read(conditions)
         self._values: dict[Site, Tensor] = {}  # of one layer
         self._masks: dict[str, Tensor | None] = {"all": None}
-
-    def clean_input(self, layer: int) -> Tensor:
-        """Return the stream entering a layer in the clean run ``(prompt, pos, d_model)``."""
-        return self.recorded.inputs[layer][: len(self.prompts)]
 
     def run_layer(self, layer: int, hidden: Tensor, prompts: int) -> Tensor:
         """Call a layer on blocks of ``prompts`` rows ``(block * prompt, pos, d_model)``."""
@@ -322,7 +318,7 @@ class Walk:
         # Two edits may hook one module, where they run in the order of their hooks.
         for site in sorted(by_site, key=lambda site: forward_order(site.kind)):
             hooks += self.model.edit_hooks(site, self._editor(by_site[site], indices))
-        clean = self.context.clean_input(layer)
+        clean = self.context.recorded.inputs[layer][: self.prompts]
         blocks = [self.streams.get(index, clean) for index in indices]
         if last is not None:
             blocks = [block[:, -last:] for block in blocks]

@@ -27,7 +27,7 @@ from xatlas.model.hooks import (
     capture_hook,
     exclusive,
     rebuilding,
-    recording,
+    record,
 )
 from xatlas.model.proof import prove as prove_hook_points
 from xatlas.prompts.reader import Reader, TokenPrompt, TokenSuite
@@ -55,12 +55,12 @@ def make_reader(
 ) -> Reader:
     """Return the reader for a Hugging Face model: its context, vocabulary, beginning and end tokens."""
     config = model.config.get_text_config()
-    configs = [source for source in (config, getattr(model, "generation_config", None)) if source is not None]
-    ends: list[Any] = [getattr(source, "eos_token_id", None) for source in configs]
-    begins = [getattr(source, "bos_token_id", None) for source in configs]
+    sources = (config, getattr(model, "generation_config", None))
+    ends: list[Any] = [getattr(source, "eos_token_id", None) for source in sources]
+    begins = [getattr(source, "bos_token_id", None) for source in sources]
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    context = getattr(config, "max_position_embeddings", None)
     vocabulary = min(len(module.weight) for module in embeddings if module is not None)
+    context = getattr(config, "max_position_embeddings", None)
     return Reader(
         tokenizer,
         bos=bos,
@@ -79,25 +79,6 @@ class HookedModel:
     One thread at a time: what hooks or runs the model holds :attr:`lock`, and other threads wait. Forwards of the
     Hugging Face model itself don't wait; they pass by the hooks of other threads, but not what ``intervene`` holds.
 
-    Parameters
-    ----------
-    model : PreTrainedModel
-        A loaded Hugging Face model.
-    tokenizer : PreTrainedTokenizerBase
-        Its tokenizer.
-    slug : str
-        How results of this model are filed.
-    bos : {"always", "native"}
-        What stands at position 0.
-    chat_template : bool
-        Wrap prompts as a user's turn.
-    template_date : str
-        Date that the chat template is rendered with, ``YYYY-MM-DD``.
-    adapter : Adapter, optional
-        Chosen by the model's class name when left out.
-    prove : bool
-        Check every hook point of every layer now.
-
     Raises
     ------
     XatlasError
@@ -106,15 +87,15 @@ class HookedModel:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: Any,  # a loaded Hugging Face model
+        tokenizer: Any,  # its tokenizer; None where no text is read
         *,
-        slug: str = "model",
-        bos: BosHabit = "always",
-        chat_template: bool = False,
-        template_date: str = TEMPLATE_DATE,
-        adapter: Adapter | None = None,
-        prove: bool = True,
+        slug: str = "model",  # how results of this model are filed
+        bos: BosHabit = "always",  # what stands at position 0
+        chat_template: bool = False,  # wrap prompts as a user's turn
+        template_date: str = TEMPLATE_DATE,  # what the template takes for today, YYYY-MM-DD
+        adapter: Adapter | None = None,  # chosen by the model's class name when left out
+        prove: bool = True,  # check every hook point of every layer now
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -165,13 +146,7 @@ class HookedModel:
         return 0 <= site.layer < self.n_layers and site.kind in self.points[site.layer]
 
     def point(self, site: Site) -> HookPoint:
-        """Return the site's hook point.
-
-        Raises
-        ------
-        XatlasError
-            The layer is out of range, or the layer has no site of this kind.
-        """
+        """Return the site's hook point; raises where there is no such site."""
         if not 0 <= site.layer < self.n_layers:
             raise XatlasError(f"layer {site.layer} is out of range: the model has layers 0 to {self.n_layers - 1}.")
         points = self.points[site.layer]
@@ -249,21 +224,10 @@ class HookedModel:
         seed: int = 0,
         **kwargs: Any,
     ) -> Any:
-        """Run the decoder without its unembedding and without a cache, under interventions if there are any.
+        """Run the decoder on token ids ``(batch, pos)``, or on one text, read as a prompt is.
 
-        Parameters
-        ----------
-        ids : Tensor or str
-            Token ids ``(batch, pos)``, or one text, which is tokenised as a prompt is.
-        interventions, means, seed
-            As in :meth:`intervene`.
-        **kwargs
-            Further arguments of the decoder.
-
-        Returns
-        -------
-        ModelOutput
-            Hugging Face's; :meth:`logits` turns its ``last_hidden_state`` into logits.
+        No unembedding and no cache: :meth:`logits` turns the result's ``last_hidden_state`` into logits. Interventions
+        are held meanwhile as by :meth:`intervene`; further keywords go to the decoder.
         """
         ids = self.tokens(ids) if isinstance(ids, str) else ids
         if not interventions:
@@ -274,19 +238,9 @@ class HookedModel:
     @exclusive
     @torch.inference_mode()
     def capture(self, ids: Tensor | str, sites: Sequence[Site]) -> dict[Site, Tensor]:
-        """Return the values of ``sites`` in one clean forward.
+        """Return the values of ``sites`` ``(batch, pos, ...)`` in one clean forward.
 
-        Parameters
-        ----------
-        ids : Tensor or str
-            Token ids ``(batch, pos)``, without padding, or one text, which is tokenised as a prompt is.
-        sites : sequence of Site
-            What to read; a site listed twice is read once.
-
-        Returns
-        -------
-        dict of Site to Tensor
-            ``(batch, pos, ...)`` as the site kind says.
+        Of token ids ``(batch, pos)`` without padding, or of one text, read as a prompt is.
 
         Raises
         ------
@@ -302,9 +256,7 @@ class HookedModel:
     @torch.inference_mode()
     def record(self, ids: Tensor, sites: Sequence[Site] = ()) -> CleanRun:
         """Run ``ids`` ``(prompt, pos)`` once; keep what each layer was called with, and the values at ``sites``."""
-        with recording(self, ids.shape[0], sites) as record:
-            self.run(ids)
-        return record()
+        return record(self, ids.shape[0], sites, lambda: self.run(ids))
 
     @exclusive
     def run_layer(self, layer: int, hidden: Tensor, call: LayerCall, cache: Any = None) -> Tensor:
@@ -326,24 +278,16 @@ class HookedModel:
     def intervene(
         self, interventions: Sequence[Intervention], means: Mapping[Site, Tensor] | None = None, seed: int = 0
     ) -> Iterator[None]:
-        """Hold interventions over Hugging Face's own forward and ``generate``.
+        """Hold interventions over Hugging Face's own forward and ``generate``, in the order of the model's forward.
 
-        They hold on the prompt and on every cached decode step, with left padding too. During generation
-        ``last`` is the newest token of each step. Other threads' captures and sweeps wait until it ends.
-
-        Parameters
-        ----------
-        interventions : sequence of Intervention
-            Applied in the order of the model's forward.
-        means : mapping of Site to Tensor, optional
-            Reference means ``(2, ...)``, for mean ablation.
-        seed : int
-            Seed of random choices.
+        They hold on the prompt and on every cached decode step, with left padding too. During generation ``last`` is
+        the newest token of each step. ``means`` holds reference means ``(2, ...)``, for mean ablation. Other threads'
+        captures and sweeps wait until the ``with`` block ends.
 
         Raises
         ------
         XatlasError
-            The model lacks a site, a mean is missing, or a change looks at another run.
+            The model lacks a site, a mean is missing, or a change needs another run.
         """
         with self.lock, holding(self, interventions, means or {}, seed):
             yield

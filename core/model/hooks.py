@@ -153,12 +153,8 @@ class CleanRun:
     values: dict[Site, Tensor] = field(default_factory=dict)  # (prompt, pos, ...) at the sites that were asked for
 
 
-@contextmanager
-def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iterator[Callable[[], CleanRun]]:
-    """Record what each layer is called with, and the values at ``sites``, while a forward of ``rows`` prompts runs.
-
-    Yields a function that returns the record, once the forward is done.
-    """
+def record(model: HookedModel, rows: int, sites: Sequence[Site], forward: Callable[[], Any]) -> CleanRun:
+    """Call ``forward`` of ``rows`` prompts; return what each layer was called with, and the values at ``sites``."""
     inputs: list[Tensor] = []
     calls: list[LayerCall] = []
     final: list[Tensor] = []
@@ -181,7 +177,8 @@ def recording(model: HookedModel, rows: int, sites: Sequence[Site] = ()) -> Iter
             handle = model.adapter.layer(layer).register_forward_pre_hook(before, prepend=True, with_kwargs=True)
             stack.callback(handle.remove)
         stack.enter_context(attached(hooks))
-        yield lambda: CleanRun(inputs, calls, final[0], values)
+        forward()
+    return CleanRun(inputs, calls, final[0], values)
 
 
 def one_row(value: Any, rows: int) -> Any:
