@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +173,11 @@ class _Sweep:
             context = self._context(prompts, runs, [self.conditions[i] for i in chosen], last_only)
             readout = Readout(context, self.metrics, self.budget.logit_bytes)
             needed = needed_positions(self.model, context.length - readout.earliest)
-            for group in self._walks(chosen, len(prompts) * context.length):
+            # Walks hold as many conditions as the budget has room for, by the layer where each begins.
+            most = max(1, self.budget.stream_bytes // (len(prompts) * context.length * self.model.d_model * 4))
+            chosen.sort(key=lambda i: min(part.site.layer for part in self.conditions[i]))
+            for start in range(0, len(chosen), most):
+                group = chosen[start : start + most]
                 walk = Walk(context, [self.conditions[i] for i in group], self.budget.tile_tokens, needed)
                 values[:, :, group] = readout.measure(list(walk.run()), walk.touched)
         for name, run in runs.items():  # a prompt without the run has no number where a change reads it
@@ -206,13 +210,6 @@ class _Sweep:
             clean, cache = self.model.record(every, sites), None
         return BucketContext(self.model, prompts, clean, rows, conditions, self.means, self.seed, cache)
 
-    def _walks(self, chosen: Sequence[int], tokens: int) -> Iterator[list[int]]:
-        """Split conditions into walks, by the layer where each begins, so that their streams fit the budget."""
-        most = max(1, self.budget.stream_bytes // (tokens * self.model.d_model * 4))
-        order = sorted(chosen, key=lambda i: min(part.site.layer for part in self.conditions[i]))
-        for start in range(0, len(order), most):
-            yield order[start : start + most]
-
 
 class Readout:
     """Turns final streams into metrics: only the positions that a metric reads are unembedded."""
@@ -230,7 +227,8 @@ class Readout:
         self.columns = torch.tensor([p - first - context.length for _, p in pairs], device=device, dtype=torch.long)
         self.final = context.recorded.final[self.rows, self.columns]  # (token, d_model)
         of_rows = [(self.prompts[row], p) for row, p in pairs]
-        known = [[_label(prompt, p), _or_none(prompt.answer), _or_none(prompt.foil_answer)] for prompt, p in of_rows]
+        known = [[_label(prompt, p), prompt.answer, prompt.foil_answer] for prompt, p in of_rows]
+        known = [[-1 if token is None else token for token in each] for each in known]
         self.labels, self.answer, self.foil = torch.tensor(known, device=device, dtype=torch.long).reshape(-1, 3).T
         vocabulary = self.model.adapter.module(self.model.adapter.unembedding_path).weight.shape[0]
         self.at_once = max(1, logit_bytes // (4 * vocabulary))
@@ -260,10 +258,6 @@ class Readout:
                 if read:  # another prompt's NaN stays its own
                     result[m, row] = per_token[m][:, read] @ np.full(len(read), metric.weight(prompt))
         return result
-
-
-def _or_none(token: int | None) -> int:
-    return -1 if token is None else token
 
 
 def _label(prompt: TokenPrompt, position: int) -> int:

@@ -267,10 +267,9 @@ class Walk:
             else:
                 ended = self.ends[index] < layer and self.needed[layer] is not None
                 (short if ended else plain).append(index)
-        for indices in _tiles(edited + plain, self.tile):
-            self._advance(layer, indices, here)
-        for indices in _tiles(short, self.tile):
-            self._advance(layer, indices, here, self.needed[layer])
+        for indices, last in ((edited + plain, None), (short, self.needed[layer])):
+            for start in range(0, len(indices), self.tile):
+                self._advance(layer, indices[start : start + self.tile], here, last)
 
     def _is_written(self, parts: Sequence[Intervention]) -> bool:
         """Whether the layer's output follows from clean values by addition alone.
@@ -335,8 +334,3 @@ class Walk:
             return result
 
         return change
-
-
-def _tiles(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
