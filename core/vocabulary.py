@@ -27,8 +27,6 @@ Scope = Literal["last", "all"]
 AblationKind = Literal["zero", "mean", "resample"]
 #: Ways to ablate a factor of a product: at one it is bypassed.
 FactorAblationKind = Literal["mean", "one", "resample", "zero"]
-#: What a layer adds to the stream.
-Component = Literal["operator", "mlp"]
 #: Which run is patched with values of which: the corrupted with the clean's, or the other way.
 PatchMode = Literal["denoise", "noise"]
 
@@ -36,7 +34,6 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 BOS_HABITS: tuple[BosHabit, ...] = get_args(BosHabit)
 POSITION_CLASSES: tuple[PositionClass, ...] = get_args(PositionClass)
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 ABLATION_KINDS: tuple[AblationKind, ...] = get_args(AblationKind)
 PATCH_MODES: tuple[PatchMode, ...] = get_args(PatchMode)
@@ -64,7 +61,7 @@ READ_ONLY: frozenset[str] = frozenset({"attention_pattern"})
 #: Kinds whose value is added to (or is) the stream leaving the layer: a change there is a change of
 #: ``resid_post`` by the same difference, whatever else the layer computes.
 WRITES: frozenset[str] = frozenset({"mlp_out", "resid_post"})
-#: Component → the site kind that holds what it adds to the stream.
+#: Component of a layer → the site kind that holds what it adds to the stream.
 COMPONENT_SITES: dict[str, str] = {"operator": "operator_out", "mlp": "mlp_out"}
 
 #: Date that chat templates are rendered with when none is given: the same tokens on any day.
