@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +115,8 @@ class Steering(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``delta_logit_diff (prompt, layer, direction, strength, scale)`` and what was added."""
+        import xarray as xr
+
         from xatlas.probing.directions import median_norms, readout_values
         from xatlas.probing.means import noise_floor
         from xatlas.schema import label, layer_coords, suite_coords
@@ -122,10 +125,11 @@ class Steering(Probe):
         directions = self._directions(model, inputs)
         norms = median_norms(readout_values(model, tokens.prompts)).numpy()
         length = self._lengths(norms)
-        values = _sweep(model, tokens.prompts, directions.vectors, length, inputs)
-        exists = ~directions.vectors.isnan().any(-1).numpy().T  # (layer, direction)
-        lost = (np.isnan(values[0]) & exists[..., None, None]).sum((1, 2, 3, 4))
-        where = f"of {values[0, 0].size} conditions{model.overflow}"
+        values = _sweep(model, tokens.prompts, directions, length, self.parameters.strengths, inputs)
+        kl = values.sel(metric="kl", drop=True)
+        exists = xr.DataArray(~directions.vectors.isnan().any(-1).numpy(), dims=("direction", "layer"))
+        lost = (kl.isnull() & exists).sum([dim for dim in kl.dims if dim != "prompt"]).values
+        where = f"of {kl.isel(prompt=0).size} conditions{model.overflow}"
         told = {i: f"logits were not finite in {n} {where}" for i, n in enumerate(lost) if n}
         absent = directions.absent()
         foilless = sum(prompt.foil_answer is None for prompt in tokens.prompts)
@@ -134,8 +138,8 @@ class Steering(Probe):
         return label(
             self.variables,
             {
-                "kl": values[0],
-                "delta_logit_diff": values[1],
+                "kl": kl,
+                "delta_logit_diff": values.sel(metric="delta_logit_diff", drop=True),
                 "length": length,
                 "median_norm": norms,
                 "direction_vector": directions.vectors.numpy(),
@@ -209,50 +213,45 @@ def _progress(
 
 
 def _sweep(
-    model: HookedModel, prompts: Sequence[Any], vectors: Tensor, length: np.ndarray, inputs: Inputs
-) -> np.ndarray:
-    """Return ``(metric, prompt, layer, direction, strength, scale)``, float32."""
+    model: HookedModel,
+    prompts: Sequence[Any],
+    directions: Directions,
+    length: np.ndarray,
+    strengths: Sequence[float],
+    inputs: Inputs,
+) -> xr.DataArray:
+    """Return ``(metric, prompt, layer, direction, strength, scale)``, float32; ``length (layer, strength, scale)``."""
     import torch
+    import xarray as xr
 
+    from xatlas.interventions import Add
     from xatlas.metrics import KL, LogitDifference
-    from xatlas.sweep import sweep
+    from xatlas.sweep import named_sweep
 
     lengths = torch.from_numpy(length)
-    cell = (vectors.shape[0], *length.shape[1:])
-    values = np.empty((2, len(prompts), model.n_layers, *cell), dtype=np.float32)
-    parts = list(_parts(model.n_layers, math.prod(cell)))
+    dims = {"direction": directions.labels, "strength": strengths, "scale": SCALES}
+    size = max(1, AT_ONCE // math.prod(map(len, dims.values())))  # layers of a part
+    parts = [range(start, min(start + size, model.n_layers)) for start in range(0, model.n_layers, size)]
+    found = []
     for number, layers in enumerate(parts):
         conditions = []
         for layer in layers:
-            added = vectors[:, layer, None, None, :] * lengths[layer, None, :, :, None]
-            conditions += _conditions(layer, added.flatten(0, 2).to(model.device))
-        measured = sweep(
+            added = directions.vectors[:, layer, None, None, :] * lengths[layer, None, :, :, None]
+            for vector in added.flatten(0, 2).to(model.device):
+                conditions.append((Intervention(Site(layer, "resid_post"), Add(vector), positions="last"),))
+        measured = named_sweep(
             model,
             prompts,
             conditions,
-            [KL(), LogitDifference()],
+            {"kl": KL(), "delta_logit_diff": LogitDifference()},
+            [dict(zip(("layer", *dims), labels, strict=True)) for labels in product(layers, *dims.values())],
             seed=inputs.seed,
             checkpoint=inputs.checkpoint,
             progress=partial(_progress, inputs.progress, number, len(parts)),
             label=f"steering, layers {layers[0]} to {layers[-1]}",
         )
-        values[:, :, layers] = measured.reshape(2, len(prompts), len(layers), *cell)
-    return values
-
-
-def _parts(n_layers: int, per_layer: int) -> Iterator[list[int]]:
-    """Split the layers so that a part has few enough conditions."""
-    size = max(1, AT_ONCE // per_layer)
-    for start in range(0, n_layers, size):
-        yield list(range(start, min(start + size, n_layers)))
-
-
-def _conditions(layer: int, added: Tensor) -> list[tuple[Intervention, ...]]:
-    """Return one condition per row of ``added (condition, d_model)``."""
-    from xatlas.interventions import Add
-
-    site = Site(layer, "resid_post")
-    return [(Intervention(site, Add(vector), positions="last"),) for vector in added]
+        found.append(measured.astype(np.float32))
+    return xr.concat(found, "layer")
 
 
 @hookimpl
