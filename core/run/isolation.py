@@ -1,8 +1,12 @@
-"""A probe cannot spoil the next: what it finds of the model and of torch, it must leave."""
+"""A probe cannot spoil the next: what it finds of the suite, the model, and the whole process, it must leave.
+
+Suite and inputs are copies, and random generators are seeded for each probe. What holds for the whole process (settings
+of torch and numpy, hooks on all modules, functions and methods that may be patched) is set right. A model that is not
+what it was, in its parts or its logits, is lost: it must be loaded again.
+"""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import random
 import sys
@@ -10,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.backends import cuda, cudnn
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
@@ -28,51 +34,24 @@ if TYPE_CHECKING:
     from xatlas.model import HookedModel
     from xatlas.suites import Suite
 
-#: What the settings of the whole process are called, how they are read, and how they are set.
-_Setting = tuple[str, Callable[[], Any], Callable[[Any], Any]]
-#: What a part of the model is called (kind and place), and how it was found.
-_Parts = dict[tuple[str, str], Any]
-
-#: Tokens that are run to see whether the model still gives the same logits.
-_LENGTH = 7
-#: Attributes of modules that are looked at in other ways.
-_HELD_APART = frozenset({"_parameters", "_buffers", "_modules"})
-_TOKENIZER = (
-    "special_tokens_map",
-    "all_special_ids",
-    "chat_template",
-    "padding_side",
-    "truncation_side",
-    "model_max_length",
-)
-_OPAQUE = object()
-#: Entered guards of inference mode, which would end with them.
-_MODES: list[Any] = []
-
 
 class State:
-    """What a probe finds and must leave: the model, its tokenizer, and what holds for the whole process.
-
-    Parameters
-    ----------
-    model : HookedModel
-        Weights are kept as hashes only.
-    """
+    """What a probe finds and must leave: the model and its tokenizer, and what holds for the whole process."""
 
     def __init__(self, model: HookedModel) -> None:
         self.model = model
+        self.changed: list[str] = []  # by the last probe, in words
+        self.lost = False  # whether the model is no longer what it was
         with model.lock:
-            self.process = _Process(model)
+            self.settings = [read() for _, read, _ in _settings()]
+            self.hooks = {name: dict(hooks) for name, hooks in _global_hooks().items()}
+            self.code = [(owner, _code_of(owner)) for owner in _patchable(model)]
             self.logits = _logits(model)
-            self.parts = _parts(model)
-        #: What the last probe changed, in words.
-        self.changed: list[str] = []
-        #: Whether the model is no longer what it was.
-        self.lost = False
+            self.parts, self.attributes = _parts(model)
 
     def look(self, *, mutates: bool = False) -> None:
         """Note what has changed, and set right what holds for the whole process; training may change the model."""
-        self.changed, self.lost = self.process.restore(), False
+        self.changed, self.lost = self.restore(), False
         if mutates:
             return
         same, fault = False, "gives other logits"
@@ -81,43 +60,56 @@ class State:
             same = self.agrees(_logits(self.model))
         except Exception as error:
             fault = f"can't be run any more ({type(error).__name__})"
-        found = _parts(self.model)
-        kept = {key: value for key, value in found.items() if key in self.parts or key[0] != "attribute"}
-        odd = [key for key in {**self.parts, **kept} if self.parts.get(key, _OPAQUE) != kept.get(key, _OPAQUE)]
+        parts, attributes = _parts(self.model)
+        before = self.parts | self.attributes
+        # Objects may keep more than before, as a cache.
+        after = parts | {name: value for name, value in attributes.items() if name in self.attributes}
+        odd = [name for name in before | after if before.get(name, _OPAQUE) != after.get(name, _OPAQUE)]
         self.lost = not same or bool(odd)
         if odd:
-            odd.sort(key=lambda key: key[0] != "module")  # with a module its weights go, too
-            self.changed.append(_told(*odd[0], len(odd) - 1))
+            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+            trains = ": a probe that trains declares mutates = True" if odd[0].startswith(_WEIGHTS) else ""
+            self.changed.append(f"{odd[0]}{more}{trains}")
         elif not same:
             self.changed.append(f"left a model that {fault}")
 
     def agrees(self, logits: Tensor) -> bool:
-        """Tell whether clean logits are this model's, but for what a device's rounding may do."""
+        """Say whether clean logits are this model's, but for what a device's rounding may do."""
         gap = 16 * torch.finfo(self.model.dtype).eps * float(self.logits.abs().nan_to_num(0).max())
         alike = self.logits.shape == logits.shape
         return alike and torch.allclose(self.logits, logits, rtol=0, atol=gap, equal_nan=True)
 
-
-def _told(kind: str, place: str, more: int) -> str:
-    where = f"{place} and {more} more" if more else place
-    if kind == "weights":
-        return f"changed the model's weights ({where}): a probe that trains declares mutates = True"
-    if kind == "hooks":
-        return f"leaves hooks on the model ({where})"
-    return f"changed {where}" if kind in ("attribute", "patch") else f"changed the {kind} {where}"
+    def restore(self) -> list[str]:
+        """Set right what holds for the whole process, and return what had changed, in words."""
+        changed = []
+        for (what, read, write), before in zip(_settings(), self.settings, strict=True):
+            if read() != before:
+                changed.append(f"changed {what}")
+                with suppress(RuntimeError):
+                    write(before)
+        for name, hooks in _global_hooks().items():
+            if hooks != self.hooks[name]:
+                changed.append(f"leaves hooks on all modules ({name.strip('_')})")
+                hooks.clear()
+                hooks.update(self.hooks[name])
+        for owner, code in self.code:
+            now = _code_of(owner)
+            inherited = {name for base in getattr(owner, "__mro__", ())[1:-1] for name in vars(base)}
+            patched = [name for name, value in code.items() if vars(owner).get(name) is not value]
+            for name in [*patched, *(name for name in now if name not in code and name in inherited)]:
+                changed.append(f"patched {owner.__name__}.{name}")
+                if name in code:
+                    setattr(owner, name, code[name])
+                else:
+                    delattr(owner, name)
+        return changed
 
 
 @contextmanager
 def isolated(
     probes: Sequence[Probe], state: State, suite: Suite, inputs: Sequence[Inputs]
 ) -> Iterator[tuple[Suite, list[Inputs]]]:
-    """Run probes on copies of suite and inputs, with global seeds of their own, and look at what they leave.
-
-    Raises
-    ------
-    XatlasError
-        What a probe raises, in one line; or it changed what the next one needs (``state`` says what).
-    """
+    """Run probes on copies of suite and inputs, with seeds of their own; what they leave changed is their failure."""
     own = deepcopy(suite)
     given = [replace(each, reference=deepcopy(each.reference)) for each in inputs]
     before = [suite.hash, *(each.reference and each.reference.hash for each in inputs)]
@@ -127,25 +119,20 @@ def isolated(
             with calling(type(probes[0])), _seeded(inputs[0].seed):
                 yield own, given
         except KeyboardInterrupt:
-            state.process.restore()
+            state.restore()
             raise
         except BaseException as error:
             failed = error
         state.look(mutates=any(probe.mutates for probe in probes))
-    if [_hash(own), *(_hash(each.reference) for each in given)] != before:
+    # The hash of a suite is kept with it: of the prompts as they are now, that of a new one.
+    if [each and type(each)(each.name, each.prompts).hash for each in (own, *(g.reference for g in given))] != before:
         state.changed.append("changed the suite's prompts")
     if state.changed:
         what = "; ".join(state.changed)
-        raise XatlasError(
-            f"{failed}; besides, it {what}." if failed else f"it {what}; its result was thrown away."
-        ) from failed
+        text = f"{failed}; besides, it {what}." if failed else f"it {what}; its result was thrown away."
+        raise XatlasError(text) from failed
     if failed:
         raise failed
-
-
-def _hash(suite: Suite | None) -> str | None:
-    """Return a suite's hash as its prompts are now."""
-    return None if suite is None else type(suite)(suite.name, suite.prompts).hash
 
 
 @contextmanager
@@ -166,6 +153,20 @@ def _seeded(seed: int) -> Iterator[None]:
 
 # -- the model ------------------------------------------------------------------------------------
 
+_WEIGHTS = "changed the model's weights"
+#: Stands for objects that are not looked into.
+_OPAQUE = object()
+#: Tokens that are run to see whether the model still gives the same logits.
+_LENGTH = 7
+_OF_TOKENIZER = (
+    "special_tokens_map",
+    "all_special_ids",
+    "chat_template",
+    "padding_side",
+    "truncation_side",
+    "model_max_length",
+)
+
 
 @torch.inference_mode()
 def _logits(model: HookedModel) -> Tensor:
@@ -179,56 +180,53 @@ def _logits(model: HookedModel) -> Tensor:
     return torch.stack([plain, model.logits(stream[0])[0]]).cpu()
 
 
-def _parts(model: HookedModel) -> _Parts:
-    """Return everything that a probe might leave changed, weights and buffers as hashes."""
-    hf = model.model
-    found: _Parts = {}
+def _parts(model: HookedModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return all that a probe might leave changed of a model, as it is now; the key says what the probe then did.
+
+    The second are attributes that hide none of their class. Weights and buffers stand as hashes. The first difference
+    is the one that is named, so modules come first.
+    """
+    hf, tokenizer = model.model, model.tokenizer
+    found: dict[str, Any] = {f"changed the module {path}": type(module) for path, module in hf.named_modules()}
+    attributes: dict[str, Any] = {}
     hashes: dict[int, Any] = {}  # tied weights are hashed once
     for name, weight in hf.named_parameters(remove_duplicate=False):
         if id(weight) not in hashes:
-            hashes[id(weight)] = _digest(weight)
-        found["weights", name] = hashes[id(weight)]
-        found["requires_grad of", name] = weight.requires_grad
-        found["gradient of", name] = weight.grad is None
-        found["hooks", f"on the tensor {name}"] = (*(weight._backward_hooks or ()),)
+            hashes[id(weight)] = _plain(weight)
+        found[f"{_WEIGHTS} ({name})"] = hashes[id(weight)]
+        found[f"changed the requires_grad of {name}"] = weight.requires_grad
+        found[f"changed the gradient of {name}"] = weight.grad is None
+        found[f"leaves hooks on the model (on the tensor {name})"] = list(weight._backward_hooks or ())
     for name, buffer in hf.named_buffers(remove_duplicate=False):
-        found["buffer", name] = _digest(buffer)
-    for path, module in hf.named_modules():
-        found["module", path] = type(module)
-        for name, value in vars(module).items():
+        found[f"changed the buffer {name}"] = _plain(buffer)
+    owners = [(path or "model", module, True) for path, module in hf.named_modules()]
+    owners += [(name, getattr(hf, name, None), True) for name in ("config", "generation_config")]
+    owners += [("HookedModel", model, False), ("adapter", model.adapter, False), ("reader", model.reader, False)]
+    for place, owner, deep in owners:
+        for name, value in getattr(owner, "__dict__", {}).items():
             if name.endswith("_hooks") and isinstance(value, dict):
-                found["hooks", f"{path or type(hf).__name__}, {name.strip('_')}"] = dict(value)
-        _add_attributes(found, path or "model", module, _HELD_APART)
-    for config in ("config", "generation_config"):
-        _add_attributes(found, config, getattr(hf, config, None))
-    for name, thing in (("HookedModel", model), ("adapter", model.adapter), ("reader", model.reader)):
-        _add_attributes(found, name, thing, deep=False)
-    return found | _tokenizer_parts(model.tokenizer)
+                where = type(hf).__name__ if owner is hf else place
+                found[f"leaves hooks on the model ({where}, {name.strip('_')})"] = dict(value)
+            elif name not in ("_parameters", "_buffers", "_modules"):
+                hides, plain = _hides(owner, name), _plain(value, containers=deep)
+                if plain is _OPAQUE and (hides or not deep):  # then by identity, whatever it holds
+                    plain = (id(value), value)
+                if plain is not _OPAQUE:
+                    (found if hides else attributes)[f"changed {place}.{name}"] = plain
+    if tokenizer is not None:
+        tokenizer("a")  # sets anew what the last call padded and cut to
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        whole = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+        about = {name: _plain(getattr(tokenizer, name, None)) for name in _OF_TOKENIZER}
+        about |= {"size": len(tokenizer), "vocabulary": sha256(whole.encode())}
+        about |= {name: value for name, value in vars(tokenizer).items() if callable(value) and _hides(tokenizer, name)}
+        found |= {f"changed the tokenizer's {name}": value for name, value in about.items()}
+    return found, attributes
 
 
-def _digest(tensor: Tensor) -> tuple[Any, ...]:
-    raw = tensor.detach().contiguous().cpu().reshape(-1)
-    data = raw.view(torch.uint8).numpy().data if raw.numel() else b""
-    return tensor.shape, tensor.dtype, tensor.device, sha256(data)
-
-
-def _add_attributes(
-    found: _Parts, place: str, thing: Any, but: frozenset[str] = frozenset(), deep: bool = True
-) -> None:
-    """Add an object's own attributes; those that hide one of its class, as a patched forward does, as patches.
-
-    Not deep: other objects are told apart by identity, and what containers hold is not looked at.
-    """
-    for name, value in getattr(thing, "__dict__", {}).items():
-        if name in but or name.endswith("_hooks"):
-            continue
-        hidden = inspect.getattr_static(type(thing), name, _OPAQUE)
-        patch = hidden is not _OPAQUE and not isinstance(hidden, functools.cached_property)
-        plain = _plain(value) if deep else _plain(value, containers=False)
-        if plain is _OPAQUE and (patch or not deep):
-            plain = (id(value), value)
-        if plain is not _OPAQUE:
-            found["patch" if patch else "attribute", f"{place}.{name}"] = plain
+def _hides(thing: Any, name: str) -> bool:
+    hidden = inspect.getattr_static(type(thing), name, _OPAQUE)
+    return hidden is not _OPAQUE and not isinstance(hidden, cached_property)
 
 
 def _plain(value: Any, containers: bool = True) -> Any:
@@ -238,7 +236,9 @@ def _plain(value: Any, containers: bool = True) -> Any:
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, torch.Tensor):
-        return _digest(value)
+        raw = value.detach().contiguous().cpu().reshape(-1)
+        data = raw.view(torch.uint8).numpy().data if raw.numel() else b""
+        return value.shape, value.dtype, value.device, sha256(data)
     if isinstance(value, list | tuple | set | frozenset) and containers:
         return [_plain(item) for item in value]
     if isinstance(value, dict) and containers:
@@ -246,71 +246,47 @@ def _plain(value: Any, containers: bool = True) -> Any:
     return (id(value), value) if callable(value) else _OPAQUE
 
 
-def _tokenizer_parts(tokenizer: Any) -> _Parts:
-    if tokenizer is None:
-        return {}
-    tokenizer("a")  # sets anew what the last call padded and cut to
-    found: _Parts = {("tokenizer's", name): _plain(getattr(tokenizer, name, None)) for name in _TOKENIZER}
-    found["tokenizer's", "size"] = len(tokenizer)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    whole = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    found["tokenizer's", "vocabulary"] = sha256(whole.encode())
-    for name, value in vars(tokenizer).items():
-        if callable(value) and hasattr(type(tokenizer), name):
-            found["tokenizer's", name] = (id(value), value)
-    return found
-
-
 # -- the process ----------------------------------------------------------------------------------
 
+#: Entered guards of inference mode, which would end with them.
+_MODES: list[Any] = []
 
-def _settings() -> list[_Setting]:
-    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-    return [
+
+def _settings() -> list[tuple[str, Callable[[], Any], Callable[[Any], Any]]]:
+    """Return the settings of the whole process: what each is called, how it is read, and how it is set."""
+    found: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
         ("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
-        (
-            "torch's default device",
-            torch.get_default_device,
-            lambda d: torch.set_default_device(d if d.type != "cpu" else None),
-        ),
+        ("torch's default device", torch.get_default_device, _set_default_device),
         ("torch's inference mode", torch.is_inference_mode_enabled, _set_inference_mode),
         ("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
         ("torch's deterministic algorithms", torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
         ("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
-        (
-            "torch's precision of matrix products",
-            torch.get_float32_matmul_precision,
-            torch.set_float32_matmul_precision,
-        ),
+        ("torch's matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         ("torch's anomaly detection", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
         ("numpy's handling of errors", np.geterr, lambda kinds: np.seterr(**kinds)),
-        *(_flag(owner, name) for owner, name in ((cuda.matmul, "allow_tf32"), *((cudnn, n) for n in _CUDNN))),
-        *(
-            (f"torch's {name} attention", getattr(cuda, f"{name}_sdp_enabled"), getattr(cuda, f"enable_{name}_sdp"))
-            for name in ("flash", "mem_efficient", "math", "cudnn")
-        ),
-        *(
-            (
-                f"torch's autocast on {kind}",
-                functools.partial(torch.is_autocast_enabled, kind),
-                functools.partial(torch.set_autocast_enabled, kind),
-            )
-            for kind in ("cpu", "cuda")
-        ),
     ]
+    for kind in ("cpu", "cuda"):
+        read, write = partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind)
+        found.append((f"torch's autocast on {kind}", read, write))
+    for kind in ("flash", "mem_efficient", "math", "cudnn"):
+        read, write = getattr(cuda, f"{kind}_sdp_enabled"), getattr(cuda, f"enable_{kind}_sdp")
+        found.append((f"torch's {kind} attention", read, write))
+    flags: list[tuple[Any, str]] = [(cuda.matmul, "allow_tf32")]
+    flags += [(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")]
+    for owner, name in flags:
+        found.append((f"torch's flag {name}", partial(_flag, owner, name), partial(setattr, owner, name)))
+    return found
 
 
-_CUDNN = ("enabled", "benchmark", "deterministic", "allow_tf32")
+def _flag(owner: Any, name: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except RuntimeError:  # torch refuses to read a flag of old that was set in the new way
+        return None
 
 
-def _flag(owner: Any, name: str) -> _Setting:
-    def read() -> Any:
-        try:
-            return getattr(owner, name)
-        except RuntimeError:  # torch refuses to read a flag of old that was set in the new way
-            return None
-
-    return f"torch's flag {name}", read, lambda value: setattr(owner, name, value)
+def _set_default_device(device: torch.device) -> None:
+    torch.set_default_device(device if device.type != "cpu" else None)
 
 
 def _set_inference_mode(on: bool) -> None:
@@ -319,52 +295,20 @@ def _set_inference_mode(on: bool) -> None:
     _MODES.append(guard)
 
 
-class _Process:
-    """What holds for the whole process, and outlives a model that is loaded again: settings, global hooks, patches."""
-
-    def __init__(self, model: HookedModel) -> None:
-        self.values = [read() for _, read, _ in _settings()]
-        self.hooks = {name: dict(value) for name, value in _global_hooks().items()}
-        things = (model, model.adapter, model.reader, model.tokenizer, *model.model.modules())
-        classes = dict.fromkeys(cls for thing in things for cls in type(thing).__mro__ if cls is not object)
-        names = {"torch", "torch.nn.functional", *(cls.__module__ for cls in classes)}
-        names |= {name for name in sys.modules if name.startswith("xatlas.")}
-        owners: list[Any] = [*classes, *(sys.modules[name] for name in names if name in sys.modules)]
-        self.code = [(owner, {n: v for n, v in vars(owner).items() if _is_code(v)}) for owner in owners]
-
-    def restore(self) -> list[str]:
-        """Set right what has changed, and return it in words."""
-        told = []
-        for (what, read, write), before in zip(_settings(), self.values, strict=True):
-            if read() != before:
-                told.append(f"changed {what}")
-                with suppress(RuntimeError):
-                    write(before)
-        for name, hooks in _global_hooks().items():
-            if hooks != self.hooks[name]:
-                told.append(f"leaves hooks on all modules ({name.strip('_')})")
-                hooks.clear()
-                hooks.update(self.hooks[name])
-        for owner, code in self.code:
-            now = vars(owner)
-            inherited = {n for n, v in now.items() if n not in code and _is_code(v) and _overrides(owner, n)}
-            for name in [*(n for n, v in code.items() if now.get(n) is not v), *inherited]:
-                told.append(f"patched {owner.__name__}.{name}")
-                if name in code:
-                    setattr(owner, name, code[name])
-                else:
-                    delattr(owner, name)
-        return told
-
-
 def _global_hooks() -> dict[str, dict[Any, Any]]:
     held = vars(torch.nn.modules.module)
     return {name: value for name, value in held.items() if name.startswith("_global_") and isinstance(value, dict)}
 
 
-def _is_code(value: Any) -> bool:
-    return callable(value) or isinstance(value, property | classmethod | staticmethod)
+def _patchable(model: HookedModel) -> list[Any]:
+    """Return the classes and modules whose functions a model's numbers may rest on."""
+    things = (model, model.adapter, model.reader, model.tokenizer, *model.model.modules())
+    classes = dict.fromkeys(cls for thing in things for cls in type(thing).__mro__ if cls is not object)
+    names = {"torch", "torch.nn.functional", *(cls.__module__ for cls in classes)}
+    names |= {name for name in sys.modules if name.startswith("xatlas.")}
+    return [*classes, *(sys.modules[name] for name in names if name in sys.modules)]
 
 
-def _overrides(owner: Any, name: str) -> bool:
-    return isinstance(owner, type) and any(name in vars(base) for base in owner.__mro__[1:-1])
+def _code_of(owner: Any) -> dict[str, Any]:
+    kinds = (property, classmethod, staticmethod)
+    return {name: value for name, value in vars(owner).items() if callable(value) or isinstance(value, kinds)}
