@@ -26,7 +26,7 @@ Scope = Literal["last", "all"]
 #: Ways to ablate whatever a layer writes.
 AblationKind = Literal["zero", "mean", "resample"]
 #: Ways to ablate a factor of a product: at one it is bypassed.
-FactorAblationKind = Literal["mean", "one", "resample", "zero"]
+FactorAblationKind = Literal[AblationKind, "one"]
 #: Which run is patched with values of which: the corrupted with the clean's, or the other way.
 PatchMode = Literal["denoise", "noise"]
 
@@ -35,7 +35,8 @@ ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 BOS_HABITS: tuple[BosHabit, ...] = get_args(BosHabit)
 POSITION_CLASSES: tuple[PositionClass, ...] = get_args(PositionClass)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-ABLATION_KINDS: tuple[AblationKind, ...] = get_args(AblationKind)
+#: Kinds that layers are ablated by unless others are named: those that comparisons show.
+STANDARD_ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean", "resample")
 PATCH_MODES: tuple[PatchMode, ...] = get_args(PatchMode)
 #: Bytes of one number.
 DTYPE_BYTES: dict[str, int] = {name: int(name.removeprefix("b").removeprefix("float")) // 8 for name in DTYPES}

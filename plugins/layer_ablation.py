@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xatlas import AblationProbe, Intervention, Probe, Site, Variable, hookimpl
 from xatlas.interventions import Condition, ablation
 from xatlas.probing.ablation import Cells, matched_control
-from xatlas.vocabulary import ABLATION_KINDS, COMPONENT_SITES, AblationKind, Scope
+from xatlas.vocabulary import COMPONENT_SITES, STANDARD_ABLATIONS, AblationKind, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
@@ -52,7 +52,7 @@ class LayerAblation(AblationProbe):
     class Parameters:
         """What is measured."""
 
-        ablations: tuple[AblationKind, ...] = ABLATION_KINDS
+        ablations: tuple[AblationKind, ...] = STANDARD_ABLATIONS
         scopes: tuple[Scope, ...] = ("last",)
 
     def cells(self, model: HookedModel, draw: int) -> Cells:

@@ -12,7 +12,7 @@ import numpy as np
 
 from xatlas.errors import XatlasError
 from xatlas.stats import Clusters, Floats
-from xatlas.vocabulary import ABLATION_KINDS, BOS_HABITS
+from xatlas.vocabulary import BOS_HABITS, STANDARD_ABLATIONS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: What every number rests on unless a row says otherwise.
 ABLATION, SCOPE = "mean", "last"
 #: All kinds, in the order in which they are shown.
-ABLATIONS = (ABLATION, *(kind for kind in ABLATION_KINDS if kind != ABLATION))
+ABLATIONS = (ABLATION, *(kind for kind in STANDARD_ABLATIONS if kind != ABLATION))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -18,9 +20,11 @@ from xatlas.interventions import (
     RandomDirection,
     Target,
     Zero,
+    ablation,
     edit,
     means_needed,
 )
+from xatlas.vocabulary import FactorAblationKind
 
 MLP, HEADS = Site(1, "mlp_out"), Site(1, "heads")
 
@@ -171,6 +175,16 @@ def test_a_direction_without_its_ablation_is_refused(stage):
 def test_what_makes_no_sense_is_refused_when_it_is_made(made, told):
     with pytest.raises(XatlasError, match=told):
         made()
+
+
+@pytest.mark.parametrize("kind", get_args(FactorAblationKind))
+def test_every_kind_of_ablation_has_its_change(stage, kind):
+    assert moved(Intervention(MLP, ablation(kind)), stage).abs().min() > 0
+
+
+def test_a_kind_of_ablation_that_is_none_is_refused():
+    with pytest.raises(XatlasError, match="unknown ablation 'median'"):
+        ablation("median")
 
 
 def test_what_a_list_of_conditions_needs_is_found_however_deep():
