@@ -41,10 +41,12 @@ class Direction:
     @classmethod
     def read(cls, text: str, reference: Suite) -> Direction:
         """Read or check what ``text`` names."""
-        if dataset := _DATASET.fullmatch(text):
-            return cls(text, _from_dataset(Path(dataset["path"]), dataset["name"]))
-        if text.endswith(".npy"):
-            return cls(text, _from_array(Path(text)))
+        dataset = _DATASET.fullmatch(text)
+        if dataset or text.endswith(".npy"):
+            path = Path(dataset["path"] if dataset else text)
+            if not path.is_file():
+                raise XatlasError(f"there is no file '{path}' to read a direction from.")
+            return cls(text, _from_dataset(path, dataset["name"]) if dataset else _from_array(path))
         if not _RANDOM.fullmatch(text) and text not in reference.families:
             hint = "Or give random:SEED, a file .npy, or a steering dataset FILE.nc:DIRECTION."
             raise unknown("family", text, reference.families, hint)
@@ -85,8 +87,6 @@ class Direction:
 def _from_array(path: Path) -> np.ndarray:
     try:
         values = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise XatlasError(f"there is no file '{path}' to read a direction from.") from None
     except (OSError, ValueError, EOFError) as error:
         raise XatlasError(f"'{path}' can't be read as a .npy array: {error}") from None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu" or values.ndim not in (1, 2):
@@ -99,8 +99,6 @@ def _from_dataset(path: Path, name: str | None) -> np.ndarray:
     from xatlas.files import hash_path
     from xatlas.results.store import read_result, read_unproved
 
-    if not path.is_file():
-        raise XatlasError(f"there is no file '{path}' to read a direction from.")
     # A dataset of one's own has no hash.
     dataset = read_result(path, placed=False) if hash_path(path).exists() else read_unproved(path)
     vectors = dataset.get("direction_vector")
