@@ -1,5 +1,6 @@
-"""The command line: nothing but words and progress bars."""
+"""The command line: it parses options, calls what Python users call, and prints."""
 
-from xatlas.cli.commands import app, main
+from xatlas.cli import commands, lists  # each adds its commands to the app
+from xatlas.cli.app import app, main
 
-__all__ = ["app", "main"]
+__all__ = ["app", "commands", "lists", "main"]

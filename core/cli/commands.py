@@ -1,71 +1,30 @@
-"""The commands that measure, and the app that all commands belong to. A command imports what is heavy when it runs."""
+"""The commands that measure and steer. A command imports what is heavy when it runs."""
 
 from __future__ import annotations
 
-import io
-import os
+import shlex
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xatlas import __version__
-from xatlas.cli import lists, options, steering
-from xatlas.cli.options import SHORT
-from xatlas.cli.output import (
-    FAILED,
-    INTERRUPTED,
-    Verbose,
-    echo,
-    job_rows,
-    listen,
-    print_json,
-    print_report,
-    print_table,
-    report_record,
-    rests_on,
-    say,
-    told,
-    traceback_hint,
-)
+from xatlas import manager
+from xatlas.cli import options
+from xatlas.cli.app import FAILED, command, end
+from xatlas.cli.output import echo, message, print_json, print_table
 from xatlas.errors import XatlasError
-from xatlas.guard import keep_stdout_for_results
 from xatlas.text import split_names
 
 if TYPE_CHECKING:
+    from xatlas.run.compare import CompareReport
     from xatlas.run.reporting import Failure
-
-app = typer.Typer(
-    name="xatlas",
-    help="Where does behaviour live in this language model, and is it in the same place in that one?",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    from xatlas.suites import Suite
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        echo(f"xatlas {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def start(
-    verbose: Verbose = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Measure where behaviour lives in language models, and compare."""
-    listen(verbose)
-
-
-@app.command(context_settings=SHORT)
-@told
+@command(context_settings=options.SHORT)
 @options.configured()
 def compare(
     context: typer.Context,
@@ -85,14 +44,23 @@ def compare(
     asked = _asked(context, _names(comparisons) or None, _names(probes), set_)
     report = api.compare(_names(models), out=out, reporter="console", refresh=refresh, **asked, **config)
     if as_json:
-        print_json(report_record(report, api.store_in(out)))
+        suite = report.plan.config.suite
+        record = {
+            "suite": {"name": suite.name, "hash": suite.hash, "prompts": len(suite)},
+            "jobs": _jobs(report, out),
+            "comparisons": {
+                each.name: {"table": each.table, "findings": each.findings, "files": each.files}
+                for each in report.results
+            },
+            "failures": list(map(str, report.failures)),
+        }
+        print_json(record)
     else:
-        print_report(report, out)
+        _print_results(report, out)
     _end(report.failures)
 
 
-@app.command(context_settings=SHORT)
-@told
+@command(context_settings=options.SHORT)
 @options.configured()
 def run(
     context: typer.Context,
@@ -112,22 +80,21 @@ def run(
     **config: Any,
 ) -> None:
     """Measure one model with probes; what the atlas holds is not measured again."""
-    from xatlas import api, manager
+    from xatlas import api
 
     if model.startswith("-"):
         raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
     asked = _asked(context, (), _names(probes) or list(manager.probes()), set_)
     report = api.compare(split_names(model), out=out, reporter="console", refresh=refresh, **asked, **config)
-    rows = job_rows(report, api.store_in(out))
+    rows = _jobs(report, out)
     if as_json:
-        print_json({"jobs": rows, "failures": [str(failure) for failure in report.failures]})
-    elif rows:
+        print_json({"jobs": rows, "failures": list(map(str, report.failures))})
+    else:
         print_table([{name: cell for name, cell in row.items() if name != "key"} for row in rows])
     _end(report.failures)
 
 
-@app.command(context_settings=SHORT)
-@told
+@command(context_settings=options.SHORT)
 @options.configured()
 def plan(
     context: typer.Context,
@@ -146,32 +113,83 @@ def plan(
 
     store = api.store_in(out)
     asked = _asked(context, () if probes and not comparisons else _names(comparisons) or None, _names(probes), set_)
-    planned = api.plan(_names(models), fetch="config", **asked, **config)
-    rows = []
+    planned = api.plan(_names(models), hub="config", **asked, **config)
+    rows, total = [], 0.0
     for step in planned.steps:
-        held = store.state(step.job) == "done"
+        done = store.state(step.job) == "done"
         minutes, gigabytes = estimate(step, planned.config)
+        minutes = 0.0 if done else round(minutes, 2)
+        total += minutes
         here = bool(step.model.weights_hash)  # else the config alone is, and no key can be known
         row = {"model": step.job.model, "probe": step.job.probe, "key": step.job.key if here else None}
-        state = "done" if held else "to do" if here else "needs download"
-        rows.append({**row, "state": state, "minutes": 0.0 if held else round(minutes, 2), "GB": gigabytes})
+        state = "done" if done else "to do" if here else "needs download"
+        rows.append({**row, "state": state, "minutes": minutes, "GB": gigabytes})
     if as_json:
         print_json(rows)
         return
     print_table(rows)
-    total = sum(row["minutes"] for row in rows if isinstance(row["minutes"], float))
-    echo(f"\n{rests_on(planned.config)}; about {total:.1f} min on this processor, less on a GPU.")
+    echo(f"\n{_described(planned.config.suite)}; about {total:.1f} min on this processor, less on a GPU.")
 
 
-def _names(given: Sequence[str] | None) -> list[str]:
-    return [name for text in given or () for name in split_names(text)]
+@command()
+@options.configured("attention", "draws", "seed")
+def steer(
+    model: Annotated[str, typer.Argument(help="Name or path of a model.", autocompletion=options.complete("models"))],
+    text: Annotated[str, typer.Argument(help="What the model continues.")],
+    direction: Annotated[
+        str,
+        typer.Option(
+            metavar="random:SEED|FAMILY|FILE",
+            help="A seed, a family of the reference suite, a .npy file, or a steering result as FILE.nc:DIRECTION.",
+        ),
+    ],
+    layer: Annotated[int, typer.Option(help="Layer after which the direction is added, from 0.")],
+    strength: Annotated[float, typer.Option(help="Length of what is added; below 0, away from the direction.")],
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Strength in multiples of the layer's median norm on the suite.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="Most tokens that are generated.")] = 30,
+    *,
+    as_json: options.Json = False,
+    **config: Any,
+) -> None:
+    """Continue a text with a direction added at every newest token, beside the clean continuation."""
+    from xatlas import api
+    from xatlas.config import MeasureConfig
+
+    # Everything that can be wrong without a model is found before one is loaded.
+    settings = MeasureConfig.make(**config)
+    from xatlas.steer import Direction, check_strength
+    from xatlas.steer import steer as steer_text
+
+    check_strength(strength)
+    if tokens < 1:
+        raise XatlasError(f"--tokens {tokens} does not fit: it takes a whole number from 1.")
+    assert settings.reference is not None
+    source = Direction.read(direction, settings.reference)
+    hooked = api.load(model, **{name: value for name, value in config.items() if name not in ("suite", "reference")})
+    vector = source.vector(hooked, layer, settings.reference)
+    norm_of = settings.suite if relative else None
+    done = steer_text(hooked, text, vector, layer, strength, relative_to=norm_of, tokens=tokens)
+    if as_json:
+        print_json({"model": hooked.slug, "text": text, "direction": direction, "layer": layer, **vars(done)})
+        return
+    texts = [each.strip("\n") if each.strip() else "(the text ends here)" for each in (done.clean, done.steered)]
+    lines = zip_longest(*(each.split("\n") for each in texts), fillvalue="")
+    print_table([{"clean": clean, "steered": steered} for clean, steered in lines])
+    echo(f"\nKL(clean || steered) at the first step: {done.kl:.4g} nats; added at layer {layer}: {done.length:.4g}")
+    if done.clean == done.steered:
+        message("the continuations are the same: a larger strength may tell them apart.")
+
+
+def _names(texts: Sequence[str] | None) -> list[str]:
+    return [name for text in texts or () for name in split_names(text)]
 
 
 def _asked(
     context: typer.Context, comparisons: Sequence[str] | None, probes: list[str], texts: Sequence[str] | None
 ) -> dict[str, Any]:
     """Return what is asked for, as :mod:`xatlas.api` takes it: comparisons, probes, and the parameters of both."""
-    from xatlas import manager
     from xatlas.run.plan import pick_comparisons
 
     names = pick_comparisons(comparisons)
@@ -181,27 +199,65 @@ def _asked(
     return {"comparisons": names, "probes": probes, "parameters": parameters}
 
 
+def _jobs(report: CompareReport, out: Path) -> list[dict[str, Any]]:
+    """Return the jobs whose results are there as rows: what was measured, and where it is kept."""
+    from xatlas import api
+
+    store, measured = api.store_in(out), {step.job.key for step in report.run.measured}
+    return [
+        {
+            "model": step.job.model,
+            "probe": step.job.probe,
+            "state": "measured" if step.job.key in measured else "was there",
+            "file": str(store.file(step.job)),
+            "key": step.job.key,
+        }
+        for step in report.plan.steps
+        if store.state(step.job) == "done"
+    ]
+
+
+def _print_results(report: CompareReport, out: Path) -> None:
+    """Print tables and findings, what they rest on, where they are, and how to go on."""
+    from xatlas.api import ATLAS, FIGURES
+    from xatlas.config import larger_suite
+    from xatlas.run.compare import describe
+
+    for result in report.results:
+        echo(f"\n{result.name}: {manager.comparisons()[result.name].summary}\n")
+        print_table(result.table)
+        for item in result.findings:
+            echo(f"  {item.verdict}: {describe(item)}")
+    if not report.results:
+        return
+    suite = report.plan.config.suite
+    echo(f"\n{_described(suite)}.")
+    if not report.run.measured and all(result.reused for result in report.results):
+        echo("Nothing has changed: all of it was there.")
+    echo(f"Results are in {out / ATLAS}, figures and their data in {out / FIGURES}.")
+    larger = larger_suite(suite)
+    if larger is not None:
+        echo(f"On suite '{larger.name}' ({len(larger)} prompts): {_again('--suite', larger.name)}")
+
+
+def _again(option: str, value: str) -> str:
+    """Return the command that was given, with one option more or another value of it."""
+    words = ["xatlas"]
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        if word == option:
+            next(rest, None)
+        elif not word.startswith(f"{option}="):
+            words.append(word)
+    return shlex.join([*words, option, value])
+
+
+def _described(suite: Suite) -> str:
+    return f"Suite '{suite.name}': {len(suite)} prompts of {len(suite.families)} families"
+
+
 def _end(failures: Sequence[Failure]) -> None:
     """Name what failed, and leave with its exit code."""
     if failures:
-        named = "; ".join(failure.what for failure in failures)
-        say(f"{len(failures)} failed: {named}. The rest is kept.{traceback_hint()}")
-        raise typer.Exit(FAILED)
-
-
-steering.add_to(app)
-lists.add_to(app)
-
-
-def main() -> None:
-    """Run the command line."""
-    # Standard error is for this program's own words; a wish of the user's goes before.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is escaped, never a crash
-            stream.reconfigure(errors="backslashreplace")
-    keep_stdout_for_results()
-    try:
-        app()
-    except KeyboardInterrupt:  # before a command had begun
-        raise SystemExit(INTERRUPTED) from None
+        names = "; ".join(failure.what for failure in failures)
+        raise end(f"{len(failures)} failed: {names}. The rest is kept.", FAILED)

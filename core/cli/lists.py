@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,8 @@ import typer
 
 from xatlas import manager
 from xatlas.cli import options
-from xatlas.cli.output import FAILED, Rows, echo, print_json, print_rows, print_table, say, told
+from xatlas.cli.app import FAILED, app, command, end, reports_errors
+from xatlas.cli.output import Rows, echo, print_json, print_rows, print_table
 from xatlas.errors import XatlasError, unknown
 from xatlas.text import one_line
 
@@ -24,90 +24,10 @@ if TYPE_CHECKING:
 _ROLES: dict[str | None, str] = {"measure": "to measure on", "reference": "for means and donors"}
 
 models_app = typer.Typer(help="List models by name, or fetch one.", rich_markup_mode=None)
+app.add_typer(models_app, name="models", invoke_without_command=True)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the commands of this file to the app."""
-    for command in (show, verify, explain):
-        app.command()(told(command))
-    for rows in (probes, architectures, comparisons, suites):
-        app.command()(told(_listing(rows)))
-    app.command()(told(check))
-    app.add_typer(models_app, name="models", invoke_without_command=True)
-
-
-def _listing(rows: Callable[[], Rows]) -> Callable[..., None]:
-    """Make a command of a function that collects rows."""
-
-    def command(as_json: options.Json = False) -> None:
-        print_rows(rows(), as_json)
-
-    command.__name__, command.__doc__ = rows.__name__, rows.__doc__
-    return command
-
-
-def probes() -> Rows:
-    """List the probes."""
-    return [
-        {"name": name, "version": item.version, "on": item.measures_on, "what": _first_line(item)}
-        for name, item in manager.probes().items()
-    ]
-
-
-def architectures() -> Rows:
-    """List the model architectures that have an adapter."""
-    return [
-        {"architecture": name, "adapter": f"{item.__module__}.{item.__qualname__}", "what": _first_line(item)}
-        for name, item in manager.adapters().items()
-    ]
-
-
-def comparisons() -> Rows:
-    """List the comparisons."""
-    rows = []
-    for name, item in manager.comparisons().items():
-        needed = ", ".join(requirement.probe for requirement in item().requires)
-        rows.append({"name": name, "version": item.version, "requires": needed, "what": item.summary})
-    return rows
-
-
-def suites() -> Rows:
-    """List the suites that have a name, and which are used when none is named."""
-    return [
-        {"name": name, "default": _ROLES.get(item.default_for, ""), "what": item.summary}
-        for name, item in manager.suites().items()
-    ]
-
-
-@models_app.callback()
-@told
-def models(context: typer.Context, as_json: options.Json = False) -> None:
-    """List the models that have a name, and which of them work now."""
-    if context.invoked_subcommand:
-        return
-    from xatlas import manager
-    from xatlas.loading.names import available
-
-    known = manager.models()
-    rows = [
-        {"name": alias, "state": state, "what": known[alias].summary, "from": known[alias].location}
-        for alias, state in available().items()
-    ]
-    print_rows(rows, as_json)
-
-
-@models_app.command()
-@told
-def fetch(
-    name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=options.complete("models"))],
-) -> None:
-    """Get a model now, so that later runs need no network."""
-    from xatlas.loading.names import resolve
-
-    model = resolve(name)
-    echo(f"{model.name}: {model.architecture} in {model.folder}")
-
-
+@command()
 def show(
     path: Annotated[Path, typer.Argument(help="An atlas, its folder, one of its files, or a figure's .nc.")],
     as_json: options.Json = False,
@@ -175,6 +95,7 @@ def _as_option(value: Any) -> str:
     return str(value).lower() if value in (True, False, None) else str(value)
 
 
+@command()
 def verify(
     path: Annotated[Path, typer.Argument(help="An atlas, or the folder that holds it.")] = Path("."),
     repair: Annotated[
@@ -187,7 +108,7 @@ def verify(
 
     problems = list(check_atlas(path, repair=repair))
     if as_json:
-        print_json([asdict(problem) for problem in problems])
+        print_json(problems)
     else:
         repaired = [f" It was {problem.repaired}." if problem.repaired else "" for problem in problems]
         lines = [one_line(problem.what + after) for problem, after in zip(problems, repaired, strict=True)]
@@ -196,6 +117,7 @@ def verify(
         raise typer.Exit(FAILED)
 
 
+@command()
 def explain(
     name: Annotated[
         str,
@@ -216,40 +138,34 @@ def explain(
     if not found:
         raise unknown("name", name, {each for registry in registries.values() for each in registry})
     for number, (kind, item) in enumerate(found.items()):
-        version = getattr(item, "version", None)
-        echo("\n" * bool(number) + f"{kind} {name}" + (f", version {version}" if version else "") + "\n")
+        version = f", version {item.version}" if hasattr(item, "version") else ""
+        echo("\n" * bool(number) + f"{kind} {name}{version}\n")
         if kind == "suite":
             _explain_suite(item)
             continue
-        summary = f"{item.summary}\n\n" if kind == "comparison" else ""
-        echo(summary + inspect.cleandoc(item.__doc__ or "It has no description."))  # an inherited one is another's
-        if kind == "architecture":
-            adapter = f"{item.__module__}.{item.__qualname__}"
-            echo(f"\nAdapter {adapter} for {', '.join(item.architectures)}.")
-        else:
-            _explain_parameterised(item)
         if kind == "comparison":
-            echo(f"Made when no comparison is named: {'yes' if item.default else 'no'}.")
+            echo(f"{item.summary}\n")
+        echo(inspect.cleandoc(item.__doc__ or "It has no description."))  # an inherited one is another's
+        if kind == "architecture":
+            echo(f"\nAdapter {item.__module__}.{item.__qualname__} for {', '.join(item.architectures)}.")
+            continue
+        for title, rows in _tables(item, kind == "probe").items():
+            echo(f"\n{title}" + ("" if rows else ": none"))
+            print_table(rows)
+        if kind == "probe":
+            echo(f"\nSites: {', '.join(item.sites) or 'none'}")
+        else:
+            echo(f"\nMade when no comparison is named: {'yes' if item.default else 'no'}.")
 
 
-def _explain_parameterised(found: type[Any]) -> None:
-    """Print variables and sites of a probe, and parameters and requirements of a probe or comparison."""
-    if hasattr(found, "variables"):
-        echo("\nVariables")
-        print_table(
-            [
-                {"name": name, "unit": each.units, "dimensions": ", ".join(each.dims), "what": each.long_name}
-                for name, each in found.variables.items()
-            ]
-        )
+def _tables(found: type[Any], is_probe: bool) -> dict[str, Rows]:
+    """Return the tables of a probe or comparison by their titles."""
     made = found()
-    values = made.canonical_parameters()
-    if values:
-        echo("\nParameters (--set NAME.PARAMETER=VALUE, or --PARAMETER VALUE)")
-        print_table([{"name": f"{found.name}.{name}", "default": _as_option(each)} for name, each in values.items()])
-    if hasattr(found, "sites"):
-        echo(f"\nSites: {', '.join(found.sites) or 'none'}.")
-    rows = [
+    parameters = [
+        {"name": f"{found.name}.{name}", "default": _as_option(value)}
+        for name, value in made.canonical_parameters().items()
+    ]
+    requires = [
         {
             "probe": needed.probe,
             "with": " ".join(f"{name}={_as_option(value)}" for name, value in needed.parameters.items()) or "defaults",
@@ -257,9 +173,13 @@ def _explain_parameterised(found: type[Any]) -> None:
         }
         for needed in made.requires
     ]
-    echo("\nRequires" if rows else "\nRequires nothing.")
-    if rows:
-        print_table(rows)
+    tables: dict[str, Rows] = {}
+    if is_probe:
+        tables["Variables"] = [
+            {"name": name, "unit": each.units, "dimensions": ", ".join(each.dims), "what": each.long_name}
+            for name, each in found.variables.items()
+        ]
+    return tables | {"Parameters (--set NAME.PARAMETER=VALUE, or --PARAMETER VALUE)": parameters, "Requires": requires}
 
 
 def _explain_suite(found: SuiteSpec) -> None:
@@ -277,13 +197,63 @@ def _explain_suite(found: SuiteSpec) -> None:
     print_table(rows)
 
 
+def _listing(rows: Callable[[], Rows]) -> Callable[..., None]:
+    """Make a command that prints the rows that a function collects."""
+
+    def command_of(as_json: options.Json = False) -> None:
+        print_rows(rows(), as_json)
+
+    command_of.__name__, command_of.__doc__ = rows.__name__, rows.__doc__
+    return command()(command_of)
+
+
+@_listing
+def probes() -> Rows:
+    """List the probes."""
+    return [
+        {"name": name, "version": item.version, "on": item.measures_on, "what": _first_line(item)}
+        for name, item in manager.probes().items()
+    ]
+
+
+@_listing
+def architectures() -> Rows:
+    """List the model architectures that have an adapter."""
+    return [
+        {"architecture": name, "adapter": f"{item.__module__}.{item.__qualname__}", "what": _first_line(item)}
+        for name, item in manager.adapters().items()
+    ]
+
+
+@_listing
+def comparisons() -> Rows:
+    """List the comparisons."""
+    rows = []
+    for name, item in manager.comparisons().items():
+        needed = ", ".join(requirement.probe for requirement in item().requires)
+        rows.append({"name": name, "version": item.version, "requires": needed, "what": item.summary})
+    return rows
+
+
+@_listing
+def suites() -> Rows:
+    """List the suites that have a name, and which are used when none is named."""
+    return [
+        {"name": name, "default": _ROLES.get(item.default_for, ""), "what": item.summary}
+        for name, item in manager.suites().items()
+    ]
+
+
+@command()
 def check(
     names: Annotated[
         list[str] | None, typer.Argument(help="Adapters, probes, comparisons, suites or models; all when left out.")
     ] = None,
 ) -> None:
     """Check adapters, probes, comparisons, suites and named models against their contracts, installed ones included."""
-    from xatlas.checks import check_adapter, check_comparison, check_probe, check_source, check_suite
+    from xatlas.checks.adapters import check_adapter
+    from xatlas.checks.comparisons import check_comparison, check_source, check_suite
+    from xatlas.checks.probes import check_probe
 
     registries: list[tuple[str, Mapping[str, Any], Callable[[Any], None]]] = [
         ("architecture", manager.adapters(), check_adapter),
@@ -306,8 +276,32 @@ def check(
             failed += 1
             echo(f"FAILED  {kind} {name}: {one_line(str(error))}")
     if failed:
-        say(f"{failed} failed their checks.")
-        raise typer.Exit(FAILED)
+        raise end(f"{failed} failed their checks.", FAILED)
+
+
+@models_app.callback()
+@reports_errors
+def models(context: typer.Context, as_json: options.Json = False) -> None:
+    """List the models that have a name, and which of them work now."""
+    if context.invoked_subcommand:
+        return
+    from xatlas.loading.names import available
+
+    rows = [
+        {"name": each.alias, "state": each.state, "what": each.summary, "from": each.location} for each in available()
+    ]
+    print_rows(rows, as_json)
+
+
+@command(models_app)
+def fetch(
+    name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=options.complete("models"))],
+) -> None:
+    """Get a model now, so that later runs need no network."""
+    from xatlas.loading.names import fetch as fetch_model
+
+    model = fetch_model(name)
+    echo(f"{model.name}: {model.architecture} in {model.folder}")
 
 
 def _first_line(item: type[Any]) -> str:
