@@ -169,7 +169,7 @@ def _tables(found: type[Any], is_probe: bool) -> dict[str, Rows]:
         {
             "probe": needed.probe,
             "with": " ".join(f"{name}={_as_option(value)}" for name, value in needed.parameters.items()) or "defaults",
-            "": "where the atlas holds it" if needed.optional else "",
+            "needed": "where the atlas holds it" if needed.optional else "always",
         }
         for needed in made.requires
     ]

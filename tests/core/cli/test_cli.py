@@ -132,7 +132,7 @@ def test_compare_prints_tables_files_and_suite(cli, tmp_path):
 
 
 def test_the_command_for_the_larger_suite_is_the_same_command(cli, monkeypatch):
-    from xatlas.cli import output as module
+    from xatlas.cli import commands as module
     from xatlas.config import find_suite, larger_suite
 
     assert larger_suite(find_suite("quick")).name == "standard"
