@@ -105,7 +105,7 @@ def reports_errors(function: Command) -> Command:
         except XatlasError as error:
             cause = error.__cause__
             if cause is not None and not isinstance(cause, XatlasError | OSError | ValueError):
-                log.debug("this came from:", exc_info=cause)
+                log.debug("the command failed", exc_info=cause)
             raise end(str(error), USAGE) from None
         except KeyboardInterrupt:
             text = "interrupted. What was finished is kept: the same command goes on from there."
@@ -114,7 +114,7 @@ def reports_errors(function: Command) -> Command:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(FAILED) from None
         except Exception as error:  # a fault of ours or of a plugin's
-            log.debug("this came from:", exc_info=True)
+            log.debug("the command failed", exc_info=True)
             raise end(f"{type(error).__name__}: {error}", FAILED) from None
 
     signature = inspect.signature(function, eval_str=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,7 +173,7 @@ def steer(
     norm_of = settings.suite if relative else None
     done = steer_text(hooked, text, vector, layer, strength, relative_to=norm_of, tokens=tokens)
     if as_json:
-        print_json({"model": hooked.slug, "text": text, "direction": direction, "layer": layer, **vars(done)})
+        print_json({"model": hooked.slug, "text": text, "direction": direction, "layer": layer, **asdict(done)})
         return
     texts = [each.strip("\n") if each.strip() else "(the text ends here)" for each in (done.clean, done.steered)]
     lines = zip_longest(*(each.split("\n") for each in texts), fillvalue="")

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import typer
@@ -41,8 +41,8 @@ def print_json(value: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    if is_dataclass(value):
-        value = vars(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {str(name): _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
