@@ -114,7 +114,7 @@ def plan(
 
     store = api.store_in(out)
     asked = _asked(context, () if probes and not comparisons else _names(comparisons) or None, _names(probes), set_)
-    planned = api.plan(_names(models), hub="config", **asked, **config)
+    planned = api.plan(_names(models), fetch="config", **asked, **config)
     rows, total = [], 0.0
     for step in planned.steps:
         done = store.state(step.job) == "done"

@@ -251,9 +251,7 @@ def check(
     ] = None,
 ) -> None:
     """Check adapters, probes, comparisons, suites and named models against their contracts, installed ones included."""
-    from xatlas.checks.adapters import check_adapter
-    from xatlas.checks.comparisons import check_comparison, check_source, check_suite
-    from xatlas.checks.probes import check_probe
+    from xatlas.checks import check_adapter, check_comparison, check_probe, check_source, check_suite
 
     registries: list[tuple[str, Mapping[str, Any], Callable[[Any], None]]] = [
         ("architecture", manager.adapters(), check_adapter),
@@ -287,8 +285,10 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
         return
     from xatlas.loading.names import available
 
+    known = manager.models()
     rows = [
-        {"name": each.alias, "state": each.state, "what": each.summary, "from": each.location} for each in available()
+        {"name": alias, "state": state, "what": known[alias].summary, "from": known[alias].location}
+        for alias, state in available().items()
     ]
     print_rows(rows, as_json)
 
@@ -298,9 +298,9 @@ def fetch(
     name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=options.complete("models"))],
 ) -> None:
     """Get a model now, so that later runs need no network."""
-    from xatlas.loading.names import fetch as fetch_model
+    from xatlas.loading.names import resolve
 
-    model = fetch_model(name)
+    model = resolve(name)
     echo(f"{model.name}: {model.architecture} in {model.folder}")
 
 
