@@ -21,7 +21,7 @@ import xarray as xr
 from xatlas import manager
 from xatlas.contracts.adapter import Adapter, Site
 from xatlas.contracts.comparison import Comparison, Finding, Verdict
-from xatlas.contracts.probe import Checkpoint, Inputs, NoCheckpoint, Probe, Requirement, Variable
+from xatlas.contracts.probe import Checkpoint, Inputs, Probe, Requirement, Variable
 from xatlas.engine.sweep import sweep
 from xatlas.errors import XatlasError, unknown
 from xatlas.guard import calling
@@ -210,7 +210,7 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
     probe = probe_class()
     _check_requirements(probe.requires, who)
     model = model or model_with(probe.sites)
-    dataset = _measure_tiny(probe, model)
+    dataset = _measure_tiny(probe, model, Checkpoint())
     if probe.replicate is not None and all(probe.replicate not in v.dims for v in probe.variables.values()):
         told = "keep values per replicate, or declare replicate = None."
         raise XatlasError(f"{who} has no variable with the dimension '{probe.replicate}': {told}")
@@ -274,7 +274,7 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
     except XatlasError:
         if not kept.found:
             raise
-        check(NoCheckpoint(), "with the same seed")
+        check(Checkpoint(), "with the same seed")
         when = f"with a checkpoint: two of its parts have one key ({kept.found[0]})"
         raise XatlasError(f"probe '{probe_class.name}' gives other numbers {when}.") from None
     if kept.parts:
@@ -283,9 +283,9 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
         check(kept, "when it is resumed from a checkpoint: its parts depend on what was done before them")
 
 
-def _measure_tiny(probe: Probe, model: HookedModel, checkpoint: Checkpoint | None = None) -> xr.Dataset:
+def _measure_tiny(probe: Probe, model: HookedModel, checkpoint: Checkpoint) -> xr.Dataset:
     """Return what a probe gives for the tiny suite, with its requirements measured first."""
-    inputs = Inputs(reference=tiny_reference(), checkpoint=checkpoint or NoCheckpoint())
+    inputs = Inputs(reference=tiny_reference(), checkpoint=checkpoint)
     return measure_in_memory(probe, model, answered_suite(model), inputs)
 
 
@@ -341,7 +341,7 @@ def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | Non
 @functools.cache
 def _measured(probe: str, parameters: str, kinds: frozenset[str], seed: int) -> xr.Dataset:
     """Measure once what several comparisons rest on."""
-    return _measure_tiny(manager.probes()[probe](**json.loads(parameters)), model_with(kinds, seed=seed))
+    return _measure_tiny(manager.probes()[probe](**json.loads(parameters)), model_with(kinds, seed=seed), Checkpoint())
 
 
 def _check_finding(finding: Any, who: str) -> None:

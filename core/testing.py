@@ -83,13 +83,6 @@ def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str = "sdpa"
 
     A config that gives each layer a type is made to alternate, so that both kinds of layers are there.
 
-    Parameters
-    ----------
-    adapter : type of Adapter
-        Names the Hugging Face class.
-    seed, attention
-        As for :func:`tiny_hf_model`.
-
     Raises
     ------
     XatlasError

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from xatlas.contracts.parameters import Parameterised
 
@@ -36,24 +36,15 @@ class Requirement:
     optional: bool = False  # used when the atlas holds it, never run for its own sake
 
 
-class Checkpoint(Protocol):
-    """Keeps the finished parts of a long job, so that a killed run loses only the running part."""
+class Checkpoint:
+    """Keeps finished parts of a long job, so that a killed run loses only the running one; this base keeps nothing."""
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         """Return the arrays saved under ``key``, or None."""
+        return None
 
-    def save(self, key: str, arrays: dict[str, np.ndarray]) -> None:
+    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Keep ``arrays`` under ``key``, whole or not at all."""
-
-
-class NoCheckpoint(Checkpoint):
-    """Keeps nothing: for measuring outside an atlas."""
-
-    def load(self, key: str) -> None:
-        """Return None."""
-
-    def save(self, key: str, arrays: dict[str, np.ndarray]) -> None:
-        """Do nothing."""
 
 
 def no_progress(label: str, done: int, total: int) -> None:
@@ -68,7 +59,7 @@ class Inputs:
     reference: Suite | None = None  # where mean ablation's means and the donors of resample ablation come from
     seed: int = 0  # of every random choice
     draws: int = 1  # donors and control directions
-    checkpoint: Checkpoint = field(default_factory=NoCheckpoint)  # keeps finished parts
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)  # keeps finished parts
     progress: Callable[[str, int, int], None] = no_progress  # (label, done, total); called often, cheap
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from xatlas.contracts.adapter import Site
-from xatlas.contracts.probe import Checkpoint, NoCheckpoint, no_progress
+from xatlas.contracts.probe import Checkpoint, no_progress
 from xatlas.engine.schedule import Budget, Runs, check_sweep, checkpoint_keys, kept_sites
 from xatlas.engine.walk import (
     BucketContext,
@@ -76,11 +76,11 @@ def sweep(
     groups = buckets(lengths, {n: task.budget.most_prompts(model, n, len(runs)) for n in set(lengths)})
     parts = [([prompts[i] for i in group], {n: [run[i] for i in group] for n, run in runs.items()}) for group in groups]
     keys = None
-    if checkpoint is not None and not isinstance(checkpoint, NoCheckpoint) and not is_held(model):
+    if checkpoint is not None and type(checkpoint) is not Checkpoint and not is_held(model):
         # the key does not cover what is held
         contents = [[some, sorted(theirs.items())] for some, theirs in parts]
         keys = checkpoint_keys(model, label, [conditions, metrics, sorted(means.items()), seed], contents)
-    keeps = NoCheckpoint() if checkpoint is None or keys is None else checkpoint
+    keeps = Checkpoint() if checkpoint is None or keys is None else checkpoint
     result = np.full((len(metrics), len(prompts), len(conditions)), np.nan)
     done = 0
     for group, part, key in zip(groups, parts, keys or [""] * len(groups), strict=True):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas import manager
+from xatlas.contracts.probe import Checkpoint
 from xatlas.errors import XatlasError
 from xatlas.files import (
     digest,
@@ -193,7 +194,7 @@ class Store:
                 self._warn(path, f"passed over: {error}")
 
 
-class FolderCheckpoint:
+class FolderCheckpoint(Checkpoint):
     """Keeps finished parts of a long job as files, each written whole and sealed with its job's and its own name."""
 
     def __init__(self, folder: Path) -> None:

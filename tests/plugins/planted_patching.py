@@ -7,11 +7,9 @@ writes anything, and the unembedding reads nothing else.
 
 from __future__ import annotations
 
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from xatlas.model import HookedModel
 from xatlas.suites import Prompt, Suite
-from xatlas.testing import byte_tokenizer
+from xatlas.testing import byte_tokenizer, tiny_hf_model
 
 # Coordinates of the stream.
 SUBJECT_A, SUBJECT_B, LAST, REST, FOUND_A, FOUND_B, OUT_A, OUT_B = range(8)
@@ -23,22 +21,17 @@ STILL = D_HEAD // 2 - 1
 def planted(mover_layers=(1,), n_layers=3, strength=6.0):
     """Return the model; ``mover_layers`` hold a head each that moves the subject's token to the readout."""
     tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=260,
+    model = tiny_hf_model(
+        "LlamaForCausalLM",
         hidden_size=D_MODEL,
         intermediate_size=4,
         num_hidden_layers=n_layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=D_HEAD,
-        max_position_embeddings=64,
         rope_parameters={"rope_type": "default", "rope_theta": 1e14},
         tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )
-    config._attn_implementation = "sdpa"
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
     for name, weight in model.named_parameters():
         weight.fill_(1.0 if "norm" in name else 0.0)
 

@@ -7,27 +7,16 @@ from importlib.metadata import entry_points
 import pytest
 import torch
 import xatlas_neox
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 import xatlas
 from xatlas import Site
 from xatlas.manager import adapters, probes
+from xatlas.testing import tiny_hf_model
 
 
 @pytest.fixture(params=["parallel", "sequential"])
 def model(request):
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        use_parallel_residual=request.param == "parallel",
-        initializer_range=0.2,
-    )
-    return GPTNeoXForCausalLM(config).eval()
+    return tiny_hf_model("GPTNeoXForCausalLM", use_parallel_residual=request.param == "parallel")
 
 
 def test_the_entry_point_registers_adapter_and_probe():

@@ -6,13 +6,13 @@ import json
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from xatlas.model import make_reader
 from xatlas.suites import Prompt
+from xatlas.testing import tiny_hf_model
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
 
 def tokenizer(**special):
@@ -28,8 +28,8 @@ DOCUMENT, START, TURN = TOKENIZER.convert_tokens_to_ids(list(SPECIAL))
 
 
 def reader(config, generation=None, tok=TOKENIZER):
-    settings = {"vocab_size": len(TOKENIZER), "bos_token_id": None, "eos_token_id": None} | SIZES | config
-    model = LlamaForCausalLM(LlamaConfig(**settings))
+    settings = {"vocab_size": len(TOKENIZER), "bos_token_id": None, "eos_token_id": None} | config
+    model = tiny_hf_model("LlamaForCausalLM", **settings)
     model.generation_config = GenerationConfig(**generation or {})
     return make_reader(model, tok, "always", False)
 
