@@ -155,12 +155,12 @@ def byte_tokenizer() -> Any:
 def write_tiny_model(folder: Path, name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> Path:
     """Write a tiny model and its tokenizer as Hugging Face does, and return the folder: a model by its path.
 
-    The tokenizer has no beginning token, as many models have it: the end token stands at position 0.
+    Neither has a beginning token, as in many models: the end token stands at position 0.
     """
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = None
     tokenizer.save_pretrained(folder)
-    tiny_hf_model(name, seed=seed, **config).save_pretrained(folder)
+    tiny_hf_model(name, seed=seed, **{"bos_token_id": None} | config).save_pretrained(folder)
     return folder
 
 
