@@ -24,10 +24,10 @@ from xatlas.contracts.comparison import Comparison, Finding, Verdict
 from xatlas.contracts.probe import Checkpoint, Inputs, Probe, Requirement, Variable
 from xatlas.engine.sweep import sweep
 from xatlas.errors import XatlasError, unknown
-from xatlas.guard import calling
 from xatlas.interventions import Intervention, Zero
 from xatlas.loading.hub import ModelSource
 from xatlas.loading.model_files import check_folder
+from xatlas.manager import calling
 from xatlas.metrics import KL, kl_divergence
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, exclusive

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from xatlas import manager
 from xatlas.errors import XatlasError, unknown
-from xatlas.guard import calling
+from xatlas.manager import calling
 from xatlas.suites import Suite, read_suite
 from xatlas.vocabulary import (
     ATTENTIONS,

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 class XatlasError(Exception):
     """A user's mistake or an unusable input, told in one clear line.
 
-    The message says what was asked, what is valid and what to do; the command
-    line prints it without a traceback.
+    The message says what was asked, what is valid and what to do; the command line prints it without a traceback.
 
     Parameters
     ----------
@@ -20,24 +19,7 @@ class XatlasError(Exception):
 
 
 def unknown(kind: str, name: str, valid: Iterable[str], hint: str = "") -> XatlasError:
-    """Build the error for a name that nobody registered.
-
-    Parameters
-    ----------
-    kind : str
-        What the name should have named, e.g. ``"probe"``.
-    name : str
-        What was asked for.
-    valid : iterable of str
-        The names that exist.
-    hint : str, optional
-        What to do, appended after the list.
-
-    Returns
-    -------
-    XatlasError
-        Not raised: the caller raises it.
-    """
+    """Return, not raise, the error for a name that nobody registered: it suggests the nearest one, and lists them."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"; did you mean '{near[0]}'?" if near else "."

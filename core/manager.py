@@ -1,16 +1,22 @@
-"""Finds plugins, built-in and third-party, through the same door; picks by name."""
+"""Plugins, built-in and third-party: found through one door, picked by name, called without harm."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import logging
+import os
 import pkgutil
 import re
-from collections.abc import Callable
+import sys
+import sysconfig
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import pluggy
 
@@ -26,10 +32,9 @@ if TYPE_CHECKING:
 
 #: Packages whose modules are plugins. Each lists its own files; core knows none of them by name.
 BUILT_IN = ("xatlas.architectures", "xatlas.plugins", "xatlas.comparisons")
-ENTRY_POINT_GROUP = "xatlas"
-
 #: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names.
 _NAME = re.compile(r"\w[\w.-]*")
+_MEND = "mend it, or uninstall the package that brings it."
 
 log = logging.getLogger("xatlas")
 
@@ -38,13 +43,7 @@ T = TypeVar("T")
 
 @cache
 def manager() -> pluggy.PluginManager:
-    """Return the plugin manager with every built-in and installed plugin registered.
-
-    Raises
-    ------
-    XatlasError
-        A third-party plugin fails on import or carries an unknown hook; plugin and package are named.
-    """
+    """Return the plugin manager with every built-in and installed plugin registered."""
     found = pluggy.PluginManager("xatlas")
     found.add_hookspecs(hookspecs)
     for package_name in BUILT_IN:
@@ -52,9 +51,9 @@ def manager() -> pluggy.PluginManager:
         for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
             name = f"{package_name}.{module.name}"
             found.register(importlib.import_module(name), name=name)
-    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
-        brought = getattr(getattr(point, "dist", None), "name", "")
-        _register_installed(found, f"{point.name} of {brought}" if brought else point.name, point.load)
+    for point in sorted(entry_points(group="xatlas"), key=lambda point: point.name):
+        package_name = getattr(getattr(point, "dist", None), "name", "")
+        _register_installed(found, f"{point.name} of {package_name}" if package_name else point.name, point.load)
     return found
 
 
@@ -66,8 +65,7 @@ def _register_installed(found: pluggy.PluginManager, name: str, load: Callable[[
         found.check_pending()
     except (Exception, SystemExit) as error:
         raise XatlasError(
-            f"the plugin '{name}' could not be loaded ({type(error).__name__}: {error}); "
-            f"mend it, or uninstall the package that brings it."
+            f"the plugin '{name}' could not be loaded ({type(error).__name__}: {error}); {_MEND}"
         ) from error
     answered = {caller.name for caller in found.get_hookcallers(plugin) or ()}
     for hook in sorted(set(dir(plugin)) - answered):
@@ -76,47 +74,53 @@ def _register_installed(found: pluggy.PluginManager, name: str, load: Callable[[
 
 
 def _collect(kind: str, hook: str, contract: str, names: str = "name") -> dict[str, Any]:
-    """Call one hook on every plugin; what it gives is held to its contract, known here by its class name alone."""
+    """Call one hook on every plugin; what it returns is held to its contract, known here by its class name alone."""
     owners: dict[str, str] = {}
     result: dict[str, Any] = {}
-    classes = contract in ("Adapter", "Probe", "Comparison")
     for implementation in getattr(manager().hook, hook).get_hookimpls():
         giver = implementation.plugin_name
         try:
             given = implementation.function()
         except (Exception, SystemExit) as error:
-            raise _off(giver, hook, f"raised {type(error).__name__}: {error}") from error
+            raise XatlasError(
+                f"the plugin '{giver}': {hook} raised {type(error).__name__}: {error}; {_MEND}"
+            ) from error
         if not isinstance(given, list | tuple | dict):
-            raise _off(giver, hook, f"returned {type(given).__name__}, not a list or dict")
-        keys = list(given) if isinstance(given, dict) else [None] * len(given)
-        for key, item in zip(keys, given.values() if isinstance(given, dict) else given, strict=True):
-            if classes and not isinstance(item, type):
-                raise _off(giver, hook, f"returned {item!r}, which is no class")
-            if contract not in {base.__name__ for base in (item if classes else type(item)).__mro__}:
-                raise _off(giver, hook, f"returned {item!r}, which is no {contract}")
+            raise XatlasError(
+                f"the plugin '{giver}': {hook} returned {type(given).__name__}, not a list or dict; {_MEND}"
+            )
+        for key, item in given.items() if isinstance(given, dict) else ((None, each) for each in given):
             own = getattr(item, names, None)
-            called = own if names == "architectures" else (own,)
-            if not isinstance(called, list | tuple) or not called or not all(map(_is_name, called)):
-                raise _off(giver, hook, f"returned {item!r}, whose {names} is {own!r}: letters, digits, '_', '-', '.'")
-            if key is not None and key not in called:
-                raise _off(giver, hook, f"returned the {kind} '{called[0]}' under the key {key!r}")
+            called: Any = own if names == "architectures" else (own,)
+            fault = _fault(item, contract, names, called) or (
+                key not in (None, *called) and f"returned the {kind} '{called[0]}' under the key {key!r}"
+            )
+            if fault:
+                raise XatlasError(f"the plugin '{giver}': {hook} {fault}; {_MEND}")
             for name in called:
                 if name in owners:
                     raise XatlasError(
                         f"the {kind} '{name}' is registered twice: by {owners[name]} and by {giver}; "
                         f"rename one or uninstall its package."
                     )
-                owners[name] = giver
-                result[name] = item
+                owners[name], result[name] = giver, item
     return dict(sorted(result.items()))
 
 
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and _NAME.fullmatch(name) is not None
-
-
-def _off(giver: str, hook: str, what: str) -> XatlasError:
-    return XatlasError(f"the plugin '{giver}': {hook} {what}; mend it, or uninstall the package that brings it.")
+def _fault(item: Any, contract: str, names: str, called: Any) -> str:
+    """Say what keeps a thing from being of its contract under its names; empty where nothing does."""
+    if contract in ("Adapter", "Probe", "Comparison"):
+        if not isinstance(item, type):
+            return f"returned {item!r}, which is no class"
+        bases = item.__mro__
+    else:
+        bases = type(item).__mro__
+    if contract not in {base.__name__ for base in bases}:
+        return f"returned {item!r}, which is no {contract}"
+    fine = isinstance(called, list | tuple) and called
+    if not fine or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in called):
+        return f"returned {item!r}, whose {names} is {getattr(item, names, None)!r}: letters, digits, '_', '-', '.'"
+    return ""
 
 
 @cache
@@ -150,13 +154,7 @@ def suites() -> dict[str, SuiteSpec]:
 
 
 def pick(kind: str, name: str, registry: dict[str, T], hint: str = "") -> T:
-    """Return ``registry[name]``; an unknown name is an error that suggests the nearest one.
-
-    Raises
-    ------
-    XatlasError
-        Nothing is registered under ``name``.
-    """
+    """Return ``registry[name]``; an unknown name is an error that suggests the nearest one."""
     if name not in registry:
         raise unknown(kind, name, registry, hint)
     return registry[name]
@@ -166,3 +164,94 @@ def reset() -> None:
     """Forget everything found, so that plugins installed since are seen (tests)."""
     for cached in (manager, adapters, probes, comparisons, models, suites):
         cached.cache_clear()
+
+
+# -- calling what may fail, and print ---------------------------------------------------------------
+
+#: Where code lies that is nobody's plugin, unless an installed plugin is called.
+_LIBRARIES = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+@contextmanager
+def calling(plugin: Any) -> Iterator[None]:
+    """Run a plugin's code: what it raises, ``sys.exit`` too, becomes one line with the file and line of its own code.
+
+    XatlasError and Ctrl-C pass as they are. What it prints goes to stderr, for stdout is for results, and the working
+    directory is afterwards as before.
+    """
+    folder = os.getcwd()
+    try:
+        with _STDOUT:
+            yield
+    except (XatlasError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise XatlasError(explain(error, plugin)) from error
+    finally:
+        os.chdir(folder)
+
+
+def explain(error: BaseException, plugin: Any = None) -> str:
+    """Return one line about an error: ours as it is, others with their kind and where the plugin's code raised it."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of a plugin's own, whose text can't be made
+        text = ""
+    if isinstance(error, XatlasError):
+        return text
+    place = _place(error, plugin)
+    return type(error).__name__ + (f": {text}" if text else "") + (f" ({place})" if place else "")
+
+
+def _place(error: BaseException, plugin: Any) -> str:
+    """Return file and line of the innermost frame that is the plugin's own, or another installed plugin's."""
+    module = str(getattr(plugin, "__module__", None) or "")
+    own = {module.rpartition(".")[0] or module}
+    for _, each in manager().list_name_plugin():
+        name = getattr(each, "__name__", None) or ""
+        own.add("" if name.startswith("xatlas.") else name.partition(".")[0])
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name, file = str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename
+        foreign = file.startswith(("<", *_LIBRARIES)) or name.partition(".")[0] == "xatlas"
+        if not foreign or any(package and f"{name}.".startswith(f"{package}.") for package in own):
+            place = f"{file}, line {line}"
+    return place
+
+
+class _OffStdout:
+    """Sends what is printed to stderr; counted, for several threads may call plugins at a time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+        self.kept: TextIO = sys.stdout
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.depth == 0:
+                self.kept, sys.stdout = sys.stdout, sys.stderr
+            self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.depth -= 1
+            if self.depth == 0:
+                sys.stdout = self.kept
+
+
+_STDOUT = _OffStdout()
+
+
+def keep_stdout_for_results() -> None:
+    """Let only ``sys.stdout`` of this process reach stdout, for good: all that others write goes to stderr."""
+    out, err = sys.stdout, sys.stderr
+    try:
+        if (out.fileno(), err.fileno()) != (1, 2):
+            return
+    except (AttributeError, OSError, ValueError):  # closed, or not a file
+        return
+    out.flush()
+    results = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(results, "w", buffering=1, encoding=out.encoding, errors=out.errors)

@@ -16,7 +16,7 @@ import typer
 from xatlas import __version__
 from xatlas.cli.output import echo, message
 from xatlas.errors import XatlasError
-from xatlas.guard import keep_stdout_for_results
+from xatlas.manager import keep_stdout_for_results
 from xatlas.text import printable
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130

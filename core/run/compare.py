@@ -18,8 +18,8 @@ from xatlas.config import MeasureConfig, settings
 from xatlas.contracts.comparison import Comparison, Finding
 from xatlas.errors import XatlasError
 from xatlas.files import digest, hash_path, locked, read_hashed, sha256, write_hashed
-from xatlas.guard import calling, explain
 from xatlas.loading.names import Resolved
+from xatlas.manager import calling, explain
 from xatlas.results.jobs import Job
 from xatlas.results.store import Entry, Store, read_result
 from xatlas.run.plan import Plan

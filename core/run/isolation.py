@@ -24,7 +24,7 @@ from torch.backends import cuda, cudnn
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
-from xatlas.guard import calling
+from xatlas.manager import calling
 from xatlas.model.hooks import attached
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from xatlas.config import MeasureConfig
 from xatlas.contracts.comparison import Comparison
 from xatlas.contracts.probe import Probe, Requirement
 from xatlas.errors import XatlasError, unknown
-from xatlas.guard import calling
 from xatlas.loading.model_files import read_json, tensor_shapes, weight_files
 from xatlas.loading.names import Resolved
+from xatlas.manager import calling
 from xatlas.results.jobs import Job
 from xatlas.vocabulary import DTYPE_BYTES
 

@@ -19,9 +19,9 @@ from xatlas import __version__, manager
 from xatlas.config import MeasureConfig, settings
 from xatlas.contracts.probe import Inputs, Probe, ReadingProbe
 from xatlas.errors import XatlasError
-from xatlas.guard import calling, explain
 from xatlas.loading.loader import load, pick_device
 from xatlas.loading.names import Resolved
+from xatlas.manager import calling, explain
 from xatlas.results.jobs import Job
 from xatlas.results.store import Store, read_entry
 from xatlas.run.plan import Plan, Step

@@ -359,7 +359,7 @@ def test_what_a_probe_prints_goes_to_stderr_and_files_stay_where_they_were(
 
 def test_descriptor_1_is_for_results_once_a_program_asks():
     code = (
-        "import os, sys; from xatlas.guard import calling, keep_stdout_for_results; keep_stdout_for_results()\n"
+        "import os, sys; from xatlas.manager import calling, keep_stdout_for_results; keep_stdout_for_results()\n"
         "with calling(None):\n    print('a'); os.write(1, b'b\\n'); os.system('echo c')\n"
         "    print('d', file=sys.__stdout__)\n"
         "print('result')"
@@ -370,7 +370,7 @@ def test_descriptor_1_is_for_results_once_a_program_asks():
 
 
 def test_threads_that_call_plugins_give_stdout_back():
-    from xatlas.guard import calling
+    from xatlas.manager import calling
 
     before, one, other = sys.stdout, calling(None), calling(None)
     one.__enter__()
