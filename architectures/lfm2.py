@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xatlas import Adapter, HookPoint, hookimpl
-from xatlas.architectures.pre_tokenizers import PRE_TOKENIZERS
-from xatlas.contracts.adapter import Chunk, GgufLayout, PreNormAdapter
+from xatlas.architectures.gguf import DecoderGguf
+from xatlas.contracts.adapter import Chunk, PreNormAdapter
 
 if TYPE_CHECKING:
     from xatlas.loading.gguf_file import GgufFile
 
 
-def _gguf_config(file: GgufFile) -> dict[str, Any]:
+def _gguf_fields(file: GgufFile) -> dict[str, Any]:
     """Read which layers attend from their numbers of key-value heads: a conv layer has none."""
     heads = file.metadata.get("lfm2.attention.head_count_kv")
     per_layer = heads if isinstance(heads, list) else []
@@ -36,13 +36,7 @@ class Lfm2Adapter(PreNormAdapter):
     """
 
     architectures = ("Lfm2ForCausalLM",)
-    gguf = GgufLayout(
-        "lfm2",
-        "lfm2",
-        PRE_TOKENIZERS,
-        epsilon="norm_eps",
-        config=_gguf_config,
-    )
+    gguf = DecoderGguf("lfm2", epsilon="norm_eps", fields=_gguf_fields)
     final_norm_path = "model.embedding_norm"
     mlp_name = "feed_forward"
     mlp_norm_name = "ffn_norm"

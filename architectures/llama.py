@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from xatlas import Adapter, hookimpl
-from xatlas.architectures.pre_tokenizers import PRE_TOKENIZERS
-from xatlas.contracts.adapter import GgufLayout, PreNormAdapter
+from xatlas.architectures.gguf import DecoderGguf
+from xatlas.contracts.adapter import PreNormAdapter
 
 
 class LlamaAdapter(PreNormAdapter):
     """Llama: pre-norm attention and gated MLP in every layer."""
 
     architectures = ("LlamaForCausalLM",)
-    gguf = GgufLayout(
+    gguf = DecoderGguf(
         "llama",
-        "llama",
-        PRE_TOKENIZERS,
         interleaved=True,
-        config=lambda file: {
+        fields=lambda file: {
             "attention_bias": "blk.0.attn_q.bias" in file.tensors,
             "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
         },

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from xatlas import Adapter, hookimpl
-from xatlas.architectures.pre_tokenizers import PRE_TOKENIZERS
-from xatlas.contracts.adapter import GgufLayout, PreNormAdapter
+from xatlas.architectures.gguf import DecoderGguf
+from xatlas.contracts.adapter import PreNormAdapter
 
 
 class Qwen2Adapter(PreNormAdapter):
     """Qwen2: the same places as Llama; only the projections' biases differ."""
 
     architectures = ("Qwen2ForCausalLM",)
-    gguf = GgufLayout("qwen2", "qwen2", PRE_TOKENIZERS)
+    gguf = DecoderGguf("qwen2")
 
 
 @hookimpl

