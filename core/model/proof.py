@@ -134,7 +134,8 @@ def _check_finite(model: HookedModel, values: dict[Site, Tensor], logits: Tensor
 
 def _check_sums(model: HookedModel, layer: int, at: dict[str, Tensor]) -> None:
     """Check that what a layer writes adds up to what leaves it; ``at`` holds its values by kind."""
-    total = at["resid_pre"].float()  # in float16 a partial sum may overflow where the layer's own does not
+    # in float16 a partial sum may overflow where the layer's own does not
+    total = at["resid_pre"].to(torch.promote_types(at["resid_pre"].dtype, torch.float32))
     for kind in ("operator_out", "resid_mid", "mlp_out", "resid_post"):
         if kind not in at:
             continue

@@ -14,7 +14,7 @@ from xatlas.model import HookedModel
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_right_adapters_pass_on_every_shape(name, dtype):
     kind, overrides = SHAPES[name]
     HookedModel(build(kind, **overrides).to(dtype), None)
