@@ -9,8 +9,7 @@ import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import conv as conv_figure
-from xatlas.comparisons.measures import conv as conv_measures
-from xatlas.comparisons.measures import readings, summary
+from xatlas.comparisons.measures import conv as conv_measures, readings, summary
 from xatlas.comparisons.measures.conv import PARTS
 
 if TYPE_CHECKING:

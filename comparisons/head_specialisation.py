@@ -9,8 +9,7 @@ import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import head as head_figure
-from xatlas.comparisons.measures import head as head_measures
-from xatlas.comparisons.measures import readings, settings, summary
+from xatlas.comparisons.measures import head as head_measures, readings, settings, summary
 from xatlas.comparisons.measures.readings import Estimate, Reading
 
 if TYPE_CHECKING:

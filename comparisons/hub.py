@@ -11,8 +11,7 @@ import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import hub as hub_figure
-from xatlas.comparisons.measures import hub as hub_measures
-from xatlas.comparisons.measures import readings, settings, summary
+from xatlas.comparisons.measures import hub as hub_measures, readings, settings, summary
 from xatlas.comparisons.measures.hub import COMPONENTS, prefix
 from xatlas.stats import DRAWS
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as mlp_ratio_figure
-from xatlas.comparisons.measures import mlp as mlp_measures
-from xatlas.comparisons.measures import readings, settings, summary
+from xatlas.comparisons.measures import mlp as mlp_measures, readings, settings, summary
 from xatlas.comparisons.measures.mlp import COMPONENTS, PARTS
 
 if TYPE_CHECKING:

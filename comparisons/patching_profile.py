@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import patching as patching_figure
-from xatlas.comparisons.measures import arrival, readings, summary
-from xatlas.comparisons.measures import patching as patching_measures
+from xatlas.comparisons.measures import arrival, patching as patching_measures, readings, summary
 from xatlas.comparisons.measures.patching import SITES
 from xatlas.vocabulary import PATCH_MODES, POSITION_CLASSES
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, XatlasError, hookimpl
 from xatlas.comparisons.figures import steering as steering_figure
-from xatlas.comparisons.measures import readings, summary
-from xatlas.comparisons.measures import steering as steering_measures
+from xatlas.comparisons.measures import readings, steering as steering_measures, summary
 from xatlas.comparisons.measures.steering import KINDS, SCALES
 
 if TYPE_CHECKING:

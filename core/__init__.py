@@ -28,36 +28,35 @@ _HOME = {name: module for module, names in _EXPORTS.items() for name in names.sp
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from xatlas.api import compare as compare
-    from xatlas.api import load as load
-    from xatlas.api import measure as measure
-    from xatlas.api import open as open
-    from xatlas.checks import check_adapter as check_adapter
-    from xatlas.checks import check_comparison as check_comparison
-    from xatlas.checks import check_probe as check_probe
-    from xatlas.checks import check_source as check_source
-    from xatlas.checks import check_suite as check_suite
-    from xatlas.contracts.adapter import Adapter as Adapter
-    from xatlas.contracts.adapter import HeadLayout as HeadLayout
-    from xatlas.contracts.adapter import HookPoint as HookPoint
-    from xatlas.contracts.adapter import Site as Site
-    from xatlas.contracts.comparison import Comparison as Comparison
-    from xatlas.contracts.comparison import Finding as Finding
-    from xatlas.contracts.probe import Inputs as Inputs
-    from xatlas.contracts.probe import Probe as Probe
-    from xatlas.contracts.probe import ReadingProbe as ReadingProbe
-    from xatlas.contracts.probe import Requirement as Requirement
-    from xatlas.contracts.probe import Variable as Variable
+    from xatlas.api import compare as compare, load as load, measure as measure, open as open
+    from xatlas.checks import (
+        check_adapter as check_adapter,
+        check_comparison as check_comparison,
+        check_probe as check_probe,
+        check_source as check_source,
+        check_suite as check_suite,
+    )
+    from xatlas.contracts.adapter import (
+        Adapter as Adapter,
+        HeadLayout as HeadLayout,
+        HookPoint as HookPoint,
+        Site as Site,
+    )
+    from xatlas.contracts.comparison import Comparison as Comparison, Finding as Finding
+    from xatlas.contracts.probe import (
+        Inputs as Inputs,
+        Probe as Probe,
+        ReadingProbe as ReadingProbe,
+        Requirement as Requirement,
+        Variable as Variable,
+    )
     from xatlas.errors import XatlasError as XatlasError
     from xatlas.hookspecs import hookimpl as hookimpl
     from xatlas.interventions import Intervention as Intervention
     from xatlas.loading.hub import ModelSource as ModelSource
     from xatlas.model import HookedModel as HookedModel
     from xatlas.probing.ablation import AblationProbe as AblationProbe
-    from xatlas.suites import Prompt as Prompt
-    from xatlas.suites import Suite as Suite
-    from xatlas.suites import SuiteSpec as SuiteSpec
-    from xatlas.suites import read_suite as read_suite
+    from xatlas.suites import Prompt as Prompt, Suite as Suite, SuiteSpec as SuiteSpec, read_suite as read_suite
 
 
 def __getattr__(name: str) -> Any:

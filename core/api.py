@@ -5,19 +5,18 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from xatlas import config, manager
+from xatlas import manager
+from xatlas.config import MeasureConfig, takes_settings
 from xatlas.contracts.probe import Inputs, Requirement
 from xatlas.errors import XatlasError
 from xatlas.loading.names import Fetch, Resolved, resolve
 from xatlas.results.atlas import open_atlas
 from xatlas.results.store import Store
-from xatlas.run.compare import CompareReport
-from xatlas.run.compare import compare as compare_planned
+from xatlas.run.compare import CompareReport, compare as compare_planned
 from xatlas.run.plan import Plan, part_parameters, pick_comparisons
 from xatlas.run.reporting import ReporterChoice, reporting
 from xatlas.run.runner import load_model, measure_in_memory, run
@@ -32,18 +31,9 @@ if TYPE_CHECKING:
 ATLAS, FIGURES = "atlas", "figures"
 
 Name = str | os.PathLike[str]
-F = TypeVar("F", bound=Callable[..., Any])
 
 open = open_atlas
 log = logging.getLogger("xatlas")
-
-
-def _takes_settings(mark: str) -> Callable[[F], F]:
-    """Write the settings that are marked so into a function's signature: ``help(xatlas.load)`` shows them."""
-    kind = inspect.Parameter.KEYWORD_ONLY
-    defaults = {each.name: None if each.default is MISSING else each.default for each in config.settings(mark)}
-    chosen = [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
-    return lambda function: config.spell_out(function, chosen, eval_str=False)
 
 
 def _names(given: Name | Iterable[Name]) -> list[str]:
@@ -85,7 +75,7 @@ def store_in(out: str | Path) -> Store:
     return Store(Path(out) / ATLAS)
 
 
-@_takes_settings("of_model")
+@takes_settings("of_model")
 def load(name: Name, **settings: Any) -> HookedModel:
     """Load a model by name or path, with its hook points proved.
 
@@ -101,14 +91,11 @@ def load(name: Name, **settings: Any) -> HookedModel:
     XatlasError
         The model can't be found or loaded, no adapter fits it, or a check of its hook points fails.
     """
-    known = {each.name for each in config.settings("of_model")}
-    for each in settings:
-        if each not in known:
-            raise TypeError(f"load() got an unexpected keyword argument '{each}'")
+    inspect.signature(load).bind(name, **settings)  # refuses what is no setting
     return load_model(resolve(os.fspath(name)), settings)
 
 
-@_takes_settings("help")
+@takes_settings()
 def measure(
     model: Name | HookedModel,
     probe: str,
@@ -149,7 +136,7 @@ def measure(
     XatlasError
         A name is unknown, or the measurement failed.
     """
-    chosen = config.MeasureConfig.make(parameters={probe: dict(parameters or {})}, **settings)
+    chosen = MeasureConfig.make(parameters={probe: dict(parameters or {})}, **settings)
     if not isinstance(model, str | os.PathLike):
         _refuse_others(model, settings)
         found = manager.pick("probe", probe, manager.probes())(**chosen.parameters[probe])
@@ -181,7 +168,7 @@ def _refuse_others(model: HookedModel, given: dict[str, Any]) -> None:
             )
 
 
-@_takes_settings("help")
+@takes_settings()
 def plan(
     models: Name | Iterable[Name],
     *,
@@ -197,12 +184,12 @@ def plan(
     """
     names = pick_comparisons(None if comparisons is None else _names(comparisons))
     of_probes, of_comparisons = part_parameters(parameters or {}, names)
-    chosen = config.MeasureConfig.make(parameters=of_probes, **settings)
+    chosen = MeasureConfig.make(parameters=of_probes, **settings)
     made = [manager.comparisons()[name](**of_comparisons.get(name, {})) for name in names]
     return Plan(resolve_all(_names(models), fetch=fetch), chosen, made, _names(probes))
 
 
-@_takes_settings("help")
+@takes_settings()
 def compare(
     models: Name | Iterable[Name],
     *,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, Field
+from dataclasses import Field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from xatlas.config import settings, spell_out
+from xatlas.config import takes_settings
 from xatlas.errors import XatlasError, unknown
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,7 +57,7 @@ def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     parsed: dict[str, dict[str, str]] = {}
     for text in texts:
         path, equals, value = text.partition("=")
-        owner, name = (part.strip() for part in (path.partition(".")[0], path.partition(".")[2]))
+        owner, _, name = (part.strip() for part in path.partition("."))
         if not (equals and owner and name):
             raise XatlasError(f"--set {text} does not fit: write it as PROBE.NAME=VALUE, or COMPARISON.NAME=VALUE.")
         if parsed.setdefault(owner, {}).setdefault(name, value) != value:
@@ -80,15 +79,15 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield option, value
 
 
-def complete(*registries: str) -> Callable[[str], list[str]]:
-    """Return a completer for comma-separated names in registries of :mod:`xatlas.manager`."""
+def complete(*registries: str, among: Sequence[str] = ()) -> Callable[[str], list[str]]:
+    """Return a completer for comma-separated names in registries of :mod:`xatlas.manager`, or among those given."""
 
     def matching(incomplete: str) -> list[str]:
         from xatlas import manager
 
         before, comma, last = incomplete.rpartition(",")
         try:
-            known = [name for registry in registries for name in getattr(manager, registry)()]
+            known = [*among, *(name for registry in registries for name in getattr(manager, registry)())]
         except XatlasError:  # a plugin is off: the command itself says so
             return []
         return [f"{before}{comma}{name}" for name in known if name.startswith(last)]
@@ -98,69 +97,44 @@ def complete(*registries: str) -> Callable[[str], list[str]]:
 
 def configured(*without: str) -> Callable[[F], F]:
     """Give a command that takes ``**config`` the options of :class:`xatlas.config.MeasureConfig`, but those named."""
-    chosen = [_option(setting) for setting in settings("help") if setting.name not in without]
-    return lambda command: spell_out(command, chosen)
+    return takes_settings("help", without, _option)
 
 
-def _option(setting: Field[Any]) -> inspect.Parameter:
+def _option(setting: Field[Any], default: Any) -> Any:
     about = setting.metadata
-    default = None if setting.default is MISSING else setting.default
-    completer = complete(about["registry"]) if "registry" in about else None
-    if "choices" in about:
-        completer = _one_of(about["choices"])
     option = typer.Option(
         f"--{setting.name.replace('_', '-')}",
         help=about["help"],
         metavar=about.get("metavar"),
-        autocompletion=completer,
+        autocompletion=complete(*about.get("registries", ()), among=about.get("choices", ())),
         show_default=default is not None,
     )
-    kind = str | None if default is None else type(default)
-    return inspect.Parameter(
-        setting.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
-    )
+    return Annotated[str | None if default is None else type(default), option]
 
 
-def _one_of(values: Sequence[str]) -> Callable[[str], list[str]]:
-    def matching(incomplete: str) -> list[str]:
-        return [value for value in values if value.startswith(incomplete)]
-
-    return matching
+def _several(*names: str, help: str, registry: str) -> Any:
+    return typer.Option(*names, help=help, autocompletion=complete(registry), show_default=False)
 
 
 Models = Annotated[
     list[str],
-    typer.Option(
+    _several(
         "--models",
         "-m",
         help="Models by name or path, comma-separated; 'xatlas models' lists names. Given again, it adds to them; "
         "a path with a comma stands in double quotes.",
-        autocompletion=complete("models"),
+        registry="models",
     ),
 ]
 Comparisons = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Comparisons, comma-separated; those that cost little when left out.",
-        autocompletion=complete("comparisons"),
-        show_default=False,
-    ),
+    _several(help="Comparisons, comma-separated; those that cost little when left out.", registry="comparisons"),
 ]
-Probes = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Probes, comma-separated; all when left out.",
-        autocompletion=complete("probes"),
-        show_default=False,
-    ),
-]
+Probes = Annotated[list[str] | None, _several(help="Probes, comma-separated; all when left out.", registry="probes")]
 MoreProbes = Annotated[
     list[str] | None,
-    typer.Option(
-        "--probes",
-        help="Probes to measure besides what the comparisons need, comma-separated.",
-        autocompletion=complete("probes"),
-        show_default=False,
+    _several(
+        "--probes", help="Probes to measure besides what the comparisons need, comma-separated.", registry="probes"
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for atlas/ and figures/.")]

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 REPORT = "xatlas.comparisons.report"
 #: Fields of a job in which a sensitivity run may differ from the main one.
 VARIED = tuple(setting.name for setting in settings("varied"))
-#: Lines that the short form of a report takes at most.
-_SCREEN = 40
+#: Most lines of a report's short form.
+SCREEN = 40
 
 log = logging.getLogger("xatlas")
 
@@ -55,48 +55,32 @@ class ComparisonResult:
 
 @dataclass(repr=False)
 class CompareReport:
-    """What a whole ``compare`` gave; in a notebook it is shown as a short table.
+    """What a whole ``compare`` gave; look at the failures, too. Printed, or in a notebook, it is a short table."""
 
-    Parameters
-    ----------
-    plan : Plan
-        Which jobs answer what was asked.
-    run : RunReport
-        What became of the measurements.
-    results : list of ComparisonResult
-        In the order asked for.
-    failures : list of Failure
-        Of measurements and comparisons.
-    """
-
-    plan: Plan
-    run: RunReport
-    results: list[ComparisonResult] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-    def _heading(self) -> str:
-        suite, models = self.plan.config.suite, ", ".join(model.slug for model in self.plan.models)
-        return f"{models} on suite '{suite.name}': {len(self.run.measured)} measured, {len(self.run.reused)} were there"
+    plan: Plan  # which jobs answer what was asked
+    run: RunReport  # what became of the measurements
+    results: list[ComparisonResult] = field(default_factory=list)  # in the order asked for
+    failures: list[Failure] = field(default_factory=list)  # of measurements and comparisons
 
     def _rows(self) -> list[tuple[str, str]]:
-        """Return what stands where, as much as fits a screen: comparison or verdict, and a text."""
-        rows = []
+        """Return what and how it went, as much as fits a screen."""
+        models, there = ", ".join(model.slug for model in self.plan.models), len(self.run.reused)
+        rows = [("models", f"{models} on suite '{self.plan.config.suite.name}'")]
+        rows += [("jobs", f"{len(self.run.measured)} measured, {there} were there")]
+        rows += [("failed", one_line(str(failure))) for failure in self.failures]
         for result in self.results:
-            figure = next((str(file) for file in result.files), "no figure")
-            rows.append((result.name, f"a table of {len(result.table)} rows, {figure}"))
+            files = ", ".join(str(file) for file in result.files[:1]) or "no figure"
+            rows.append((result.name, f"a table of {len(result.table)} rows; {files}"))
             rows += [(f"  {finding.verdict}", describe(finding)) for finding in result.findings]
-        rows = [*(("failed", one_line(str(failure))) for failure in self.failures), *rows]
-        more = len(rows) - _SCREEN
-        return rows if more <= 0 else [*rows[:_SCREEN], ("…", f"{more} more lines: see .results")]
+        return rows if len(rows) <= SCREEN else [*rows[:SCREEN], ("…", f"{len(rows) - SCREEN} more: see .results")]
 
     def __repr__(self) -> str:
-        return "\n".join([self._heading(), *(f"{head}: {text}" for head, text in self._rows())])
+        return "\n".join(f"{what}: {how}" for what, how in self._rows())
 
     def _repr_html_(self) -> str:
-        style = "style='text-align: left'"
-        rows = [(html.escape(head), html.escape(text)) for head, text in self._rows()]
-        cells = "".join(f"<tr><th {style}>{head}</th><td {style}>{text}</td></tr>" for head, text in rows)
-        return f"<p>{html.escape(self._heading())}</p><table>{cells}</table>"
+        rows = [[html.escape(text) for text in row] for row in self._rows()]
+        left = " style='text-align: left'"
+        return f"<table>{''.join(f'<tr><th{left}>{what}</th><td{left}>{how}</td></tr>' for what, how in rows)}</table>"
 
 
 def describe(finding: Finding) -> str:
@@ -233,10 +217,9 @@ def _compare_one(
             measured=_measured(comparison, models, plan.config),
             source=source or secrets.token_hex(),  # a figure of another source is drawn again
         )
-        made: dict[str, Any] = {"key": key, "name": name, "files": {}}
-        made["table"] = _plain(comparison.table(dataset))
-        made["findings"] = _plain(asdict(item) for item in comparison.findings(dataset))
-        result = _result(made, figures)
+        table, findings = comparison.table(dataset), [asdict(item) for item in comparison.findings(dataset)]
+        made: dict[str, Any] = {"key": key, "name": name, "table": _plain(table), "findings": _plain(findings)}
+        result = _result(made | {"files": {}}, figures)
         try:
             files = importlib.import_module(REPORT).export(name, comparison, dataset, figures)
         except XatlasError as error:  # numbers without a figure are better than neither

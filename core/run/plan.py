@@ -21,14 +21,10 @@ from xatlas.manager import calling
 from xatlas.results.jobs import Job
 from xatlas.vocabulary import DTYPE_BYTES
 
-#: What the engine may take besides the weights, in bytes.
-WORKING_MEMORY = 1.5e9
-#: Share of the matrix-multiply rate that a sweep reaches.
-EFFICIENCY = 0.7
-#: Characters that a token stands for, roughly, where no tokenizer is at hand.
-CHARACTERS_PER_TOKEN = 3.5
-#: Seconds that a condition costs per prompt, however small the model.
-OVERHEAD = 2e-4
+WORKING_MEMORY = 1.5e9  # bytes that the engine may take besides the weights
+EFFICIENCY = 0.7  # share of the matrix-multiply rate that a sweep reaches
+CHARACTERS_PER_TOKEN = 3.5  # roughly, where no tokenizer is at hand
+OVERHEAD = 2e-4  # seconds that a condition costs per prompt, however small the model
 
 
 @dataclass(frozen=True)
@@ -47,22 +43,8 @@ class Step:
 class Plan:
     """What a command measures and compares: made once, and passed on to all that work on it.
 
-    Parameters
-    ----------
-    models : iterable of Resolved
-        In the order in which they are shown.
-    config : MeasureConfig
-        How to measure.
-    comparisons : iterable of Comparison
-        What is asked.
-    probes : sequence of str
-        Measured besides what the comparisons require.
-
-    Raises
-    ------
-    XatlasError
-        An unknown probe or parameter, probes that require each other in a circle, a model that can't be measured,
-        or parameters of a probe that nothing asks for.
+    Models are shown in the order given; probes are measured besides what the comparisons require. What can't be
+    measured is refused: unknown names, probes in a circle, models without adapter, parameters of what nobody asks for.
     """
 
     def __init__(
@@ -177,19 +159,8 @@ def part_parameters(
     return of_probes, of_comparisons
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """What the files of a model say: how many parameters (and of those in embedding and unembedding), layers, heads."""
-
-    n_parameters: int
-    n_embedding: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-
-
-def model_size(folder: Path) -> ModelSize:
-    """Read a model's size from its config and the headers of its weights; where there are none, from the config."""
+def model_size(folder: Path) -> dict[str, int]:
+    """Return how many parameters (and of those in embeddings), layers, heads and groups of them a model's files say."""
     config = read_json(folder / "config.json")
     text = config.get("text_config")
     config = {**config, **(text if isinstance(text, dict) else {})}
@@ -198,16 +169,16 @@ def model_size(folder: Path) -> ModelSize:
         value = config.get(key)
         return value if isinstance(value, int) and value > 0 else default
 
-    heads = count("num_attention_heads")
     shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
     sizes = {name: math.prod(shape) for name, shape in (shapes or _shapes_by_config(folder)).items()}
-    return ModelSize(
-        n_parameters=sum(sizes.values()),
-        n_embedding=sum(size for name, size in sizes.items() if "embed" in name or "lm_head" in name),
-        n_layers=count("num_hidden_layers"),
-        n_heads=heads,
-        n_kv_heads=count("num_key_value_heads", heads),
-    )
+    heads = count("num_attention_heads")
+    return {
+        "parameters": sum(sizes.values()),
+        "embedding": sum(size for name, size in sizes.items() if "embed" in name or "lm_head" in name),
+        "layer": count("num_hidden_layers"),
+        "head": heads,
+        "kv_group": count("num_key_value_heads", heads),
+    }
 
 
 @cache
@@ -229,16 +200,15 @@ def _shapes_by_config(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
     """Return about how many minutes on this processor, and GB at the peak, a step will take; within a factor of 2–3."""
-    known, suite = model_size(step.model.folder), config.suite
+    size, suite = model_size(step.model.folder), config.suite
     tokens = float(len(suite))
     if not step.probe.at_readout:
         tokens += sum(len(prompt.text) + len(prompt.target or "") for prompt in suite) / CHARACTERS_PER_TOKEN
-    size = {"prompt": len(suite), "layer": known.n_layers, "head": known.n_heads, "kv_group": known.n_kv_heads}
-    conditions = step.probe.n_conditions(size, config.draws)
+    conditions = step.probe.n_conditions({"prompt": len(suite), **size}, config.draws)
     # A change in layer l is run through the layers from l on: half of them on average.
-    flops = 2 * (known.n_parameters - known.n_embedding) * tokens * (1 + conditions / 2)
+    flops = 2 * (size["parameters"] - size["embedding"]) * tokens * (1 + conditions / 2)
     seconds = flops / (EFFICIENCY * _multiply_rate()) + OVERHEAD * len(suite) * conditions
-    return seconds / 60, (known.n_parameters * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
+    return seconds / 60, (size["parameters"] * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
 
 
 @cache

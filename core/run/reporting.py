@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from xatlas.text import one_line
+from xatlas.text import one_line, say_on_stderr
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,21 +59,15 @@ class Reporter:
 ReporterChoice = Reporter | Literal["auto", "console"] | None
 
 
-@contextmanager
-def reporting(choice: ReporterChoice, total: int) -> Iterator[Reporter]:
+def reporting(choice: ReporterChoice, total: int) -> AbstractContextManager[Reporter]:
     """Make the chosen reporter of ``total`` jobs; what it draws is removed in the end."""
-    if choice == "console" or (choice == "auto" and _is_watched()):
-        shown = Console(total)
-        try:
-            yield shown
-        finally:
-            shown.clear()
-    else:
-        yield Reporter() if choice is None or isinstance(choice, str) else choice
+    if choice == "console" or (choice == "auto" and (sys.stderr.isatty() or _in_notebook())):
+        return closing(Console(total))
+    return nullcontext(Reporter() if choice is None or isinstance(choice, str) else choice)
 
 
-def _is_watched() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
 
 
 class Console(Reporter):
@@ -91,22 +85,16 @@ class Console(Reporter):
         """Show a new bar."""
         self.number += 1
         title = f"[{self.number}/{self.total}] {step}"
-        if not _is_watched():
+        if not sys.stderr.isatty() and not (_in_notebook() and find_spec("ipywidgets")):
             self._say(title)
             return
-        from rich import console, progress
+        from rich import progress
+        from rich.console import Console as Terminal
 
-        self.clear()
-        columns = (
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            progress.TextColumn("{task.fields[label]}", markup=False),
-            progress.TimeRemainingColumn(),
-        )
-        self.bar = progress.Progress(
-            *columns, console=console.Console(stderr=True), transient=True, redirect_stdout=False
-        )
+        self.close()
+        text = progress.TextColumn("{task.description}  {task.fields[label]}", markup=False)
+        columns = (text, progress.BarColumn(), progress.TaskProgressColumn(), progress.TimeRemainingColumn())
+        self.bar = progress.Progress(*columns, console=Terminal(stderr=True), transient=True, redirect_stdout=False)
         self.bar.add_task(one_line(title), total=None, label="")
         self.bar.start()
 
@@ -123,12 +111,12 @@ class Console(Reporter):
         """Say why."""
         self._say(f"failed: {failure}")
 
-    def clear(self) -> None:
+    def close(self) -> None:
         """Remove the bar."""
         if self.bar:
             self.bar.stop()
         self.bar = None
 
     def _say(self, text: str) -> None:
-        self.clear()
-        print(f"xatlas: {one_line(text)}", file=sys.stderr)
+        self.close()
+        say_on_stderr(text)

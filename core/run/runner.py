@@ -6,14 +6,15 @@ import gc
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from xatlas import __version__, manager
 from xatlas.config import MeasureConfig, settings
@@ -40,8 +41,6 @@ _COMPUTING = ("torch", "transformers")
 
 log = logging.getLogger("xatlas")
 
-T = TypeVar("T")
-
 
 def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: bool = False) -> RunReport:
     """Do the steps of a plan whose results the store lacks; with ``refresh`` all of them.
@@ -67,17 +66,19 @@ def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: b
     return report
 
 
+@dataclass
 class _Worker:
     """Does the missing steps of one model."""
 
-    def __init__(
-        self, config: MeasureConfig, store: Store, reporter: Reporter, report: RunReport, refresh: bool
-    ) -> None:
-        self.config, self.store, self.reporter, self.report, self.refresh = config, store, reporter, report, refresh
-        self.model: HookedModel | None = None
-        self.state: State | None = None
-        self.clean: Tensor | None = None  # logits of the first load
-        self.provenance: dict[str, Any] = {}
+    config: MeasureConfig
+    store: Store
+    reporter: Reporter
+    report: RunReport
+    refresh: bool
+    model: HookedModel | None = None
+    state: State | None = None
+    clean: Tensor | None = None  # logits of the first load
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def work(self, steps: list[Step]) -> None:
         try:
@@ -109,15 +110,11 @@ class _Worker:
         self.provenance = provenance(step.model, self.model, self.config)
 
     def _unload(self) -> None:
-        if self.model is None:
-            return
-        device = self.model.device
+        import torch
+
         self.model = self.state = None
         gc.collect()
-        if device.type == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing elsewhere
 
     def _read_together(self, steps: Sequence[Step]) -> set[str]:
         """Feed all reading probes from one streamed pass; where that fails, each is tried alone later."""
@@ -126,14 +123,12 @@ class _Worker:
             return set()
         from xatlas.probing.reading import read_together
 
-        def measure(model: HookedModel, suite: Suite, inputs: list[Inputs]) -> list[xr.Dataset]:
-            return read_together(probes, model, suite, inputs)
-
         started = time.perf_counter()
         probes = [deepcopy(step.probe) for step in reading if isinstance(step.probe, ReadingProbe)]
         self.reporter.start(reading[0])
         try:
-            results = self._isolated(reading, measure)
+            with self._isolated(reading) as (model, suite, inputs):
+                results = read_together(probes, model, suite, inputs)
         except Exception as error:
             log.debug("reading together failed: %s", error, exc_info=error.__cause__ or error)
             return set()
@@ -147,9 +142,6 @@ class _Worker:
         return {step.job.key for step in reading}
 
     def _attempt(self, step: Step) -> None:
-        def measure(model: HookedModel, suite: Suite, inputs: list[Inputs]) -> xr.Dataset:
-            return step.probe.measure(model, suite, inputs[0])
-
         try:
             lacking = [name for name, needed in step.needs.items() if not self._there(needed.job)]
             if lacking:
@@ -160,14 +152,17 @@ class _Worker:
                     return
                 self.reporter.start(step)
                 started = time.perf_counter()
-                self._keep(step, self._isolated([step], measure), started)
+                with self._isolated([step]) as (model, suite, (inputs,)):
+                    dataset = step.probe.measure(model, suite, inputs)
+                self._keep(step, dataset, started)
         except Exception as error:
             self._fail(str(step), error)
 
     def _there(self, job: Job) -> bool:
         return any(step.job == job for step in self.report.measured) if self.refresh else self.store.has(job)
 
-    def _isolated(self, steps: Sequence[Step], measure: Callable[[HookedModel, Suite, list[Inputs]], T]) -> T:
+    @contextmanager
+    def _isolated(self, steps: Sequence[Step]) -> Iterator[tuple[HookedModel, Suite, list[Inputs]]]:
         """Let probes measure the model; one that it is not the same afterwards is loaded again for the next."""
         from xatlas.run.isolation import isolated
 
@@ -178,7 +173,7 @@ class _Worker:
         state, probes, inputs = self.state, [step.probe for step in steps], [self._inputs(step) for step in steps]
         try:
             with isolated(probes, state, self.config.suite, inputs) as (suite, own):
-                return measure(self.model, suite, own)
+                yield self.model, suite, own
         finally:
             if state.lost or any(probe.mutates for probe in probes):
                 self._unload()

@@ -12,8 +12,7 @@ import torch
 from folders import logits
 
 from xatlas import XatlasError, loading
-from xatlas.loading import gguf, model_files
-from xatlas.loading import hub as wheels
+from xatlas.loading import gguf, hub as wheels, model_files
 from xatlas.loading.hub import ModelSource
 
 

@@ -15,8 +15,7 @@ from local_hub import COMMIT, REPO, Hub, put_in_cache
 from running import write_tiny_llama
 
 from xatlas import XatlasError, manager
-from xatlas.loading import hub as hub_module
-from xatlas.loading import model_files
+from xatlas.loading import hub as hub_module, model_files
 from xatlas.loading.hub import ModelSource
 from xatlas.loading.names import available, resolve
 
