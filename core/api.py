@@ -142,7 +142,7 @@ def measure(
         found = manager.pick("probe", probe, manager.probes())(**chosen.parameters[probe])
         if found.mutates:
             raise XatlasError(f"{probe} trains the model that it is given: name the model, and it is loaded for that.")
-        with reporting(reporter, 1) as shown:
+        with reporting(reporter) as shown:
             inputs = Inputs(reference=chosen.reference, seed=chosen.seed, draws=chosen.draws, progress=shown.progress)
             return measure_in_memory(found, model, chosen.suite, inputs, shown)
     planned = Plan([resolve(os.fspath(model))], chosen, probes=[probe])

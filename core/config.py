@@ -43,8 +43,6 @@ def _choice(kind: str, choices: tuple[str, ...], help: str = "", **more: Any) ->
 class KeyedSettings:
     """Settings that numbers depend on: every job holds them, and its key digests them."""
 
-    draws: int = _setting(1, "Donors and control directions that are averaged.")
-    seed: int = _setting(0, "Seed of every random choice.")
     dtype: vocabulary.Dtype = _choice("dtype", vocabulary.DTYPES, of_model="weights")
     bos: vocabulary.BosHabit = _choice(
         "BOS habit",
@@ -54,6 +52,8 @@ class KeyedSettings:
         varied=True,
     )
     attention: vocabulary.Attention = _choice("attention implementation", vocabulary.ATTENTIONS, of_model="weights")
+    seed: int = _setting(0, "Seed of every random choice.")
+    draws: int = _setting(1, "Donors and control directions that are averaged.")
     chat_template: bool = _setting(False, "Wrap prompts as a user's turn.", of_model="texts")
     template_date: str | None = _setting(
         vocabulary.TEMPLATE_DATE,

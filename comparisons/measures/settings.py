@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from xatlas.comparisons.measures.readings import ABLATIONS, Estimate, Reading
-from xatlas.vocabulary import BOS_HABITS, SCOPES, TEMPLATE_DATE
+from xatlas.config import KeyedSettings
+from xatlas.vocabulary import BOS_HABITS, SCOPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +135,13 @@ def _text(value: Any) -> str:
 def _options(main: Reading) -> list[str]:
     """Return the options in which the main run differs from the default, and a sensitivity run may not."""
     from xatlas import manager
-    from xatlas.results.jobs import Job
 
-    usual, job = {field.name: field.default for field in fields(Job)}, _job(main)
-    names = ("dtype", "attention", "seed", "draws")
-    options = [f"--{name} {job[name]}" for name in names if job.get(name, usual[name]) != usual[name]]
-    if job.get("chat_template"):
-        options.append("--chat-template")
-        if job.get("template_date", TEMPLATE_DATE) != TEMPLATE_DATE:
-            options.append(f"--template-date {job['template_date']}")
+    job, options = _job(main), []
+    for setting in fields(KeyedSettings):
+        value = job.get(setting.name)
+        if value not in (None, setting.default) and not setting.metadata.get("varied"):
+            option = f"--{setting.name.replace('_', '-')}"
+            options.append(option if value is True else f"{option} {value}")
     suites = manager.suites()
     reference = (main.about.get("reference") or {}).get("name")
     # one read from a file can't be named: its path is not stored

@@ -100,7 +100,7 @@ def compare(
         log.warning("one model is named, '%s': its numbers are shown, and compared with nothing.", plan.models[0].name)
     report = run(plan, store, reporter, refresh=refresh)
     done = CompareReport(plan, report, failures=list(report.failures))
-    with reporting(reporter, 0) as shown:
+    with reporting(reporter) as shown:
         for comparison in plan.comparisons:
             failures: list[Failure] = []
             try:

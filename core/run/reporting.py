@@ -59,8 +59,8 @@ class Reporter:
 ReporterChoice = Reporter | Literal["auto", "console"] | None
 
 
-def reporting(choice: ReporterChoice, total: int) -> AbstractContextManager[Reporter]:
-    """Make the chosen reporter of ``total`` jobs; what it draws is removed in the end."""
+def reporting(choice: ReporterChoice, total: int = 0) -> AbstractContextManager[Reporter]:
+    """Make the chosen reporter of ``total`` jobs, where that is known; what it draws is removed in the end."""
     if choice == "console" or (choice == "auto" and (sys.stderr.isatty() or _in_notebook())):
         return closing(Console(total))
     return nullcontext(Reporter() if choice is None or isinstance(choice, str) else choice)
@@ -84,7 +84,7 @@ class Console(Reporter):
     def start(self, step: Step) -> None:
         """Show a new bar."""
         self.number += 1
-        title = f"[{self.number}/{self.total}] {step}"
+        title = self._title(step)
         if not sys.stderr.isatty() and not (_in_notebook() and find_spec("ipywidgets")):
             self._say(title)
             return
@@ -105,11 +105,14 @@ class Console(Reporter):
 
     def finish(self, step: Step, seconds: float) -> None:
         """Say how long it took."""
-        self._say(f"[{self.number}/{self.total}] {step}: {seconds:.1f} s")
+        self._say(f"{self._title(step)}: {seconds:.1f} s")
 
     def fail(self, failure: Failure) -> None:
         """Say why."""
         self._say(f"failed: {failure}")
+
+    def _title(self, step: Step) -> str:
+        return f"[{self.number}/{self.total}] {step}" if self.total else str(step)
 
     def close(self) -> None:
         """Remove the bar."""
