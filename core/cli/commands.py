@@ -160,8 +160,7 @@ def steer(
 
     # Everything that can be wrong without a model is found before one is loaded.
     settings = MeasureConfig.make(**config)
-    from xatlas.steer import Direction, check_strength
-    from xatlas.steer import steer as steer_text
+    from xatlas.steer import Direction, check_strength, steer as steer_text
 
     check_strength(strength)
     if tokens < 1:

@@ -58,7 +58,7 @@ def kl_by_hand(folder, hf, vector, layer):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
-    ids = [hf.config.bos_token_id, *tokenizer(TEXT, add_special_tokens=False).input_ids]
+    ids = [hf.config.eos_token_id, *tokenizer(TEXT, add_special_tokens=False).input_ids]
 
     def add(value):
         value = value.clone()
