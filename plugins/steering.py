@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas import HookedModel
-    from xatlas.probing.directions import Directions
+    from xatlas.prompts.reader import TokenPrompt
 
 SCALES = ("absolute", "relative")
 #: Conditions that are handed to the engine at a time: they share its walks, and its lists stay short.
@@ -66,30 +65,14 @@ class Steering(Probe):
 
     @dataclass(frozen=True)
     class Parameters:
-        """What is measured.
+        """What is measured."""
 
-        Parameters
-        ----------
-        strengths : tuple of float
-            Multiples of the scale's unit; a negative one points away from the direction.
-        random : int
-            How many random directions.
-        matched : int
-            How many random directions with the stream's covariance.
-        families : tuple of str
-            Families whose directions are tried; all of the reference's when empty.
-        shuffled : bool
-            Whether the same families are tried with shuffled labels.
-        unit : float or None
-            Length of absolute strength 1; the median of the layers' median norms when none is given.
-        """
-
-        strengths: tuple[float, ...] = (-1.0, -0.25, 0.1, 0.25, 0.5, 1.0)
-        random: int = 20
-        matched: int = 20
-        families: tuple[str, ...] = ()
-        shuffled: bool = True
-        unit: float | None = None
+        strengths: tuple[float, ...] = (-1.0, -0.25, 0.1, 0.25, 0.5, 1.0)  # of the scale's unit; negative points away
+        random: int = 20  # random directions
+        matched: int = 20  # random directions with the stream's covariance
+        families: tuple[str, ...] = ()  # whose directions are tried; all of the reference's when empty
+        shuffled: bool = True  # the same families with shuffled labels, too
+        unit: float | None = None  # length of absolute strength 1; by default the median of the layers' median norms
 
         def __post_init__(self) -> None:
             if not self.strengths or any(s == 0 or not math.isfinite(s) for s in self.strengths):
@@ -115,143 +98,137 @@ class Steering(Probe):
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``delta_logit_diff (prompt, layer, direction, strength, scale)`` and what was added."""
-        import xarray as xr
 
         from xatlas.probing.directions import median_norms, readout_values
         from xatlas.probing.means import noise_floor
         from xatlas.schema import label, layer_coords, suite_coords
 
         tokens = model.read(suite)
-        directions = self._directions(model, inputs)
+        vectors = self._directions(model, inputs)
         norms = median_norms(readout_values(model, tokens.prompts)).numpy()
         length = self._lengths(norms)
-        values = _sweep(model, tokens.prompts, directions, length, self.parameters.strengths, inputs)
-        kl = values.sel(metric="kl", drop=True)
-        exists = xr.DataArray(~directions.vectors.isnan().any(-1).numpy(), dims=("direction", "layer"))
-        lost = (kl.isnull() & exists).sum([dim for dim in kl.dims if dim != "prompt"]).values
-        where = f"of {kl.isel(prompt=0).size} conditions{model.overflow}"
-        told = {i: f"logits were not finite in {n} {where}" for i, n in enumerate(lost) if n}
-        absent = directions.absent()
+        measured = self._sweep(model, tokens.prompts, vectors, length, inputs)
+        exists = vectors.notnull().all("d_model")
+        lost = (measured["kl"].isnull() & exists).sum(("layer", "direction", "strength", "scale")).values
+        cells = measured["kl"].isel(prompt=0).size
+        dropped = {
+            prompt.prompt.id: f"logits were not finite in {count} of {cells} conditions{model.overflow}"
+            for prompt, count in zip(tokens.prompts, lost, strict=True)
+            if count
+        }
+        gone = vectors["direction"].values[~exists.all("layer").values]
+        absent = {f"direction={name}": "in some layers there is nothing to tell apart" for name in gone}
         foilless = sum(prompt.foil_answer is None for prompt in tokens.prompts)
         if foilless:
             absent["delta_logit_diff"] = f"{foilless} prompts have no foil"
+        made = {str(name): values for array in (vectors, length) for name, values in array.coords.items()}
+        arrays = {**measured, "length": length, "median_norm": norms, "direction_vector": vectors}
         return label(
             self.variables,
-            {
-                "kl": kl,
-                "delta_logit_diff": values.sel(metric="delta_logit_diff", drop=True),
-                "length": length,
-                "median_norm": norms,
-                "direction_vector": directions.vectors.numpy(),
-            },
-            {
-                **suite_coords(tokens),
-                **layer_coords(model.operator_types),
-                **directions.coords(),
-                "strength": list(self.parameters.strengths),
-                "scale": list(SCALES),
-                "d_model": np.arange(model.d_model),
-            },
+            arrays,
+            suite_coords(tokens) | layer_coords(model.operator_types) | made,
             absent=absent,
-            dropped=tokens.dropped | {tokens.prompts[i].prompt.id: reason for i, reason in told.items()},
+            dropped=tokens.dropped | dropped,
             noise_floor=noise_floor(model, tokens.prompts),
         )
 
-    def _lengths(self, norms: np.ndarray) -> np.ndarray:
+    def _lengths(self, norms: np.ndarray) -> xr.DataArray:
         """Return what is added ``(layer, strength, scale)``, the direction's sense with it."""
+        import xarray as xr
+
         unit = float(np.median(norms)) if self.parameters.unit is None else self.parameters.unit
         units = np.stack([np.full_like(norms, unit), norms], axis=-1)  # (layer, scale)
-        return np.asarray(units[:, None, :] * np.array(self.parameters.strengths, dtype=norms.dtype)[:, None])
+        strengths = np.array(self.parameters.strengths)
+        values = units[:, None, :] * strengths.astype(norms.dtype)[:, None]
+        return xr.DataArray(values, {"strength": strengths, "scale": list(SCALES)}, ("layer", "strength", "scale"))
 
-    def _directions(self, model: HookedModel, inputs: Inputs) -> Directions:
-        """Return all directions, the random ones first."""
-        from xatlas.probing.directions import Directions, matched_direction, random_direction, readout_values
+    def _directions(self, model: HookedModel, inputs: Inputs) -> xr.DataArray:
+        """Return ``(direction, layer, d_model)`` with kinds, families and recipes; the random ones first."""
+        import torch
+        import xarray as xr
 
-        found = Directions()
-        seeds = range(1000 * inputs.seed, 1000 * inputs.seed + max(self.parameters.random, self.parameters.matched))
-        for seed in seeds[: self.parameters.random]:
-            vector = random_direction(model.d_model, seed).expand(model.n_layers, -1)
-            found.add(f"random:{seed}", "random", "", f"standard normal numbers of torch's seed {seed}", vector)
+        from xatlas.probing.directions import contrasts, matched_direction, random_direction, readout_values, shuffle
+
+        chosen = self.parameters
         if inputs.reference is None:
             raise XatlasError("family directions need a reference suite: pass --reference FILE.")
         reference = model.read(inputs.reference).prompts
         values = readout_values(model, reference)
-        where = f"suite {inputs.reference.name} ({inputs.reference.hash[:12]}), resid_post at the readout position"
-        for seed in seeds[: self.parameters.matched]:
-            recipe = f"centred values weighted with standard normal numbers of torch's seed {seed}; {where}"
-            found.add(f"matched:{seed}", "matched", "", recipe, matched_direction(values, seed))
-        self._add_families(found, values, [prompt.prompt.family for prompt in reference], where, inputs)
-        if not found.labels:
-            raise XatlasError("no direction is left: ask for random ones, or give a reference of several families.")
-        return found
-
-    def _add_families(self, found: Directions, values: Tensor, families: list[str], where: str, inputs: Inputs) -> None:
-        """Add the families' directions, and those with shuffled labels."""
-        from xatlas.probing.directions import contrasts, shuffle
-
-        wanted = self.parameters.families or sorted(set(families))
+        families = [prompt.prompt.family for prompt in reference]
+        wanted = chosen.families or sorted(set(families))
         for family in wanted:
             if family not in families:
-                named = inputs.reference.name if inputs.reference else ""
-                raise unknown("family", family, set(families), f"They are those of '{named}'.")
+                raise unknown("family", family, set(families), f"They are those of '{inputs.reference.name}'.")
+        where = f"suite {inputs.reference.name} ({inputs.reference.hash[:12]}), resid_post at the readout position"
+        found: list[tuple[str, str, str, str, Tensor]] = []  # label, kind, family, recipe, vector
+        first = 1000 * inputs.seed
+        for seed in range(first, first + chosen.random):
+            vector = random_direction(model.d_model, seed).expand(model.n_layers, -1)
+            found.append((f"random:{seed}", "random", "", f"standard normal numbers of torch's seed {seed}", vector))
+        for seed in range(first, first + chosen.matched):
+            recipe = f"centred values weighted with standard normal numbers of torch's seed {seed}; {where}"
+            found.append((f"matched:{seed}", "matched", "", recipe, matched_direction(values, seed)))
         recipe = f"mean of the family minus mean of the rest; {where}"
-        kinds = [("family", "", families, recipe)]
-        if self.parameters.shuffled:
-            shuffled = shuffle(families, inputs.seed)
-            kinds.append(("shuffled", "shuffled:", shuffled, f"{recipe}; labels shuffled with seed {inputs.seed}"))
-        for kind, prefix, labels, told in kinds:
-            for family, vector in contrasts(values, labels).items():
-                if family in wanted:
-                    found.add(f"{prefix}{family}", kind, family, told, vector)
+        found += [(f, "family", f, recipe, v) for f, v in contrasts(values, families).items() if f in wanted]
+        if chosen.shuffled:
+            recipe += f"; labels shuffled with seed {inputs.seed}"
+            made = contrasts(values, shuffle(families, inputs.seed))
+            found += [(f"shuffled:{f}", "shuffled", f, recipe, v) for f, v in made.items() if f in wanted]
+        if not found:
+            raise XatlasError("no direction is left: ask for random ones, or give a reference of several families.")
+        labels, kinds, of, recipes, vectors = zip(*found, strict=True)
+        coords = {"direction_kind": kinds, "direction_family": of, "recipe": recipes}
+        return xr.DataArray(
+            torch.stack(vectors).numpy(),
+            {"direction": list(labels), **{name: ("direction", list(each)) for name, each in coords.items()}},
+            ["direction", "layer", "d_model"],
+        ).assign_coords(d_model=np.arange(model.d_model))
 
+    def _sweep(
+        self,
+        model: HookedModel,
+        prompts: Sequence[TokenPrompt],
+        vectors: xr.DataArray,
+        length: xr.DataArray,
+        inputs: Inputs,
+    ) -> dict[str, xr.DataArray]:
+        """Return ``kl`` and ``delta_logit_diff (prompt, layer, direction, strength, scale)``, float32."""
+        import torch
+        import xarray as xr
 
-def _progress(
-    report: Callable[[str, int, int], None], part: int, parts: int, label: str, done: int, total: int
-) -> None:
-    """Report how much of all parts is done."""
-    report(label, part * total + done, parts * total)
+        from xatlas.interventions import Add
+        from xatlas.metrics import KL, LogitDifference
+        from xatlas.sweep import named_sweep
 
+        labels = [vectors["direction"].values.tolist(), self.parameters.strengths, SCALES]
+        units, lengths = torch.from_numpy(vectors.values).to(model.device), length.values
+        size = max(1, AT_ONCE // math.prod(map(len, labels)))
+        parts = [range(start, min(start + size, model.n_layers)) for start in range(0, model.n_layers, size)]
+        measured = []
+        for number, layers in enumerate(parts):
 
-def _sweep(
-    model: HookedModel,
-    prompts: Sequence[Any],
-    directions: Directions,
-    length: np.ndarray,
-    strengths: Sequence[float],
-    inputs: Inputs,
-) -> xr.DataArray:
-    """Return ``(metric, prompt, layer, direction, strength, scale)``, float32; ``length (layer, strength, scale)``."""
-    import torch
-    import xarray as xr
+            def progress(name: str, done: int, total: int, part: int = number) -> None:
+                inputs.progress(name, part * total + done, len(parts) * total)
 
-    from xatlas.interventions import Add
-    from xatlas.metrics import KL, LogitDifference
-    from xatlas.sweep import named_sweep
-
-    lengths = torch.from_numpy(length)
-    dims = {"direction": directions.labels, "strength": strengths, "scale": SCALES}
-    size = max(1, AT_ONCE // math.prod(map(len, dims.values())))  # layers of a part
-    parts = [range(start, min(start + size, model.n_layers)) for start in range(0, model.n_layers, size)]
-    found = []
-    for number, layers in enumerate(parts):
-        conditions = []
-        for layer in layers:
-            added = directions.vectors[:, layer, None, None, :] * lengths[layer, None, :, :, None]
-            for vector in added.flatten(0, 2).to(model.device):
-                conditions.append((Intervention(Site(layer, "resid_post"), Add(vector), positions="last"),))
-        measured = named_sweep(
-            model,
-            prompts,
-            conditions,
-            {"kl": KL(), "delta_logit_diff": LogitDifference()},
-            [dict(zip(("layer", *dims), labels, strict=True)) for labels in product(layers, *dims.values())],
-            seed=inputs.seed,
-            checkpoint=inputs.checkpoint,
-            progress=partial(_progress, inputs.progress, number, len(parts)),
-            label=f"steering, layers {layers[0]} to {layers[-1]}",
-        )
-        found.append(measured.astype(np.float32))
-    return xr.concat(found, "layer")
+            conditions, cells = [], []
+            for layer, (d, direction), (s, strength), (c, scale) in product(layers, *map(enumerate, labels)):
+                added = Add(units[d, layer] * float(lengths[layer, s, c]))
+                conditions.append((Intervention(Site(layer, "resid_post"), added, positions="last"),))
+                cells.append({"layer": layer, "direction": direction, "strength": strength, "scale": scale})
+            values = named_sweep(
+                model,
+                prompts,
+                conditions,
+                {"kl": KL(), "delta_logit_diff": LogitDifference()},
+                cells,
+                seed=inputs.seed,
+                checkpoint=inputs.checkpoint,
+                progress=progress,
+                label=f"steering, layers {layers[0]} to {layers[-1]}",
+            )
+            measured.append(values.astype("float32"))
+        every = xr.concat(measured, "layer")
+        return {str(name): every.sel(metric=name, drop=True) for name in every["metric"].values}
 
 
 @hookimpl
