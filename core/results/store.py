@@ -19,23 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from xatlas import manager
+from xatlas import files, manager
 from xatlas.contracts.probe import Checkpoint
 from xatlas.errors import XatlasError
-from xatlas.files import (
-    digest,
-    explained,
-    hash_path,
-    locked,
-    read_hashed,
-    read_plain,
-    seal,
-    set_aside,
-    strays,
-    unseal,
-    write_atomic,
-    write_hashed,
-)
 from xatlas.results.jobs import Job, job_key
 
 if TYPE_CHECKING:
@@ -93,7 +79,7 @@ class Store:
 
     def prepare(self) -> None:
         """Make the folder, before hours are spent on what could not be kept."""
-        with explained(self.path, folder=self.path):
+        with files.explained(self.path, folder=self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")
@@ -111,9 +97,9 @@ class Store:
         state, fault = self._look(job)
         if state == "damaged":
             self._warn(self.file(job), f"{fault} It is measured again.")
-        elif state == "done" and (os.path.lexists(self.checkpoint(job).folder) or strays(self._lock(job))):
+        elif state == "done" and (os.path.lexists(self.checkpoint(job).folder) or files.strays(self._lock(job))):
             # A run was killed after its result was there; somebody at work, or a folder of others', is left alone.
-            with contextlib.suppress(XatlasError), locked(self._lock(job), None):
+            with contextlib.suppress(XatlasError), files.locked(self._lock(job), None):
                 self.checkpoint(job).drop()
         return state == "done"
 
@@ -157,19 +143,19 @@ class Store:
         )
         result = dataset.drop_encoding()
         result.attrs[RECORD] = text
-        data = seal(encode(result), text)
+        data = files.seal(encode(result), text)
         with self.lock(job):
             if self.state(job) == "damaged":
-                set_aside(path)
-            if os.path.lexists(hash_path(path)) and not hash_path(path).is_file():
-                set_aside(hash_path(path))
-            write_hashed(path, data)
+                files.set_aside(path)
+            if os.path.lexists(files.hash_path(path)) and not files.hash_path(path).is_file():
+                files.set_aside(files.hash_path(path))
+            files.write_hashed(path, data)
             self.checkpoint(job).drop()
         return path
 
     def lock(self, job: Job) -> AbstractContextManager[None]:
         """Hold the job for this process; another run that wants it waits, then finds the result."""
-        return locked(self._lock(job), f"another run is measuring {job.probe} of {job.model}: waiting for it.")
+        return files.locked(self._lock(job), f"another run is measuring {job.probe} of {job.model}: waiting for it.")
 
     def _lock(self, job: Job) -> Path:
         return self.path / job.model / f".{job.stem}.lock"
@@ -221,7 +207,7 @@ class FolderCheckpoint(Checkpoint):
 
     def _read(self, key: str) -> bytes | None:
         try:
-            found = unseal(read_plain(self._file(key)))
+            found = files.unseal(files.read_plain(self._file(key)))
         except XatlasError:
             return None
         return found[0] if found is not None and found[1] == self._note(key) else None
@@ -235,8 +221,8 @@ class FolderCheckpoint(Checkpoint):
         path = self._file(key)
         for place in (self.folder, path):
             if os.path.lexists(place) and (place.is_symlink() or place.is_dir() != (place is self.folder)):
-                set_aside(place)
-        write_atomic(path, seal(buffer.getvalue(), self._note(key)))
+                files.set_aside(place)
+        files.write_atomic(path, files.seal(buffer.getvalue(), self._note(key)))
 
     def drop(self) -> None:
         """Remove all parts."""
@@ -290,7 +276,7 @@ def read_entry(path: Path, *, placed: bool = True) -> Entry:
 
 def read_unproved(path: Path) -> xr.Dataset:
     """Return the dataset in a netCDF file that has neither hash nor seal."""
-    return _decode(path, read_plain(path), trial=True)
+    return _decode(path, files.read_plain(path), trial=True)
 
 
 def check_result(path: Path) -> None:
@@ -349,7 +335,7 @@ def _prove(path: Path, placed: bool = True) -> _Content:
 def _state(path: Path) -> list[int]:
     """Return what any change of the file or of its hash changes; nothing while a next change might not show."""
     try:
-        found = [os.stat(each) for each in (path, hash_path(path))]
+        found = [os.stat(each) for each in (path, files.hash_path(path))]
     except OSError:
         return []
     newest = max(time_ns for each in found for time_ns in (each.st_mtime_ns, each.st_ctime_ns))
@@ -360,8 +346,8 @@ def _state(path: Path) -> list[int]:
 
 def _read(path: Path) -> _Content:
     """Read a result's file: its bytes must agree with the hash beside it, its key with its job."""
-    whole = read_hashed(path)
-    sealed = unseal(whole)
+    whole = files.read_hashed(path)
+    sealed = files.unseal(whole)
     if sealed is None:  # of an earlier version, edited by hand, or garbage under a hash made anew
         data, text = whole, _decode(path, whole, trial=True).attrs.get(RECORD, "")
     else:
@@ -409,4 +395,4 @@ def _declaring(job: Job) -> type[Probe] | None:
 
 def _contract(probe: type[Probe]) -> str:
     """Digest what a probe declares: results sealed under the same one were validated when they were written."""
-    return digest({name: [list(item.dims), item.units, item.long_name] for name, item in probe.variables.items()})
+    return files.digest({name: [list(item.dims), item.units, item.long_name] for name, item in probe.variables.items()})

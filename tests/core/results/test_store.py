@@ -55,15 +55,13 @@ def test_numbers_are_compressed_with_checksums(tmp_path):
 @pytest.fixture
 def reads(monkeypatch):
     """Every path that is read, as often as it is."""
-    from xatlas.results import store as module
-
     found = []
 
-    def counted(path, original=module.read_hashed):
+    def counted(path, original=files.read_hashed):
         found.append(path)
         return original(path)
 
-    monkeypatch.setattr(module, "read_hashed", counted)
+    monkeypatch.setattr(files, "read_hashed", counted)
     return found
 
 
