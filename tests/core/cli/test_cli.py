@@ -242,19 +242,22 @@ def test_a_shell_completes_names(folder):
     assert complete("xatlas", "run", "tiny", "--probes", "layer_") == ["layer_ablation"]
 
 
-def heavy_modules(*words, cwd):
+HEAVY = ("torch", "transformers", "xarray", "matplotlib")
+
+
+def heavy_modules(*words, cwd, heavy=HEAVY):
     script = (
         "import sys; from xatlas.cli import app\n"
         "try: app(sys.argv[1:], standalone_mode=False)\n"
         "except SystemExit: pass\n"
-        "print(*[m for m in ('torch', 'transformers', 'xarray', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+        f"print(*[m for m in {heavy} if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script, *words], cwd=cwd, capture_output=True, text=True, check=True)
     return done.stderr.strip().splitlines()[-1:] or [""]
 
 
 def test_help_and_an_unchanged_compare_import_nothing_heavy(cli, folder, tmp_path):
-    assert heavy_modules("--help", cwd=folder) == [""]
+    assert heavy_modules("--help", cwd=folder, heavy=(*HEAVY, "numpy", "rich")) == [""]
     words = ["compare", "-m", "tiny,other"]
     assert cli(*words).exit_code == 0
     more = ["--out", str(tmp_path), "--reference", "reference.jsonl", "--suite", "suite.jsonl"]

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+import termios
 
 from running import Counting, another, plugged
+
+from xatlas.cli.output import print_table
 
 EVIL = "x\x1b[2J\u202e\x9b31m"
 
@@ -87,3 +92,34 @@ def test_a_closed_pipe_is_no_traceback(folder):
         script = f"{sys.executable} -m xatlas.cli {words} | true"
         done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
         assert done.stderr == ""
+
+
+ROWS = [{"name": "[bold]tiny[/bold]", "n": 3, "what": "a sentence of several words, and one more"}]
+
+
+def test_a_table_is_plain_text_where_no_terminal_shows_it(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    print_table([*ROWS, {"name": "long " * 500, "n": None, "what": "two\nlines"}])
+    heads, _, first, second = capsys.readouterr().out.splitlines()
+    assert heads.split() == ["name", "n", "what"]
+    assert first.split(maxsplit=2) == ["[bold]tiny[/bold]", "3", ROWS[0]["what"]]
+    assert second.endswith("–  two\\nlines")
+    assert not any(line != line.rstrip() for line in (heads, first, second))
+
+
+def test_a_terminal_gets_tables_wrapped_between_words(tmp_path):
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 50))
+    script = f"from xatlas.cli.output import print_table; print_table({ROWS})"
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
+    command = [sys.executable, "-c", script]
+    subprocess.run(command, env=environment, cwd=tmp_path, stdout=theirs, timeout=100, check=True)
+    os.close(theirs)
+    text = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "\x1b[1mname" in text  # bold heads, and no other mark-up
+    lines = re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 50
+    assert "".join(lines[2:]).split() == ["[bold]tiny[/bold]", "3", *ROWS[0]["what"].split()]
