@@ -155,8 +155,6 @@ def chance_of_wins(n_layers: int, n_heads: int, wins: int) -> float:
 
     Exact: of all sequences of winners, those are counted in which every index wins fewer than ``wins`` times.
     """
-    if wins <= 0 or n_layers == 0:
-        return 1.0
     ways = [1] + [0] * n_layers  # such sequences of length n over the indices taken so far
     for _ in range(n_heads):
         ways = [sum(math.comb(n, k) * ways[n - k] for k in range(min(wins - 1, n) + 1)) for n in range(n_layers + 1)]
@@ -206,7 +204,9 @@ class Clusters:
         self._family = np.array([self.families.index(family) for family, _ in names], dtype=int)  # (cluster,)
         self._rows = [np.flatnonzero(self._family == index) for index in range(len(self.families))]
         rng = np.random.default_rng(seed)
-        self._counts = [_rao_wu(len(rows), draws, rng) for rows in self._rows]  # (draw, cluster of the family)
+        sizes = map(len, self._rows)
+        drawn = [rng.multinomial(max(size - 1, 1), np.full(size, 1 / size), size=draws) for size in sizes]
+        self._counts = [counts.astype(float) for counts in drawn]  # (draw, cluster of the family)
         #: Families of several clusters.
         self.varying = frozenset(f for f, rows in zip(self.families, self._rows, strict=True) if len(rows) > 1)
         #: Whether any family can be resampled; without, there are no intervals.
@@ -287,12 +287,6 @@ class Clusters:
         size = np.abs if alternative == "two-sided" else np.asarray
         p = _sign_flips(scaled, *_signs(self.size, permutations, self.seed), size)
         return np.where(np.isfinite(spread), p, np.nan).reshape(shape)
-
-
-def _rao_wu(size: int, draws: int, rng: np.random.Generator) -> Floats:
-    if size == 1:
-        return np.ones((draws, 1))
-    return rng.multinomial(size - 1, np.full(size, 1 / size), size=draws).astype(float)
 
 
 @lru_cache(maxsize=8)
