@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import pluggy
@@ -24,14 +24,17 @@ from xatlas import hookspecs
 from xatlas.errors import XatlasError, unknown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xatlas.contracts.adapter import Adapter
     from xatlas.contracts.comparison import Comparison
     from xatlas.contracts.probe import Probe
     from xatlas.loading.hub import ModelSource
     from xatlas.suites import SuiteSpec
 
-#: Packages whose modules are plugins. Each lists its own files; core knows none of them by name.
-BUILT_IN = ("xatlas.architectures", "xatlas.plugins", "xatlas.comparisons")
+#: The distribution whose plugins are built in, and the groups of entry points that name plugins, and what draws.
+DISTRIBUTION, PLUGINS, REPORT = "xatlas-lm", "xatlas", "xatlas.report"
+
 #: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names.
 _NAME = re.compile(r"\w[\w.-]*")
 _MEND = "mend it, or uninstall the package that brings it."
@@ -46,15 +49,34 @@ def manager() -> pluggy.PluginManager:
     """Return the plugin manager with every built-in and installed plugin registered."""
     found = pluggy.PluginManager("xatlas")
     found.add_hookspecs(hookspecs)
-    for package_name in BUILT_IN:
-        package = importlib.import_module(package_name)
+    for point in _built_in(PLUGINS):
+        package = point.load()  # its modules are the plugins
         for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-            name = f"{package_name}.{module.name}"
+            name = f"{package.__name__}.{module.name}"
             found.register(importlib.import_module(name), name=name)
-    for point in sorted(entry_points(group="xatlas"), key=lambda point: point.name):
-        package_name = getattr(getattr(point, "dist", None), "name", "")
-        _register_installed(found, f"{point.name} of {package_name}" if package_name else point.name, point.load)
+    for point in sorted(entry_points(group=PLUGINS), key=lambda point: point.name):
+        brought = _distribution(point)
+        if brought != DISTRIBUTION:
+            _register_installed(found, f"{point.name} of {brought}" if brought else point.name, point.load)
     return found
+
+
+def _distribution(point: EntryPoint) -> str:
+    return str(getattr(getattr(point, "dist", None), "name", ""))
+
+
+def _built_in(group: str) -> list[EntryPoint]:
+    """Return what this distribution itself names in a group of entry points, as any other would."""
+    found = [point for point in entry_points(group=group) if _distribution(point) == DISTRIBUTION]
+    if not found:
+        raise XatlasError("xatlas is not installed as it is now: run 'python -m pip install -e .' in its folder again.")
+    return sorted(found, key=lambda point: point.name)
+
+
+def report() -> Callable[..., list[Path]]:
+    """Return what writes a comparison's figure beside its data."""
+    function: Callable[..., list[Path]] = _built_in(REPORT)[0].load()
+    return function
 
 
 def _register_installed(found: pluggy.PluginManager, name: str, load: Callable[[], object]) -> None:

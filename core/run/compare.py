@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import importlib
 import json
 import logging
 import math
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xatlas import manager
 from xatlas.config import MeasureConfig, settings
 from xatlas.contracts.comparison import Comparison, Finding
 from xatlas.errors import XatlasError
@@ -32,8 +32,6 @@ from xatlas.text import one_line
 if TYPE_CHECKING:
     import xarray as xr
 
-#: Writes figures; named as the packages of plugins are, so that core imports no comparison.
-REPORT = "xatlas.comparisons.report"
 #: Fields of a job in which a sensitivity run may differ from the main one.
 VARIED = tuple(setting.name for setting in settings("varied"))
 #: Most lines of a report's short form.
@@ -221,7 +219,7 @@ def _compare_one(
         made: dict[str, Any] = {"key": key, "name": name, "table": _plain(table), "findings": _plain(findings)}
         result = _result(made | {"files": {}}, figures)
         try:
-            files = importlib.import_module(REPORT).export(name, comparison, dataset, figures)
+            files = manager.report()(name, comparison, dataset, figures)
         except XatlasError as error:  # numbers without a figure are better than neither
             failures.append(Failure(name, explain(error)))
             return result

@@ -25,7 +25,10 @@ def forgotten():
 
 
 def with_entry_point(monkeypatch, name, load):
-    monkeypatch.setattr(manager, "entry_points", lambda group: [SimpleNamespace(name=name, load=load)])
+    own = manager.entry_points
+    monkeypatch.setattr(
+        manager, "entry_points", lambda group: [*own(group=group), SimpleNamespace(name=name, load=load)]
+    )
 
 
 def test_built_ins_come_through_the_hooks():
