@@ -107,13 +107,7 @@ class Change(ABC):
 
 @dataclass(frozen=True)
 class Intervention:
-    """One site, one way to change it, at some positions.
-
-    Raises
-    ------
-    XatlasError
-        The site can only be read, heads are named where there are none, or positions are unknown.
-    """
+    """One site, one way to change it, at some positions; what makes no sense is refused when it is made."""
 
     site: Site
     change: Change
@@ -134,13 +128,7 @@ Condition = tuple[Intervention, ...]
 
 
 def edit(intervention: Intervention, value: Tensor, context: InterventionContext) -> Tensor:
-    """Return a copy of ``value`` ``(prompt, pos, ...)``, changed at the intervention's heads and positions.
-
-    Raises
-    ------
-    XatlasError
-        The change returned a value of another shape.
-    """
+    """Return a copy of ``value`` ``(prompt, pos, ...)``, changed at the intervention's heads and positions."""
     target = Target(context, intervention.site, intervention.heads)
     part = target.pick(value)
     new = intervention.change(part.clone(), target)
@@ -214,13 +202,7 @@ class FromRun(Change):
 
 
 def ablation(kind: str, draw: int = 0) -> Change:
-    """Return the change of an ablation kind; ``draw`` picks the donor of ``resample``.
-
-    Raises
-    ------
-    XatlasError
-        The kind is unknown.
-    """
+    """Return the change of an ablation kind; ``draw`` picks the donor of ``resample``."""
     changes: dict[str, Change] = {"zero": Zero(), "mean": Mean(), "one": One(), "resample": FromRun(f"donor {draw}")}
     if kind not in changes:
         raise unknown("ablation", kind, changes)

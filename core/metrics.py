@@ -71,23 +71,11 @@ class Metric(ABC):
 
 
 def kl_divergence(clean: Tensor, logits: Tensor, clean_lse: Tensor | None = None, lse: Tensor | None = None) -> Tensor:
-    """Return KL(clean ‖ changed) of next-token distributions, in nats; rounding below zero is cut off.
+    """Return KL(clean ‖ changed) of next-token distributions, in nats, shaped as ``logits`` without ``vocabulary``.
 
-    It is written with the difference of the logits, so that equal logits give exactly 0.
-
-    Parameters
-    ----------
-    clean : Tensor
-        Logits ``(..., vocabulary)``.
-    logits : Tensor
-        Logits of one changed run, or of several ``(condition, ..., vocabulary)``.
-    clean_lse, lse : Tensor, optional
-        Their ``logsumexp`` over the vocabulary, where it is known already.
-
-    Returns
-    -------
-    Tensor
-        Shaped as ``logits``, without ``vocabulary``.
+    Of logits ``(..., vocabulary)``, changed in one run or in several ``(condition, ..., vocabulary)``, and their
+    ``logsumexp`` where it is known already. It is written with the difference of the logits, so that equal logits give
+    exactly 0; rounding below zero is cut off.
     """
     clean_lse = clean.logsumexp(-1) if clean_lse is None else clean_lse
     lse = logits.logsumexp(-1) if lse is None else lse

@@ -171,5 +171,5 @@ def checkpoint_keys(model: HookedModel, label: str, whole: Any, parts: Sequence[
         common = f"{canonical_digest([label, whole], known)} {model.dtype} {_weights(model)}"
         return [canonical_digest([common, part]) for part in parts]
     except Exception as error:
-        log.warning("sweep '%s' can't be resumed: what it does can't be told by its fields (%s)", label, error)
+        log.warning("sweep '%s' can't be resumed: its fields don't say all that it does (%s)", label, error)
         return None

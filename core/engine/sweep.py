@@ -151,7 +151,7 @@ class _Sweep:
                 found = [self._piece(prompts[piece], {n: run[piece] for n, run in runs.items()}) for piece in pieces]
                 return np.concatenate(found, axis=1)
             except RuntimeError as error:
-                on_cpu = any(told in str(error) for told in ("not enough memory", "can't allocate memory"))
+                on_cpu = "not enough memory" in str(error) or "can't allocate memory" in str(error)
                 if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
                     raise
                 self.budget = self.budget.halved()
