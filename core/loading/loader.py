@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from xatlas.errors import XatlasError
 from xatlas.loading.lora import merge
 from xatlas.loading.model_files import of_lora, of_model, of_tokenizer, only, tensor_shapes
-from xatlas.text import first_line, say_on_stderr
+from xatlas.text import say_on_stderr
 from xatlas.vocabulary import check_setting
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ class LoadedParts:
     device: str  # ``auto`` resolved, e.g. "cuda:0"
     dtype: str
     attention: str
-    resolved: Resolved
 
 
 def load(
@@ -76,7 +75,8 @@ def load(
     with quiet_transformers(), torch.inference_mode(False):
         model = _base_model(resolved, torch.float32 if resolved.lora else number_format, attention, progress)
         if resolved.lora is not None:
-            with only(of_lora(resolved.lora)) as folder:
+            misfit = f"the LoRA weights in {resolved.lora} do not fit the model"
+            with only(of_lora(resolved.lora), resolved.lora, misfit) as folder:
                 model = merge(model, folder, resolved.lora).to(number_format)
             refuse_not_finite(model.state_dict(), f"the model merged with {resolved.lora}")
         tokenizer = _tokenizer(resolved)
@@ -90,7 +90,7 @@ def load(
             if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():  # torch doesn't own it
                 tensor.data = tensor.data.clone()
         resolved.refuse_changed()
-    return LoadedParts(model.eval().requires_grad_(False), tokenizer, device, dtype, attention, resolved)
+    return LoadedParts(model.eval().requires_grad_(False), tokenizer, device, dtype, attention)
 
 
 def pick_device(device: str = "auto") -> str:
@@ -144,16 +144,14 @@ def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str, say: Cal
     from transformers import AutoModelForCausalLM
 
     place, files = resolved.folder, of_model(resolved.folder)
-    with only(files) as folder:
-        try:
-            options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True, **_LOCAL}
+    options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True, **_LOCAL}
+    try:
+        with only(files, place, f"'{resolved.name}' in {place} cannot be loaded") as folder:
             model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-        except MemoryError as error:
-            raise XatlasError(f"not enough memory to load '{resolved.name}'.") from error
-        except Exception as error:  # transformers and safetensors raise a dozen kinds; none names the model
-            why = first_line(error).replace(str(folder), str(place))
-            hint = " Use --attention eager." if "attention implementation" in why and attention != "eager" else ""
-            raise XatlasError(f"'{resolved.name}' in {place} cannot be loaded: {why}{hint}") from error
+    except XatlasError as error:
+        if attention == "eager" or "attention implementation" not in str(error):
+            raise
+        raise XatlasError(f"{error} Use --attention eager.") from error
     _refuse_misfit(model, report, [path for path in files.values() if path.suffix == ".safetensors"], place, say)
     refuse_not_finite(model.state_dict(), place)
     model.config._name_or_path = model.name_or_path = str(place)
@@ -227,14 +225,12 @@ def _tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
     """Load the tokenizer; the one beside LoRA weights wins."""
     from transformers import AutoTokenizer
 
-    files = of_tokenizer(resolved.folder, resolved.lora)
-    with only({**files, "config.json": resolved.folder / "config.json"}) as folder:
-        try:
-            found = AutoTokenizer.from_pretrained(folder, **_LOCAL)
-        except Exception as error:  # any kind, depending on the tokenizer's files
-            why = first_line(error).replace(str(folder), str(resolved.folder))
-            raise XatlasError(f"the tokenizer in {resolved.folder} cannot be loaded: {why}") from error
-    found.name_or_path = str(resolved.folder)
+    place, files = resolved.folder, of_tokenizer(resolved.folder, resolved.lora)
+    with only(
+        {**files, "config.json": place / "config.json"}, place, f"the tokenizer in {place} cannot be loaded"
+    ) as folder:
+        found = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    found.name_or_path = str(place)
     return as_stored(found, files.get("tokenizer.json"))
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError
 from xatlas.loading.model_files import LORA_CONFIG, LORA_WEIGHTS, read_json, tensor_shapes
-from xatlas.text import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +46,7 @@ _ROUNDING = 1e-3
 
 
 def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
-    """Merge the LoRA weights in ``folder`` into a float32 model; ``place`` is what messages call that folder.
+    """Merge the LoRA weights in ``folder``, which messages call ``place``, into a float32 model.
 
     peft only warns about most of what is refused here: weights left over, missing, damaged or of another shape, a
     pattern that never ends, merging that would compute something else than peft does.
@@ -70,25 +69,18 @@ def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
                 f"resize the embeddings, merge with peft's merge_and_unload and give the saved folder."
             )
     ids = torch.tensor([_tokens_to_compare(settings, min(rows))])
-    try:
-        for name, value in load_file(folder / LORA_WEIGHTS).items():
-            if not bool(value.isfinite().all()):
-                raise XatlasError(
-                    f"{name} in {place} is not finite: it holds NaN or infinity, the weights are damaged."
-                )
-        tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False, torch_device="cpu")
-        # Once more, for the report that from_pretrained keeps to itself.
-        report = tuned.load_adapter(str(folder), "default", torch_device="cpu")
-        biases = {name for name in get_peft_model_state_dict(tuned, save_embedding_layers=False) if "bias" in name}
-        stray, gaps = sorted(report.unexpected_keys), sorted({*report.missing_keys, *(biases - stored.keys())})
-        with torch.no_grad():
-            expected = tuned.eval()(ids).logits
-            merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
-            found = merged.eval()(ids).logits
-    except XatlasError:
-        raise
-    except Exception as error:  # wrong shapes, no such modules, damaged files: peft raises many kinds
-        raise XatlasError(f"{misfit} {first_line(error)}") from error
+    for name, value in load_file(folder / LORA_WEIGHTS).items():
+        if not bool(value.isfinite().all()):
+            raise XatlasError(f"{name} in {place} is not finite: it holds NaN or infinity, the weights are damaged.")
+    tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False, torch_device="cpu")
+    # Once more, for the report that from_pretrained keeps to itself.
+    report = tuned.load_adapter(str(folder), "default", torch_device="cpu")
+    biases = {name for name in get_peft_model_state_dict(tuned, save_embedding_layers=False) if "bias" in name}
+    stray, gaps = sorted(report.unexpected_keys), sorted({*report.missing_keys, *(biases - stored.keys())})
+    with torch.no_grad():
+        expected = tuned.eval()(ids).logits
+        merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)
+        found = merged.eval()(ids).logits
     if stray or gaps:
         raise XatlasError(f"{misfit} it has no module for {stray[0]}." if stray else f"{misfit} they lack {gaps[0]}.")
     if not float((found - expected).abs().max()) <= _ROUNDING * max(1.0, float(expected.abs().max())):

@@ -16,6 +16,7 @@ from typing import Any
 
 from xatlas.errors import XatlasError
 from xatlas.files import locked, sha256, sha256_of_file, write_atomic
+from xatlas.text import first_line
 
 _CONFIG = re.compile(r"(generation_)?config\.json|config\.\d+\.\d+\.\d+\.json")
 _TOKENIZER = re.compile(
@@ -188,8 +189,11 @@ def has_chat_template(files: Mapping[str, Path]) -> bool:
 
 
 @contextlib.contextmanager
-def only(files: Mapping[str, Path]) -> Iterator[Path]:
-    """Give a folder that holds links to these files and nothing else: what isn't hashed can't be read."""
+def only(files: Mapping[str, Path], place: Path, misfit: str) -> Iterator[Path]:
+    """Give a folder that holds links to these files and nothing else: what isn't hashed can't be read.
+
+    Whatever the block raises becomes one line that begins with ``misfit`` and names ``place``, where the files lie.
+    """
     with contextlib.ExitStack() as stack:
         try:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xatlas-")))
@@ -198,7 +202,14 @@ def only(files: Mapping[str, Path]) -> Iterator[Path]:
                 (folder / name).symlink_to(path.absolute())
         except OSError as error:
             raise XatlasError(f"cannot write in {tempfile.gettempdir()} ({error.strerror or error}).") from error
-        yield folder
+        try:
+            yield folder
+        except XatlasError:
+            raise
+        except MemoryError as error:
+            raise XatlasError(f"{misfit}: not enough memory.") from error
+        except Exception as error:  # transformers, peft and safetensors raise a dozen kinds; none names the model
+            raise XatlasError(f"{misfit}: {first_line(error).replace(str(folder), str(place))}") from error
 
 
 def missing_parts(folder: Path) -> list[str]:
