@@ -16,9 +16,9 @@ from xatlas.errors import XatlasError
 from xatlas.loading.names import Fetch, Resolved, resolve
 from xatlas.results.atlas import open_atlas
 from xatlas.results.store import Store
-from xatlas.run.compare import CompareReport, compare as compare_planned
+from xatlas.run.compare import compare as compare_planned
 from xatlas.run.plan import Plan, part_parameters, pick_comparisons
-from xatlas.run.reporting import ReporterChoice, reporting
+from xatlas.run.reporting import Report, ReporterChoice, reporting
 from xatlas.run.runner import load_model, measure_in_memory, run
 from xatlas.text import split_names
 
@@ -200,7 +200,7 @@ def compare(
     reporter: ReporterChoice = "auto",
     refresh: bool = False,
     **settings: Any,
-) -> CompareReport:
+) -> Report:
     """Measure what comparisons need of several models, then compare them.
 
     Parameters
@@ -218,7 +218,7 @@ def compare(
 
     Returns
     -------
-    CompareReport
+    Report
         Tables, findings, files; failures too: look at them.
 
     Raises

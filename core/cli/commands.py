@@ -20,8 +20,7 @@ from xatlas.errors import XatlasError
 from xatlas.text import split_names
 
 if TYPE_CHECKING:
-    from xatlas.run.compare import CompareReport
-    from xatlas.run.reporting import Failure
+    from xatlas.run.reporting import Failure, Report
     from xatlas.suites import Suite
 
 
@@ -199,11 +198,11 @@ def _asked(
     return {"comparisons": names, "probes": probes, "parameters": parameters}
 
 
-def _jobs(report: CompareReport, out: Path) -> list[dict[str, Any]]:
+def _jobs(report: Report, out: Path) -> list[dict[str, Any]]:
     """Return the jobs whose results are there as rows: what was measured, and where it is kept."""
     from xatlas import api
 
-    store, measured = api.store_in(out), {step.job.key for step in report.run.measured}
+    store, measured = api.store_in(out), {step.job.key for step in report.measured}
     return [
         {
             "model": step.job.model,
@@ -217,11 +216,11 @@ def _jobs(report: CompareReport, out: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _print_results(report: CompareReport, out: Path) -> None:
+def _print_results(report: Report, out: Path) -> None:
     """Print tables and findings, what they rest on, where they are, and how to go on."""
     from xatlas.api import ATLAS, FIGURES
     from xatlas.config import larger_suite
-    from xatlas.run.compare import describe
+    from xatlas.run.reporting import describe
 
     for result in report.results:
         echo(f"\n{result.name}: {manager.comparisons()[result.name].summary}\n")
@@ -232,7 +231,7 @@ def _print_results(report: CompareReport, out: Path) -> None:
         return
     suite = report.plan.config.suite
     echo(f"\n{_described(suite)}.")
-    if not report.run.measured and all(result.reused for result in report.results):
+    if not report.measured and all(result.reused for result in report.results):
         echo("Nothing has changed: all of it was there.")
     echo(f"Results are in {out / ATLAS}, figures and their data in {out / FIGURES}.")
     larger = larger_suite(suite)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import json
 import logging
-import math
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,73 +21,23 @@ from xatlas.manager import calling, explain
 from xatlas.results.jobs import Job
 from xatlas.results.store import Entry, Store, read_result
 from xatlas.run.plan import Plan
-from xatlas.run.reporting import Failure, ReporterChoice, RunReport, reporting
+from xatlas.run.reporting import ComparisonResult, Failure, Report, ReporterChoice, reporting
 from xatlas.run.runner import run
 from xatlas.run.source import source_of
 from xatlas.stats import holm
-from xatlas.text import one_line
 
 if TYPE_CHECKING:
     import xarray as xr
 
 #: Fields of a job in which a sensitivity run may differ from the main one.
 VARIED = tuple(setting.name for setting in settings("varied"))
-#: Most lines of a report's short form.
-SCREEN = 40
 
 log = logging.getLogger("xatlas")
 
 
-@dataclass(frozen=True)
-class ComparisonResult:
-    """What one comparison gave: rows to print, findings with p-values adjusted across the run, figure and data."""
-
-    name: str
-    table: list[dict[str, Any]]
-    findings: list[Finding]
-    files: list[Path]
-    reused: bool = False  # nothing that it rests on has changed since it was made
-
-
-@dataclass(repr=False)
-class CompareReport:
-    """What a whole ``compare`` gave; look at the failures, too. Printed, or in a notebook, it is a short table."""
-
-    plan: Plan  # which jobs answer what was asked
-    run: RunReport  # what became of the measurements
-    results: list[ComparisonResult] = field(default_factory=list)  # in the order asked for
-    failures: list[Failure] = field(default_factory=list)  # of measurements and comparisons
-
-    def _rows(self) -> list[tuple[str, str]]:
-        """Return what and how it went, as much as fits a screen."""
-        models, there = ", ".join(model.slug for model in self.plan.models), len(self.run.reused)
-        rows = [("models", f"{models} on suite '{self.plan.config.suite.name}'")]
-        rows += [("jobs", f"{len(self.run.measured)} measured, {there} were there")]
-        rows += [("failed", one_line(str(failure))) for failure in self.failures]
-        for result in self.results:
-            files = ", ".join(str(file) for file in result.files[:1]) or "no figure"
-            rows.append((result.name, f"a table of {len(result.table)} rows; {files}"))
-            rows += [(f"  {finding.verdict}", describe(finding)) for finding in result.findings]
-        return rows if len(rows) <= SCREEN else [*rows[:SCREEN], ("…", f"{len(rows) - SCREEN} more: see .results")]
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{what}: {how}" for what, how in self._rows())
-
-    def _repr_html_(self) -> str:
-        rows = [[html.escape(text) for text in row] for row in self._rows()]
-        left = " style='text-align: left'"
-        return f"<table>{''.join(f'<tr><th{left}>{what}</th><td{left}>{how}</td></tr>' for what, how in rows)}</table>"
-
-
-def describe(finding: Finding) -> str:
-    """Return a finding's sentence in one line, with its adjusted p-value."""
-    p = "" if finding.p_adjusted is None else f" (p = {finding.p_adjusted:.2g} after Holm)"
-    return one_line(finding.sentence) + p
-
-
 def compare(
     plan: Plan, store: Store, figures: Path, reporter: ReporterChoice = None, *, refresh: bool = False
-) -> CompareReport:
+) -> Report:
     """Measure what is missing, then compare; a comparison whose inputs are unchanged is not made again.
 
     Figures and their data go to the folder ``figures``. A comparison that fails does not stop the others.
@@ -97,28 +45,25 @@ def compare(
     if len(plan.models) == 1 and plan.comparisons:
         log.warning("one model is named, '%s': its numbers are shown, and compared with nothing.", plan.models[0].name)
     report = run(plan, store, reporter, refresh=refresh)
-    done = CompareReport(plan, report, failures=list(report.failures))
     with reporting(reporter) as shown:
         for comparison in plan.comparisons:
             failures: list[Failure] = []
             try:
                 with calling(type(comparison)):
                     result = _compare_one(comparison, plan, store, figures, failures)
-                done.results += [result] if result else []
+                report.results += [result] if result else []
             except Exception as error:
                 log.debug("comparison %s failed", comparison.name, exc_info=error.__cause__ or error)
                 failures.append(Failure(comparison.name, explain(error)))
             for failure in failures:
                 shown.fail(failure)
-            done.failures += failures
-    known = [item.p for result in done.results for item in result.findings if not math.isnan(item.p)]
-    adjusted = iter(holm(known)) if known else iter(())  # all p-values of the run together
-    for i, result in enumerate(done.results):
-        findings = [
-            item if math.isnan(item.p) else replace(item, p_adjusted=float(next(adjusted))) for item in result.findings
-        ]
-        done.results[i] = replace(result, findings=findings)
-    return done
+            report.failures += failures
+    # All p-values of the command are adjusted together.
+    known = [(result, i) for result in report.results for i, item in enumerate(result.findings) if item.p == item.p]
+    adjusted = holm([result.findings[i].p for result, i in known]) if known else ()
+    for (result, i), p in zip(known, adjusted, strict=True):
+        result.findings[i] = replace(result.findings[i], p_adjusted=float(p))
+    return report
 
 
 def collect(comparison: Comparison, plan: Plan, store: Store) -> tuple[dict[str, Path], list[Resolved]]:

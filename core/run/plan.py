@@ -138,25 +138,21 @@ def part_parameters(
     given: Mapping[str, Mapping[str, Any]], comparisons: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Part parameters into those of probes and those of comparisons; a name that is both takes what each knows."""
-    known, probes = manager.comparisons(), manager.probes()
-    of_probes: dict[str, dict[str, Any]] = {}
-    of_comparisons: dict[str, dict[str, Any]] = {}
+    registries: list[Mapping[str, type[Probe] | type[Comparison]]] = [manager.probes(), manager.comparisons()]
+    parted: tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]] = ({}, {})
     for owner, values in given.items():
-        if owner not in known and owner not in probes:
-            kind = "probe or comparison" if comparisons else "probe"
-            raise unknown(kind, owner, [*probes, *(known if comparisons else ())])
-        probe_has = probes[owner]().canonical_parameters() if owner in probes else {}
-        comparison_has = known[owner]().canonical_parameters() if owner in known else {}
+        kinds = [kind for kind, registry in enumerate(registries) if owner in registry]
+        if not kinds:
+            what = "probe or comparison" if comparisons else "probe"
+            raise unknown(what, owner, [*registries[0], *(registries[1] if comparisons else ())])
         for name, value in values.items():
-            to_comparison = name in comparison_has or owner not in probes
-            if to_comparison:
-                of_comparisons.setdefault(owner, {})[name] = value
-            if name in probe_has or owner not in known or not to_comparison:
-                of_probes.setdefault(owner, {})[name] = value
-    for owner in of_comparisons:
+            takers = [kind for kind in kinds if name in registries[kind][owner]().canonical_parameters()]
+            for kind in takers or kinds[:1]:  # who is given what it does not know says so
+                parted[kind].setdefault(owner, {})[name] = value
+    for owner in parted[1]:
         if owner not in comparisons:
             raise XatlasError(f"'{owner}' is a comparison that is not asked for: setting its parameters does nothing.")
-    return of_probes, of_comparisons
+    return parted
 
 
 def model_size(folder: Path) -> dict[str, int]:

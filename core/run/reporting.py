@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import html
 import sys
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from xatlas.text import one_line, say_on_stderr
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from xatlas.run.plan import Step
+    from xatlas.contracts.comparison import Finding
+    from xatlas.run.plan import Plan, Step
+
+#: Most lines of a report's short form.
+SCREEN = 40
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,52 @@ class Failure:
         return f"{self.what}: {self.reason}"
 
 
-@dataclass
-class RunReport:
-    """What became of the steps of a plan: measured now, or there already, or failed."""
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What one comparison gave: rows to print, findings with p-values adjusted across the run, figure and data."""
 
-    measured: list[Step] = field(default_factory=list)
-    reused: list[Step] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    name: str
+    table: list[dict[str, Any]]
+    findings: list[Finding]
+    files: list[Path]
+    reused: bool = False  # nothing that it rests on has changed since it was made
+
+
+@dataclass(repr=False)
+class Report:
+    """What became of a plan; look at the failures, too. Printed, or in a notebook, it is a short table."""
+
+    plan: Plan  # which jobs answer what was asked
+    measured: list[Step] = field(default_factory=list)  # now
+    reused: list[Step] = field(default_factory=list)  # their results were there
+    results: list[ComparisonResult] = field(default_factory=list)  # in the order asked for
+    failures: list[Failure] = field(default_factory=list)  # of measurements and comparisons
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """Return what and how it went, as much as fits a screen."""
+        models = ", ".join(model.slug for model in self.plan.models)
+        rows = [("models", f"{models} on suite '{self.plan.config.suite.name}'")]
+        rows += [("jobs", f"{len(self.measured)} measured, {len(self.reused)} were there")]
+        rows += [("failed", one_line(str(failure))) for failure in self.failures]
+        for result in self.results:
+            files = ", ".join(str(file) for file in result.files[:1]) or "no figure"
+            rows.append((result.name, f"a table of {len(result.table)} rows; {files}"))
+            rows += [(f"  {finding.verdict}", describe(finding)) for finding in result.findings]
+        return rows if len(rows) <= SCREEN else [*rows[:SCREEN], ("…", f"{len(rows) - SCREEN} more: see .results")]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{what}: {how}" for what, how in self._rows())
+
+    def _repr_html_(self) -> str:
+        rows = [[html.escape(text) for text in row] for row in self._rows()]
+        left = " style='text-align: left'"
+        return f"<table>{''.join(f'<tr><th{left}>{what}</th><td{left}>{how}</td></tr>' for what, how in rows)}</table>"
+
+
+def describe(finding: Finding) -> str:
+    """Return a finding's sentence in one line, with its adjusted p-value."""
+    p = "" if finding.p_adjusted is None else f" (p = {finding.p_adjusted:.2g} after Holm)"
+    return one_line(finding.sentence) + p
 
 
 class Reporter:

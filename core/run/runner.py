@@ -26,7 +26,7 @@ from xatlas.manager import calling, explain
 from xatlas.results.jobs import Job
 from xatlas.results.store import Store, read_entry
 from xatlas.run.plan import Plan, Step
-from xatlas.run.reporting import Failure, Reporter, ReporterChoice, RunReport, reporting
+from xatlas.run.reporting import Failure, Report, Reporter, ReporterChoice, reporting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,14 +42,14 @@ _COMPUTING = ("torch", "transformers")
 log = logging.getLogger("xatlas")
 
 
-def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: bool = False) -> RunReport:
+def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: bool = False) -> Report:
     """Do the steps of a plan whose results the store lacks; with ``refresh`` all of them.
 
     Models are loaded one after the other, each once, and only when something of theirs is missing; torch is not
     imported otherwise. A step that fails does not stop those that don't rest on it; a result that is there is replaced
     once the new one is. What would fail every step, such as a folder that can't be written to, is raised.
     """
-    report, missing = RunReport(), []
+    report, missing = Report(plan), []
     for step in plan.steps:
         if not refresh and store.has(step.job):
             report.reused.append(step)
@@ -62,7 +62,7 @@ def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: b
     with reporting(reporter, len(missing)) as shown:
         # Consecutive steps only: sorting would pull a step ahead of one that it rests on.
         for _, group in groupby(missing, key=lambda step: (step.job.model, step.job.attention)):
-            _Worker(plan.config, store, shown, report, refresh).work(list(group))
+            _Worker(store, shown, report, refresh).work(list(group))
     return report
 
 
@@ -70,15 +70,18 @@ def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: b
 class _Worker:
     """Does the missing steps of one model."""
 
-    config: MeasureConfig
     store: Store
     reporter: Reporter
-    report: RunReport
+    report: Report
     refresh: bool
     model: HookedModel | None = None
     state: State | None = None
     clean: Tensor | None = None  # logits of the first load
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> MeasureConfig:
+        return self.report.plan.config
 
     def work(self, steps: list[Step]) -> None:
         try:

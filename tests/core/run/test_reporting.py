@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from xatlas.contracts.comparison import Finding
-from xatlas.run.compare import SCREEN, CompareReport, ComparisonResult
-from xatlas.run.reporting import Console, Failure, Reporter, RunReport, reporting
+from xatlas.run.reporting import SCREEN, ComparisonResult, Console, Failure, Report, Reporter, reporting
 
 
 class Terminal(io.StringIO):
@@ -71,7 +70,7 @@ def report(n_findings=1, failures=()):
     )
     finding = Finding("It is\nso.", 1.0, 0.0, 2.0, 0.0, 0.01, "supported", p_adjusted=0.02)
     result = ComparisonResult("hub", [{"model": "c"}], [finding] * n_findings, [Path("figures/hub.png")])
-    return CompareReport(plan, RunReport(), [result], list(failures))
+    return Report(plan, results=[result], failures=list(failures))
 
 
 def test_a_report_is_shown_on_one_screen():
