@@ -83,7 +83,7 @@ def print_table(rows: Rows) -> None:
     for line in lines:
         table.add_row(*map(Text, line))  # a Text holds no markup
     terminal = sys.stdout.isatty()
-    width = os.get_terminal_size(sys.stdout.fileno()).columns if terminal else _ENDLESS
+    width = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) if terminal else _ENDLESS
     text = io.StringIO()
     Console(file=text, width=width, force_terminal=terminal, force_jupyter=False).print(table, crop=False)
     for printed in text.getvalue().splitlines():
