@@ -11,6 +11,7 @@ import numpy as np
 
 from xatlas.comparisons.measures.readings import ABLATIONS, Estimate, Reading
 from xatlas.config import KeyedSettings
+from xatlas.contracts.parameters import as_text
 from xatlas.vocabulary import BOS_HABITS, SCOPES
 
 
@@ -111,7 +112,7 @@ def command(main: Reading, row: Setting) -> str:
     wanted = {name: every for name, (one, every) in held.items() if one not in usual[name]}
     given = _job(main).get("parameters") or {}
     wanted |= {name: value for name, value in given.items() if name not in held and value != usual.get(name, value)}
-    parts += [f"--set {shlex.quote(f'{main.probe}.{name}={_text(value)}')}" for name, value in wanted.items()]
+    parts += [f"--set {shlex.quote(f'{main.probe}.{name}={as_text(value)}')}" for name, value in wanted.items()]
     return " ".join(parts + _options(main))
 
 
@@ -126,10 +127,6 @@ def _defaults(main: Reading) -> dict[str, Any]:
     found: dict[str, Any] = {"scopes": main.scopes, "ablations": main.ablations}
     probe = manager.probes().get(main.probe)
     return found | (probe().canonical_parameters() if probe else {})
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _options(main: Reading) -> list[str]:

@@ -13,6 +13,7 @@ from xatlas import manager
 from xatlas.cli import options
 from xatlas.cli.app import FAILED, app, command, end, reports_errors
 from xatlas.cli.output import Rows, echo, print_json, print_rows, print_table
+from xatlas.contracts.parameters import as_text
 from xatlas.errors import XatlasError, unknown
 from xatlas.text import one_line
 
@@ -85,14 +86,7 @@ def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, st
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{name}.")
         elif value not in (None, ""):
-            yield f"{before}{name}", _as_option(value)
-
-
-def _as_option(value: Any) -> str:
-    """Return a value as an option takes it: texts as they are."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(_as_option, value))
-    return str(value).lower() if value in (True, False, None) else str(value)
+            yield f"{before}{name}", as_text(value)
 
 
 @command()
@@ -162,13 +156,13 @@ def _tables(found: type[Any], is_probe: bool) -> dict[str, Rows]:
     """Return the tables of a probe or comparison by their titles."""
     made = found()
     parameters = [
-        {"name": f"{found.name}.{name}", "default": _as_option(value)}
+        {"name": f"{found.name}.{name}", "default": as_text(value)}
         for name, value in made.canonical_parameters().items()
     ]
     requires = [
         {
             "probe": needed.probe,
-            "with": " ".join(f"{name}={_as_option(value)}" for name, value in needed.parameters.items()) or "defaults",
+            "with": " ".join(f"{name}={as_text(value)}" for name, value in needed.parameters.items()) or "defaults",
             "needed": "where the atlas holds it" if needed.optional else "always",
         }
         for needed in made.requires

@@ -71,6 +71,13 @@ def canonical(parameters: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def as_text(value: Any) -> str:
+    """Return a value as a text that is converted back to it: ``a,b,c``, ``true``, ``none``; texts as they are."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(as_text, value))
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
+
+
 def _convert(value: Any, hint: Any) -> Any:
     """Return ``value`` as the type ``hint``; what is none of it, or no finite number, raises."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
