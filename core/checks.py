@@ -212,8 +212,8 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
     model = model or model_with(probe.sites)
     dataset = _measure_tiny(probe, model, Checkpoint())
     if probe.replicate is not None and all(probe.replicate not in v.dims for v in probe.variables.values()):
-        told = "keep values per replicate, or declare replicate = None."
-        raise XatlasError(f"{who} has no variable with the dimension '{probe.replicate}': {told}")
+        advice = "keep values per replicate, or declare replicate = None."
+        raise XatlasError(f"{who} has no variable with the dimension '{probe.replicate}': {advice}")
     if probe.replicate == "prompt" and not probe.mutates:
         _check_repeated(probe_class, model, dataset)
 
@@ -221,8 +221,8 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
 def _check_declared(cls: type[Probe], who: str) -> None:
     documented = (cls.__doc__ or "").lower()
     for word in ("unit", "control", "source"):
-        told = "it gives definition, unit, control and source, for xatlas explain prints it."
-        _must(word in documented, f"the docstring of {who} does not say its {word}: {told}")
+        rule = "it gives definition, unit, control and source, for xatlas explain prints it."
+        _must(word in documented, f"the docstring of {who} does not say its {word}: {rule}")
     declared = getattr(cls, "variables", None)
     _must(isinstance(declared, Mapping) and declared, f"{who} declares no variables.")
     for name, variable in cls.variables.items():
@@ -380,8 +380,8 @@ def check_suite(suite: SuiteSpec | Suite) -> None:
     dropped = Reader(byte_tokenizer()).suite(suite).dropped
     for family in suite.families:
         left_out = [dropped.get(prompt.id) for prompt in suite if prompt.family == family]
-        told = f"no prompt of family '{family}' can be read: {left_out[0]}"
-        _must(not all(left_out), f"suite '{suite.name}': {told}")
+        fault = f"no prompt of family '{family}' can be read: {left_out[0]}"
+        _must(not all(left_out), f"suite '{suite.name}': {fault}")
 
 
 def check_source(source: ModelSource) -> None:
@@ -391,8 +391,8 @@ def check_source(source: ModelSource) -> None:
     _check_summary(source, who)
     if source.kind not in _LOCATIONS:
         raise unknown(f"kind of {who}", str(source.kind), _LOCATIONS)
-    shape, told = _LOCATIONS[source.kind]
-    _must(re.fullmatch(shape, source.location), f"{who} is at {source.location!r}: {told}.")
+    shape, rule = _LOCATIONS[source.kind]
+    _must(re.fullmatch(shape, source.location), f"{who} is at {source.location!r}: {rule}.")
     if source.kind == "folder":
         check_folder(Path(source.location))
     if source.kind == "wheel-gguf":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -110,11 +111,9 @@ class Suite:
             raise XatlasError(f"the suite's name {self.name[:60]!r} holds {unfit}.")
         if not self.prompts:
             raise XatlasError(f"suite '{self.name}' is empty: give at least one prompt.")
-        seen: set[str] = set()
-        for prompt in self.prompts:
-            if prompt.id in seen:
-                raise XatlasError(f"suite '{self.name}' has the id '{prompt.id}' twice: ids must be unique.")
-            seen.add(prompt.id)
+        name, count = Counter(prompt.id for prompt in self.prompts).most_common(1)[0]
+        if count > 1:
+            raise XatlasError(f"suite '{self.name}' has the id '{name}' twice: ids must be unique.")
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -193,10 +192,9 @@ def _parse(line: str, where: str) -> Prompt:
     """Make one prompt of one line, or say what is wrong with it."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise XatlasError(f"{where}: the field {twice[:60]!r} stands twice.")
+        for name, count in Counter(name for name, _ in pairs).most_common(1):
+            if count > 1:
+                raise XatlasError(f"{where}: the field {name[:60]!r} stands twice.")
         return dict(pairs)
 
     try:

@@ -195,10 +195,10 @@ class Reader:
         run = (*ids, *target_ids[:-1])
         if self.context is not None and len(run) > self.context:
             return f"it has {len(run)} tokens, the model's context is {self.context}: shorten it"
-        strange = max((*run, *target_ids, *foil_ids), default=0)
-        if strange >= self.vocabulary:
-            known = self.tokenizer.convert_ids_to_tokens(strange)
-            return f"the model has {self.vocabulary} tokens, none for {known!r} ({strange})"
+        largest = max((*run, *target_ids, *foil_ids), default=0)
+        if largest >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            return f"the model has {self.vocabulary} tokens, none for {token!r} ({largest})"
         if not run:
             return "the text has no token"
         return TokenPrompt(
