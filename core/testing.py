@@ -46,7 +46,7 @@ _WORDINGS = {
 }
 
 
-def tiny_hf_model(name: str, *, seed: int = 0, attention: str = "sdpa", **config: Any) -> Any:
+def tiny_hf_model(name: str, *, seed: int = 0, attention: str | None = None, **config: Any) -> Any:
     """Return a tiny random Hugging Face model, with weights so large that every layer matters.
 
     Parameters
@@ -55,8 +55,8 @@ def tiny_hf_model(name: str, *, seed: int = 0, attention: str = "sdpa", **config
         Of the class in transformers, e.g. ``"LlamaForCausalLM"``.
     seed : int
         Of the weights.
-    attention : {"sdpa", "eager"}
-        Attention implementation.
+    attention : {"sdpa", "eager"}, optional
+        Attention implementation; by default the one that transformers would choose.
     **config
         Fields of the model's config that differ from the tiny sizes and the class's own defaults.
     """
@@ -64,9 +64,11 @@ def tiny_hf_model(name: str, *, seed: int = 0, attention: str = "sdpa", **config
 
     cls = getattr(transformers, name)
     default = cls.config_class()
-    sizes = {field: size for field, size in _SIZES.items() if hasattr(default, field)}
+    derived = {field for field in _SIZES if isinstance(getattr(cls.config_class, field, None), property)}
+    sizes = {field: size for field, size in _SIZES.items() if hasattr(default, field) and field not in derived}
     made = cls.config_class(**sizes | config)
-    made._attn_implementation = attention
+    if attention is not None:
+        made._attn_implementation = attention
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = cls(made).eval().requires_grad_(False)
@@ -78,7 +80,7 @@ def tiny_hf_model(name: str, *, seed: int = 0, attention: str = "sdpa", **config
     return model
 
 
-def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str = "sdpa") -> HookedModel:
+def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str | None = None) -> HookedModel:
     """Return a tiny random model of an adapter's first architecture, with a tokenizer of bytes.
 
     A config that gives each layer a type is made to alternate, so that both kinds of layers are there.
@@ -123,7 +125,7 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
         No registered architecture has them all.
     """
     wanted = set(kinds)
-    attention = "eager" if "attention_pattern" in wanted else "sdpa"
+    attention = "eager" if "attention_pattern" in wanted else None
     found = []
     for adapter in dict.fromkeys(adapters().values()):
         try:

@@ -11,10 +11,11 @@ from xatlas.contracts.adapter import Adapter, HookPoint, Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Add, Intervention, Mean, Zero
 from xatlas.model import HookedModel
+from xatlas.testing import tiny_hf_model
 
 PROMPT, SHORT = torch.tensor([[5, 17, 60, 3, 44]]), torch.tensor([[71, 30, 8]])
 VECTOR = torch.linspace(-2, 2, 32)
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "pad_token_id": 0}
+SIZES = {"vocab_size": VOCABULARY, "num_hidden_layers": 3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SITE = Site(1, "operator_out")
 
 
@@ -67,26 +68,21 @@ class RwkvAdapter(Adapter):
 
 def mamba2():
     more = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 4}
-    return hf.Mamba2ForCausalLM(hf.Mamba2Config(**SIZES, **more)), MambaAdapter
+    return tiny_hf_model("Mamba2ForCausalLM", **SIZES, **more), MambaAdapter
 
 
 def mamba():
-    return hf.MambaForCausalLM(hf.MambaConfig(**SIZES, state_size=8)), MambaAdapter
+    return tiny_hf_model("MambaForCausalLM", **SIZES, state_size=8), MambaAdapter
 
 
 def rwkv():
-    return hf.RwkvForCausalLM(hf.RwkvConfig(**SIZES, context_length=128, rescale_every=0)), RwkvAdapter
+    return tiny_hf_model("RwkvForCausalLM", **SIZES, context_length=128, rescale_every=0), RwkvAdapter
 
 
 @pytest.fixture(scope="module", params=[mamba2, mamba, rwkv])
 def model(request):
-    torch.manual_seed(0)
     made, adapter = request.param()
-    with torch.no_grad():
-        for weight in made.parameters():
-            if weight.dim() > 1:
-                weight.copy_(torch.randn_like(weight) * weight.shape[-1] ** -0.5)
-    return HookedModel(made.eval(), None, adapter=adapter(made))
+    return HookedModel(made, None, adapter=adapter(made))
 
 
 def generate(model, ids, mask=None, **more):

@@ -8,7 +8,6 @@ import pytest
 import reference as ref
 import torch
 from models import VOCABULARY, build, token_prompt
-from transformers import FalconConfig, FalconForCausalLM
 
 from xatlas.contracts.adapter import Adapter, HookPoint, Site
 from xatlas.interventions import Add, FromRun, Intervention, Mean, Zero
@@ -16,6 +15,7 @@ from xatlas.metrics import KL
 from xatlas.model import HookedModel
 from xatlas.probing.patching import gradients
 from xatlas.sweep import Budget, sweep
+from xatlas.testing import tiny_hf_model
 
 IDS = torch.tensor([[5, 17, 60, 3, 44], [9, 2, 71, 30, 8]])
 PROMPTS = [token_prompt("a", 5, 1), token_prompt("b", 5, 1, seed=1), token_prompt("c", 7, 1)]
@@ -47,13 +47,7 @@ class FalconAdapter(Adapter):
 
 
 def falcon():
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-    hf = FalconForCausalLM(FalconConfig(**sizes, parallel_attn=True, bias=True, alibi=False)).eval()
-    with torch.no_grad():
-        for name, weight in hf.named_parameters():
-            weight.copy_(torch.randn_like(weight) * (weight.shape[-1] ** -0.5 if "norm" not in name else 1))
-    return hf
+    return tiny_hf_model("FalconForCausalLM", vocab_size=VOCABULARY, num_hidden_layers=3, parallel_attn=True, bias=True)
 
 
 def adding_in_place():
