@@ -112,10 +112,8 @@ def measure(
     ----------
     model : str, path or HookedModel
         A name or path; or a loaded model, of which nothing is stored, for probes that don't train.
-    probe : str
-        Name of the probe.
-    parameters : dict, optional
-        Of the probe, where they differ from the defaults.
+    probe, parameters : str and dict
+        Name of the probe; its parameters that differ from the defaults.
     out : path
         Folder that holds ``atlas/``.
     reporter : Reporter, "auto", "console" or None
@@ -123,8 +121,8 @@ def measure(
     refresh : bool
         Measure again what the atlas holds.
     **settings
-        See :class:`xatlas.config.MeasureConfig`; ``suite`` and ``reference`` take a Suite, a name or a path. A loaded
-        model has some already: others are refused.
+        Fields of :class:`xatlas.config.MeasureConfig`; ``suite`` and ``reference`` take a Suite, a name or a path.
+        A loaded model has some already: others are refused.
 
     Returns
     -------

@@ -141,7 +141,7 @@ def _compare_one(
             "inputs": [[node, path.name, hash_path(path).read_text().split()[0]] for node, path in nodes.items()],
         }
     )
-    # what can't be told from another comparison of this name is made every time
+    # what can't be distinguished from another comparison of this name is made every time
     record = None if source is None else folder / f"{name}-{key[:16]}.json"
     kept = _kept(record, key, figures)  # needs neither lock nor write access
     if kept:
