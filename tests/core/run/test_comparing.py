@@ -19,10 +19,12 @@ import torch
 import xarray as xr
 from running import Counting, go, plugged, suite_file, tiny
 
+from xatlas import files
 from xatlas.api import compare, measure
 from xatlas.config import MeasureConfig
 from xatlas.errors import XatlasError
 from xatlas.files import write_hashed
+from xatlas.results import store as store_module
 from xatlas.results.atlas import verify
 from xatlas.results.store import Store, read_result
 
@@ -69,6 +71,26 @@ def test_compare_is_made_again_only_when_its_inputs_change(folder, tmp_path):
     # A sensitivity run that lands in the atlas is news for the comparison.
     measure(names[0], "layer_ablation", out=tmp_path, device="cpu", bos="native", **arguments)
     assert not again().results[0].reused
+
+
+def test_a_comparison_reads_each_result_once(folder, tmp_path, monkeypatch):
+    arguments = {"suite": str(folder / "suite.jsonl"), "reference": str(folder / "reference.jsonl")}
+    names = [str(folder / "tiny"), tiny(tmp_path, "other", seed=1)]
+    asked = {"comparisons": ["hub", "early_late", "mlp_ratio"], "out": tmp_path, "device": "cpu", **arguments}
+    assert not compare(names, **asked).failures
+    time.sleep(0.05)
+    reads = []
+
+    def counted(path, original=files.read_hashed):
+        reads.append(path)
+        return original(path)
+
+    monkeypatch.setattr(files, "read_hashed", counted)
+    store_module._remembered.clear()  # as in a command of its own
+    for record in (tmp_path / "atlas" / ".comparisons").glob("*.json"):
+        record.unlink()
+    assert not any(result.reused for result in compare(names, **asked).results)
+    assert sorted(reads) == sorted((tmp_path / "atlas").glob("*/*.nc"))
 
 
 def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model, tmp_path):
