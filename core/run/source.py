@@ -6,7 +6,6 @@ Both count: while a file is newer than what was loaded from it, the records of n
 from __future__ import annotations
 
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -15,7 +14,6 @@ from typing import Any
 from xatlas import __version__
 from xatlas.files import sha256
 
-_LIBRARIES = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}
 _PLAIN = (str, bytes, int, float, complex, type(None))
 
 
@@ -23,7 +21,7 @@ def source_of(cls: type) -> str | None:
     """Digest a class; None where it can't be told from another: it was typed in, or holds what no file does."""
     bases = [base for base in cls.__mro__ if _package(base)]
     files = {path: name for package in {*map(_package, bases), "xatlas.stats"} for path, name in _files(package)}
-    loaded = {getattr(module, "__file__", None): module for module in list(sys.modules.values())}
+    loaded = {str(Path(getattr(module, "__file__", None) or "")): module for module in list(sys.modules.values())}
     loaded = {path: module for path, module in loaded.items() if path in files}
     modules = {module.__name__ for module in loaded.values()}
     parts = [__version__]
@@ -40,7 +38,8 @@ def source_of(cls: type) -> str | None:
             function = _function(item)
             if function and function.__module__ not in modules:
                 return None
-            if function and function.__code__.co_filename in files:  # else it was made by a library, as in data classes
+            # Code of no such file was made by a library, as in data classes.
+            if function and str(Path(function.__code__.co_filename)) in files:
                 cells = [cell.cell_contents for cell in function.__closure__ or ()]
                 if not all(isinstance(value, (*_PLAIN, type)) for value in cells):
                     return None
@@ -65,10 +64,10 @@ def _files(package: str) -> Iterator[tuple[str, str]]:
     folders = [Path(folder) for folder in getattr(module, "__path__", [])]
     patterns = ["**/*.py"]
     if not folders and package.startswith("xatlas."):
-        yield str(file), package
+        yield str(Path(str(file))), package
     elif not folders and file:
         folders = [Path(file).parent]
-        patterns = ["*.py"] if folders[0] in _LIBRARIES else ["*.py", "*/*.py"]
+        patterns = ["*.py"] if folders[0].name in ("site-packages", "dist-packages") else ["*.py", "*/*.py"]
     for folder in folders:
         for path in (path for pattern in patterns for path in folder.glob(pattern)):
             yield str(path), f"{package} {path.relative_to(folder)}"
@@ -87,8 +86,11 @@ def _held(space: Mapping[str, Any], module: str, prefix: str = "") -> Iterator[s
 
 
 def _function(item: Any) -> FunctionType | None:
-    inner = item.fget if isinstance(item, property) else getattr(item, "__func__", item)
-    return inner if isinstance(inner, FunctionType) else None
+    if isinstance(item, property):
+        item = item.fget
+    elif isinstance(item, staticmethod | classmethod):
+        item = item.__func__
+    return item if isinstance(item, FunctionType) else None
 
 
 def _is_plain(item: Any) -> bool:
