@@ -126,7 +126,7 @@ class DecoderGguf(GgufLayout):
         from transformers import AutoConfig
 
         def count(key: str, default: int | None = None) -> int:
-            return file.count(f"{self.architecture}.{key}", default)
+            return _count(file, f"{self.architecture}.{key}", default)
 
         if "token_embd.weight" not in file.tensors:
             raise GgufError("it lacks the tensor 'token_embd.weight'")
@@ -210,6 +210,17 @@ class DecoderGguf(GgufLayout):
         return tokenizer
 
 
+def _count(file: GgufFile, key: str, default: int | None = None) -> int:
+    """Take a number above 0; one number for each layer is as good, if they are equal."""
+    value = file.metadata.get(key)
+    if isinstance(value, list) and value and all(one == value[0] for one in value):
+        file.metadata[key] = value[0]
+    number = file.pop(key, int, default)
+    if number < 1:
+        raise GgufError(f"its {short(key)} is {number}")
+    return number
+
+
 def _rope(file: GgufFile, prefix: str, head: int, context: int) -> dict[str, Any]:
     """Return the config's ``rope_parameters``.
 
@@ -220,7 +231,7 @@ def _rope(file: GgufFile, prefix: str, head: int, context: int) -> dict[str, Any
     old = file.pop(f"{prefix}.scale_linear", float, 0.0)
     factor = file.pop(f"{prefix}.scaling.factor", float, old) or 1.0  # 0 stands for none
     kind = file.pop(f"{prefix}.scaling.type", str, "linear")
-    original = file.count(f"{prefix}.scaling.original_context_length", context)
+    original = _count(file, f"{prefix}.scaling.original_context_length", context)
     betas = {name: file.pop(f"{prefix}.scaling.yarn_{name}", float, value) for name, value in _BETAS.items()}
     stored = file.tensors.pop("rope_freqs.weight", None)
     if theta <= 0 or factor < 0 or kind not in ("none", "linear", "yarn") or (kind == "yarn" and stored):

@@ -65,16 +65,6 @@ class GgufFile:
             raise GgufError(f"its {short(key)} is {short(value)}, not a usable {kind.__name__}")
         return value
 
-    def count(self, key: str, default: int | None = None) -> int:
-        """Take a number above 0; one number for each layer is as good, if they are equal."""
-        value = self.metadata.get(key)
-        if isinstance(value, list) and value and all(one == value[0] for one in value):
-            self.metadata[key] = value[0]
-        number = self.pop(key, int, default)
-        if number < 1:
-            raise GgufError(f"its {short(key)} is {number}")
-        return number
-
     def unpack(self, entry: TensorEntry) -> np.ndarray:
         """Read one tensor's data and turn it into float32."""
         import numpy as np
