@@ -39,7 +39,7 @@ def variables(part: str, mains: Sequence[Reading]) -> tuple[dict[str, Any], list
     carriers = np.full((len(mains), layers), "", dtype=object)
     for row, one in zip(carriers, each, strict=True):
         row[: len(one["carrier"])] = one["carrier"]
-    found[f"{part}_carrier"] = (dims, carriers, "1", f"{part} with the largest effect; empty where several tie")
+    found[f"{part}_carrier"] = (dims[:2], carriers, "1", f"{part} with the largest effect; empty where several tie")
     leads = np.array([one["lead"] for one in each], dtype=object)
     found[f"{part}_lead"] = (("model",), leads, "1", f"{part} with the largest effect over all conv layers")
     for name, word in _SINGLE.items():
