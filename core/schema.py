@@ -58,14 +58,9 @@ NOTES = ("absent", "dropped", "noise_floor")
 
 
 def prompt_coords(prompts: Iterable[Prompt], n_tokens: Sequence[int], appended: Sequence[int]) -> dict[str, Any]:
-    """Return the coordinates of the ``prompt`` dimension.
+    """Return the coordinates of the ``prompt`` dimension; a prompt without a template counts as its own.
 
-    Parameters
-    ----------
-    prompts : iterable of Prompt
-        Those measured, in order; a prompt without a template counts as its own.
-    n_tokens, appended : sequence of int
-        Tokens run per prompt, and how many of them belong to the target.
+    ``n_tokens`` were run of each prompt, ``appended`` of which belong to the target.
     """
     kept = list(prompts)
     return {
@@ -112,25 +107,17 @@ def label(
 
     Parameters
     ----------
-    variables : mapping of str to Variable
-        The probe's declaration.
-    arrays : mapping of str to array
-        One for each variable: a DataArray with the declared dimensions in any order, or a plain array with its
-        dimensions in the declared order.
+    variables, arrays : mapping
+        What the probe declares, and by the same names DataArrays with these dimensions in any order, or plain arrays
+        in the declared order.
     coords : mapping
-        As :class:`xarray.Dataset` takes them; see :func:`prompt_coords`, :func:`layer_coords` and
-        :func:`head_coords`.
+        As :class:`xarray.Dataset` takes them; see :func:`suite_coords`, :func:`layer_coords`, :func:`head_coords`.
     absent : mapping of str to str, optional
         Why values are NaN: what is absent, as :func:`xatlas.schema.validate` says and :func:`cells` writes it → reason.
     dropped : mapping of str to str, optional
         Prompt id → why it was left out.
     noise_floor : mapping of str to float, optional
         Variable → size of a difference that is mere rounding, in its unit.
-
-    Returns
-    -------
-    Dataset
-        As :func:`xatlas.schema.validate` wants it, unless the coordinates lack something.
 
     Raises
     ------
@@ -159,8 +146,8 @@ def label(
         long_name, units = COORDINATES.get(str(called), (str(called).replace("_", " "), "1"))
         coordinate.attrs.setdefault("long_name", long_name)
         coordinate.attrs.setdefault("units", units)
-    kept = zip(NOTES, (absent, dropped, noise_floor), strict=True)
-    dataset.attrs = {name: json.dumps(note or {}, sort_keys=True) for name, note in kept}
+    for name, note in zip(NOTES, (absent, dropped, noise_floor), strict=True):
+        dataset.attrs[name] = json.dumps(note or {}, sort_keys=True)
     dataset.attrs["Conventions"] = CONVENTIONS
     return dataset
 
@@ -194,14 +181,10 @@ def validate(
 
     Parameters
     ----------
-    dataset : Dataset
-        What ``probe.measure`` returned.
-    probe : Probe
-        Declares the variables.
-    model : HookedModel, optional
-        What was measured: labels of layers, operator types and heads must be its own.
-    suite : Suite, optional
-        What was measured on: prompts, families and templates must be its own.
+    dataset, probe : Dataset, Probe
+        What ``probe.measure`` returned, and what declares its variables.
+    model, suite : HookedModel, Suite, optional
+        What was measured, and on what: layers, heads, operator types, prompts, families and templates are theirs.
 
     Raises
     ------
@@ -212,8 +195,7 @@ def validate(
     checks = (
         _variable_problems(dataset, probe.variables),
         _dimension_problems(dataset),
-        _attribute_problems(dataset),
-        _number_problems(dataset),
+        _value_problems(dataset),
         _reason_problems(dataset),
         _prompt_problems(dataset, suite) if suite is not None and on_suite else (),
         _model_problems(dataset, model) if model is not None else (),
@@ -259,7 +241,7 @@ def _dimension_problems(dataset: xr.Dataset) -> Iterator[str]:
         yield "no prompt is left"
 
 
-def _attribute_problems(dataset: xr.Dataset) -> Iterator[str]:
+def _value_problems(dataset: xr.Dataset) -> Iterator[str]:
     owners = {"the dataset": dataset.attrs} | {f"'{name}'": array.attrs for name, array in dataset.variables.items()}
     for owner, attributes in owners.items():
         for name, value in attributes.items():
@@ -270,8 +252,6 @@ def _attribute_problems(dataset: xr.Dataset) -> Iterator[str]:
         if not _storable(array):
             yield f"coordinate '{name}' has dtype {array.dtype}; use numbers or text"
 
-
-def _number_problems(dataset: xr.Dataset) -> Iterator[str]:
     for name, array in dataset.variables.items():
         if array.dtype.kind == "f" and np.isinf(array.values).any():
             yield f"'{name}' holds infinite values; what can't be measured is NaN with a reason"

@@ -183,7 +183,8 @@ class _Sweep:
         for name, run in runs.items():  # a prompt without the run has no number where a change reads it
             missing = [tokens is None for tokens in run]
             users = [any(name in part.change.runs() for part in condition) for condition in self.conditions]
-            values[:, np.outer(missing, users)] = np.nan
+            if any(users):
+                values[:, np.outer(missing, users)] = np.nan
         return values
 
     def _context(

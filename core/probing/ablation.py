@@ -32,16 +32,9 @@ Cells = Iterator[tuple[Mapping[str, Any], Ablation, Controls]]
 
 
 def matched_control(ablated: Ablation, draw: int = 0, at: str | None = None) -> Intervention:
-    """Return a random direction with the norm of what an ablation changes, added where its first part is.
+    """Return a control: a random direction with the norm of what an ablation of one layer changes.
 
-    Parameters
-    ----------
-    ablated : Intervention or tuple of Intervention
-        The ablation, all of it in one layer.
-    draw : int
-        Which of several directions.
-    at : str, optional
-        Site kind of the layer at which it is added instead.
+    It is added where the ablation's first part is, or at the site kind ``at``; ``draw`` picks one of several.
     """
     condition = _condition(ablated)
     first = condition[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from xatlas.engine.sweep import named_sweep
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import FromRun, Intervention
 from xatlas.metrics import LogitDifference
-from xatlas.model.hooks import Hook, attached, exclusive
+from xatlas.model.hooks import attached, exclusive
 from xatlas.probing.ablation import Grid, matched_control
 from xatlas.probing.means import noise_floor
 from xatlas.probing.reading import absent_positions, without_tokens
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from xatlas.contracts.probe import Inputs, Variable
     from xatlas.model import HookedModel
-    from xatlas.suites import Prompt, Suite
+    from xatlas.suites import Suite
 
 
 #: Smallest demand on what clean and corrupted run prefer, in logits: recovery divides by their difference.
@@ -123,22 +123,22 @@ def read_pairs(model: HookedModel, suite: Suite, least: float) -> Pairs:
     return Pairs(tuple(found[i] for i in kept), clean[kept], corrupt[kept], dropped)
 
 
-def corrupted(prompt: Prompt) -> Prompt:
-    """Return a prompt's corrupted one: its target is the foil, and the other way round."""
-    text, corrupt, span = prompt.text, prompt.corrupt_text, prompt.subject
-    assert corrupt is not None
-    if span is not None:
-        end = span[1] + len(corrupt) - len(text)
-        span = (span[0], end) if end > span[0] else None
-    return replace(
-        prompt, text=corrupt, corrupt_text=text, target=prompt.foil, foil=prompt.target, subject=span, extra={}
-    )
-
-
 def _pair(model: HookedModel, clean: TokenPrompt) -> Pair | str:
     """Return a tokenised prompt with its corrupted one, or why they can't be patched into each other."""
+    prompt, span = clean.prompt, clean.prompt.subject
     assert model.reader is not None
-    corrupt = model.reader.prompt(corrupted(clean.prompt))
+    assert prompt.corrupt_text is not None
+    if span is not None:
+        end = span[1] + len(prompt.corrupt_text) - len(prompt.text)
+        span = (span[0], end) if end > span[0] else None
+    # the right answer to the corrupted text is the foil
+    swapped: dict[str, Any] = {
+        "corrupt_text": prompt.text,
+        "target": prompt.foil,
+        "foil": prompt.target,
+        "subject": span,
+    }
+    corrupt = model.reader.prompt(replace(prompt, text=prompt.corrupt_text, **swapped))
     if isinstance(corrupt, str):
         return f"the twin can't be read: {corrupt}"
     if clean.n_text != corrupt.n_text:
@@ -264,10 +264,11 @@ class Patching:
     def _where_there(self, values: xr.DataArray) -> xr.DataArray:
         """Return values with their labels, NaN where a layer has no such site or a pair no such token."""
         has = [[self.model.has(Site(layer, kind)) for kind in self.sites] for layer in self.labels["layer"]]
-        sites = xr.DataArray(has, dims=("layer", "site"))
-        without = xr.DataArray(np.stack([self.without[name] for name in self.positions]), dims=("position", "prompt"))
+        sites = xr.DataArray(np.array(has, dtype=bool), dims=("layer", "site"))
         names = [pair.clean.prompt.id for pair in self.pairs.pairs]
-        return values.where(sites & ~without).assign_coords(self.labels | {"prompt": names})
+        without = np.array([self.without[each] for each in self.positions], dtype=bool).reshape(-1, len(names))
+        there = sites & ~xr.DataArray(without, dims=("position", "prompt"))
+        return values.where(there).assign_coords(self.labels | {"prompt": names})
 
     def attribution(self) -> xr.DataArray:
         """Return gradient × (clean − corrupted) at the corrupted run, summed over the tokens of each position class.
@@ -309,7 +310,19 @@ def gradients(
     values: dict[Site, Tensor] = {}
     leaves: dict[Site, Tensor] = {}
     final: list[Tensor] = []
-    hooks = [hook for site in dict.fromkeys(sites) for hook in _leaf(model, site, values, leaves)]
+
+    def read(value: Tensor, site: Site) -> None:
+        values[site] = value.detach()
+
+    def add_leaf(value: Tensor, site: Site) -> Tensor:
+        """Add zeros to differentiate by; what is added at the site that edits stand for is added to the site itself."""
+        leaves[site] = torch.zeros_like(value, requires_grad=True)
+        return value + leaves[site]
+
+    hooks = []
+    for site in dict.fromkeys(sites):
+        edited = Site(site.layer, model.point(site).edit_as or site.kind)
+        hooks += [model.hook(site, partial(read, site=site)), model.hook(edited, partial(add_leaf, site=site))]
     hooks.append(model.hook(Site(model.n_layers - 1, "resid_post"), final.append))
     with torch.inference_mode(False), torch.enable_grad():
         with attached(hooks):
@@ -318,17 +331,3 @@ def gradients(
         difference = _logit_difference(model, final[0], prompts).sum()
         found = torch.autograd.grad(difference, list(leaves.values()))
     return {site: (values[site], gradient) for site, gradient in zip(leaves, found, strict=True)}
-
-
-def _leaf(model: HookedModel, site: Site, values: dict[Site, Tensor], leaves: dict[Site, Tensor]) -> list[Hook]:
-    """Return the hooks that make a site's value something to differentiate by: zeros are added to it."""
-
-    def read(value: Tensor) -> None:
-        values[site] = value.detach()
-
-    def add_nothing(value: Tensor) -> Tensor:
-        leaves[site] = torch.zeros_like(value, requires_grad=True)
-        return value + leaves[site]
-
-    edited = model.point(site).edit_as or site.kind  # what is added there is added to the site itself
-    return [model.hook(site, read), model.hook(Site(site.layer, edited), add_nothing)]

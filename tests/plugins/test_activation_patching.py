@@ -127,6 +127,13 @@ def test_a_planted_head_is_exactly_what_is_found():
     assert float(np.abs(dataset["recovery_control"]).max()) < 0.5
 
 
+def test_where_no_patch_can_have_an_effect_all_is_0():
+    """Both runs begin with one token, so that at position 0 nothing is left to measure."""
+    dataset = measured(positions="first")
+    assert np.abs(dataset["recovery"]).max() == np.abs(dataset["recovery_control"]).max() == 0
+    assert not dataset["recovery"].isnull().any()
+
+
 def test_a_class_without_tokens_is_nan_with_a_reason():
     dataset = measured(prompts=suite(subject=None))
     assert np.isnan(dataset["recovery"].sel(position="subject")).all()
