@@ -113,8 +113,8 @@ class Grid:
                 if "layer" in dims and (not picked or len(same) < len(self.labels["layer"])):
                     picked = {"layer": list(same), **picked}
                 named = [*(str(label) for some in picked.values() for label in some), *dims]
-                told = next((reasons[each] for each in named if each in reasons), "no such part")
-                absent[cells(**picked) or name] = told
+                reason = next((reasons[each] for each in named if each in reasons), "no such part")
+                absent[cells(**picked) or name] = reason
         return absent
 
 
@@ -213,7 +213,7 @@ class AblationProbe(Probe):
             self.derive(arrays),
             {**grid.labels, **coords},
             absent=absent,
-            dropped={**tokens.dropped, **{name: f"{told}{model.overflow}" for name, told in dropped.items()}},
+            dropped={**tokens.dropped, **{name: f"{reason}{model.overflow}" for name, reason in dropped.items()}},
             noise_floor=noise_floor(model, tokens.prompts),
         )
 
@@ -266,8 +266,8 @@ class AblationProbe(Probe):
         absent |= absent_positions(empty)
         undonated = sum(map(all, zip(*without.values(), strict=True)))
         if undonated:
-            told = f"no donor of equal token length, other family and other target for {undonated} prompts"
-            absent |= dict.fromkeys(["resample"] if "ablation" in grid.labels else self.variables, told)
+            reason = f"no donor of equal token length, other family and other target for {undonated} prompts"
+            absent |= dict.fromkeys(["resample"] if "ablation" in grid.labels else self.variables, reason)
         unread = np.array([[not metric.positions(prompt) for prompt in prompts] for metric in metrics.values()])
         for name, count in zip(metrics, unread.sum(1), strict=True):
             if count:

@@ -207,8 +207,8 @@ class Patching:
         for kind in self.sites:
             bare = [layer for layer in self.labels["layer"] if not self.model.has(Site(layer, kind))]
             if bare:
-                told = f"{len(bare)} of {self.model.n_layers} layers have no {kind}"
-                absent[cells(site=[kind], layer=bare)] = told
+                reason = f"{len(bare)} of {self.model.n_layers} layers have no {kind}"
+                absent[cells(site=[kind], layer=bare)] = reason
         tokens = TokenSuite(tuple(pair.clean for pair in self.pairs.pairs), self.pairs.dropped)
         coords = self.labels | suite_coords(tokens) | layer_coords(self.model.operator_types) | more
         noise = noise_floor(self.model, tokens.prompts)
