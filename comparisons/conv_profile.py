@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
+from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import conv as conv_figure
 from xatlas.comparisons.measures import conv as conv_measures, readings, summary
 from xatlas.comparisons.measures.conv import PARTS
@@ -108,7 +109,7 @@ def _finding(dataset: xr.Dataset, index: int, part: str) -> Finding | None:
     value, low, high = summary.triple(at, f"{part}_over_others")
     mean, control = float(one[f"{part}_over_others_mean"]), float(at[f"{part}_over_others_control"])
     p = float(at[f"{part}_p"])
-    clears = summary.side(low, high, mean, control, 1) > 0 and p <= summary.ALPHA and not float(one[f"{part}_tie"])
+    clears = rule.side(low, high, mean, control, 1) > 0 and p <= rule.ALPHA and not float(one[f"{part}_tie"])
     named = f"tap {one[f'{part}_lead'].item()}" if part == "tap" else f"the {one[f'{part}_lead'].item()}"
     sentence = (
         f"In {model} {named} outweighs the other {part}s most in conv layer {int(one[f'{part}_peak'])}: ratio "
@@ -116,7 +117,7 @@ def _finding(dataset: xr.Dataset, index: int, part: str) -> Finding | None:
         f"{summary.number(control)}."
     )
     agree = bool(float(one[f"{part}_kinds_agree"]))
-    verdict = summary.verdict(clears, agree, against=high < max(mean, control, 1))
+    verdict = rule.verdict(clears, agree, against=high < max(mean, control, 1))
     return Finding(sentence, value, low, high, control, p, verdict, model)
 
 

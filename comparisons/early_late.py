@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
+from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import early_late as early_late_figure
 from xatlas.comparisons.measures import readings, settings, summary
 from xatlas.comparisons.measures.readings import ABLATIONS, SCOPE, Estimate, Reading
@@ -78,9 +79,9 @@ class EarlyLate(Comparison):
         rows: list[dict[str, str | float]] = []
         for i, finding in enumerate(self.findings(dataset)[: dataset.sizes["model"]]):
             one = dataset.isel(model=i)
-            main = summary.side(finding.low, finding.high, 1)
+            main = rule.side(finding.low, finding.high, 1)
             ends = zip(dataset["sensitivity_low"].values[i], dataset["sensitivity_high"].values[i], strict=True)
-            same = [summary.side(low, high, 1) == main for low, high in ends]
+            same = [rule.side(low, high, 1) == main for low, high in ends]
             rows.append(
                 {
                     "model": finding.model,
@@ -186,11 +187,11 @@ def _ratio_finding(dataset: xr.Dataset, index: int) -> Finding:
     control, p, model = float(one["control"]), float(one["p"]), str(one["model"].item())
     if math.isnan(value):
         return Finding(f"{model} has no two halves to compare.", value, low, high, control, p, "undecided", model)
-    main = summary.side(low, high, 1, control)
-    agree = all(summary.side(low, high, 1) == main for _, low, high in summary.kinds(dataset, index))
+    main = rule.side(low, high, 1, control)
+    agree = all(rule.side(low, high, 1) == main for _, low, high in rule.kinds(dataset, index))
     # what the control does as much or more, in the same direction, is no finding about early and late
     against = 1 < low <= high < control or control < low <= high < 1
-    verdict = summary.verdict(main != 0 and p <= summary.ALPHA, agree, against=against)
+    verdict = rule.verdict(main != 0 and p <= rule.ALPHA, agree, against=against)
     what = {1: "matters more than", -1: "matters less than", 0: "does no more, beside its control, than"}[main]
     sentence = (
         f"In {model} the first half of the layers {what} the second: ratio {summary.interval(value, low, high)}, "
@@ -207,7 +208,7 @@ def _pair_finding(dataset: xr.Dataset, i: int, j: int) -> Finding | None:
     control, p = (float(one[f"profile_correlation_{what}"][0]) for what in ("control", "p"))
     others = one["profile_correlation"].values[1:], one["profile_correlation_control"].values[1:]
     agree = all(other > chance for other, chance in zip(*others, strict=True) if not math.isnan(other))
-    verdict = summary.verdict(low > control and p <= summary.ALPHA, agree, against=high < control)
+    verdict = rule.verdict(low > control and p <= rule.ALPHA, agree, against=high < control)
     names = [str(dataset["model"].values[k]) for k in (i, j)]
     sentence = (
         f"The profiles of {names[0]} and {names[1]} over depth correlate by ranks: "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
+from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import head as head_figure
 from xatlas.comparisons.measures import head as head_measures, readings, settings, summary
 from xatlas.comparisons.measures.readings import Estimate, Reading
@@ -123,14 +124,14 @@ def _share_finding(dataset: xr.Dataset, index: int) -> Finding:
     value, low, high = summary.triple(one, "top_share")
     control = max(float(one["top_share_control"]), float(one["top_share_chance"]))
     p, model = float(one["top_share_p"]), str(one["model"].item())
-    clears = low > control and p <= summary.ALPHA
-    agree_kinds = all(other[1] > control for other in summary.kinds(dataset, index))
+    clears = low > control and p <= rule.ALPHA
+    agree_kinds = all(other[1] > control for other in rule.kinds(dataset, index))
     sentence = (
         f"The five strongest of {int(one['n_heads'])} heads of {model} hold {summary.interval(value, low, high)} "
         f"of the summed effect; control {summary.number(float(one['top_share_control']))}, shuffled layers "
         f"{summary.number(float(one['top_share_chance']))}."
     )
-    verdict = summary.verdict(clears, agree_kinds, against=high < control)
+    verdict = rule.verdict(clears, agree_kinds, against=high < control)
     if int(one["n_heads"]) <= head_measures.TOP:  # five of five hold everything, whatever they do
         verdict = "undecided"
     return Finding(sentence, value, low, high, control, p, verdict, model)
@@ -142,15 +143,15 @@ def _wins_finding(dataset: xr.Dataset, index: int) -> Finding:
     chance, p, model = float(one["index_wins_chance"]), float(one["index_wins_p"]), str(one["model"].item())
     name = "index_wins_over_control"
     over_low, over_high = summary.triple(one, name)[1:]
-    over = over_low > chance and float(one[f"{name}_p"]) <= summary.ALPHA
-    apart = float(one["layers_p"]) <= summary.ALPHA
-    raw = low > chance and p <= summary.ALPHA
-    verdict = summary.verdict(
+    over = over_low > chance and float(one[f"{name}_p"]) <= rule.ALPHA
+    apart = float(one["layers_p"]) <= rule.ALPHA
+    raw = low > chance and p <= rule.ALPHA
+    verdict = rule.verdict(
         raw and over and apart,
-        all(other[1] > chance for other in summary.kinds(dataset, index, "sensitivity_wins")),
-        against=p > summary.ALPHA and apart and math.isfinite(high),
+        all(other[1] > chance for other in rule.kinds(dataset, index, "sensitivity_wins")),
+        against=p > rule.ALPHA and apart and math.isfinite(high),
         published=raw and apart,
-        fails=summary.fails(over_low, over_high, 1, chance),
+        fails=rule.fails(over_low, over_high, 1, chance),
     )
     if int(one["n_layers_won"]) == 0:  # one head a layer, or no layer with a winner: nothing to win
         verdict = "undecided"

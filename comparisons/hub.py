@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
+from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import hub as hub_figure
 from xatlas.comparisons.measures import hub as hub_measures, readings, settings, summary
 from xatlas.comparisons.measures.hub import COMPONENTS, prefix
@@ -114,9 +115,9 @@ def _hub_finding(dataset: xr.Dataset, index: int, component: str) -> Finding | N
     tie, rank = bool(one["tie"]), float(at["p_rank1"])
     p = float(np.max([float(at["p_effect"]), (1 + DRAWS * (1 - rank)) / (1 + DRAWS)]))
     alone = math.isnan(float(one["runner_up"]))  # the only layer there is wins nothing
-    verdict = summary.verdict(
-        float(at["over_control_low"]) > 1 and p <= summary.ALPHA and not tie and not alone,
-        all(value == hub for value, _, _ in summary.kinds(dataset, index, prefix(component))),
+    verdict = rule.verdict(
+        float(at["over_control_low"]) > 1 and p <= rule.ALPHA and not tie and not alone,
+        all(value == hub for value, _, _ in rule.kinds(dataset, index, prefix(component))),
         against=float(at["over_control_high"]) < 1,
     )
     ending = f"; it ties with layer {one['tied'].item()}" if tie else ""
@@ -137,7 +138,7 @@ def _pair_finding(dataset: xr.Dataset, i: int, j: int, verdicts: Sequence[str]) 
     layers = [int(np.isfinite(dataset["depth"].values[k]).sum()) for k in (i, j)]
     grid = 0.5 / max(min(layers) - 1, 1)
     both = verdicts[i] == verdicts[j] == "supported"
-    verdict = summary.verdict(low > grid or high < -grid, both, against=-grid <= low <= high <= grid)
+    verdict = rule.verdict(low > grid or high < -grid, both, against=-grid <= low <= high <= grid)
     names = [str(dataset["model"].values[k]) for k in (i, j)]
     sentence = f"Depth of the hub of {names[0]} minus that of {names[1]}: {summary.interval(value, low, high)}."
     return Finding(sentence, value, low, high, 0.0, float(one["depth_difference_p"]), verdict)

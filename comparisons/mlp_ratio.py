@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
+from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import mlp_ratio as mlp_ratio_figure
 from xatlas.comparisons.measures import mlp as mlp_measures, readings, settings, summary
 from xatlas.comparisons.measures.mlp import COMPONENTS, PARTS
@@ -96,15 +97,15 @@ def _peak_finding(dataset: xr.Dataset, index: int) -> Finding:
     at = one.isel(layer=int(one["peak"]))
     value, low, high = summary.triple(at, "mlp_over_operator")
     mean, p = float(one["mean_ratio"]), float(at["p"])
-    clears = summary.side(low, high, mean, float(at["control"])) > 0 and p <= summary.ALPHA
+    clears = rule.side(low, high, mean, float(at["control"])) > 0 and p <= rule.ALPHA
     clears = clears and not bool(one["tie"])
-    agree = all(peak == float(one["peak"]) for peak, _, _ in summary.kinds(dataset, index))
+    agree = all(peak == float(one["peak"]) for peak, _, _ in rule.kinds(dataset, index))
     sentence = (
         f"In {model} the MLP outweighs the operator most in layer {int(one['peak'])}: ratio "
         f"{summary.interval(value, low, high)}, mean layer {summary.number(mean)}, control "
         f"{summary.number(float(at['control']))}."
     )
-    verdict = summary.verdict(clears, agree, against=high < max(mean, float(at["control"])))
+    verdict = rule.verdict(clears, agree, against=high < max(mean, float(at["control"])))
     return Finding(sentence, value, low, high, float(at["control"]), p, verdict, model)
 
 
@@ -117,14 +118,14 @@ def _type_finding(dataset: xr.Dataset, index: int, component: str) -> Finding | 
     if math.isnan(float(raw[name])):
         return None
     control, p = float(own[f"{name}_control"]), float(own[f"{name}_p"])
-    main = summary.side(low, high, 1, control)
-    loose = summary.side(*summary.triple(raw, name)[1:], 1, float(raw[f"{name}_control"]))
-    others = summary.kinds(dataset, index, f"sensitivity_{component}")
-    verdict = summary.verdict(
-        main != 0 and p <= summary.ALPHA,
-        all(summary.side(other[1], other[2], 1) == main for other in others),
-        published=loose != 0 and float(raw[f"{name}_p"]) <= summary.ALPHA,
-        fails=summary.fails(low, high, loose, 1, control),
+    main = rule.side(low, high, 1, control)
+    loose = rule.side(*summary.triple(raw, name)[1:], 1, float(raw[f"{name}_control"]))
+    others = rule.kinds(dataset, index, f"sensitivity_{component}")
+    verdict = rule.verdict(
+        main != 0 and p <= rule.ALPHA,
+        all(rule.side(other[1], other[2], 1) == main for other in others),
+        published=loose != 0 and float(raw[f"{name}_p"]) <= rule.ALPHA,
+        fails=rule.fails(low, high, loose, 1, control),
     )
     model = str(one["model"].item())
     sentence = (

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
+from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import patching as patching_figure
 from xatlas.comparisons.measures import arrival, patching as patching_measures, readings, summary
 from xatlas.comparisons.measures.patching import SITES
@@ -130,8 +131,8 @@ def _arrival_finding(dataset: xr.Dataset, index: int) -> Finding:
         told = f"The subject's information never reaches the readout of {model}."
         return Finding(told, value, value, value, 1.0, p, "undecided", model)
     noise = summary.triple(one.sel(mode="noise"), "arrival")
-    clears = high < 1 and p <= summary.ALPHA and _in_order(one)
-    verdict = summary.verdict(clears, _overlap(one, "arrival"), against=value == 1 and math.isfinite(high))
+    clears = high < 1 and p <= rule.ALPHA and _in_order(one)
+    verdict = rule.verdict(clears, _overlap(one, "arrival"), against=value == 1 and math.isfinite(high))
     stream = one["recovery"].sel(site="resid_post", position="last", mode="denoise").values
     layer = round(value * (_layers(one) - 1))
     before = f"{summary.number(float(stream[layer - 1]))} a layer before" if layer else "no layer before"
@@ -162,8 +163,8 @@ def _mover_finding(dataset: xr.Dataset, index: int) -> Finding:
     value, low, high = summary.triple(here, "recovery")
     control = float(here["control"])
     rank, p = float(denoise["mover_p_rank1"]), float(denoise["mover_p"])
-    clears = low > float(here["control_high"]) and p <= summary.ALPHA and not float(denoise["mover_tie"])
-    verdict = summary.verdict(
+    clears = low > float(here["control_high"]) and p <= rule.ALPHA and not float(denoise["mover_tie"])
+    verdict = rule.verdict(
         clears and _in_order(one), float(one.sel(mode="noise")["mover"]) == at, against=high < control
     )
     sentence = (
@@ -182,9 +183,9 @@ def _type_findings(dataset: xr.Dataset, index: int) -> list[Finding]:
         return []
     model, p = str(one["model"].item()), float(one["attention_over_others_p"])
     control = float(one.sel(mode="denoise")["attention_over_others_control"])
-    main = summary.side(low, high, 0, control)
-    noise = summary.side(*summary.triple(one.sel(mode="noise"), "attention_over_others")[1:], 0)
-    verdict = summary.verdict(main != 0 and p <= summary.ALPHA and _in_order(one), noise == main)
+    main = rule.side(low, high, 0, control)
+    noise = rule.side(*summary.triple(one.sel(mode="noise"), "attention_over_others")[1:], 0)
+    verdict = rule.verdict(main != 0 and p <= rule.ALPHA and _in_order(one), noise == main)
     what = {1: "more than", -1: "less than", 0: "no more and no less, as far as can be told, than"}[main]
     sentence = (
         f"In {model} an attention layer moves {what} another layer to the readout: difference in recovery "
@@ -200,7 +201,7 @@ def _pair_finding(dataset: xr.Dataset, i: int, j: int) -> Finding:
     names = [str(dataset["model"].values[k]) for k in (i, j)]
     grid = 0.5 / max(min(_layers(dataset.isel(model=k)) for k in (i, j)) - 1, 1)
     both = all(_arrival_finding(dataset, k).verdict == "supported" for k in (i, j))
-    verdict = summary.verdict(low > grid or high < -grid, both, against=-grid <= low <= high <= grid)
+    verdict = rule.verdict(low > grid or high < -grid, both, against=-grid <= low <= high <= grid)
     count = int(one["arrival_difference_prompts"])
     sentence = (
         f"Depth at which it reaches the readout of {names[0]} minus that of {names[1]}: "

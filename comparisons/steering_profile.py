@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, XatlasError, hookimpl
+from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import steering as steering_figure
 from xatlas.comparisons.measures import readings, steering as steering_measures, summary
 from xatlas.comparisons.measures.steering import KINDS, SCALES
@@ -125,14 +126,14 @@ def _early_finding(dataset: xr.Dataset, index: int, kind: str) -> Finding | None
     if kind != "random":
         random = dataset.isel(model=index).sel(kind="random", scale="relative", dose=float(dataset["dose_shown"]))
         chance = float(random["early_over_late"])
-    published = summary.side(*summary.triple(fixed, "early_over_late")[1:], 1) > 0
+    published = rule.side(*summary.triple(fixed, "early_over_late")[1:], 1) > 0
     doses = whole.sel(scale="relative")["early_over_late"].values
-    verdict = summary.verdict(
-        summary.side(low, high, 1, chance) > 0 and p <= summary.ALPHA,
+    verdict = rule.verdict(
+        rule.side(low, high, 1, chance) > 0 and p <= rule.ALPHA,
         all(other > 1 for other in doses if not math.isnan(other)),
         against=high < 1,
-        published=published and float(fixed["early_over_late_p"]) <= summary.ALPHA,
-        fails=summary.fails(low, high, 1, 1, chance),
+        published=published and float(fixed["early_over_late_p"]) <= rule.ALPHA,
+        fails=rule.fails(low, high, 1, 1, chance),
     )
     named = "random directions steer" if kind == "random" else "families' own directions steer"
     sentence = (
@@ -151,14 +152,14 @@ def _peak_finding(dataset: xr.Dataset, index: int) -> Finding:
     at = one.isel(layer=int(one["peak"]))
     value, low, high = summary.triple(at, "family_over_random")
     control, p = float(at["shuffled_over_random"]), float(at["family_p"])
-    clears = summary.side(low, high, 1, control) > 0 and p <= summary.ALPHA and not float(one["peak_tie"])
+    clears = rule.side(low, high, 1, control) > 0 and p <= rule.ALPHA and not float(one["peak_tie"])
     against = high < 1 or (not math.isnan(control) and high < control)
     sentence = (
         f"In {model} families' own directions do most beyond random ones of their length in layer "
         f"{int(one['peak'])}: {summary.interval(value, low, high)} times as much, with shuffled labels "
         f"{summary.number(control)}."
     )
-    return Finding(sentence, value, low, high, control, p, summary.verdict(clears, True, against=against), model)
+    return Finding(sentence, value, low, high, control, p, rule.verdict(clears, True, against=against), model)
 
 
 @hookimpl

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.measures import summary
 
@@ -68,7 +69,7 @@ def _ratios(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: lis
             continue
         axes.plot([low, high], [y, y], color=palette[model], lw=2.5, solid_capstyle="butt")
         axes.plot([value], [y], "o", color=palette[model], ms=6, gid=f"ratio-{model}")
-        for other, _, _ in summary.kinds(dataset, i):
+        for other, _, _ in rule.kinds(dataset, i):
             axes.plot([other], [y], "|", color=style.INK, ms=9)
         axes.plot([float(one["control"])], [y - 0.25], "o", mfc="none", mec=style.CONTROL, ms=5)
         ends = [float(one[f"control_{end}"]) for end in ("low", "high")]
