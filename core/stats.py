@@ -225,7 +225,7 @@ class Clusters:
     def family_means(self, values: Any) -> Floats:
         """Return means ``(family, *items)`` of values ``(prompt, *items)``."""
         sums, counts, shape = self._sums(values)
-        return divide(self._by_family(sums), self._by_family(counts)).reshape(-1, *shape)
+        return divide(self._by_family(sums), self._by_family(counts)).reshape(len(self._rows), *shape)
 
     def macro(self, values: Any) -> Floats:
         """Return the mean over families ``(*items)`` of values ``(prompt, *items)``."""
