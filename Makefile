@@ -15,7 +15,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 PACKAGE := pyproject.toml constraints.txt
 # An editable install that editors and type checkers understand: a tree of links, file by file. It is made again when a
 # file comes or goes, which changes its folder.
-EDITABLE = $(INSTALL) --config-settings editable_mode=strict -e
+EDITABLE = $(INSTALL) --no-build-isolation --config-settings editable_mode=strict -e
 FOLDERS := $(shell find core plugins architectures comparisons -type d -not -name __pycache__)
 
 .DELETE_ON_ERROR:
@@ -48,9 +48,9 @@ lint: $(VENV)/.installed $(VENV)/.installed-dev
 	$(BIN)/lint-imports --config .importlinter
 
 # the package as it would be published, in an environment of its own, far from these folders
-wheel: $(VENV)/bin/python
+wheel: $(VENV)/.installed
 	rm -rf dist $(VENV)-wheel
-	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-build-isolation --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt dist/*.whl
 	cd dist && $(abspath $(VENV))-wheel/bin/xatlas compare --models lfm2-mini,qwen-mini --suite quick --out .
