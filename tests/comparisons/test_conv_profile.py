@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from xatlas.comparisons.conv_profile import ConvProfile
 
@@ -77,3 +78,12 @@ def test_the_figure_shows_conv_layers_only(synthetic):
     lines = {line.get_gid(): line.get_ydata() for each in axes for line in each.lines}
     np.testing.assert_allclose(lines["tap-0-a"], dataset["tap_effect"].sel(model="a", tap=0).values[[0, 1, 3, 5]])
     assert lines["factor-carrier-a"].argmax() == 2
+
+
+def test_zero_ablation_has_no_say(synthetic):
+    plant = synthetic.conv_plant(1)
+    held = synthetic.conv_results(plant, plant)
+    odd = held["conv_factors"].sel(ablation=["mean"]).assign_coords(ablation=["zero"]).copy(deep=True)
+    odd["kl"][:] = odd["kl"].values[:, ::-1]
+    held["conv_factors"] = xr.concat([held["conv_factors"], odd], "ablation")
+    assert float(ConvProfile().compare(synthetic.tree_of(a=held))["factor_kinds_agree"][0]) == 1

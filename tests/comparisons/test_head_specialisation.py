@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
-from xatlas.comparisons.measures.head import top_share, wins_per_index
+from xatlas.comparisons.measures import readings
+from xatlas.comparisons.measures.head import share_of, top_share, wins_per_index
 
 TYPES = ["conv", "attention"] * 4
 
@@ -170,3 +171,14 @@ def test_a_model_without_heads_is_said_to_have_none(synthetic):
     assert HeadSpecialisation().findings(dataset) == []
     assert HeadSpecialisation().table(dataset) == [{"model": "a", "top 5 share": "no heads"}]
     HeadSpecialisation().plot(dataset)
+
+
+def test_the_share_of_a_draw_is_that_of_the_same_five_heads(synthetic):
+    tree = synthetic.tree_of(a={"head_ablation": synthetic.head_result(["attention"] * 6, 4)})
+    main = readings.read(tree, "a", "head_ablation")[0]
+    point, draws = main.macro("kl")
+    point, draws = point.ravel(), draws.reshape(len(draws), -1)
+    five = np.argsort(-point)[:5]
+    low, high = np.quantile(draws[:, five].sum(1) / draws.sum(1), [0.025, 0.975])
+    found = share_of(main)
+    assert np.allclose([found.low, found.high], [low, high])

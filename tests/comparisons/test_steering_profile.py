@@ -104,3 +104,9 @@ def test_the_figure_shows_both_scales_and_a_line_per_layer(synthetic):
     assert absolute[0] > 5 * absolute[-1]
     assert relative[0] < 2 * relative[-1]
     assert all(f"dose-a-{layer}" in gids for layer in range(LAYERS))
+
+
+def test_early_over_late_is_tested_on_both_sides(synthetic):
+    held = {"steering": synthetic.steering_result(early=1 / 1.5)}
+    p = SteeringProfile().compare(synthetic.tree_of(a=held))["early_over_late_p"]
+    assert float(p.sel(kind="random", scale="relative").max()) < 0.05

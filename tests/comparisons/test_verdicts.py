@@ -1,5 +1,7 @@
 """What every comparison owes its verdicts: kinds without a number don't vote, one wording supports nothing."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
+from xatlas.comparisons.verdict import fails
 
 HYBRID = ["conv", "attention"] * 6
 
@@ -88,3 +91,8 @@ def test_families_of_one_wording_each_decide_nothing(synthetic, kind):
     assert not [cell for row in rows for cell in map(str, row.values()) if "nan" in cell]
     assert {cell for row in rows for name, cell in row.items() if name.startswith("P(")} <= {"–"}
     assert kind().plot(dataset).axes
+
+
+def test_an_unknown_interval_fails_nothing():
+    assert not fails(math.nan, math.nan, 1, 0.0)
+    assert fails(-1.0, 1.0, 1, 0.0)

@@ -256,3 +256,14 @@ def test_flips_of_four_templates_are_counted_on_both_sides():
     for sign in (1.0, -1.0):
         assert clusters.max_t(np.full(4, sign), alternative="two-sided") == pytest.approx(2 / 16)
     assert clusters.max_t(np.ones(4)) == pytest.approx(1 / 16)
+
+
+def test_values_that_agree_numerically_tie_however_sure_their_order_is():
+    point = np.array([1.0, 1.0 + 5e-5])
+    assert winner(point, np.tile(point, (100, 1))).tie
+
+
+def test_a_draw_that_met_absent_values_only_takes_the_familys_mean():
+    clusters = Clusters(["a"] * 3 + ["b"] * 3, ["1", "2", "3"] * 2, draws=200)
+    drawn = clusters.macro_draws(np.array([1.0, np.nan, np.nan, 3.0, 3.0, 3.0]))
+    assert np.allclose(drawn, 2.0)

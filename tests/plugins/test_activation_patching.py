@@ -207,3 +207,14 @@ def test_what_can_not_be_patched_is_told_in_one_line(prompts, parameters, told):
         measured(prompts=prompts, **parameters)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_position_0_is_patched_where_only_some_pairs_differ_there(shape):
+    model, pairs = shape("llama"), some_pairs()
+    same, other = pairs.pairs
+    twin = replace(other.corrupt, ids=((other.corrupt.ids[0] + 1) % 97, *other.corrupt.ids[1:]))
+    pairs = replace(pairs, pairs=(same, replace(other, corrupt=twin)))
+    ours = Patching(model, pairs, ("resid_post",), ("first",)).recovery("denoise", Inputs(), "test", control=False)
+    expected = [by_hand(model.model, pair, 0, "resid_post", (0,), "denoise") for pair in pairs.pairs]
+    assert abs(expected[1]) > 1e-4
+    assert reference.agree(ours["recovery"].sel(layer=0).values.ravel(), expected)

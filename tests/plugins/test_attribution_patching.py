@@ -120,3 +120,7 @@ def test_missing_correlations_have_a_reason():
 def test_a_suite_without_twins_is_refused():
     with pytest.raises(XatlasError, match="Families with a foil: f0, f1; with a corrupt_text: none"):
         AttributionPatching().measure(planted(), suite(corrupt_text=None), Inputs())
+
+
+def test_a_part_of_the_pairs_is_spread_over_the_suite():
+    assert [pair.clean.prompt.id for pair in some_pairs().take(2).pairs] == ["p0", "p2"]

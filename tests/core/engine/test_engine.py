@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import reference as ref
 import torch
-from models import token_prompt
+from models import donor_for, token_prompt
 from sweeping import PROMPTS, Part, measured
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
-from xatlas.interventions import Add, FromRun, Intervention, Mean, One, RandomDirection, Zero
+from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, One, RandomDirection, Zero
 from xatlas.metrics import KL
 from xatlas.sweep import Budget, named_sweep, sweep
 
@@ -144,3 +144,18 @@ def test_a_named_sweep_holds_what_the_sweep_gives_under_the_names_of_its_cells(s
     assert float(one.sel(layer=2, kind="heads")) == plain[1, 1, 1]
     assert float(one.sel(layer=0, kind="mlp_out")) == plain[1, 1, 3]
     assert np.isnan(grid.sel(layer=0, kind="heads")).all()
+
+
+def test_a_cell_one_of_whose_draws_has_no_number_has_none(shape):
+    prompt = token_prompt("a", 5)
+    conditions = [(Intervention(Site(1, "mlp_out"), FromRun(f"donor {draw}")),) for draw in (0, 1)]
+    runs = {"donor 0": [donor_for(prompt)], "donor 1": [None]}
+    assert np.isnan(
+        named_sweep(shape("llama"), [prompt], conditions, {"kl": KL()}, [{"layer": 1}] * 2, runs=runs)
+    ).all()
+
+
+def test_a_run_that_is_missing_is_missed_inside_a_subspace_too(shape):
+    prompt = token_prompt("a", 5)
+    condition = (Intervention(Site(1, "heads"), InSubspace(FromRun("donor"), 4, "here")),)
+    assert np.isnan(sweep(shape("llama"), [prompt], [condition], [KL()], runs={"donor": [None]})).all()

@@ -184,3 +184,11 @@ def test_logits_that_are_not_finite_stay_with_their_prompt_and_condition(shape):
     assert (values[:, 1, 0] == 0).all()
     alone = sweep(model, prompts, [near], [KL(), KL("all"), Top1Changed()])
     assert ref.agree(values[:, :, 1], alone[:, :, 0])
+
+
+def test_two_changes_of_one_value_are_made_one_after_the_other(shape):
+    model, prompt, site = shape("llama"), token_prompt("a", 5), Site(1, "mlp_out")
+    both = (Intervention(site, Add(torch.linspace(-1, 1, 32))), Intervention(site, Zero()))
+    clean = ref.logits(model.model, prompt.ids)[prompt.readout]
+    zeroed = ref.logits(model.model, prompt.ids, [(1, "mlp_out", torch.zeros_like)])[prompt.readout]
+    assert ref.agree(sweep(model, [prompt], [both], [KL()])[0, 0, 0], ref.kl(clean, zeroed))

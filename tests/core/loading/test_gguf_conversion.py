@@ -13,7 +13,8 @@ from typing import Any
 import gguf as format_
 import pytest
 import torch
-from gguf_writer import TOKEN_KIND, write_gguf
+from gguf_writer import TOKEN_KIND, byte_vocabulary, write_gguf
+from models import build as build_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -411,3 +412,23 @@ def test_conversions_by_an_earlier_rule_are_left_alone(tmp_path):
     assert old != new
     shutil.move(new, old)
     assert not gguf.is_converted(digest)
+
+
+def test_tensors_may_be_aligned_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
+
+    def vocabulary(writer, size):
+        byte_vocabulary(writer, size)
+        writer.add_custom_alignment(256)  # norms of 32 numbers are padded
+
+    path = write_gguf(tmp_path / "tiny.gguf", build_tiny("llama", vocab_size=300), vocabulary)
+    assert loading.resolve(str(path), progress=lambda line: None).folder.is_dir()
+
+
+def test_a_conversion_that_lost_a_file_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
+    path = write_gguf(tmp_path / "tiny.gguf", build_tiny("llama", vocab_size=300))
+    folder = loading.resolve(str(path), progress=lambda line: None).folder
+    (folder / "model.safetensors").unlink()
+    loading.resolve(str(path), progress=lambda line: None)
+    assert (folder / "model.safetensors").is_file()

@@ -298,3 +298,9 @@ def test_lora_that_is_not_finite_names_the_tensor(tiny):
     with pytest.raises(XatlasError, match=r"down_proj\.weight .*use float32 or bfloat16"):
         loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu", dtype="float16")
     loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu", dtype="bfloat16")
+
+
+def test_a_plus_sign_in_the_models_own_name_is_none_before_lora(tiny):
+    write_lora(tiny.parent / "lora", tiny)
+    model = tiny.rename(tiny.parent / "ti+ny")
+    assert loading.resolve(f"{model}+{tiny.parent / 'lora'}").folder == model

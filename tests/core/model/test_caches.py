@@ -193,3 +193,18 @@ def test_positions_are_counted_however_the_decoder_is_called(how):
                 mask = torch.ones(1, seen + part.shape[1])
                 found = decoder(part, attention_mask=mask, past_key_values=cache)
     torch.testing.assert_close(found.last_hidden_state, whole, atol=1e-5, rtol=1e-5)
+
+
+PROMPT, SHORT = torch.tensor([[5, 17, 60, 3, 44]]), torch.tensor([[71, 30, 8]])
+VECTOR = torch.linspace(-2, 2, 32)
+
+
+def test_a_cache_that_was_cut_back_is_counted_anew():
+    llama = HookedModel(build("llama"), None)
+    decoder, cache = llama.model.model, hf.DynamicCache(config=llama.model.config)
+    with torch.no_grad(), llama.intervene([Intervention(Site(1, "mlp_out"), Add(VECTOR), positions="first")]):
+        whole = decoder(input_ids=SHORT).last_hidden_state
+        decoder(input_ids=PROMPT, past_key_values=cache)
+        cache.crop(-5)  # to nothing
+        found = decoder(input_ids=SHORT, past_key_values=cache).last_hidden_state
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)

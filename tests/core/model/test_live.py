@@ -11,7 +11,7 @@ from models import build
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
-from xatlas.interventions import Add, FromRun, Intervention, Mean, RandomDirection, Zero
+from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
 from xatlas.model import HookedModel
 
 PROMPT = torch.tensor([[5, 17, 60, 3, 44]])
@@ -226,3 +226,13 @@ def test_nothing_is_held_after_an_error_inside():
     with pytest.raises(KeyError), model.intervene([Intervention(Site(0, "mlp_out"), Zero())]):
         raise KeyError
     assert torch.equal(model.model(input_ids=PROMPT).logits, before)
+
+
+def test_a_run_draws_its_directions_by_its_seed(shape):
+    model, ids = shape("llama"), torch.tensor([[5, 17, 60, 3]])
+    held = [Intervention(Site(1, "mlp_out"), InSubspace(Zero(), 4, "here"))]
+    with torch.no_grad():
+        one, two = (model.run(ids, held, seed=seed).last_hidden_state for seed in (0, 1))
+        with model.intervene(held, seed=1):
+            assert torch.equal(model.run(ids).last_hidden_state, two)
+    assert not torch.allclose(one, two)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from models import build, token_prompt
 
@@ -24,3 +26,10 @@ def test_the_model_keeps_its_precision():
     noise_floor(model, PROMPTS)
     assert model.dtype == torch.bfloat16
     assert model.checksum() == before
+
+
+def test_the_noise_of_a_logit_difference_has_no_sign():
+    model, prompt = HookedModel(build("llama").to(torch.bfloat16), None), token_prompt("c", 4, 2)
+    turned = replace(prompt, answer=prompt.foil_answer, foil_answer=prompt.answer)
+    one, other = (noise_floor(model, [each])["logit_diff"] for each in (prompt, turned))
+    assert one == other > 0

@@ -132,3 +132,9 @@ def test_a_template_is_bounded_in_time_and_size(template, told, monkeypatch):
         reader(template).suite([Prompt("p", "f", "ab")])
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
+
+
+def test_a_template_is_rendered_alike_in_every_time_zone(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    found = reader("{{ strftime_now('%s') }}|{{ messages[0].content }}", template_date="2024-03-05").chat.wrap("a")
+    assert found.text.startswith("1709596800|")

@@ -260,3 +260,8 @@ def test_a_bucket_holds_one_length_and_at_most_so_many():
     groups = buckets(lengths, {5: 2, 3: 4, 8: 1})
     assert [group.tolist() for group in groups] == [[1, 4], [0, 2], [3], [5]]
     assert sorted(np.concatenate(buckets(lengths, 1)).tolist()) == list(range(6))
+
+
+def test_a_closing_token_that_the_text_itself_ends_in_stays():
+    tok = tokenizer(adds_bos=True)
+    assert Reader(tok, bos="native").prompt(Prompt("p", "f", "ab</s>")).ids[-1] == tok.eos_token_id

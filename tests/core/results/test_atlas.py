@@ -88,3 +88,18 @@ def test_an_atlas_is_found_beside_the_figures_made_of_it(tmp_path):
     # A model may be called atlas, too.
     Store(tmp_path / "other").write(dataclasses.replace(JOB, model="atlas"), result(), {})
     assert [node.path for node in open_atlas(tmp_path / "other").leaves] == ["/atlas/layers"]
+
+
+def test_a_parameter_chooses_among_those_that_know_it(tmp_path):
+    filled(tmp_path)
+    tree = open_atlas(tmp_path, models="qwen-mini", parameters={"top": 3})
+    assert sorted(tree["qwen-mini"].children) == ["layers", "model_card"]
+    assert sorted(open_atlas(tmp_path, models="qwen-mini", parameters={"top": 4})["qwen-mini"].children) == [
+        "model_card"
+    ]
+
+
+def test_a_few_digits_are_no_hash(tmp_path):
+    filled(tmp_path)
+    with pytest.raises(XatlasError, match="no result for suite=555"):
+        open_atlas(tmp_path, suite="555", probes="layers")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import shutil
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -310,3 +311,12 @@ def test_sixty_random_damages(tmp_path):
 @pytest.mark.timeout(1800)
 def test_five_hundred_random_damages(tmp_path):
     damaged_again_and_again(tmp_path, 500, 0.3)
+
+
+def test_a_result_in_other_units_than_its_probe_promises_is_not_used(tmp_path):
+    store = Store(tmp_path)
+    with plugged(xatlas_probes=[Toy]):
+        store.write(JOB, counted(3), {})
+    nats = {"value": replace(Counting.variables["value"], units="nats")}
+    with plugged(xatlas_probes=[type("Nats", (Toy,), {"variables": nats})]):
+        assert store.state(JOB) == "damaged"

@@ -330,3 +330,20 @@ def test_a_comparison_that_fails_is_one_line_with_its_place_and_the_others_go_on
     assert failure.what == "told"
     assert f"plugin_of_mine.py, line {line}" in failure.reason
     assert "\n" not in failure.reason
+
+
+SIZED = (
+    PLUGIN.replace("import math\n", "import math\nfrom dataclasses import dataclass\n")
+    .replace(
+        '    summary = "What a helper says."\n',
+        '    summary = "What a helper says."\n\n    @dataclass(frozen=True)\n    class Parameters:\n'
+        "        size: int = 1  # how large\n",
+    )
+    .replace('{"model": "m",', '{"model": "m", "size": self.parameters.size,')
+)
+
+
+def test_a_comparison_with_other_parameters_is_not_printed_from_an_old_record(told):
+    first = told("this", plugin=SIZED)
+    other = told("this", plugin=SIZED, parameters={"told": {"size": 2}})
+    assert [first.results[0].table[0]["size"], other.results[0].table[0]["size"]] == [1, 2]

@@ -56,3 +56,18 @@ def test_a_chat_template_that_is_not_there_is_refused_before_loading(model, sett
 def test_settings_refuse_what_does_not_exist(settings, change, message):
     with pytest.raises(XatlasError, match=message):
         dataclasses.replace(settings, **change)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    size: int = 1
+
+
+def test_the_users_own_parameters_go_before_what_is_required(model, settings):
+    needs = property(lambda self: (Requirement("sized", {"size": 2}),))
+    sized = another("sized", Counting.measure, Parameters=Sized)
+    with plugged(xatlas_probes=[sized, another("upper", Counting.measure, requires=needs)]):
+        plan = Plan([model], settings, probes=["upper"])
+        assert plan.steps[0].job.parameters == {"size": 2}
+        asked = dataclasses.replace(settings, parameters={"sized": {"size": 3}})
+        assert Plan([model], asked, probes=["upper"]).steps[0].job.parameters == {"size": 3}

@@ -15,8 +15,9 @@ import xarray as xr
 from running import Counting, another, go, plugged, seeds
 
 from xatlas.api import load, measure
-from xatlas.contracts.probe import ReadingProbe, Requirement
+from xatlas.contracts.probe import Inputs, ReadingProbe, Requirement
 from xatlas.errors import XatlasError
+from xatlas.probing.reading import read_together
 from xatlas.results.atlas import verify
 from xatlas.results.store import Store, read_entry
 from xatlas.run.plan import Plan
@@ -377,3 +378,59 @@ def test_a_run_killed_a_hundred_times_loses_no_finished_bucket(folder, settings,
         assert not list(verify(store.path))
         assert not [path for path in store.path.rglob("*") if path.suffix in (".tmp", ".parts", ".damaged")]
     assert finished > 1, "no kill met a run with finished buckets: the test shows nothing"
+
+
+def test_what_a_reading_probe_does_to_its_values_the_next_does_not_see(model, settings):
+    class Reader(ReadingProbe):
+        name, sites, variables, spoils = "reader", ("resid_pre",), Counting.variables, False
+
+        def start(self, model, suite, inputs):
+            self.total = 0.0
+
+        def update(self, capture):
+            for value in capture.values.values():
+                self.total += float(value.abs().sum())
+                if self.spoils:
+                    with torch.inference_mode():
+                        value.zero_()
+
+        def finish(self):
+            return self.total
+
+    first, second = Reader(), Reader()
+    first.spoils = True
+    hooked = load(str(model.folder), device="cpu")
+    one, two = read_together([first, second], hooked, settings.suite, [Inputs(), Inputs()])
+    assert one == two > 0
+
+
+def test_a_reading_probe_that_is_tried_again_begins_anew(model, settings, tmp_path):
+    def reader(name, finish):
+        def start(self, model, suite, inputs):
+            self.suite, self.inputs = suite, inputs
+
+        def update(self, capture):
+            self.seen = [*getattr(self, "seen", []), *capture.index]
+
+        held = {"sites": ("resid_pre",), "variables": Counting.variables}
+        return type(name, (ReadingProbe,), {"name": name, **held, "start": start, "update": update, "finish": finish})
+
+    def fine(self):
+        assert sorted(self.seen) == list(range(len(self.suite)))
+        return seeds(self.variables, self.suite, self.inputs)
+
+    def bad(self):
+        raise ValueError("no")
+
+    with plugged(xatlas_probes=[reader("one", fine), reader("bad", bad)]):
+        outcome = go(model, settings, Store(tmp_path), "bad", "one")
+    assert [step.job.probe for step in outcome.measured] == ["one"]
+
+
+def test_results_of_another_minor_version_are_said(model, settings, tmp_path, caplog):
+    store = Store(tmp_path)
+    major, minor, *_ = torch.__version__.split(".")
+    with plugged(xatlas_probes=[Counting]):
+        made_by(store, go(model, settings, store, "counting").measured[0].job, torch=f"{major}.{int(minor) + 1}.0")
+        go(model, settings, store, "counting")
+    assert f"with torch {major}.{int(minor) + 1}.0" in caplog.text
