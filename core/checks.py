@@ -104,7 +104,7 @@ def check_adapter(model: Any, tokenizer: Any = None) -> None:
 
     ``model`` is a loaded Hugging Face model whose adapter is registered; or an adapter class, which is then checked on
     a tiny random model of its first architecture, with layers of every type that the config allows. With a tokenizer,
-    that a suite can be read is checked too.
+    that a suite can be read is checked too. An XatlasError says what is off.
     """
     if isinstance(model, type):
         _must(issubclass(model, Adapter), f"check_adapter takes a model or an adapter class, not {model.__name__}.")
@@ -203,7 +203,7 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
 
     It must return what it declared, with reasons for NaN; leave model, tokenizer and torch as they were, weights too
     unless it mutates; and return the same numbers for the same seed, with a checkpoint, and when it is resumed from
-    one that holds a part of a run. It is tried on ``model``, by default a tiny random one that has the sites.
+    one that holds a part of a run; an XatlasError says what is off. ``model`` is by default a tiny random one.
     """
     who = _check_class(probe_class, Probe)
     _check_declared(probe_class, who)
@@ -294,7 +294,7 @@ def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | Non
     """Check a comparison: what it requires, and what it makes of two models' results.
 
     These are ``tree``, ``/{model}/{probe}`` as :func:`xatlas.open` returns it; by default what the comparison requires
-    is measured on two tiny random models.
+    is measured on two tiny random models. An XatlasError says what is off.
     """
     from matplotlib.figure import Figure
 

@@ -38,8 +38,8 @@ def read_together(
         rows = tuple(prompts[i] for i in group)
         values = model.capture(model.tokens(rows), every)
         for probe, sites in zip(probes, wanted, strict=True):
-            # A copy each but for the last: what one does to it in place is not shown to the next.
-            shown = {site: values[site] if probe is probes[-1] else values[site].clone() for site in sites}
+            # A copy each, free of inference mode: what one probe does to it in place is not shown to the next.
+            shown = {site: values[site].clone() for site in sites}
             probe.update(Capture(rows, tuple(int(i) for i in group), shown))
         done += len(group)
         inputs[0].progress("reading", done, len(prompts))
