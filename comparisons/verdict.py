@@ -42,7 +42,7 @@ def verdict(
         return "supported" if kinds_agree else "undecided"
     if published and fails:
         return "artefact"
-    return "not supported" if against else "undecided"
+    return "refuted" if against else "undecided"
 
 
 def side(low: float, high: float, *marks: float) -> int:

@@ -59,6 +59,44 @@ def interval(draws: Any, resamples: bool = True) -> tuple[Floats, Floats]:
     return (low, high) if resamples else (low * np.nan, high * np.nan)
 
 
+def t_tail(t: Any, df: Any) -> Floats:
+    """Return P(|T| ≥ |t|) of Student's t with ``df`` ≥ 1 degrees of freedom, need not be whole; NaN for NaN.
+
+    With t = √df tan θ the density is cos^(df-1) θ, which is integrated over what it decays within.
+    """
+    t, df = np.broadcast_arrays(np.abs(np.asarray(t, dtype=float)), np.asarray(df, dtype=float))
+    nodes, weights = _gauss()
+    scale = 12.0 / np.sqrt(np.maximum(df, 1.0))
+
+    def integral(start: Floats) -> Floats:  # of cos^(df-1) θ / cos^(df-1) start
+        end = np.minimum(np.pi / 2, start + scale)
+        half = ((end - start) / 2)[..., None]
+        angles = start[..., None] + half * (nodes + 1)
+        power = (df[..., None] - 1) * np.log(np.maximum(np.cos(angles), 1e-300))
+        return np.asarray((np.exp(power) * weights * half).sum(-1))
+
+    return np.where(np.isfinite(df), integral(np.arctan2(t, np.sqrt(df))) / integral(np.zeros(t.shape)), np.nan)
+
+
+@lru_cache(maxsize=1)
+def _gauss() -> tuple[Floats, Floats]:
+    """Return nodes and weights of Gauss-Legendre integration."""
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    return nodes, weights
+
+
+def t_quantile(df: Any, level: float = LEVEL) -> Floats:
+    """Return the half-width, in standard errors, of a two-sided t interval; NaN where ``df`` is."""
+    each, inverse = np.unique(np.asarray(df, dtype=float), return_inverse=True)
+    low, high = np.zeros(each.shape), np.full(each.shape, math.log(1e3))  # of log t, so that few steps suffice
+    for _ in range(40):
+        middle = (low + high) / 2
+        inside = t_tail(np.exp(middle), each) > 1 - level
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    high = np.exp(high)
+    return np.where(np.isfinite(each), high, np.nan)[inverse].reshape(np.shape(df))
+
+
 def wilson(passed: int, total: int, level: float = LEVEL) -> tuple[float, float]:
     """Return the Wilson interval of a share (Wilson 1927); NaN when nothing was tried."""
     if total == 0:
@@ -197,18 +235,19 @@ class Clusters:
         pairs = enumerate(zip(families, templates, strict=True))
         labels = [(str(f), f"p:{i:09d}" if template in (None, "") else f"t:{template}") for i, (f, template) in pairs]
         names = sorted(set(labels))
+        self.names = tuple(f"{family}|{template}" for family, template in names)
         self.size = len(names)
         self.families = tuple(sorted({family for family, _ in names}))
-        self._member = np.zeros((len(names), len(labels)))  # (cluster, prompt), 1 where the prompt belongs to it
-        self._member[[names.index(label) for label in labels], np.arange(len(labels))] = 1
+        self.member = np.zeros((len(names), len(labels)))  # (cluster, prompt), 1 where the prompt belongs to it
+        self.member[[names.index(label) for label in labels], np.arange(len(labels))] = 1
         self._family = np.array([self.families.index(family) for family, _ in names], dtype=int)  # (cluster,)
-        self._rows = [np.flatnonzero(self._family == index) for index in range(len(self.families))]
+        self.rows = [np.flatnonzero(self._family == index) for index in range(len(self.families))]
         rng = np.random.default_rng(seed)
-        sizes = map(len, self._rows)
+        sizes = map(len, self.rows)
         drawn = [rng.multinomial(max(size - 1, 1), np.full(size, 1 / size), size=draws) for size in sizes]
         self._counts = [counts.astype(float) for counts in drawn]  # (draw, cluster of the family)
         #: Families of several clusters.
-        self.varying = frozenset(f for f, rows in zip(self.families, self._rows, strict=True) if len(rows) > 1)
+        self.varying = frozenset(f for f, rows in zip(self.families, self.rows, strict=True) if len(rows) > 1)
         #: Whether any family can be resampled; without, there are no intervals.
         self.resamples = bool(self.varying)
 
@@ -217,15 +256,15 @@ class Clusters:
         array = np.asarray(values, dtype=float)
         flat = array.reshape(len(array), -1)
         finite = np.isfinite(flat)
-        return self._member @ np.where(finite, flat, 0.0), self._member @ finite, array.shape[1:]
+        return self.member @ np.where(finite, flat, 0.0), self.member @ finite, array.shape[1:]
 
     def _by_family(self, values: Floats) -> Floats:
-        return np.array([values[rows].sum(0) for rows in self._rows])
+        return np.array([values[rows].sum(0) for rows in self.rows])
 
     def family_means(self, values: Any) -> Floats:
         """Return means ``(family, *items)`` of values ``(prompt, *items)``."""
         sums, counts, shape = self._sums(values)
-        return divide(self._by_family(sums), self._by_family(counts)).reshape(len(self._rows), *shape)
+        return divide(self._by_family(sums), self._by_family(counts)).reshape(len(self.rows), *shape)
 
     def macro(self, values: Any) -> Floats:
         """Return the mean over families ``(*items)`` of values ``(prompt, *items)``."""
@@ -238,7 +277,7 @@ class Clusters:
         return self._draw(sums, counts, self.families.index(family)).reshape(self.draws, *shape)
 
     def _draw(self, sums: Floats, counts: Floats, family: int) -> Floats:
-        rows, weights = self._rows[family], self._counts[family]
+        rows, weights = self.rows[family], self._counts[family]
         drawn = divide(weights @ sums[rows], weights @ counts[rows])
         # a draw that met absent values only takes the family's mean: families must not come and go
         return np.where(np.isfinite(drawn), drawn, divide(sums[rows].sum(0), counts[rows].sum(0)))
@@ -247,10 +286,10 @@ class Clusters:
         """Return bootstrap family-macro averages ``(draw, *items)`` of values ``(prompt, *items)``."""
         sums, counts, shape = self._sums(values)
         drawn = np.full((self.draws, sums.shape[1]), np.nan)
-        size = self._member.sum(1)
+        size = self.member.sum(1)
         whole = (counts == size[:, None]).all(0)
         if whole.any():  # nothing absent, as a rule: the same weights serve all items
-            each = [n / (n @ size[rows])[:, None] for rows, n in zip(self._rows, self._counts, strict=True)]
+            each = [n / (n @ size[rows])[:, None] for rows, n in zip(self.rows, self._counts, strict=True)]
             drawn[:, whole] = np.hstack(each) / len(self.families) @ sums[:, whole]
         partly = ~whole & counts.any(0)
         if partly.any():
@@ -265,6 +304,25 @@ class Clusters:
         total = self._by_family(counts)
         share = np.nan_to_num(divide(sums, total[self._family]))
         return divide(share, np.broadcast_to((total > 0).sum(0), share.shape)).reshape(self.size, *shape)
+
+    def linear(self, values: Any) -> tuple[Floats, Floats]:
+        """Return macro means ``(*items)`` and how each cluster moves its family's mean ``(cluster, *items)``.
+
+        Families with values in one cluster only tell nothing about other wordings: they are left out (of the means,
+        too), unless no family has more; then all deviations are NaN. The variance of the mean of family f with T_f
+        clusters is Σ deviation² / (T_f (T_f - 1)).
+        """
+        sums, counts, shape = self._sums(values)
+        present = counts > 0
+        size = self._by_family(present.astype(float))  # (family, item)
+        total, count = self._by_family(sums), self._by_family(counts)
+        kept = np.where((size > 1).any(0), size > 1, size > 0)
+        macro = divide(np.where(kept, divide(total, count), 0.0).sum(0), kept.sum(0).astype(float))
+        here = self._family
+        weight = size[here] * divide(counts, count[here])
+        moved = weight * (divide(sums, counts) - divide(total, count)[here])
+        moved = np.where(present & kept[here] & (size > 1)[here], moved, np.nan)
+        return macro.reshape(shape), moved.reshape(self.size, *shape)
 
     def interval(self, draws: Floats) -> tuple[Floats, Floats]:
         """Return the 95 % interval over the first axis; NaN where nothing can be resampled."""

@@ -65,3 +65,19 @@ def split_names(text: str) -> list[str]:
     if not names or not all(names):
         raise XatlasError(f"the list {text!r} has an empty name: leave no comma too many, or leave the option out.")
     return names
+
+
+def number(value: float) -> str:
+    """Return a number in three digits, a whole one without any after the point; ``–`` for none."""
+    if value != value:
+        return "–"
+    if abs(value) >= 1000 or value == round(value):
+        return f"{value:.0f}"
+    return f"{value:#.3g}".rstrip(".")
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """Return ``0.530 [0.400, 0.660]``, the number alone where the interval is unknown; ``–`` for none."""
+    if value != value or low != low or high != high:
+        return number(value)
+    return f"{number(value)} [{number(low)}, {number(high)}]"

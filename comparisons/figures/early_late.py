@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xatlas.comparisons import verdict as rule
 from xatlas.comparisons.figures import style
-from xatlas.comparisons.measures import summary
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
 _NAMES = 8
 #: Smallest relative effect drawn.
 _FLOOR = 1e-3
+_SMALL = {"marker": "|", "ls": "none", "ms": 9}
+_HOLLOW = {"marker": "o", "ls": "none", "mfc": "none", "mec": style.CONTROL}
 
 
 def draw(dataset: xr.Dataset) -> Figure:
@@ -32,24 +32,20 @@ def draw(dataset: xr.Dataset) -> Figure:
         left, right = made.subplots(1, 2, width_ratios=[1.35, 1])
         _profiles(left, dataset, palette)
         _ratios(right, dataset, palette, names)
-        entries = [(model, {"color": palette[model]}) for model in models]
+        entries = [(model, {"color": palette[model], "marker": "o", "ms": 3}) for model in models]
         style.legend(made, [*entries, ("other ablation kinds", _SMALL), ("control", _HOLLOW)])
     return made
 
 
-_SMALL = {"marker": "|", "ls": "none", "ms": 9}
-_HOLLOW = {"marker": "o", "ls": "none", "mfc": "none", "mec": style.CONTROL}
-
-
 def _profiles(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
-    points = dataset["point"].values
     axes.axvspan(-0.02, 0.5, color="#F4F4F4", lw=0, zorder=0)
     axes.axhline(1, color=style.CONTROL, lw=1)
     for model, colour in palette.items():
         one = dataset.sel(model=model)
-        low, high = (np.maximum(one[f"profile_{end}"].values, _FLOOR) for end in ("low", "high"))
-        axes.fill_between(points, low, high, color=colour, alpha=0.18, lw=0)
-        axes.plot(points, np.maximum(one["profile"].values, _FLOOR), color=colour, gid=f"profile-{model}")
+        depth = one["depth"].values
+        value, low, high = (np.maximum(one["profile"].sel(bound=b).values, _FLOOR) for b in one["bound"].values)
+        axes.fill_between(depth, low, high, color=colour, alpha=0.18, lw=0)
+        axes.plot(depth, value, color=colour, marker="o", ms=3, gid=f"profile-{model}")
     style.log_axis(axes)
     style.plain_ticks(axes)
     axes.set_xlim(-0.02, 1.02)
@@ -59,25 +55,27 @@ def _profiles(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
 
 
 def _ratios(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> None:
-    models = list(map(str, dataset["model"].values))
     axes.axvline(1, color=style.CONTROL, lw=1)
-    for i, model in enumerate(models):
-        one, y = dataset.isel(model=i), -i
-        value, low, high = summary.triple(one, "early_over_late")
-        if np.isnan(value):
+    findings = dataset.sel(finding=dataset["finding_name"] == "early_over_late")
+    usual = (dataset["setting_layer0"] == 1) & (dataset["setting_scope"] == dataset["setting_scope"][0])
+    for model, colour in palette.items():
+        y = -list(map(str, dataset["model"].values)).index(model)
+        one = findings.sel(finding=(findings["finding_model"] == model) & (findings["finding_model_other"] == ""))
+        if not one.sizes["finding"] or np.isnan(one["finding_number"].values[0, 0]):
             axes.text(1, y, "  one layer: no halves", va="center", fontsize=7.5, color="#666666")
             continue
-        axes.plot([low, high], [y, y], color=palette[model], lw=2.5, solid_capstyle="butt")
-        axes.plot([value], [y], "o", color=palette[model], ms=6, gid=f"ratio-{model}")
-        for other, _, _ in rule.kinds(dataset, i):
+        value, low, high = one["finding_number"].values[0]
+        axes.plot([low, high], [y, y], color=colour, lw=2.5, solid_capstyle="butt")
+        axes.plot([value], [y], "o", color=colour, ms=6, gid=f"ratio-{model}")
+        for other in one["sensitivity"].isel(finding=0).sel(setting=usual, bound="value").values[1:]:
             axes.plot([other], [y], "|", color=style.INK, ms=9)
-        axes.plot([float(one["control"])], [y - 0.25], "o", mfc="none", mec=style.CONTROL, ms=5)
-        ends = [float(one[f"control_{end}"]) for end in ("low", "high")]
+        middle, *ends = one["finding_control"].values[0]
+        axes.plot([middle], [y - 0.25], "o", mfc="none", mec=style.CONTROL, ms=5)
         axes.plot(ends, [y - 0.25] * 2, color=style.CONTROL, lw=1)
     style.log_axis(axes, "x")
     style.plain_ticks(axes, "x")
-    axes.set_ylim(-len(models) + 0.4, 0.6)
-    axes.set_yticks([-i for i in range(len(models))], names, fontsize=_NAMES)
+    axes.set_ylim(-len(names) + 0.4, 0.6)
+    axes.set_yticks([-i for i in range(len(names))], names, fontsize=_NAMES)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("early over late, ratio")
     axes.set_title("First half over second half")

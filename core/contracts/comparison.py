@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from xatlas.contracts.probe import Requirement
 
 
-Verdict = Literal["supported", "not supported", "undecided", "artefact"]
+Verdict = Literal["supported", "refuted", "undecided", "artefact"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,20 @@ class Finding:
     low: float  # the 95 % interval
     high: float
     control: float  # the same number for the control
-    p: float  # raw: the compare run adjusts it across comparisons
+    p: float  # raw
     verdict: Verdict
     model: str = ""  # slug of the model it is about; empty for one about several
-    p_adjusted: float | None = None  # filled in by the compare run
+    p_adjusted: float | None = None  # for the other claims of this comparison about the same model or pair
+    reason: str = ""  # why it is not supported, in words
+    name: str = ""  # of the claim
+    model_other: str = ""  # the second of a pair
+    control_low: float = math.nan  # its 95 % interval
+    control_high: float = math.nan
+    settings: int = 0  # other settings under which it was estimated, and how many of them agree
+    agree: int = 0
+    depends_on: str = ""  # what those that disagree vary
+    learnt: bool | None = None  # beyond every untrained twin; None where there are none
+    descriptive: bool = False  # number and interval of what was chosen by looking: the verdict rests on p
 
 
 class Comparison(Parameterised, ABC):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,11 +59,6 @@ def compare(
             for failure in failures:
                 shown.fail(failure)
             report.failures += failures
-    # All p-values of the command are adjusted together.
-    known = [(result, i) for result in report.results for i, item in enumerate(result.findings) if item.p == item.p]
-    adjusted = holm([result.findings[i].p for result, i in known]) if known else ()
-    for (result, i), p in zip(known, adjusted, strict=True):
-        result.findings[i] = replace(result.findings[i], p_adjusted=float(p))
     return report
 
 
@@ -160,7 +156,7 @@ def _compare_one(
             measured=_measured(comparison, models, plan.config),
             source=source or secrets.token_hex(),  # a figure of another source is drawn again
         )
-        table, findings = comparison.table(dataset), [asdict(item) for item in comparison.findings(dataset)]
+        table, findings = comparison.table(dataset), list(map(asdict, _adjusted(comparison.findings(dataset))))
         made: dict[str, Any] = {"key": key, "name": name, "table": _plain(table), "findings": _plain(findings)}
         result = _result(made | {"files": {}}, figures)
         try:
@@ -172,6 +168,19 @@ def _compare_one(
         if record:
             write_hashed(record, json.dumps(made).encode())
         return replace(result, files=files)
+
+
+def _adjusted(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings with p-values adjusted over those about the same model or pair, where they aren't yet."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, item in enumerate(findings):
+        groups.setdefault((item.model, item.model_other), []).append(index)
+    found = list(findings)
+    for group in groups.values():
+        if all(found[index].p_adjusted is None for index in group):
+            for index, p in zip(group, holm([found[index].p for index in group]), strict=True):
+                found[index] = replace(found[index], p_adjusted=None if math.isnan(p) else p)
+    return found
 
 
 def _measured(comparison: Comparison, models: Iterable[Resolved], config: MeasureConfig) -> str:

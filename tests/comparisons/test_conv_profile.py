@@ -49,7 +49,7 @@ def test_ablation_kinds_that_disagree_leave_it_undecided(synthetic):
 def test_what_the_control_does_too_is_not_supported(synthetic):
     one = synthetic.conv_results(synthetic.conv_plant(1), synthetic.conv_plant(1))
     one["conv_taps"]["kl_control"] = one["conv_taps"]["kl"] ** 2 * 10
-    assert ConvProfile().findings(compare(synthetic, a=one))[1].verdict == "not supported"
+    assert ConvProfile().findings(compare(synthetic, a=one))[1].verdict == "refuted"
 
 
 def test_kernels_of_other_length_and_models_without_are_lined_up(synthetic):

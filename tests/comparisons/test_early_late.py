@@ -58,7 +58,7 @@ def test_late_effects_are_told_from_early_ones(synthetic):
 def test_what_the_control_does_too_is_not_supported(synthetic, base):
     result = synthetic.layer_result(["attention"] * 8, falling(base))
     result["kl_control"] = 0.1 * result["kl"] ** 2
-    assert EarlyLate().findings(compare(synthetic, a=result))[0].verdict == "not supported"
+    assert EarlyLate().findings(compare(synthetic, a=result))[0].verdict == "refuted"
 
 
 def test_models_of_different_length_share_a_profile(synthetic):
@@ -69,7 +69,7 @@ def test_models_of_different_length_share_a_profile(synthetic):
         c=synthetic.layer_result(["attention"] * 10, falling(0.7), seed=2),
     )
     findings = EarlyLate().findings(dataset)[3:]
-    assert [finding.verdict for finding in findings] == ["supported", "not supported", "not supported"]
+    assert [finding.verdict for finding in findings] == ["supported", "refuted", "refuted"]
     assert findings[0].value > 0.9
     assert findings[1].value < -0.9
 

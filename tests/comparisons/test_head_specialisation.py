@@ -102,7 +102,7 @@ def test_without_an_interval_wins_are_not_even_refused(synthetic):
         return kl * (2.0 ** np.arange(12))[:, None, None, None]  # layers differ, heads don't
 
     result = synthetic.head_result(["attention"] * 12, plant=plant)
-    assert HeadSpecialisation().findings(compare(synthetic, result))[1].verdict == "not supported"
+    assert HeadSpecialisation().findings(compare(synthetic, result))[1].verdict == "refuted"
     result["template"] = ("prompt", result["family"].values)
     assert HeadSpecialisation().findings(compare(synthetic, result))[1].verdict == "undecided"
 

@@ -77,7 +77,7 @@ def test_shuffled_layer_labels_lose_support(synthetic, seed):
 def test_a_hub_no_larger_than_its_control_is_not_supported(synthetic):
     result = synthetic.layer_result(TYPES, planted(4))
     result["kl_control"] = result["kl"] * 1.5
-    assert Hub().findings(compare(synthetic, a=result))[0].verdict == "not supported"
+    assert Hub().findings(compare(synthetic, a=result))[0].verdict == "refuted"
 
 
 def test_ablation_kinds_that_disagree_leave_it_undecided(synthetic):
@@ -134,7 +134,7 @@ def test_hubs_at_different_depths_in_models_of_different_length(synthetic):
     pairs = Hub().findings(dataset)[3:6]
     assert [(pair.value, pair.verdict) for pair in pairs] == [
         (-1.0, "supported"),
-        (0.0, "not supported"),
+        (0.0, "refuted"),
         (1.0, "supported"),
     ]
     assert np.isnan(dataset["effect"].sel(model="a").values[:, 6:]).all()

@@ -59,7 +59,7 @@ def test_a_ratio_that_the_control_shares_is_not_supported(synthetic):
     result = synthetic.layer_result(["attention"] * 6, scale_mlp(*[1.0] * 5, 9.0))
     result["kl_control"].loc[{"component": "mlp", "layer": 5}] *= 30
     dataset = MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": result}))
-    assert MlpRatio().findings(dataset)[0].verdict == "not supported"
+    assert MlpRatio().findings(dataset)[0].verdict == "refuted"
 
 
 def conv_times(factor):

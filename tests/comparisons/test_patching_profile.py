@@ -62,7 +62,7 @@ def test_shuffled_layers_support_nothing(synthetic, arrives, seed):
 def test_what_is_there_by_construction_is_no_finding(synthetic):
     finding = PatchingProfile().findings(compare(synthetic, a=synthetic.patching_result(["attention"] * 6, 5)))[0]
     assert finding.value == 1
-    assert finding.verdict == "not supported"
+    assert finding.verdict == "refuted"
 
 
 def test_modes_that_disagree_leave_it_undecided(synthetic):

@@ -65,7 +65,7 @@ def test_every_comparison_exports_its_files(kind, tree, tmp_path):
     assert "<dc:date>" not in svg
     assert {row["model"] for row in comparison.table(dataset)} == {"lfm2-mini", "tiny", "other"}
     for finding in comparison.findings(dataset):
-        assert finding.verdict in {"supported", "not supported", "undecided", "artefact"}
+        assert finding.verdict in {"supported", "refuted", "undecided", "artefact"}
 
 
 def test_figures_are_the_same_byte_for_byte(tree, tmp_path):

@@ -48,7 +48,7 @@ def test_early_layers_that_do_steer_better_are_supported_and_lost_when_shuffled(
 
 
 def test_late_layers_that_steer_better_are_not_supported(synthetic):
-    assert verdicts(compare(synthetic, a=synthetic.steering_result(early=0.7)))[0] == "not supported"
+    assert verdicts(compare(synthetic, a=synthetic.steering_result(early=0.7)))[0] == "refuted"
 
 
 def test_the_layer_of_a_familys_own_direction_is_found(synthetic):

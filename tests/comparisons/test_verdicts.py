@@ -81,7 +81,7 @@ def test_families_of_one_wording_each_decide_nothing(synthetic, kind):
     after = kind().compare(synthetic.tree_of(b=other, a=held))
     assert {finding.verdict for finding in kind().findings(after) if not finding.model} <= {"undecided"}
     dataset, found = verdicts(synthetic, kind, a=held, b=other)
-    assert {"supported", "not supported"} & set(found)  # of the other model
+    assert {"supported", "refuted"} & set(found)  # of the other model
     findings = [finding for finding in kind().findings(dataset) if finding.model != "b"]
     assert {finding.verdict for finding in findings} == {"undecided"}
     assert np.isnan([[finding.low, finding.high] for finding in findings]).all()

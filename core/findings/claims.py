@@ -1,0 +1,164 @@
+"""What a comparison claims, what speaks for it, and the one rule that turns this into a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from xatlas.contracts.comparison import Verdict
+
+if TYPE_CHECKING:
+    from xatlas.findings.estimates import Statistic
+    from xatlas.stats import Floats
+
+#: p-values at or below it count, as 95 % intervals do.
+ALPHA = 0.05
+#: Ratios within it count as equal; so do correlations, shares and probabilities that differ by less.
+RATIO_MARGIN, SHARE_MARGIN = (0.80, 1.25), 0.10
+
+#: What the sample of a claim consists of: templates, layers of a type, training seeds.
+Unit = Literal["network", "layer type", "architecture"]
+SAMPLES: dict[str, str] = {"network": "templates", "layer type": "layers", "architecture": "training seeds"}
+#: Value, lower and upper end of a 95 % interval.
+Bounds = tuple[float, float, float]
+UNKNOWN: Bounds = (math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One thing that a comparison says about every model, and, with ``pair``, about every two.
+
+    Parameters
+    ----------
+    name : str
+        Key of the numbers in what ``estimate`` or ``between`` returns.
+    question : str
+        What is asked, for ``xatlas explain``.
+    sentence : str
+        With places for ``{model}`` (or ``{first}`` and ``{second}``), ``{number}``, ``{control}`` and the
+        evidence's ``words``; no full stop.
+    label : str
+        Head of the number's column; the name without one.
+    unit : {'network', 'layer type', 'architecture'}
+        What the test is of.
+    margin : float, optional
+        Two values count as equal when they differ by less; of ratios (1 + margin and its inverse are not the same)
+        give ``RATIO_MARGIN``, which is applied to their quotient. Without one equality is never claimed.
+    pair : str
+        What is compared between two models, as a noun ("the ratio of early to late layers"); empty for nothing.
+    kinds : bool
+        Whether every other ablation kind that was measured has to give the same answer.
+    units : str
+        Unit of the number.
+    """
+
+    name: str
+    question: str
+    sentence: str
+    label: str = ""
+    unit: Unit = "network"
+    margin: float | tuple[float, float] | None = None
+    pair: str = ""
+    kinds: bool = True
+    units: str = "1"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for or against one claim about one model or pair, under one setting.
+
+    ``side`` is 1 where the interval (and that over the control) lies on the claimed side, -1 on the other, 0 for
+    neither. ``answer`` is what has to stay the same under other ablation kinds and settings: by default the
+    side of the point estimate.
+    """
+
+    number: Bounds = UNKNOWN
+    p: float = math.nan  # raw
+    side: int = 0
+    answer: Any = None  # None: nothing was measured
+    control: Bounds = UNKNOWN
+    equal_p: float = math.nan  # two one-sided tests of the margin, the larger
+    equal: bool = False  # the 90 % interval lies within the margin
+    near: bool = False  # the point does
+    least_p: float = 0.0  # the smallest p-value that a sample of this size can give
+    blocked: str = ""  # why nothing can be decided, in words
+    artefact: str = ""  # why the usual way of measuring says so nevertheless
+    descriptive: bool = False  # number and interval are cross-fitted: the verdict rests on the test alone
+    scale_free: Bounds = UNKNOWN  # what is compared with untrained twins; the number unless given
+    words: Mapping[str, str] = field(default_factory=dict)
+    statistic: Statistic | None = None  # what differences between models are made from
+    draws: Floats | None = None  # or bootstrap draws of it, paired between models
+
+    def agrees(self, other: Evidence) -> bool:
+        """Tell whether evidence under another ablation kind or setting gives the same answer."""
+        return other.near if self.equal and self.near else bool(other.answer == self.answer)
+
+    @property
+    def compared(self) -> Bounds:
+        """What is compared with untrained twins."""
+        return self.number if math.isnan(self.scale_free[0]) else self.scale_free
+
+
+def verdict(
+    evidence: Evidence,
+    p: float,
+    kinds: Mapping[str, Any] | None = None,
+    *,
+    unit: Unit = "network",
+    about: str = "claim",
+) -> tuple[Verdict, str]:
+    """Judge a claim: the only place where it is decided.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    p : float
+        Adjusted for the other claims of the comparison about the same model.
+    kinds : mapping, optional
+        What there is under the other ablation kinds that were measured; None where there are no kinds.
+    unit : {'network', 'layer type', 'architecture'}
+    about : {'claim', 'pair'}
+        Of a pair, either of two claims can be supported: that the numbers are equal, or that they differ.
+
+    Returns
+    -------
+    verdict, reason
+        ``supported``, ``refuted``, ``undecided`` or ``artefact``, and why in words (empty where it is supported).
+    """
+    known = not math.isnan(evidence.number[0]) and evidence.answer is not None
+    if not known or evidence.blocked:
+        return "undecided", evidence.blocked or "nothing was measured"
+    differing = sorted(kind for kind, other in (kinds or {}).items() if not evidence.agrees(other))
+    if evidence.equal:
+        if about == "claim":
+            return "refuted", "equal within the margin"
+        return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
+    decided = p <= ALPHA
+    if evidence.side > 0 and decided:
+        if kinds is not None and not kinds:
+            return "undecided", "one kind"
+        return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
+    if evidence.artefact:
+        return "artefact", evidence.artefact
+    if evidence.side < 0:
+        return "refuted", "the interval lies on the other side"
+    if evidence.least_p > ALPHA or math.isnan(p):
+        return "undecided", f"too few {SAMPLES[unit]}"
+    if evidence.side > 0:
+        return "undecided", f"p = {p:.2g}"
+    return "undecided", "the interval includes the control"
+
+
+def adjusted(evidence: Sequence[Evidence], least: bool = False) -> list[float]:
+    """Return p-values after Holm, over the claims of one comparison about one model or pair."""
+    from xatlas.stats import holm
+
+    raw = [math.nan if each.blocked else each.least_p if least else _stated(each) for each in evidence]
+    return holm(raw)
+
+
+def _stated(evidence: Evidence) -> float:
+    """Return the p-value of what is stated: equality, where that holds."""
+    return evidence.equal_p if evidence.equal else evidence.p

@@ -1,0 +1,428 @@
+"""From results in a tree to findings: what every comparison of models shares."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from xatlas.contracts.comparison import Comparison, Finding
+from xatlas.findings import readings
+from xatlas.findings.claims import Claim, Evidence, adjusted, verdict
+from xatlas.findings.estimates import BOUND, Statistic, welch
+from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
+from xatlas.stats import DRAWS
+from xatlas.text import interval
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from xatlas.contracts.probe import Variable
+    from xatlas.findings.readings import Effects
+
+#: Name → evidence, or the number that it is made from.
+Estimates = Mapping[str, Evidence | Statistic]
+#: Training seeds of each architecture that a sentence about architectures needs.
+SEEDS = 5
+
+
+@dataclass
+class _Row:
+    """A claim about a model or a pair on its way to a finding."""
+
+    claim: Claim
+    models: tuple[str, ...]
+    evidence: Evidence
+    kinds: dict[str, Evidence] | None = None  # under other ablation kinds
+    settings: dict[Setting, Evidence] = field(default_factory=dict)
+    twins: list[Evidence] = field(default_factory=list)
+
+
+class ClaimComparison(Comparison):
+    """A comparison that declares its claims and gets everything else from them.
+
+    A subclass gives ``name``, ``version``, ``summary``, ``requires``, ``claims``, and :meth:`estimate`: a dozen lines
+    of arithmetic on labelled arrays. Intervals, p-values, verdicts with reasons, sentences, rows of the table,
+    sensitivity to other settings, pairs of models, architectures and untrained twins follow. For a figure it gives
+    :meth:`describe` with ``variables``, and ``plot``.
+
+    :meth:`compare` returns what ``variables`` declares with ``model`` as its first dimension, coordinates ``depth`` and
+    ``operator_type (model, layer)``, and for every claim about a model or a pair: ``finding_number``,
+    ``finding_control (finding, bound)``, ``finding_p``, ``finding_p_adjusted``, ``finding_verdict``,
+    ``finding_reason``, ``finding_sentence (finding)`` and more, ``sensitivity (finding, setting, bound)`` and
+    ``twin (finding, twin, bound)``.
+    """
+
+    claims: ClassVar[tuple[Claim, ...]] = ()
+    #: What :meth:`describe` returns, without the dimension ``model``.
+    variables: ClassVar[Mapping[str, Variable]] = {}
+    #: Why values of a variable are NaN.
+    absent: ClassVar[Mapping[str, str]] = {}
+    uses_twins: ClassVar[bool] = True
+
+    @abstractmethod
+    def estimate(self, *effects: Effects) -> Estimates:
+        """Return claim → its evidence for one model, from one argument per requirement (None: an optional one)."""
+
+    def between(self, first: Sequence[Effects], second: Sequence[Effects]) -> Estimates:
+        """Return claim → evidence about two models that is no difference of two numbers."""
+        return {}
+
+    def pair(self, claim: Claim, first: Evidence, second: Evidence) -> Evidence | None:
+        """Return evidence that two models differ in what a claim is about; by default from their statistics."""
+        if first.statistic is None or second.statistic is None:
+            return None
+        found = (first.statistic - second.statistic).evidence(margin=claim.margin)
+        blocked = first.blocked or second.blocked
+        return replace(found, blocked=blocked) if blocked else found
+
+    def describe(self, *effects: Effects) -> Mapping[str, xr.DataArray]:
+        """Return what figures and tables show of one model."""
+        return {}
+
+    def compare(self, tree: xr.DataTree) -> xr.Dataset:
+        """Return the dataset that the class describes.
+
+        Raises
+        ------
+        XatlasError
+            The tree holds no model, or lacks a result that is required.
+        """
+        named = readings.models(tree)
+        sources = {model: Source(tree, model, self.requires) for model in named}
+        twins = {model: [Source(tree, twin, self.requires) for twin in readings.twins(tree, model)] for model in named}
+        about = {model: self._about(source, twins[model]) for model, source in sources.items()}
+        rows = [row for each in about.values() for row in each]
+        for first, second in itertools.combinations(named, 2):
+            rows += self._pair(sources[first], sources[second], about[first], about[second])
+        rows += self._architectures(sources, about)
+        return self._assemble(sources, [row for row in rows if row])
+
+    def findings(self, dataset: xr.Dataset) -> list[Finding]:
+        """Return the findings that a dataset holds, as they were decided."""
+        return list(findings_of(dataset))
+
+    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
+        """Return one row per finding about a model."""
+        labels = {claim.name: claim.label or claim.name for claim in self.claims}
+        rows: list[dict[str, str | float]] = []
+        for finding in self.findings(dataset):
+            if finding.model_other:
+                continue
+            row: dict[str, str | float] = {"model": finding.model, "number": labels.get(finding.name, finding.name)}
+            row |= {"value": interval(finding.value, finding.low, finding.high)}
+            row |= {"control": interval(finding.control, finding.control_low, finding.control_high)}
+            row |= {"verdict": judged(finding), "sensitivity": robustness(finding)}
+            rows.append(row)
+        return rows
+
+    def _under(self, source: Source, setting: Setting) -> dict[str, Evidence]:
+        effects = source.effects(setting)
+        found: Estimates = self.estimate(*effects) if effects else {}  # type: ignore[arg-type]
+        margins = {claim.name: claim.margin for claim in self.claims}
+        return {
+            name: each if isinstance(each, Evidence) else each.evidence(margin=margins.get(name))
+            for name, each in found.items()
+        }
+
+    def _about(self, source: Source, twins: Sequence[Source]) -> list[_Row]:
+        """Return the claims about one model."""
+        under = {setting: self._under(source, setting) for setting in source.settings}
+        beside = [self._under(twin, twin.settings[0]) for twin in twins]
+        main = under[source.settings[0]]
+        rows = []
+        for claim in self.claims:
+            if claim.name not in main:
+                continue
+            settings = {setting: each[claim.name] for setting, each in under.items() if claim.name in each}
+            kinds = _kinds(claim, source, settings)
+            near = [each[claim.name] for each in beside if claim.name in each]
+            rows.append(_Row(claim, (source.model,), main[claim.name], kinds, settings, near))
+        return rows
+
+    def _pair(self, one: Source, two: Source, first: Sequence[_Row], second: Sequence[_Row]) -> list[_Row]:
+        """Return the claims about two models: differences of their numbers, and what ``between`` says."""
+        shared = [setting for setting in one.settings if setting in two.settings]
+        rows = []
+        for a, b in itertools.product(first, second):
+            if a.claim is b.claim and a.claim.pair:
+                both = {s: (a.settings[s], b.settings[s]) for s in shared if s in a.settings and s in b.settings}
+                found = {setting: self.pair(a.claim, *each) for setting, each in both.items()}
+                settings = {setting: each for setting, each in found.items() if each is not None}
+                main = self.pair(a.claim, a.evidence, b.evidence)
+                if main is not None:
+                    kinds = _kinds(a.claim, one, settings)
+                    rows.append(_Row(a.claim, (one.model, two.model), main, kinds, settings))
+        under = {s: self.between(one.effects(s) or (), two.effects(s) or ()) for s in shared}  # type: ignore[arg-type]
+        for claim in self.claims:
+            settings = {s: _evidence(each[claim.name], claim) for s, each in under.items() if claim.name in each}
+            if settings and one.settings[0] in settings:
+                main = settings[one.settings[0]]
+                rows.append(_Row(claim, (one.model, two.model), main, _kinds(claim, one, settings), settings))
+        return rows
+
+    def _architectures(self, sources: Mapping[str, Source], about: Mapping[str, Sequence[_Row]]) -> list[_Row]:
+        """Return claims about architectures, where a name was given with several training seeds."""
+        groups: dict[str, list[str]] = {}
+        for model, source in sources.items():
+            groups.setdefault(source.first.called.split(":")[0], []).append(model)
+        rows = []
+        for first, second in itertools.combinations(groups, 2):
+            if max(len(groups[first]), len(groups[second])) < 2:
+                continue
+            for claim in self.claims:
+                points = []
+                for name in (first, second):
+                    held = [
+                        row.evidence.statistic for model in groups[name] for row in about[model] if row.claim is claim
+                    ]
+                    points.append([each for each in held if each is not None])
+                if claim.pair and all(points):
+                    numbers = [[float(each.point) for each in some] for some in points]
+                    found = welch(*numbers, log=points[0][0].log, margin=claim.margin)
+                    if min(map(len, numbers)) < SEEDS:
+                        found = replace(found, blocked="too few training seeds")
+                    rows.append(_Row(replace(claim, unit="architecture"), (first, second), found))
+        return rows
+
+    def _assemble(self, sources: Mapping[str, Source], rows: Sequence[_Row]) -> xr.Dataset:
+        import xarray as xr
+
+        described = [self.describe(*(source.effects(source.settings[0]) or ())) for source in sources.values()]  # type: ignore[arg-type]
+        each = [
+            xr.Dataset(dict(found)).assign_coords(_layers(source))
+            for found, source in zip(described, sources.values(), strict=True)
+        ]
+        data = xr.concat(each, xr.Variable("model", list(sources)), join="outer", combine_attrs="drop")
+        for name in data.variables:
+            if data[name].dtype == object:  # padding of texts
+                data[name] = data[name].fillna("").astype(str)
+        for name, promised in self.variables.items():
+            data[name].attrs = {"units": promised.units, "long_name": promised.long_name}
+            data[name] = data[name].transpose("model", *promised.dims)
+        data["depth"].attrs = {"units": "1", "long_name": "layer / (number of layers - 1)"}
+        data = data.merge(_dataset(rows), combine_attrs="drop")
+        about = {
+            "comparison": {"name": self.name, "version": self.version, "draws": DRAWS},
+            "inputs": {model: json.loads(s.first.dataset.attrs.get("xatlas", "{}")) for model, s in sources.items()},
+        }
+        return data.assign_attrs(
+            title=self.summary,
+            suite=footer([source.first for source in sources.values()]),
+            absent=json.dumps(dict(self.absent), sort_keys=True),
+            xatlas=json.dumps(about, sort_keys=True),
+            Conventions="CF-1.11",
+        )
+
+
+def _evidence(found: Evidence | Statistic, claim: Claim) -> Evidence:
+    return found if isinstance(found, Evidence) else found.evidence(margin=claim.margin)
+
+
+def _kinds(claim: Claim, source: Source, settings: Mapping[Setting, Evidence]) -> dict[str, Evidence] | None:
+    if not claim.kinds or source.kinds is None:
+        return None
+    found = {kind: settings[setting] for kind, setting in source.kinds.items() if setting in settings}
+    return {kind: each for kind, each in found.items() if each.answer is not None}
+
+
+def _layers(source: Source) -> dict[str, Any]:
+    """Return depth and operator type of the layers, where the result has layers."""
+    data = source.first.dataset
+    return {name: data[name] for name in ("depth", "operator_type") if name in data.coords and data[name].dims}
+
+
+def decide(rows: Iterable[Any]) -> list[Finding]:
+    """Judge claims: p-values are adjusted over those about the same model, pair or architectures."""
+    groups: dict[tuple[Any, ...], list[_Row]] = {}
+    for row in rows:
+        groups.setdefault((row.models, row.claim.unit == "architecture"), []).append(row)
+    found = []
+    for group in groups.values():
+        evidence = [row.evidence for row in group]
+        for row, p, least in zip(group, adjusted(evidence), adjusted(evidence, least=True), strict=True):
+            found.append(_finding(replace_evidence(row, least), p))
+    return found
+
+
+def replace_evidence(row: _Row, least: float) -> _Row:
+    """Return a row whose smallest attainable p-value is adjusted, too."""
+    return replace(row, evidence=replace(row.evidence, least_p=0.0 if math.isnan(least) else least))
+
+
+def _finding(row: _Row, p: float) -> Finding:
+    claim, evidence = row.claim, row.evidence
+    # a claim about two models that is no difference of two numbers is judged like one about a model
+    differs = len(row.models) > 1 and bool(claim.pair)
+    about = "pair" if differs else "claim"
+    said, reason = verdict(evidence, p, row.kinds, unit=claim.unit, about=about)
+    others = list(row.settings.items())[1:]
+    other = [(setting, each) for setting, each in others if each.answer is not None]
+    differing = [setting for setting, each in other if not evidence.agrees(each)]
+    learnt = _learnt(row)
+    value, low, high = evidence.number
+    return Finding(
+        sentence=_sentence(row, said, differs, learnt),
+        value=value,
+        low=low,
+        high=high,
+        control=evidence.control[0],
+        p=evidence.equal_p if evidence.equal and differs else evidence.p,
+        verdict=said,
+        model=row.models[0],
+        p_adjusted=None if math.isnan(p) else p,
+        reason=reason,
+        name=claim.name,
+        model_other=row.models[1] if len(row.models) > 1 else "",
+        control_low=evidence.control[1],
+        control_high=evidence.control[2],
+        settings=len(other),
+        agree=len(other) - len(differing),
+        depends_on=_varied(next(iter(row.settings), None), differing),
+        learnt=learnt,
+        descriptive=evidence.descriptive,
+    )
+
+
+def _sentence(row: _Row, said: str, differs: bool, learnt: bool | None) -> str:
+    number, control = (interval(*bounds) for bounds in (row.evidence.number, row.evidence.control))
+    if differs:
+        one, two = row.models
+        noun = row.claim.pair[0].upper() + row.claim.pair[1:]
+        if said == "supported":
+            text = (
+                f"{noun} is the same in {one} and {two}"
+                if row.evidence.equal
+                else f"{noun} differs between {one} and {two}"
+            )
+        else:
+            text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
+        relation = "difference" if row.evidence.statistic is None or not row.evidence.statistic.log else "ratio"
+        return f"{text}: {relation} {number}."
+    places = dict(zip(("first", "second"), row.models, strict=False)) | {"model": row.models[0]}
+    text = row.claim.sentence.format_map({**row.evidence.words, **places, "number": number, "control": control})
+    if learnt is not None and said == "supported":
+        count = len(row.twins)
+        text += f"; learnt: beyond {count} untrained twins" if learnt else f"; no more than in {count} untrained twins"
+    return f"{text}."
+
+
+def _learnt(row: _Row) -> bool | None:
+    """Tell whether the interval lies beyond every twin's, all on one side; None without twins."""
+    low, high = row.evidence.compared[1:]
+    if not row.twins or math.isnan(low):
+        return None
+    ends = [twin.compared[1:] for twin in row.twins]
+    return all(low > end[1] for end in ends) or all(high < end[0] for end in ends)
+
+
+def _varied(main: Setting | None, differing: Sequence[Setting]) -> str:
+    """Name what the settings with another answer vary: those that vary one thing only, if there are any."""
+    if main is None:
+        return ""
+    words = {"ablation": "ablation kind", "scope": "scope", "bos": "position 0", "suite": "suite", "layer0": "layer 0"}
+    varied = [[name for name in words if getattr(each, name) != getattr(main, name)] for each in differing]
+    single = [names for names in varied if len(names) == 1]
+    counted = Counter(name for names in single or varied for name in names)
+    return ", ".join(words[name] for name in words if name in counted)
+
+
+def judged(finding: Finding) -> str:
+    """Return a verdict with its reason."""
+    return f"{finding.verdict}: {finding.reason}" if finding.reason else str(finding.verdict)
+
+
+def robustness(finding: Finding) -> str:
+    """Return in a few words whether a finding's answer is the same under other settings."""
+    if not finding.settings:
+        return "–"
+    if finding.agree == finding.settings:
+        return f"robust {finding.agree} of {finding.settings}"
+    return f"{finding.agree} of {finding.settings}: depends on {finding.depends_on}"
+
+
+_BOUNDS = {"finding_number": ("value", "low", "high"), "finding_control": ("control", "control_low", "control_high")}
+_SINGLE = [
+    item.name for item in fields(Finding) if item.name not in {each for some in _BOUNDS.values() for each in some}
+]
+
+
+def _dataset(rows: Sequence[_Row]) -> xr.Dataset:
+    """Return findings, and what they rest on under other settings and in twins, as arrays."""
+    import xarray as xr
+
+    found = decide(rows)
+    ordered = [next(row for row in rows if _key(row) == (f.name, f.model, f.model_other)) for f in found]
+    settings = list(dict.fromkeys(setting for row in ordered for setting in row.settings))
+    twins = max((len(row.twins) for row in ordered), default=0)
+    nothing: list[Any] = [math.nan] * 3
+    data: dict[str, Any] = {}
+    for name, bounds in _BOUNDS.items():
+        numbers = [[getattr(finding, each) for each in bounds] for finding in found]
+        data[name] = (("finding", "bound"), np.array(numbers, dtype=float).reshape(-1, 3))
+    for name in _SINGLE:
+        values = [getattr(finding, name) for finding in found]
+        texts = name in ("sentence", "verdict", "model", "reason", "name", "model_other", "depends_on")
+        known = values if texts else [math.nan if value is None else float(value) for value in values]
+        data[f"finding_{name}"] = ("finding", np.array(known, dtype=object if texts else float))
+    under = [[row.settings[s].number if s in row.settings else nothing for s in settings] for row in ordered]
+    data["sensitivity"] = (
+        ("finding", "setting", "bound"),
+        np.array(under, dtype=float).reshape(len(found), len(settings), 3),
+    )
+    beside = [[*(list(twin.compared) for twin in row.twins), *[nothing] * (twins - len(row.twins))] for row in ordered]
+    data["twin"] = (("finding", "twin", "bound"), np.array(beside, dtype=float).reshape(len(found), twins, 3))
+    labels = ["|".join(filter(None, (f.name, f.model, f.model_other))) for f in found]
+    coords: dict[str, Any] = {"finding": labels, "bound": list(BOUND), "setting": list(map(str, settings))}
+    for name in ("ablation", "scope", "bos", "suite"):
+        coords[f"setting_{name}"] = ("setting", np.array([getattr(s, name) for s in settings], dtype=object))
+    coords["setting_layer0"] = ("setting", np.array([int(s.layer0) for s in settings], dtype=int))
+    made = xr.Dataset(data, coords=coords)
+    for called in made.data_vars:
+        made[called].attrs = {"units": "1", "long_name": str(called).replace("_", " ")}
+    return made
+
+
+def _key(row: _Row) -> tuple[str, str, str]:
+    return (row.claim.name, row.models[0], row.models[1] if len(row.models) > 1 else "")
+
+
+def findings_of(dataset: xr.Dataset) -> Iterable[Finding]:
+    """Yield the findings of a dataset that :class:`ClaimComparison` made."""
+    for index in range(dataset.sizes.get("finding", 0)):
+        one = dataset.isel(finding=index)
+        given: dict[str, Any] = {}
+        for name, bounds in _BOUNDS.items():
+            given |= dict(zip(bounds, map(float, one[name].values), strict=True))
+        for name in _SINGLE:
+            value = one[f"finding_{name}"].item()
+            given[name] = value if isinstance(value, str) else float(value)
+        for name in ("settings", "agree"):
+            given[name] = int(given[name])
+        given["descriptive"] = bool(given["descriptive"])
+        given["learnt"] = None if math.isnan(given["learnt"]) else bool(given["learnt"])
+        given["p_adjusted"] = None if math.isnan(given["p_adjusted"]) else given["p_adjusted"]
+        yield Finding(**given)
+
+
+def footer(mains: Sequence[readings.Reading], measured: str = "") -> str:
+    """Say what numbers rest on: suites, families, prompts, what was done and read, position 0."""
+    groups: dict[tuple[str, int, str], list[int]] = {}
+    for main in mains:
+        key = (main.suite, len(main.sample.clusters.families), main.bos)
+        groups.setdefault(key, []).append(main.dataset.sizes["prompt"])
+    parts = []
+    for (suite, families, bos), sizes in groups.items():
+        count = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
+        of = "1 family" if families == 1 else f"{families} families"
+        parts.append(f"suite {suite} ({of}, {count} prompts), bos {bos}")
+    if not measured and "ablation" in mains[0].dataset.dims:
+        measured = f"ablation {ABLATION}, KL at the {SCOPE} position"
+    return "; ".join([*parts, *([measured] if measured else []), "95 % intervals over templates"])

@@ -1,0 +1,473 @@
+"""Numbers with intervals and p-values: means, ratios and shares over templates; what is chosen by looking; layer types.
+
+Values are xarray arrays with a dimension ``prompt``; all other dimensions are kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds, Evidence
+from xatlas.stats import (
+    LEVEL,
+    PERMUTATIONS,
+    Clusters,
+    Floats,
+    agree,
+    divide,
+    probability_first,
+    quantile,
+    t_quantile,
+    t_tail,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+#: How much two numbers may differ and count as equal; of ratios, between which two values their quotient may lie.
+Margin = float | tuple[float, float]
+#: The values of the dimension that holds a number and its interval.
+BOUND = ("value", "low", "high")
+#: Ways of halving the templates that cross-fitted numbers are averaged over.
+SPLITS = 20
+
+
+def within(value: float, error: float, freedom: float, margin: Margin) -> dict[str, Any]:
+    """Return what evidence says of a number's lying within a margin: two one-sided tests, and the 90 % interval.
+
+    The number is on the scale of inference; a margin of two ends is one of ratios.
+    """
+    low, high = np.log(margin) if isinstance(margin, tuple) else (-margin, margin)
+    near = bool(low <= value <= high)
+    half = float(t_quantile(freedom, 1 - 2 * ALPHA)) * error
+    if not math.isfinite(half):
+        return {"near": near}
+    tails = []
+    for gap in (value - low, high - value):
+        tail = float(t_tail(gap / error if error else 1e6, freedom)) / 2
+        tails.append(tail if gap > 0 else 1 - tail)
+    return {"near": near, "equal_p": max(tails), "equal": bool(low <= value - half and value + half <= high)}
+
+
+def spread(moved: Floats, families: Sequence[str]) -> tuple[Floats, Floats]:
+    """Return standard errors and degrees of freedom ``(...)`` of ``moved (cluster, ...)``; see :class:`Statistic`."""
+    variance, fourth, count = (np.zeros(moved.shape[1:]) for _ in range(3))
+    labels = np.asarray(families)
+    for family in dict.fromkeys(families):
+        own = moved[labels == family]
+        size = np.isfinite(own).sum(0).astype(float)
+        counted = size > 1
+        each = divide(np.nansum(own**2, 0), np.where(counted, size * (size - 1), 0.0))
+        variance, count = variance + np.where(counted, each, 0.0), count + counted
+        fourth = fourth + np.where(counted, divide(each**2, size - 1), 0.0)
+    freedom = np.where(fourth > 0, divide(variance**2, fourth), 1e6)  # nothing varies: the error is 0
+    return divide(np.sqrt(variance), count), np.where(count > 0, freedom, np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """A number per item, and how each template moves it: intervals for few clusters, paired between models.
+
+    ``point (*dims)`` and ``moved (cluster, *dims)`` are on the scale of inference, the logarithm where ``log``:
+    means of what is positive, and ratios of means. With residuals r of the delta method,
+    V = Σ v_f, v_f = Σ r² / (T_f (T_f - 1) F²) over F families of T_f templates, and df = V² / Σ (v_f² / (T_f - 1))
+    (Satterthwaite 1946).
+    """
+
+    point: xr.DataArray
+    moved: xr.DataArray
+    log: bool
+    control: Statistic | None = None
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def _spread(self) -> tuple[xr.DataArray, xr.DataArray]:
+        """Return the standard error and the degrees of freedom."""
+        moved = self.moved.transpose("cluster", ...).values
+        error, known = spread(moved, self.moved["family"].values.tolist())
+        return self.point.copy(data=error), self.point.copy(data=known)
+
+    def freedom(self) -> float:
+        """Return the degrees of freedom of one number."""
+        return float(self._spread[1])
+
+    def half(self, level: float = LEVEL) -> xr.DataArray:
+        """Return half the width of the interval, on the scale of inference."""
+        error, freedom = self._spread
+        return error * error.copy(data=t_quantile(freedom.values, level))
+
+    def bounds(self, level: float = LEVEL) -> xr.DataArray:
+        """Return ``(*dims, bound)``: value, lower and upper end of the interval."""
+        import xarray as xr
+
+        half = self.half(level)
+        ends = xr.concat([self.point, self.point - half, self.point + half], "bound")
+        ends = ends.assign_coords(bound=list(BOUND)).transpose(..., "bound")
+        return ends.copy(data=np.exp(ends.values)) if self.log else ends
+
+    def p(self, null: float = 0.0) -> xr.DataArray:
+        """Return the two-sided p-value against ``null``, on the scale of inference."""
+        error, freedom = self._spread
+        gap = abs(self.point - null)
+        t = (gap / error.where(error > 0)).where(error > 0, np.where(gap > 0, np.inf, 0.0))
+        return gap.copy(data=t_tail(np.minimum(t.values, 1e6), freedom.values)).where(gap.notnull() & error.notnull())
+
+    def within(self, margin: Margin) -> dict[str, Any]:
+        """Return what evidence says of one number's lying within the margin."""
+        return within(float(self.point), float(self._spread[0]), self.freedom(), margin)
+
+    def __sub__(self, other: Statistic) -> Statistic:
+        """Return the difference (of logarithms: the ratio), paired over the templates that both have."""
+        import xarray as xr
+
+        own, others = xr.align(self.moved, other.moved, join="outer")
+        both = own.fillna(0.0) - others.fillna(0.0)
+        moved = both.where(own.notnull() | others.notnull())
+        named = [str(name).split("|")[0] for name in moved["cluster"].values]
+        moved = moved.assign_coords(family=("cluster", named))
+        return Statistic(self.point - other.point, moved, self.log)
+
+    def isel(self, places: Mapping[Hashable, Any]) -> Statistic:
+        """Return the numbers at some places."""
+        control = self.control.isel(places) if self.control is not None else None
+        point, moved = (each.isel(places, drop=True) for each in (self.point, self.moved))
+        return replace(self, point=point, moved=moved, control=control)
+
+    def against(self, control: Statistic) -> Statistic:
+        """Return the same with its control, which is as uncertain: their difference has to clear 0, too."""
+        return replace(self, control=control)
+
+    def evidence(self, *, two_sided: bool = True, margin: Margin | None = None) -> Evidence:
+        """Return what speaks for the claim that one number differs from 0 (a ratio: from 1), or is larger.
+
+        With a control the difference from it has to lie on the same side, and the larger p-value counts.
+        """
+        value, low, high = self.bounds().values.tolist()
+        tests = [self, *([self - self.control] if self.control is not None else [])]
+        sides = {side(*bounds_of(each)[1:], 1.0 if self.log else 0.0) for each in tests}
+        clear = sides.pop() if len(sides) == 1 else 0
+        points = float(self.point)
+        p = max(float(each.p()) for each in tests)
+        if not two_sided and points < 0:  # of the claim, one side of the interval is tested all the same
+            p = max(p, 1 - p / 2)
+        known = math.isfinite(points)
+        return Evidence(
+            number=(value, low, high),
+            p=p,
+            side=abs(clear) if two_sided else clear,
+            answer=(int(np.sign(points)) if known else None),
+            control=bounds_of(self.control),
+            **(self.within(margin) if margin is not None else {}),
+            blocked="" if math.isfinite(low) or not known else "too few templates",
+            words=self.words,
+            statistic=self,
+        )
+
+
+def bounds_of(statistic: Statistic | None) -> Bounds:
+    """Return value, lower and upper end of one number; unknown without any."""
+    if statistic is None:
+        return UNKNOWN
+    value, low, high = statistic.bounds().values.tolist()
+    return value, low, high
+
+
+def side(low: float, high: float, mark: float) -> int:
+    """Return 1 when the interval lies above the mark, -1 when below, else 0."""
+    return 1 if low > mark else -1 if high < mark else 0
+
+
+class Sample:
+    """Prompts in templates in families, and the statistics over them.
+
+    The arrays given have a dimension ``prompt`` in this order; what else they have is kept.
+    """
+
+    def __init__(self, families: Sequence[Any], templates: Sequence[Any], seed: int = 0) -> None:
+        self.clusters = Clusters(families, templates, seed=seed)
+
+    def _linear(self, values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+        import xarray as xr
+
+        values = values.transpose("prompt", ...)
+        macro, moved = self.clusters.linear(values.values)
+        dims = values.dims[1:]
+        coords: dict[Hashable, Any] = {dim: values[dim] for dim in dims if dim in values.coords}
+        named = list(self.clusters.names)
+        families = ("cluster", [name.split("|")[0] for name in named])
+        return (
+            xr.DataArray(macro, dims=dims, coords=coords),
+            xr.DataArray(moved, dims=("cluster", *dims), coords={**coords, "cluster": named, "family": families}),
+        )
+
+    def mean(self, values: xr.DataArray, *, log: bool = False) -> Statistic:
+        """Return family-macro means; with ``log`` the interval is that of the logarithm (of what is positive)."""
+        point, moved = self._linear(values)
+        if not log:
+            return Statistic(point, moved, False)
+        positive = point.where(point > 0)
+        return Statistic(positive.copy(data=np.log(positive.values)), moved / positive, True)
+
+    def ratio(self, top: xr.DataArray, bottom: xr.DataArray) -> Statistic:
+        """Return ratios of macro means, over the prompts that have both."""
+        both = top.notnull() & bottom.notnull()
+        above, below = (self.mean(values.where(both), log=True) for values in (top, bottom))
+        return Statistic(above.point - below.point, above.moved - below.moved, True)
+
+    def share(self, part: xr.DataArray, whole: xr.DataArray) -> Statistic:
+        """Return ratios of macro means on their own scale, as is right for shares."""
+        both = part.notnull() & whole.notnull()
+        (top, top_moved), (bottom, bottom_moved) = (self._linear(values.where(both)) for values in (part, whole))
+        bottom = bottom.where(bottom > 0)
+        share = top / bottom
+        return Statistic(share, (top_moved - share * bottom_moved) / bottom, False)
+
+    def halves(self, splits: int = SPLITS) -> list[tuple[Any, Any]]:
+        """Return ways of putting the templates of each family into two halves, as two masks over prompts."""
+        rng = np.random.default_rng(self.clusters.seed)
+        found = []
+        member = self.clusters.member  # (cluster, prompt)
+        for _ in range(splits):
+            first = np.zeros(self.clusters.size, dtype=bool)
+            for rows in self.clusters.rows:
+                order = rng.permutation(rows)
+                extra = int(rng.integers(2)) if len(rows) % 2 else 0
+                first[order[: len(rows) // 2 + extra]] = True
+            found.append(((member[first] > 0).any(0), (member[~first] > 0).any(0)))
+        return found
+
+    def cross_fit(self, values: Floats, pick: Callable[[Floats], Floats], *, log: bool) -> Bounds:
+        """Return a quotient of what was chosen by looking: chosen on half of the templates, measured on the others.
+
+        ``pick`` maps macro means ``(item)`` of ``values (prompt, item)`` to the weights ``(2, item)`` of numerator and
+        denominator. Points are averaged over ways of halving (logarithms, with ``log``); the interval is as wide as all
+        templates would make it. It describes: the verdict needs a test.
+        """
+
+        def measure(chosen: Any, weights: Floats) -> tuple[float, Floats]:
+            sums = values @ weights.T  # (prompt, 2)
+            (top, bottom), moved = self.clusters.linear(np.where(chosen[:, None], sums, np.nan))
+            if not bottom > 0 or (log and not top > 0):
+                return math.nan, moved[:, 0]
+            share = top / bottom
+            change = moved[:, 0] / top - moved[:, 1] / bottom if log else (moved[:, 0] - share * moved[:, 1]) / bottom
+            return (math.log(share) if log else share), change
+
+        families = [name.split("|")[0] for name in self.clusters.names]
+        points, errors = [], []
+        for split in self.halves():
+            for chosen, measured in (split, split[::-1]):
+                picked = pick(self.clusters.macro(np.where(chosen[:, None], values, np.nan)))
+                point, change = measure(measured, picked)
+                points.append(point)
+                errors.append(float(spread(change, families)[0]))
+        everything = np.ones(len(values), dtype=bool)
+        whole, change = measure(everything, pick(self.clusters.macro(values)))
+        known = np.isfinite(points)
+        value = float(np.mean(np.array(points)[known])) if known.any() else whole
+        error = np.array(errors)[known & np.isfinite(errors)]
+        half = float(t_quantile(spread(change, families)[1])) * error.mean() / math.sqrt(2) if error.size else math.nan
+        bounds = (value, value - half, value + half)
+        value, low, high = (math.exp(each) for each in bounds) if log else bounds
+        return value, low, high
+
+    def permuted(self, values: xr.DataArray, dim: Hashable, statistic: Callable[[Floats], Floats], draws: int) -> float:
+        """Return how often ``statistic`` is as large when the labels of ``dim`` are permuted in each template.
+
+        ``statistic`` maps macro means ``(draw, ..., dim)`` to ``(draw)``.
+        """
+        array = values.transpose("prompt", ..., dim)
+        parts = self.clusters.parts(array.values)  # (cluster, ..., dim)
+        parts = parts[..., np.isfinite(parts).all(tuple(range(parts.ndim - 1)))]
+        observed = float(statistic(parts.sum(0)[None])[0])
+        rng, reached = np.random.default_rng(self.clusters.seed), 0
+        for start in range(0, draws, 500):
+            number = min(500, draws - start)
+            total = np.zeros((number, *parts.shape[1:]))
+            for part in parts:
+                total += rng.permuted(np.broadcast_to(part, total.shape), axis=-1)
+            reached += int((statistic(total) >= observed * (1 - 1e-9)).sum())
+        return (1 + reached) / (1 + draws)
+
+    def stretched(self, draws: Floats, point: Any, freedom: Any) -> Floats:
+        """Return bootstrap draws ``(draw, ...)`` stretched about the point by t(.975, df) / 1.96."""
+        return np.asarray(point + (draws - point) * np.asarray(t_quantile(freedom)) / 1.959964)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The item with the largest mean, and how sure that is."""
+
+    index: int
+    label: Any
+    runner_up: Any  # None for the only one there is
+    p_rank1: float
+    p: float  # of items permuted within templates
+    margin: Bounds  # lead over the best of all others
+    spread: tuple[Any, Any]  # labels within the 95 % interval of the first-ranked
+    over_next: Bounds  # quotient of the two largest means, cross-fitted
+    tied: tuple[Any, ...]
+    draws: Floats  # index of the first-ranked item in each bootstrap draw
+
+    @property
+    def tie(self) -> bool:
+        """Whether another item may be the largest."""
+        return bool(self.tied)
+
+
+def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Place | None:
+    """Find the item with the largest macro mean; None where nothing is known.
+
+    It ties when the margin's 95 % interval contains 0, two means agree numerically, or P(rank 1) < 0.95.
+    The lead is taken over the best of *all* others in each draw.
+    """
+    values = values.transpose("prompt", dim)
+    statistic = sample.mean(values)
+    point = statistic.point.values
+    present = np.flatnonzero(np.isfinite(point))
+    places = present.tolist()
+    if not places:
+        return None
+    labels = values[dim].values if dim in values.coords else np.arange(values.sizes[dim])
+    order = present[np.argsort(-point[present], kind="stable")]
+    best = int(order[0])
+    raw = sample.clusters.macro_draws(values.values)[:, present]
+    draws = np.where(np.isfinite(raw), raw, -np.inf)
+    ranked = probability_first(raw)[places.index(best)]
+    first = present[draws.argmax(1)]
+    if len(present) == 1:
+        alone = (math.nan, math.nan, math.nan)
+        return Place(best, labels[best], None, 1.0, math.nan, alone, (labels[best],) * 2, alone, (), first)
+    second = int(order[1])
+    lead_of = statistic.isel({dim: best}) - statistic.isel({dim: second})
+    own = places.index(best)
+    lead = draws[:, own] - np.delete(draws, own, axis=1).max(1)
+    value = float(point[best] - point[second])
+    lead = sample.stretched(lead, value, lead_of.freedom())
+    low, high = (float(quantile(lead, q)) for q in (0.025, 0.975))
+    if not sample.clusters.resamples:
+        low, high = math.nan, math.nan
+    tie = not low > 0 or bool(agree(point[best], point[second])) or not ranked >= 0.95
+    rivals = [at for at in order[1:12] if agree(point[at], point[best]) or _reaches(draws, places, best, at)]
+    tied = tuple(labels[at] for at in rivals or [second]) if tie else ()
+
+    def top_two(means: Floats) -> Floats:
+        ranked = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")
+        return np.eye(len(means))[ranked[:2]]
+
+    return Place(
+        index=best,
+        label=labels[best],
+        runner_up=labels[second],
+        p_rank1=float(ranked),
+        p=sample.permuted(values, dim, lambda means: means.max(-1), PERMUTATIONS // 5),
+        margin=(value, min(low, value), max(high, value)) if math.isfinite(low) else (value, low, high),
+        spread=(labels[int(np.quantile(first, 0.025))], labels[int(np.quantile(first, 0.975))]),
+        over_next=sample.cross_fit(values.values[:, present], top_two, log=True),
+        tied=tied,
+        draws=first,
+    )
+
+
+def _reaches(draws: Floats, places: list[int], best: int, other: int) -> bool:
+    return bool(np.quantile(draws[:, places.index(best)] - draws[:, places.index(other)], 0.025) <= 0)
+
+
+def layer_types(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[str, str]) -> Evidence:
+    """Test whether the log effects of layers of one type exceed those of another, depth aside.
+
+    Log effects ``(layer)`` are regressed on type and on depth, linear and quadratic; residuals of the model without
+    type are permuted (Freedman and Lane 1983), and t values of type compared. The number is the exponential of the
+    coefficient; its interval is that of the regression. The claim needs five layers of each type, and has to
+    hold without layer 0, too.
+    """
+    full = _one_type(effects, types, depth, pair)
+    later = _one_type(effects[1:], types[1:], depth[1:], pair)
+    if full.blocked:
+        return full
+    if not later.blocked and full.side != later.side:
+        words = {**full.words, "without": f"without layer 0: {later.number[0]:.3g}"}
+        return replace(full, side=0, blocked="not so without layer 0" if full.side else "", words=words)
+    return replace(full, p=float(np.nanmax([full.p, later.p])))
+
+
+def _one_type(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[str, str]) -> Evidence:
+    kinds, known = np.asarray(types), np.isfinite(effects)
+    chosen = known & np.isin(kinds, pair)
+    counts = [int((chosen & (kinds == each)).sum()) for each in pair]
+    if not min(counts):
+        return Evidence(blocked="one operator type only")
+    y = effects[chosen]
+    kind = (kinds[chosen] == pair[0]).astype(float)
+    x = np.asarray(depth, dtype=float)[chosen]
+    reduced = np.column_stack([np.ones(len(y)), x, x**2])
+    reduced_hat = reduced @ np.linalg.pinv(reduced)
+    own = kind - reduced_hat @ kind  # type, with depth taken out
+    freedom = len(y) - 4
+    size = float(own @ own)
+    if freedom < 1 or size < 1e-9:
+        return Evidence(blocked="too few layers")
+
+    def fitted(each: Floats) -> tuple[Floats, Floats]:
+        """Return coefficients and their standard errors for residuals ``(draw, layer)`` of the model without type."""
+        each = each - each @ reduced_hat
+        coefficient = each @ own / size
+        left = (each**2).sum(-1) - coefficient**2 * size
+        return coefficient, np.sqrt(np.maximum(left, 1e-300) / freedom / size)
+
+    residual = y - reduced_hat @ y
+    coefficient, error = (float(each[0]) for each in fitted(residual[None]))
+    rng = np.random.default_rng(0)
+    draws = rng.permuted(np.tile(residual, (PERMUTATIONS, 1)), axis=1)
+    shuffled, errors = fitted(draws)
+    reached = (np.abs(shuffled / errors) >= abs(coefficient / error) * (1 - 1e-9)).sum()
+    half = float(t_quantile(freedom)) * error
+    low, high = coefficient - half, coefficient + half
+    enough = min(counts) >= 5
+    value, below, above = np.exp([coefficient, low, high]).tolist()
+    return Evidence(
+        number=(value, below, above),
+        p=(1 + int(reached)) / (1 + PERMUTATIONS),
+        side=abs(side(low, high, 0.0)),
+        answer=int(np.sign(coefficient)),
+        control=(1.0, math.nan, math.nan),
+        blocked="" if enough else "too few layers",
+    )
+
+
+def welch(first: Sequence[float], second: Sequence[float], *, log: bool, margin: Margin | None = None) -> Evidence:
+    """Compare the numbers of two architectures' training seeds.
+
+    All ways of dealing the seeds out to the two are enumerated for the p-value of the difference in means; the interval
+    is Welch's. With ``log`` the numbers are logarithms, and what is shown is a ratio.
+    """
+    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    together = np.concatenate([one, two])
+    chosen = np.array(list(itertools.combinations(range(len(together)), len(one))))
+    sums = together[chosen].sum(1)
+    gaps = sums / len(one) - (together.sum() - sums) / len(two)
+    gap = float(one.mean() - two.mean())
+    p = float((np.abs(gaps) >= abs(gap) * (1 - 1e-9)).mean())
+    parts = [each.var(ddof=1) / len(each) if len(each) > 1 else math.nan for each in (one, two)]
+    error = math.sqrt(sum(parts)) if np.isfinite(parts).all() else math.nan
+    fourth = sum(part**2 / (len(each) - 1) for part, each in zip(parts, (one, two), strict=True) if len(each) > 1)
+    freedom = sum(parts) ** 2 / fourth if fourth else math.nan
+    half = float(t_quantile(freedom)) * error
+    ends = (gap, gap - half, gap + half)
+    value, low, high = (math.exp(each) if log else each for each in ends)
+    return Evidence(
+        number=(value, low, high),
+        p=p,
+        side=abs(side(low, high, 1.0 if log else 0.0)),
+        answer=int(np.sign(gap)),
+        control=(1.0 if log else 0.0, math.nan, math.nan),
+        **(within(gap, error, freedom, margin) if margin is not None else {}),
+        least_p=float((np.abs(gaps) >= np.abs(gaps).max() * (1 - 1e-9)).mean()),
+    )
