@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -42,14 +43,16 @@ class EarlyLate(ClaimComparison):
             "Does the first half of the layers matter more than the second, or less?",
             "In {model} the first half of the layers matters {number} times as much as the second (control {control})",
             label="early / late",
+            short="{which} layers matter more",
             margin=RATIO_MARGIN,
             pair="the ratio of early to late layers",
         ),
         Claim(
             "profile_correlation",
             "Is the effect spread over depth alike in two models?",
-            "Over depth, effects in {first} and {second} correlate: {number} (layers permuted reach {chance})",
+            "Over depth, effects in {first} and {second} correlate: {number} (95 % of permuted layers lie below {chance})",
             label="correlation",
+            short="effects over depth correlate",
         ),
     )
     variables: ClassVar = {
@@ -64,7 +67,8 @@ class EarlyLate(ClaimComparison):
         ratio = one.sample.ratio(*halves(one["kl"].sel(component="joint")))
         if one.control is not None:
             ratio = ratio.against(one.sample.ratio(*halves(one.control.sel(component="joint"))))
-        return {"early_over_late": ratio}
+        which = "early" if float(ratio.point) > 0 else "late"
+        return {"early_over_late": replace(ratio, words={"which": which})}
 
     def between(self, first: Sequence[Effects], second: Sequence[Effects]) -> Estimates:
         """Return the correlation of two profiles."""
@@ -84,9 +88,9 @@ class EarlyLate(ClaimComparison):
             "profile_correlation": Evidence(
                 number=(value, min(low, value), max(high, value)),
                 p=(1 + int((chance >= value - 1e-12).sum())) / (1 + ORDERS),
-                side=1 if low > limit else -1 if high < 0 else 0,
+                side=1 if low > 0 else -1 if high < 0 else 0,
                 answer=int(np.sign(value)),
-                control=(limit, math.nan, math.nan),
+                control=(0.0, math.nan, math.nan),
                 words={"chance": f"{limit:.2f}"},
             )
         }

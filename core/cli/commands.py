@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
@@ -15,7 +16,7 @@ import typer
 from xatlas import manager
 from xatlas.cli import options
 from xatlas.cli.app import FAILED, command, end
-from xatlas.cli.output import echo, message, print_json, print_table
+from xatlas.cli.output import WIDTH, echo, fitting, message, print_json, print_table, summarised
 from xatlas.errors import XatlasError
 from xatlas.text import split_names
 
@@ -48,10 +49,7 @@ def compare(
         record = {
             "suite": {"name": suite.name, "hash": suite.hash, "prompts": len(suite)},
             "jobs": _jobs(report, out),
-            "comparisons": {
-                each.name: {"table": each.table, "findings": each.findings, "files": each.files}
-                for each in report.results
-            },
+            "comparisons": {each.name: {"findings": each.findings, "files": each.files} for each in report.results},
             "failures": list(map(str, report.failures)),
         }
         print_json(record)
@@ -91,6 +89,9 @@ def run(
         print_json({"jobs": rows, "failures": list(map(str, report.failures))})
     else:
         print_table([{name: cell for name, cell in row.items() if name != "key"} for row in rows])
+        for step in report.measured + report.reused:
+            echo(f"\n{step.job.probe} of {step.job.model}")
+            print_table(fitting(summarised(api.store_in(out).read(step.job)))[0])
     _end(report.failures)
 
 
@@ -220,15 +221,24 @@ def _print_results(report: Report, out: Path) -> None:
     """Print tables and findings, what they rest on, where they are, and how to go on."""
     from xatlas.api import ATLAS, FIGURES
     from xatlas.config import larger_suite
-    from xatlas.run.reporting import describe
+    from xatlas.findings.closing import closing, ranked
+    from xatlas.run.reporting import describe, judged
 
     for result in report.results:
         echo(f"\n{result.name}: {manager.comparisons()[result.name].summary}\n")
-        print_table(result.table)
-        for item in result.findings:
-            echo(f"  {item.verdict}: {describe(item)}")
+        rows, others = fitting(result.table)
+        print_table(rows)
+        if others:
+            echo(f"(in the CSV: {', '.join(others)})")
+        for item in ranked(result.findings):
+            echo(
+                textwrap.fill(f"{judged(item)}: {describe(item)}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+            )
     if not report.results:
         return
+    found = [item for result in report.results for item in result.findings]
+    shown = [model.slug for model in report.plan.models]
+    echo("\n" + textwrap.fill(closing(found, shown), WIDTH))
     suite = report.plan.config.suite
     echo(f"\n{_described(suite)}.")
     if not report.measured and all(result.reused for result in report.results):

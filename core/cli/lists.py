@@ -12,10 +12,10 @@ import typer
 from xatlas import manager
 from xatlas.cli import options
 from xatlas.cli.app import FAILED, app, command, end, reports_errors
-from xatlas.cli.output import Rows, echo, print_json, print_rows, print_table
+from xatlas.cli.output import Rows, echo, print_json, print_rows, print_table, summarised
 from xatlas.contracts.parameters import as_text
 from xatlas.errors import XatlasError, unknown
-from xatlas.text import one_line
+from xatlas.text import interval, one_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,10 +31,20 @@ app.add_typer(models_app, name="models", invoke_without_command=True)
 @command()
 def show(
     path: Annotated[Path, typer.Argument(help="An atlas, its folder, one of its files, or a figure's .nc.")],
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Of a figure's .nc: every finding under every other setting.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what an atlas or one of its files holds."""
     from xatlas.results.store import Store, atlas_folder, read_entry, read_result
+
+    if sensitivity:
+        dataset = _figure_data(path) if path.is_file() else None
+        if dataset is None or "sensitivity" not in dataset:
+            raise XatlasError(f"{path} holds no findings: --sensitivity takes the .nc beside a comparison's figure.")
+        print_rows(_sensitivity(dataset, as_json), as_json)
+        return
 
     if not path.is_file():
         rows = [
@@ -64,8 +74,23 @@ def show(
         print_json(record)
         return
     echo(str(dataset.drop_attrs(deep=False)))
+    print_table(summarised(dataset))
     for head, fields in tables:
         print_table([{head: name, "value": value} for name, value in _flat(fields)])
+
+
+def _sensitivity(dataset: xr.Dataset, as_json: bool) -> list[dict[str, Any]]:
+    """Return every finding under every setting, the main one first."""
+    rows = []
+    for i, finding in enumerate(map(str, dataset["finding"].values)):
+        for j, setting in enumerate(map(str, dataset["setting"].values)):
+            bounds = tuple(map(float, dataset["sensitivity"].values[i, j]))
+            if bounds[0] == bounds[0]:
+                number = (
+                    dict(zip(("value", "low", "high"), bounds, strict=True)) if as_json else {"": interval(*bounds)}
+                )
+                rows.append({"finding": finding, "setting": setting, **number})
+    return rows
 
 
 def _figure_data(path: Path) -> xr.Dataset | None:
@@ -116,19 +141,24 @@ def explain(
     name: Annotated[
         str,
         typer.Argument(
-            help="Name of a probe, comparison, suite or architecture.",
+            help="Name of a probe, comparison, suite or architecture; or: verdicts.",
             autocompletion=options.complete("probes", "comparisons", "suites", "adapters"),
         ),
     ],
 ) -> None:
-    """Explain a probe, comparison, suite or architecture: what it is, its parameters, and what it rests on."""
+    """Explain a probe, comparison, suite or architecture, or how verdicts come about."""
     registries: dict[str, Mapping[str, Any]] = {
         "probe": manager.probes(),
         "comparison": manager.comparisons(),
         "suite": manager.suites(),
         "architecture": manager.adapters(),
     }
+    from xatlas.findings.claims import VERDICTS
+
     found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
+    if name in ("verdict", "verdicts", *VERDICTS):
+        print_table([{"verdict": verdict, "when": text} for verdict, text in VERDICTS.items()])
+        return
     if not found:
         raise unknown("name", name, {each for registry in registries.values() for each in registry})
     for number, (kind, item) in enumerate(found.items()):
@@ -143,6 +173,11 @@ def explain(
         if kind == "architecture":
             echo(f"\nAdapter {item.__module__}.{item.__qualname__} for {', '.join(item.architectures)}.")
             continue
+        if kind == "comparison" and getattr(item, "claims", ()):
+            echo("\nClaims (xatlas explain verdicts says how they are judged)")
+            print_table(
+                [{"claim": claim.name, "question": claim.question, "unit": claim.unit} for claim in item.claims]
+            )
         for title, rows in _tables(item, kind == "probe").items():
             echo(f"\n{title}" + ("" if rows else ": none"))
             print_table(rows)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from xatlas.text import one_line, printable
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: What tables are printed from: column → cell.
 Rows = Sequence[Mapping[str, Any]]
 
 #: Width of a table that no terminal shows.
 _ENDLESS = 10**6
+#: Widest that a comparison's table may be.
+WIDTH = 100
 
 
 def echo(text: str) -> None:
@@ -58,6 +64,43 @@ def print_rows(rows: Rows, as_json: bool) -> None:
         print_table(rows)
     else:
         echo("none")
+
+
+def fitting(rows: Rows, width: int = WIDTH) -> tuple[Rows, list[str]]:
+    """Return rows with the first columns that fit a width, and the names of the others."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    widths = [max(len(_cell(each)) for each in [name, *(row.get(name, "") for row in rows)]) for name in columns]
+    kept = [
+        name
+        for name, end in zip(columns, itertools.accumulate(each + 2 for each in widths), strict=True)
+        if end <= width
+    ]
+    kept = kept or columns[:1]
+    return [{name: row.get(name, "") for name in kept} for row in rows], columns[len(kept) :]
+
+
+def summarised(dataset: xr.Dataset) -> Rows:
+    """Return a row per numeric variable: its mean over prompts is at most how much, and where."""
+    rows = []
+    for name, array in dataset.data_vars.items():
+        if array.dtype.kind not in "fiu" or not array.size:
+            continue
+        values = array.mean([dim for dim in ("prompt", "draw") if dim in array.dims], keep_attrs=True)
+        if not bool(values.notnull().any()):
+            continue
+        best = values.isel(values.argmax(...)) if values.dims else values
+        where = ", ".join(f"{dim} {best[dim].item()}" for dim in values.dims if dim in best.coords)
+        rows.append(
+            {
+                "variable": str(name),
+                "dimensions": " × ".join(f"{dim} {size}" for dim, size in array.sizes.items()),
+                "mean": float(values.mean()),
+                "largest": float(best),
+                "at": where or "–",
+                "unit": str(array.attrs.get("units", "")),
+            }
+        )
+    return rows
 
 
 def print_table(rows: Rows) -> None:

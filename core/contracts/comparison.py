@@ -41,6 +41,7 @@ class Finding:
     agree: int = 0
     depends_on: str = ""  # what those that disagree vary
     learnt: bool | None = None  # beyond every untrained twin; None where there are none
+    short: str = ""  # what is said, in a few words without numbers
     descriptive: bool = False  # number and interval of what was chosen by looking: the verdict rests on p
 
 

@@ -21,6 +21,16 @@ RATIO_MARGIN, SHARE_MARGIN = (0.80, 1.25), 0.10
 #: What the sample of a claim consists of: templates, layers of a type, training seeds.
 Unit = Literal["network", "layer type", "architecture"]
 SAMPLES: dict[str, str] = {"network": "templates", "layer type": "layers", "architecture": "training seeds"}
+#: What each verdict means, for ``xatlas explain``.
+VERDICTS: dict[Verdict, str] = {
+    "supported": "p, adjusted over the claims about the same model, is at most 0.05; the 95 % interval of the effect, "
+    "and that of effect over control, lie on the claimed side; every other ablation kind that was run gives the same "
+    "answer. Equality of two models is supported when the 90 % interval of their difference lies within the margin.",
+    "refuted": "the interval lies on the other side, or the numbers are equal within the margin.",
+    "undecided": "anything else; the reason says what is missing: too few templates, layers, heads or seeds (no p of "
+    "theirs could be at most 0.05), a tie, kinds that disagree, one kind alone, an interval that includes the control.",
+    "artefact": "holds as it is usually published, and not as it is defined here.",
+}
 #: Value, lower and upper end of a 95 % interval.
 Bounds = tuple[float, float, float]
 UNKNOWN: Bounds = (math.nan, math.nan, math.nan)
@@ -46,6 +56,8 @@ class Claim:
     margin : float, optional
         Two values count as equal when they differ by less; of ratios (1 + margin and its inverse are not the same)
         give ``RATIO_MARGIN``, which is applied to their quotient. Without one equality is never claimed.
+    short : str
+        The same in a few words without numbers ("layer {layer} matters most"), for the closing paragraph.
     pair : str
         What is compared between two models, as a noun ("the ratio of early to late layers"); empty for nothing.
     kinds : bool
@@ -58,6 +70,7 @@ class Claim:
     question: str
     sentence: str
     label: str = ""
+    short: str = ""
     unit: Unit = "network"
     margin: float | tuple[float, float] | None = None
     pair: str = ""

@@ -119,7 +119,7 @@ class ClaimComparison(Comparison):
             row: dict[str, str | float] = {"model": finding.model, "number": labels.get(finding.name, finding.name)}
             row |= {"value": interval(finding.value, finding.low, finding.high)}
             row |= {"control": interval(finding.control, finding.control_low, finding.control_high)}
-            row |= {"verdict": judged(finding), "sensitivity": robustness(finding)}
+            row |= {"verdict": finding.verdict, "sensitivity": robustness(finding)}
             rows.append(row)
         return rows
 
@@ -287,6 +287,7 @@ def _finding(row: _Row, p: float) -> Finding:
         agree=len(other) - len(differing),
         depends_on=_varied(next(iter(row.settings), None), differing),
         learnt=learnt,
+        short=_short(row, said, differs),
         descriptive=evidence.descriptive,
     )
 
@@ -314,6 +315,14 @@ def _sentence(row: _Row, said: str, differs: bool, learnt: bool | None) -> str:
     return f"{text}."
 
 
+def _short(row: _Row, said: str, differs: bool) -> str:
+    if differs and said == "supported":
+        return f"{row.claim.pair} {'is the same' if row.evidence.equal else 'differs'}"
+    if differs:
+        return row.claim.pair
+    return row.claim.short.format_map(dict(row.evidence.words)) if row.claim.short else ""
+
+
 def _learnt(row: _Row) -> bool | None:
     """Tell whether the interval lies beyond every twin's, all on one side; None without twins."""
     low, high = row.evidence.compared[1:]
@@ -332,11 +341,6 @@ def _varied(main: Setting | None, differing: Sequence[Setting]) -> str:
     single = [names for names in varied if len(names) == 1]
     counted = Counter(name for names in single or varied for name in names)
     return ", ".join(words[name] for name in words if name in counted)
-
-
-def judged(finding: Finding) -> str:
-    """Return a verdict with its reason."""
-    return f"{finding.verdict}: {finding.reason}" if finding.reason else str(finding.verdict)
 
 
 def robustness(finding: Finding) -> str:
@@ -369,7 +373,7 @@ def _dataset(rows: Sequence[_Row]) -> xr.Dataset:
         data[name] = (("finding", "bound"), np.array(numbers, dtype=float).reshape(-1, 3))
     for name in _SINGLE:
         values = [getattr(finding, name) for finding in found]
-        texts = name in ("sentence", "verdict", "model", "reason", "name", "model_other", "depends_on")
+        texts = name in ("sentence", "verdict", "model", "reason", "name", "model_other", "depends_on", "short")
         known = values if texts else [math.nan if value is None else float(value) for value in values]
         data[f"finding_{name}"] = ("finding", np.array(known, dtype=object if texts else float))
     under = [[row.settings[s].number if s in row.settings else nothing for s in settings] for row in ordered]

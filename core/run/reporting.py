@@ -77,8 +77,14 @@ class Report:
 
 def describe(finding: Finding) -> str:
     """Return a finding's sentence in one line, with its adjusted p-value."""
-    p = "" if finding.p_adjusted is None else f" (p = {finding.p_adjusted:.2g} after Holm)"
+    p = "" if finding.p_adjusted is None else f" (p = {max(finding.p_adjusted, 1e-4):.2g} after Holm)"
+    p = p.replace("= 0.0001", "< 0.0001") if finding.p_adjusted is not None and finding.p_adjusted < 1e-4 else p
     return one_line(finding.sentence) + p
+
+
+def judged(finding: Finding) -> str:
+    """Return a verdict with its reason."""
+    return f"{finding.verdict} ({one_line(finding.reason)})" if finding.reason else str(finding.verdict)
 
 
 class Reporter:
