@@ -50,7 +50,7 @@ class EarlyLate(ClaimComparison):
         Claim(
             "profile_correlation",
             "Is the effect spread over depth alike in two models?",
-            "Over depth, effects in {first} and {second} correlate: {number} (95 % of permuted layers lie below {chance})",
+            "Over depth, effects in {first} and {second} correlate: {number} (permuted layers: 95 % below {chance})",
             label="correlation",
             short="effects over depth correlate",
         ),

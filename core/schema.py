@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from xatlas.errors import XatlasError
+from xatlas.text import printable
 
 if TYPE_CHECKING:
     from xatlas.contracts.probe import Probe, Variable
@@ -31,6 +32,8 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "template": ("template that the prompt was made from", "1"),
     "n_tokens": ("tokens that the model was run on, position 0 included", "token"),
     "appended": ("tokens of the target that were appended to the text", "token"),
+    "text": ("text of the prompt", "1"),
+    "target": ("right continuation; empty where the prompt has none", "1"),
     "layer": ("decoder layer, from 0", "1"),
     "depth": ("layer / (number of layers - 1)", "1"),
     "operator_type": ("kind of the layer's operator", "1"),
@@ -69,6 +72,8 @@ def prompt_coords(prompts: Iterable[Prompt], n_tokens: Sequence[int], appended: 
         "template": ("prompt", [prompt.template or prompt.id for prompt in kept]),
         "n_tokens": ("prompt", np.asarray(n_tokens, dtype=np.int64)),
         "appended": ("prompt", np.asarray(appended, dtype=np.int64)),
+        "text": ("prompt", [printable(prompt.text) for prompt in kept]),
+        "target": ("prompt", [printable(prompt.target or "") for prompt in kept]),
     }
 
 

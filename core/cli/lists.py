@@ -173,11 +173,10 @@ def explain(
         if kind == "architecture":
             echo(f"\nAdapter {item.__module__}.{item.__qualname__} for {', '.join(item.architectures)}.")
             continue
-        if kind == "comparison" and getattr(item, "claims", ()):
+        claims = getattr(item, "claims", None) if kind == "comparison" else None
+        if claims:
             echo("\nClaims (xatlas explain verdicts says how they are judged)")
-            print_table(
-                [{"claim": claim.name, "question": claim.question, "unit": claim.unit} for claim in item.claims]
-            )
+            print_table([{"claim": claim.name, "question": claim.question, "unit": claim.unit} for claim in claims])
         for title, rows in _tables(item, kind == "probe").items():
             echo(f"\n{title}" + ("" if rows else ": none"))
             print_table(rows)

@@ -1,0 +1,62 @@
+import math
+
+import pytest
+
+from xatlas.findings.claims import Evidence, adjusted, verdict
+
+CLEAR = Evidence(number=(2.0, 1.5, 2.5), p=0.001, side=1, answer=1)
+SAME = Evidence(answer=1, number=(1.8, math.nan, math.nan))
+OTHER = Evidence(answer=-1, number=(0.8, math.nan, math.nan))
+
+
+def test_a_clear_effect_on_which_all_kinds_agree_is_supported():
+    assert verdict(CLEAR, 0.001, {"zero": SAME, "resample": SAME}) == ("supported", "")
+    assert verdict(CLEAR, 0.001, None) == ("supported", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "p", "kinds", "said"),
+    [
+        ({}, 0.001, {"zero": OTHER}, ("undecided", "kinds disagree: zero")),
+        ({}, 0.001, {}, ("undecided", "one kind")),
+        ({}, 0.17, None, ("undecided", "p = 0.17")),
+        ({"side": 0}, 0.0048, None, ("undecided", "the interval includes the control")),
+        ({"side": -1}, 0.001, None, ("refuted", "the interval lies on the other side")),
+        ({"side": 0, "least_p": 0.1}, 0.2, None, ("undecided", "too few templates")),
+        ({"blocked": "it ties with layer 3"}, 0.001, None, ("undecided", "it ties with layer 3")),
+        ({"equal": True, "near": True}, 0.001, {"zero": SAME}, ("undecided", "kinds disagree: zero")),
+        ({"equal": True}, 0.001, {"zero": SAME}, ("refuted", "equal within the margin")),
+        ({"side": 0, "artefact": "it is algebra"}, 0.5, None, ("artefact", "it is algebra")),
+        ({"answer": None}, 0.001, None, ("undecided", "nothing was measured")),
+    ],
+)
+def test_what_is_not_supported_has_its_reason(changes, p, kinds, said):
+    evidence = Evidence(**{**CLEAR.__dict__, **changes})
+    if changes.get("near"):  # of a claim about a pair, equality is what may be supported
+        assert verdict(evidence, p, kinds, about="pair") == said
+        assert verdict(evidence, p, {"zero": Evidence(near=True, answer=-1)}, about="pair") == ("supported", "")
+    else:
+        assert verdict(evidence, p, kinds) == said
+
+
+def test_the_sample_that_is_too_small_is_named():
+    evidence = Evidence(**{**CLEAR.__dict__, "side": 0, "least_p": 0.1})
+    assert verdict(evidence, 0.1, None, unit="architecture")[1] == "too few training seeds"
+
+
+def test_the_adjusted_p_decides():
+    weak = Evidence(**{**CLEAR.__dict__, "p": 0.03})
+    p = adjusted([weak, weak])
+    assert p == [0.06, 0.06]
+    assert verdict(weak, p[0], None)[0] == "undecided"
+    assert verdict(weak, adjusted([weak])[0], None)[0] == "supported"
+
+
+def test_what_cannot_be_decided_costs_the_others_nothing():
+    blocked = Evidence(blocked="one kind", p=0.001)
+    assert adjusted([Evidence(p=0.03), blocked])[0] == 0.03
+    assert math.isnan(adjusted([Evidence(p=0.03), blocked])[1])
+
+
+def test_equality_is_adjusted_by_its_own_p():
+    assert adjusted([Evidence(p=0.9, equal=True, equal_p=0.01)]) == [0.01]

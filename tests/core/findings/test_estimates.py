@@ -1,0 +1,152 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from xatlas.findings.estimates import Sample, largest, layer_types, welch
+from xatlas.stats import t_quantile, t_tail
+
+TYPES = ["conv", *["conv", "attention"] * 6, "conv"]
+    "conv",
+    "conv",
+    "attention",
+    "conv",
+    "attention",
+    "conv",
+    "attention",
+    "conv",
+    "attention",
+    "conv",
+    "attention",
+    "conv",
+    "attention",
+    "conv",
+]
+DEPTH = np.arange(14) / 13
+
+
+def array(values, *dims):
+    values = np.asarray(values, dtype=float)
+    return xr.DataArray(
+        values, dims=("prompt", *dims), coords={d: np.arange(n) for d, n in zip(dims, values.shape[1:], strict=True)}
+    )
+
+
+def noisy(rng, means, n, sd=0.7):
+    return array(means * np.exp(rng.normal(0, sd, (n, len(means))) - sd**2 / 2), "layer")
+
+
+def balanced(families, templates):
+    return Sample(np.repeat(np.arange(families), templates), np.tile(np.arange(templates), families))
+
+
+def test_t_is_that_of_the_tables():
+    assert t_quantile([1, 4, 10, 1e6]) == pytest.approx([12.7062, 2.77645, 2.22814, 1.95996], rel=1e-4)
+    assert t_tail([2.77645, 0.0, 31.8205], [4, 3, 1]) == pytest.approx([0.05, 1, 0.02], rel=1e-4)
+    assert t_quantile(4, 0.9) == pytest.approx(2.13185, rel=1e-4)
+
+
+def test_the_interval_of_a_ratio_by_hand():
+    # family 0 has templates (2, 4), family 1 has (3, 5, 7): macro mean (3 + 5) / 2 = 4; the bottom is 1 throughout
+    sample = Sample([0, 0, 1, 1, 1], [0, 1, 0, 1, 2])
+    ratio = sample.ratio(array([2, 4, 3, 5, 7]), array(np.ones(5)))
+    first, second = (1 + 1) / 2 / 2 / 4 / 16, (4 + 0 + 4) / 3 / 2 / 4 / 16  # v_f, divided by F² and the squared mean
+    freedom = (first + second) ** 2 / (first**2 / 1 + second**2 / 2)
+    half = float(t_quantile(freedom)) * math.sqrt(first + second)
+    assert ratio.bounds().values == pytest.approx(4 * np.exp([0, -half, half]))
+    assert ratio.freedom() == pytest.approx(freedom)
+    assert float(ratio.p()) == pytest.approx(float(t_tail(math.log(4) / math.sqrt(first + second), freedom)))
+
+
+def test_families_of_one_template_are_left_out_unless_there_are_no_others():
+    values = array([2.0, 4.0, 100.0])
+    mean = Sample([0, 0, 1], [0, 1, 0]).mean(values)
+    assert float(mean.point) == 3
+    alone = Sample([0, 1, 2], [0, 0, 0]).mean(values).evidence()
+    assert alone.blocked == "too few templates"
+    assert alone.number[0] == pytest.approx(106 / 3)
+    assert math.isnan(alone.number[1])
+
+
+def test_differences_are_paired_over_the_templates_of_both():
+    rng = np.random.default_rng(0)
+    shared, sample = rng.normal(0, 1, 60), balanced(12, 5)
+    one, two = (sample.mean(array(np.exp(shared + rng.normal(0, 0.05, 60)))) for _ in range(2))
+    assert float((one - two).half()) < 0.3 * float(one.half())
+
+
+def test_equal_numbers_are_equal_within_a_margin_and_never_outside_it():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    one, two, three = (sample.mean(array(k * np.exp(rng.normal(0, 0.1, 60))), log=True) for k in (1, 1.02, 1.5))
+    same = (one - two).evidence(margin=(0.8, 1.25))
+    assert same.equal
+    assert same.equal_p < 0.01
+    differ = (one - three).evidence(margin=(0.8, 1.25))
+    assert not differ.equal
+    assert differ.side == 1
+    assert not (one - two).evidence(margin=(0.99, 1.01)).equal
+
+
+def test_a_control_is_as_uncertain_as_the_effect():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    effect = sample.mean(array(2 * np.exp(rng.normal(0, 0.1, 60))), log=True)
+    wild = sample.mean(array(np.exp(rng.normal(0, 3, 60))), log=True)
+    assert effect.evidence().side == 1
+    assert effect.against(wild).evidence().side == 0
+
+
+def test_the_largest_is_found_and_equal_ones_tie():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    means = np.ones(8)
+    means[3] = 3
+    found = largest(sample, noisy(rng, means, 60))
+    assert (found.index, found.tie) == (3, False)
+    assert found.p <= 0.01
+    assert found.over_next[1] > 1
+    means[5] = 3
+    assert set(largest(sample, noisy(rng, means, 60)).tied) & {3, 5}
+
+
+def test_what_is_chosen_by_looking_is_measured_on_other_templates():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    over = [largest(sample, noisy(rng, np.ones(20), 60)).over_next for _ in range(10)]
+    assert np.mean([math.log(value) for value, _, _ in over]) == pytest.approx(0, abs=0.05)
+    assert all(low <= value <= high for value, low, high in over)
+
+
+def test_layer_types_are_found_depth_aside_and_not_without_five_of_each():
+    rng = np.random.default_rng(0)
+    effects = 2 * DEPTH + np.log(3) * (np.array(TYPES) == "conv") + rng.normal(0, 0.1, 14)
+    found = layer_types(effects, TYPES, DEPTH, ("conv", "attention"))
+    assert found.number[0] == pytest.approx(3, rel=0.2)
+    assert (found.side, found.answer, found.blocked) == (1, 1, "")
+    assert found.p < 0.01
+    assert layer_types(effects[:8], TYPES[:8], DEPTH[:8], ("conv", "attention")).blocked == "too few layers"
+    assert layer_types(effects, ["conv"] * 14, DEPTH, ("conv", "attention")).blocked == "one operator type only"
+
+
+def test_a_difference_of_types_that_layer_0_makes_is_none():
+    rng = np.random.default_rng(2)
+    effects = rng.normal(0, 0.05, 14) + 0.07 * (np.array(TYPES) == "conv")
+    effects[0] += 0.5
+    found = layer_types(effects, TYPES, DEPTH, ("conv", "attention"))
+    assert found.side == 0 or found.p > 0.05 or found.blocked
+
+
+def test_five_seeds_of_each_architecture_can_differ_and_three_cannot():
+    five = welch([1.0, 1.1, 0.9, 1.05, 0.95], [2.0, 2.1, 1.9, 2.05, 1.95], log=True)
+    assert five.p == pytest.approx(2 / math.comb(10, 5))
+    assert five.side == 1
+    assert five.number[0] == pytest.approx(math.exp(-1))
+    assert welch([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], log=True).least_p == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("log", "sd"), itertools.product((True, False), (0.3,)))
+def test_no_point_lies_outside_its_interval(log, sd):
+    rng = np.random.default_rng(0)
+    for templates in (2, 3, 5):
+        sample = balanced(2, templates)
+        value, low, high = sample.mean(array(np.exp(rng.normal(0, sd, 2 * templates))), log=log).bounds().values
+        assert low <= value <= high
