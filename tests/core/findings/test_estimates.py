@@ -9,29 +9,13 @@ from xatlas.findings.estimates import Sample, largest, layer_types, welch
 from xatlas.stats import t_quantile, t_tail
 
 TYPES = ["conv", *["conv", "attention"] * 6, "conv"]
-    "conv",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-]
 DEPTH = np.arange(14) / 13
 
 
 def array(values, *dims):
     values = np.asarray(values, dtype=float)
-    return xr.DataArray(
-        values, dims=("prompt", *dims), coords={d: np.arange(n) for d, n in zip(dims, values.shape[1:], strict=True)}
-    )
+    coords = {dim: np.arange(size) for dim, size in zip(dims, values.shape[1:], strict=True)}
+    return xr.DataArray(values, dims=("prompt", *dims), coords=coords)
 
 
 def noisy(rng, means, n, sd=0.7):
