@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 #: The distribution whose plugins are built in, and the groups of entry points that name plugins, and what draws.
 DISTRIBUTION, PLUGINS, REPORT = "xatlas-lm", "xatlas", "xatlas.report"
 
-#: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names.
+#: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names. Behind a
+#: model's may stand the seed that it was trained from.
 _NAME = re.compile(r"\w[\w.-]*")
+_MODEL = re.compile(r"\w[\w.-]*(:[1-9][0-9]*)?")
 _MEND = "mend it, or uninstall the package that brings it."
 
 log = logging.getLogger("xatlas")
@@ -140,7 +142,8 @@ def _fault(item: Any, contract: str, names: str, called: Any) -> str:
     if contract not in {base.__name__ for base in bases}:
         return f"returned {item!r}, which is no {contract}"
     fine = isinstance(called, list | tuple) and called
-    if not fine or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in called):
+    form = _MODEL if contract == "ModelSource" else _NAME
+    if not fine or not all(isinstance(name, str) and form.fullmatch(name) for name in called):
         return f"returned {item!r}, whose {names} is {getattr(item, names, None)!r}: letters, digits, '_', '-', '.'"
     return ""
 

@@ -24,26 +24,27 @@ if TYPE_CHECKING:
 _FORMAT = 2
 
 
-def converted_folder(sha256: str) -> Path:
-    """Return where the conversion of a GGUF file with this hash lies, or will lie.
+def converted_folder(sha256: str, *, weighted: bool = True) -> Path:
+    """Return where the conversion of a GGUF file with this hash lies, or will lie: all of it, or all but the weights.
 
     The rule of conversion and the version of transformers are part of the name: another may write other files.
     """
     release = ".".join(version("transformers").split(".")[:2])
-    return cache_folder() / "gguf" / f"{sha256[:32]}-{_FORMAT}-transformers-{release}"
+    name = f"{sha256[:32]}-{_FORMAT}-transformers-{release}"
+    return cache_folder() / "gguf" / (name if weighted else f"{name}-unweighted")
 
 
-def is_converted(sha256: str) -> bool:
+def is_converted(sha256: str, *, weighted: bool = True) -> bool:
     """Say whether a GGUF file with this hash was converted before."""
-    folder = converted_folder(sha256)
-    return folder.is_dir() and not missing_parts(folder)
+    folder = converted_folder(sha256, weighted=weighted)
+    return folder.is_dir() and not missing_parts(folder, weighted=weighted)
 
 
-def convert(path: Path, sha256: str, say: Callable[[str], None]) -> None:
+def convert(path: Path, sha256: str, say: Callable[[str], None], *, weighted: bool = True) -> None:
     """Convert a GGUF file to a folder of float32 safetensors, config and tokenizer, once.
 
     Every tensor and every metadata key that bears on the forward or on the tokens is converted, or the file
-    is refused by its name.
+    is refused by its name. Where the folder is not to be ``weighted``, the file's header alone is read.
     """
     if find_spec("gguf") is None:
         raise XatlasError(f"reading {path.name} needs the 'gguf' extra: pip install 'xatlas-lm[gguf]'.")
@@ -53,11 +54,12 @@ def convert(path: Path, sha256: str, say: Callable[[str], None]) -> None:
     from transformers import GenerationConfig
 
     def make(work: Path) -> Path:
-        say(f"converting {path.name} to safetensors, once; this takes about half a minute")
+        if weighted:
+            say(f"converting {path.name} to safetensors, once; this takes about half a minute")
         folder = work / "model"
         with quiet_transformers(), torch.inference_mode(False):
             try:
-                config, weights, tokenizer = _read(path, say)
+                config, weights, tokenizer = _read(path, say, weighted)
             except (OSError, MemoryError, XatlasError):
                 raise
             except Exception as error:  # configs, tokenizers and unpacking have errors of their own for odd values
@@ -67,17 +69,19 @@ def convert(path: Path, sha256: str, say: Callable[[str], None]) -> None:
                 config.save_pretrained(folder)
                 GenerationConfig.from_model_config(config).save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-                save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+                if weighted:
+                    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
             except Exception as error:  # safetensors has its own error for a full disk
                 raise XatlasError(f"cannot write the conversion of {path} in {folder}: {first_line(error)}") from error
         note = {"file": path.name, "sha256": sha256, "format": _FORMAT, "transformers": version("transformers")}
         (folder / "xatlas-conversion.json").write_text(json.dumps(note), encoding="utf-8")
         return folder
 
-    make_once(converted_folder(sha256), lambda: is_converted(sha256), make)
+    target = converted_folder(sha256, weighted=weighted)
+    make_once(target, lambda: is_converted(sha256, weighted=weighted), make)
 
 
-def _read(path: Path, say: Callable[[str], None]) -> tuple[Any, dict[str, torch.Tensor], Any]:
+def _read(path: Path, say: Callable[[str], None], weighted: bool) -> tuple[Any, dict[str, torch.Tensor], Any]:
     """Return config, weights and tokenizer of a GGUF file."""
     file = read_header(path)
     architecture = file.pop("general.architecture", str)
@@ -97,7 +101,7 @@ def _read(path: Path, say: Callable[[str], None]) -> tuple[Any, dict[str, torch.
     for key, value in file.metadata.items():
         if not layout.says_nothing(key, value):
             raise GgufError(f"its {short(key)} ({short(value)}) is not converted; use the original safetensors")
-    return config, _weights(file, adapter, layout, config), tokenizer
+    return config, _weights(file, adapter, layout, config) if weighted else {}, tokenizer
 
 
 def _weights(file: GgufFile, adapter: type[Adapter], layout: GgufLayout, config: Any) -> dict[str, torch.Tensor]:

@@ -43,8 +43,12 @@ class HubError(XatlasError):
         self.reason = reason
 
 
-def cached_snapshot(repo: str, revision: str | None, *, complete: bool = True) -> Path | None:
-    """Return a repository's folder in the local Hugging Face cache, whole, or with a config at least; else None."""
+#: What is wanted of a repository: all of it, all but its weights, or the config alone.
+Parts = Literal["all", "unweighted", "config"]
+
+
+def cached_snapshot(repo: str, revision: str | None, parts: Parts = "all") -> Path | None:
+    """Return a repository's folder in the local Hugging Face cache where it holds these parts at least; else None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -53,18 +57,16 @@ def cached_snapshot(repo: str, revision: str | None, *, complete: bool = True) -
         found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"])
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-    missing = missing_parts(Path(found))
-    return None if (missing if complete else "config.json" in missing) else Path(found)
+    missing = missing_parts(Path(found), weighted=parts == "all")
+    return None if ("config.json" in missing if parts == "config" else missing) else Path(found)
 
 
-def download(repo: str, revision: str | None, say: Callable[[str], None], *, config_only: bool = False) -> Path:
-    """Download a repository's safetensors, config and tokenizer, or the config; the folder's name is the commit."""
+def download(repo: str, revision: str | None, say: Callable[[str], None], parts: Parts = "all") -> Path:
+    """Download a repository's safetensors, config and tokenizer, or part of them; the folder's name is the commit."""
     from huggingface_hub import snapshot_download
 
-    wanted = _within_seconds(lambda: _wanted_files(repo, revision))
-    if config_only:
-        wanted = ["config.json"]
-    else:
+    wanted = _within_seconds(lambda: _wanted_files(repo, revision, parts))
+    if parts != "config":
         say(f"downloading {repo} ({len(wanted)} files) from the hub")
     try:
         # By name, not by commit: only then does the cache note which commit the name stands for.
@@ -73,12 +75,14 @@ def download(repo: str, revision: str | None, say: Callable[[str], None], *, con
         raise _explained(error) from error
 
 
-def _wanted_files(repo: str, revision: str | None) -> list[str]:
+def _wanted_files(repo: str, revision: str | None, parts: Parts) -> list[str]:
     """Ask the hub for names; choose top-level safetensors, configs and tokenizer, never pickles."""
     from huggingface_hub import HfApi
 
     siblings = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS).siblings or []
     names = [file.rfilename for file in siblings]
+    if parts == "unweighted":
+        return [name for name in names if is_read(name)]
     top = [name for name in names if "/" not in name]
     shards = [name for name in top if name.startswith("model-") and name.endswith(".safetensors")]
     weights = ["model.safetensors"] if "model.safetensors" in top else shards
@@ -86,6 +90,8 @@ def _wanted_files(repo: str, revision: str | None) -> list[str]:
         gguf = [f"GGUF: download {name} and give its path" for name in top if name.endswith(".gguf")]
         what = [*gguf, "pickles, which are never loaded: convert a copy of it to safetensors"][0]
         raise HubError(f"it has no safetensors on the hub, only {what}", "unusable")
+    if parts == "config":
+        return ["config.json"]
     return weights + [name for name in names if is_read(name) or name in (INDEX, LORA_CONFIG)]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError
 from xatlas.loading.lora import merge
-from xatlas.loading.model_files import of_lora, of_model, of_tokenizer, only, tensor_shapes
+from xatlas.loading.model_files import of_lora, of_tokenizer, only, tensor_shapes
 from xatlas.text import say_on_stderr
 from xatlas.vocabulary import check_setting
 
@@ -143,18 +143,45 @@ def quiet_transformers() -> Iterator[None]:
 def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str, say: Callable[[str], None]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    place, files = resolved.folder, of_model(resolved.folder)
+    place, files = resolved.folder, resolved.files
     options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True, **_LOCAL}
     try:
         with only(files, place, f"'{resolved.name}' in {place} cannot be loaded") as folder:
-            model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+            if resolved.untrained is None:
+                model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+            else:
+                model, report = _untrained(folder, resolved.untrained, dtype, attention), None
     except XatlasError as error:
         if attention == "eager" or "attention implementation" not in str(error):
             raise
         raise XatlasError(f"{error} Use --attention eager.") from error
-    _refuse_misfit(model, report, [path for path in files.values() if path.suffix == ".safetensors"], place, say)
+    if report is not None:
+        _refuse_misfit(model, report, [path for path in files.values() if path.suffix == ".safetensors"], place, say)
     refuse_not_finite(model.state_dict(), place)
     model.config._name_or_path = model.name_or_path = str(place)
+    return model
+
+
+def _untrained(folder: Path, seed: int, dtype: torch.dtype, attention: str) -> Any:
+    """Make a model of a folder's config, with weights as transformers initialises that class.
+
+    They are drawn in float32 on the CPU: one seed gives the same ones in any dtype, on any device, after anything.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    if hasattr(config, "quantization_config"):  # says how trained weights were stored
+        del config.quantization_config
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    if dtype != torch.float32:  # rounded as loading rounds: what stays in float32 then, does here
+        model = type(model).from_pretrained(
+            None, config=config, state_dict=model.state_dict(), dtype=dtype, attn_implementation=attention
+        )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, **_LOCAL)
     return model
 
 

@@ -152,11 +152,13 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def of_model(folder: Path) -> dict[str, Path]:
-    """Return what is read of a model's folder, by name: weights, configs, tokenizer, chat templates."""
+def of_model(folder: Path, *, weighted: bool = True) -> dict[str, Path]:
+    """Return what is read of a model's folder, by name: weights (or none), configs, tokenizer, chat templates."""
+    if not weighted:
+        return _matching(folder, _CONFIG) | of_tokenizer(folder)
     weights = weight_files(folder)
     index = [] if weights == [folder / "model.safetensors"] else [folder / INDEX]
-    return {path.name: path for path in [*index, *weights]} | _matching(folder, _CONFIG) | of_tokenizer(folder)
+    return {path.name: path for path in [*index, *weights]} | of_model(folder, weighted=False)
 
 
 def of_lora(folder: Path) -> dict[str, Path]:
@@ -212,32 +214,37 @@ def only(files: Mapping[str, Path], place: Path, misfit: str) -> Iterator[Path]:
             raise XatlasError(f"{misfit}: {first_line(error).replace(str(folder), str(place))}") from error
 
 
-def missing_parts(folder: Path) -> list[str]:
-    """Return what a folder lacks to be a complete model, in words; empty when it is complete."""
+def missing_parts(folder: Path, *, weighted: bool = True) -> list[str]:
+    """Return what a folder lacks to be a complete model, or one without weights, in words; empty when it lacks none."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    try:
-        weights = weight_files(folder)
-    except XatlasError as error:
-        return [*missing, str(error)]
-    missing += [path.name for path in weights if not path.is_file()] if weights else ["safetensors weights"]
+    if weighted:
+        try:
+            weights = weight_files(folder)
+        except XatlasError as error:
+            return [*missing, str(error)]
+        missing += [path.name for path in weights if not path.is_file()] if weights else ["safetensors weights"]
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     return missing if has_tokenizer else [*missing, "a tokenizer (tokenizer.json)"]
 
 
-def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
-    """Return the config of a folder that can be loaded, with the LoRA weights asked for; refuse any other folder."""
+def check_folder(folder: Path, lora: Path | None = None, *, weighted: bool = True) -> dict[str, Any]:
+    """Return the config of a folder that can be loaded, with the LoRA weights asked for; refuse any other folder.
+
+    Of one that is not to be ``weighted`` no weights are looked at.
+    """
     where = folder / "config.json"
     if (folder / LORA_CONFIG).is_file():
         if not where.is_file():
             base = read_json(folder / LORA_CONFIG).get("base_model_name_or_path") or "MODEL"
             raise XatlasError(f"{folder} holds LoRA weights, no model; ask for '{base}+{folder}'.")
-        if lora is None or lora.resolve() != folder.resolve():
+        if weighted and (lora is None or lora.resolve() != folder.resolve()):
             raise XatlasError(
                 f"{folder} holds LoRA weights beside the model: name it with +, '{folder}+{folder}', to measure the "
                 f"model with them, or move {LORA_CONFIG} away to measure it without."
             )
-    weight_files(folder)  # of a bad index it says more than a list of what is missing
-    missing = missing_parts(folder)
+    if weighted:
+        weight_files(folder)  # of a bad index it says more than a list of what is missing
+    missing = missing_parts(folder, weighted=weighted)
     if "safetensors weights" in missing:
         raise XatlasError(f"no safetensors weights in {folder}{_other_weights(folder)}.")
     if missing:
@@ -245,9 +252,9 @@ def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
     config = read_json(where)
     if not architecture_of(config):
         raise XatlasError(f'{where} names no model class; add e.g. "architectures": ["LlamaForCausalLM"].')
-    if config.get("transformers_weights"):
+    if weighted and config.get("transformers_weights"):
         raise XatlasError(f"{where} names the file of its weights; call it model.safetensors and name none.")
-    if quantised := config.get("quantization_config"):
+    if weighted and (quantised := config.get("quantization_config")):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         how = f"quantised with {method or 'an unnamed method'}"
         raise XatlasError(f"the weights in {folder} are {how}: use the original weights, or a GGUF file.")

@@ -269,7 +269,17 @@ def provenance(named: Resolved, model: HookedModel, config: MeasureConfig) -> di
     """Return how and on what results are measured, JSON-ready."""
     import torch
 
-    about = ("name", "slug", "source", "architecture", "revision", "weights_hash", "lora_hash", "quantised")
+    about = (
+        "name",
+        "slug",
+        "source",
+        "architecture",
+        "revision",
+        "weights_hash",
+        "lora_hash",
+        "untrained",
+        "quantised",
+    )
     return {
         "model": {name: getattr(named, name) for name in about},
         "suite": _about_suite(model, config.suite),

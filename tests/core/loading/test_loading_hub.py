@@ -17,6 +17,7 @@ from running import write_tiny_llama
 from xatlas import XatlasError, manager
 from xatlas.loading import hub as hub_module, model_files
 from xatlas.loading.hub import ModelSource
+from xatlas.loading.loader import load
 from xatlas.loading.names import available, resolve
 
 
@@ -216,6 +217,31 @@ def test_a_plan_gets_the_config_alone_and_counts_as_with_the_weights(cache, alia
     assert rows[0]["minutes"] == pytest.approx(rows[1]["minutes"], abs=1)
     whole = resolve(REPO, progress=quiet)  # the config in the cache does not pass for the model
     assert whole.weights_hash
+
+
+def test_an_untrained_model_takes_config_and_tokenizer_from_the_hub_alone(cache, aliases, hub, tiny):
+    hub.extra_files = ("pytorch_model.bin", "model-00001-of-00002.safetensors", "adapter_config.json")
+    lines: list[str] = []
+    planned = resolve("tiny~untrained:2", fetch="config", progress=lines.append)
+    names = {path.name for path in tiny.iterdir()}
+    assert {path.name for path in planned.folder.iterdir()} == names - {"model.safetensors"}
+    assert not [path for path in hub.asked if path.endswith((".safetensors", ".bin", "adapter_config.json"))]
+    assert (planned.slug, planned.revision, planned.untrained) == ("tiny~untrained-2", COMMIT, 2)
+    asked = len(hub.asked)
+    assert resolve("tiny~untrained:2") == planned
+    assert len(hub.asked) == asked, "a cached model asked the hub"
+    assert load(planned, device="cpu").model.num_parameters()
+    hub.extra_files = ()
+    whole = resolve("tiny", progress=quiet)  # what is in the cache does not pass for the model
+    assert resolve("tiny~untrained:2") == planned
+    assert whole.identity != planned.identity
+    hub.extra_files, hub.hidden_files = ("pytorch_model.bin",), ("model.safetensors",)
+    assert resolve(f"{REPO}@v2~untrained", progress=quiet).slug == "someone--tiny-llama--v2~untrained-0"
+
+
+def test_an_untrained_model_that_the_hub_does_not_give_is_one_line(cache, aliases, closed_port):
+    with pytest.raises(XatlasError, match="run 'xatlas models fetch tiny~untrained'"):
+        resolve("tiny~untrained:1")
 
 
 def test_a_plan_without_a_hub_is_one_line(cache, aliases, closed_port):
