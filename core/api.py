@@ -20,7 +20,9 @@ from xatlas.run.compare import compare as compare_planned
 from xatlas.run.plan import Plan, part_parameters, pick_comparisons
 from xatlas.run.reporting import Report, ReporterChoice, reporting
 from xatlas.run.runner import load_model, measure_in_memory, run
+from xatlas.slugs import TWIN_SEEDS
 from xatlas.text import split_names
+from xatlas.vocabulary import check_setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -66,6 +68,24 @@ def resolve_all(names: Sequence[str], *, fetch: Fetch = "all") -> list[Resolved]
         if other is not model:
             raise XatlasError(f"'{other.name}' and '{model.name}' are the same model: name it once.")
     return list(found.values())
+
+
+def _twins(models: Iterable[Resolved], null: str | None, fetch: Fetch) -> list[Resolved]:
+    """Resolve the untrained twins of trained models, but those that are named themselves."""
+    if null is None:
+        return []
+    check_setting("null", null)
+    named = {model.slug: model for model in models}
+    found: dict[str, Resolved] = {}
+    for model in named.values():
+        if model.lora is not None:
+            raise XatlasError(
+                f"'{model.name}' has no untrained twin, for LoRA weights come of training: leave out null."
+            )
+        for seed in TWIN_SEEDS if model.untrained is None else ():
+            twin = resolve(f"{model.name}~{null}:{seed}", fetch=fetch)
+            found[twin.slug] = twin
+    return [twin for slug, twin in found.items() if slug not in named]
 
 
 def store_in(out: str | Path) -> Store:
@@ -173,6 +193,7 @@ def plan(
     comparisons: str | Iterable[str] | None = None,
     probes: str | Iterable[str] = (),
     parameters: dict[str, dict[str, Any]] | None = None,
+    null: str | None = None,
     fetch: Fetch = "all",
     **settings: Any,
 ) -> Plan:
@@ -184,7 +205,8 @@ def plan(
     of_probes, of_comparisons = part_parameters(parameters or {}, names)
     chosen = MeasureConfig.make(parameters=of_probes, **settings)
     made = [manager.comparisons()[name](**of_comparisons.get(name, {})) for name in names]
-    return Plan(resolve_all(_names(models), fetch=fetch), chosen, made, _names(probes))
+    found = resolve_all(_names(models), fetch=fetch)
+    return Plan(found, chosen, made, _names(probes), _twins(found, null, fetch))
 
 
 @takes_settings()
@@ -194,6 +216,7 @@ def compare(
     comparisons: str | Iterable[str] | None = None,
     probes: str | Iterable[str] = (),
     parameters: dict[str, dict[str, Any]] | None = None,
+    null: str | None = None,
     out: str | Path = ".",
     reporter: ReporterChoice = "auto",
     refresh: bool = False,
@@ -209,6 +232,8 @@ def compare(
         Names of comparisons (by default those that cost little), and of probes to measure besides what they need.
     parameters : dict of str to dict, optional
         Probe or comparison → its parameters that differ from what is required or default.
+    null : {"untrained"}, optional
+        Measure three untrained twins of each model too, at three times its cost: what a model learnt, they don't show.
     out : path
         Folder for ``atlas/`` and ``figures/``.
     reporter, refresh, **settings
@@ -225,5 +250,5 @@ def compare(
         A name is unknown, or a model can't be found.
     """
     store = store_in(out)
-    planned = plan(models, comparisons=comparisons, probes=probes, parameters=parameters, **settings)
+    planned = plan(models, comparisons=comparisons, probes=probes, parameters=parameters, null=null, **settings)
     return compare_planned(planned, store, Path(out) / FIGURES, reporter, refresh=refresh)

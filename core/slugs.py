@@ -25,10 +25,22 @@ def twin_slug(slug: str, seed: int) -> str:
     return f"{slug}~untrained-{seed}"
 
 
+def twin_of(slug: str) -> tuple[str, int] | None:
+    """Return the slug of the model whose untrained twin this is, and the twin's seed; None where it is none."""
+    found = re.fullmatch(r"(.+)~untrained-(\d+)", slug)
+    return (found[1], int(found[2])) if found else None
+
+
 def training_seed(slug: str) -> tuple[str, int]:
     """Return the slug that all training seeds of a network share, and the seed; 0 where the slug names none."""
     found = re.fullmatch(r"([^~]+)~(\d+)", slug)
     return (found[1], int(found[2])) if found else (slug, 0)
+
+
+def is_twin(slug: str, model: str) -> bool:
+    """Say whether a slug is that of an untrained twin of a model; training seeds of one network share theirs."""
+    of = twin_of(slug)
+    return of is not None and of[0] in (model, training_seed(model)[0])
 
 
 def twins(tree: xr.DataTree) -> dict[str, list[str]]:
@@ -46,7 +58,8 @@ def twins(tree: xr.DataTree) -> dict[str, list[str]]:
         alone share theirs. A twin whose model is not in the tree counts as a model.
     """
     names = list(map(str, tree.children))
-    of = {name: found for name in names if (found := re.fullmatch(r"(.+)~untrained-(\d+)", name))}
-    made = {twin: [name for name in names if found[1] in (name, training_seed(name)[0])] for twin, found in of.items()}
-    by_seed = sorted((twin for twin in of if made[twin]), key=lambda twin: int(of[twin][2]))
-    return {name: [twin for twin in by_seed if name in made[twin]] for name in names if name not in by_seed}
+    of = {name: own for name in names if (own := twin_of(name))}
+    by_seed = sorted(of, key=lambda twin: of[twin][1])
+    found = {name: [twin for twin in by_seed if is_twin(twin, name)] for name in names}
+    owned = set().union(*found.values())
+    return {name: found[name] for name in names if name not in owned}

@@ -32,6 +32,7 @@ def compare(
     comparisons: options.Comparisons = None,
     probes: options.MoreProbes = None,
     *,
+    null: options.Null = None,
     out: options.Out = Path("."),
     set_: options.Set = None,
     refresh: options.Refresh = False,
@@ -42,7 +43,8 @@ def compare(
     from xatlas import api
 
     asked = _asked(context, _names(comparisons) or None, _names(probes), set_)
-    report = api.compare(_names(models), out=out, reporter="console", refresh=refresh, **asked, **config)
+    names = _names(models)
+    report = api.compare(names, null=null, out=out, reporter="console", refresh=refresh, **asked, **config)
     if as_json:
         suite = report.plan.config.suite
         record = {
@@ -102,6 +104,7 @@ def plan(
     probes: options.Probes = None,
     comparisons: options.Comparisons = None,
     *,
+    null: options.Null = None,
     out: options.Out = Path("."),
     set_: options.Set = None,
     as_json: options.Json = False,
@@ -113,7 +116,7 @@ def plan(
 
     store = api.store_in(out)
     asked = _asked(context, () if probes and not comparisons else _names(comparisons) or None, _names(probes), set_)
-    planned = api.plan(_names(models), fetch="config", **asked, **config)
+    planned = api.plan(_names(models), null=null, fetch="config", **asked, **config)
     rows, total = [], 0.0
     for step in planned.steps:
         done = store.state(step.job) == "done"

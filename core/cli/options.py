@@ -11,6 +11,7 @@ import typer
 
 from xatlas.config import takes_settings
 from xatlas.errors import XatlasError, unknown
+from xatlas.vocabulary import NULLS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -135,6 +136,14 @@ MoreProbes = Annotated[
     list[str] | None,
     _several(
         "--probes", help="Probes to measure besides what the comparisons need, comma-separated.", registry="probes"
+    ),
+]
+Null = Annotated[
+    str | None,
+    typer.Option(
+        metavar="untrained",
+        help="untrained: measure three untrained twins of each model too, at three times its cost.",
+        autocompletion=complete(among=NULLS),
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for atlas/ and figures/.")]

@@ -24,6 +24,7 @@ from xatlas.run.plan import Plan
 from xatlas.run.reporting import ComparisonResult, Failure, Report, ReporterChoice, reporting
 from xatlas.run.runner import run
 from xatlas.run.source import source_of
+from xatlas.slugs import is_twin
 from xatlas.stats import holm
 
 if TYPE_CHECKING:
@@ -66,22 +67,28 @@ def compare(
     return report
 
 
-def collect(comparison: Comparison, plan: Plan, store: Store) -> tuple[dict[str, Path], list[Resolved]]:
-    """Return tree node → file of all that the comparison may read, and the models that it can show.
+def collect(comparison: Comparison, plan: Plan, store: Store) -> tuple[dict[str, Path], list[Resolved], list[str]]:
+    """Return tree node → file of all that the comparison may read, the models that it can show, and who is left out.
 
-    Nodes are ``/{model}/{probe}``, or with ``@`` and what differs. Models that lack something are left out.
+    Nodes are ``/{model}/{probe}``, or with ``@`` and what differs. Models that lack something are left out, and their
+    twins with them; twins are there for comparisons that use them.
     """
     nodes: dict[str, Path] = {}
-    shown = []
-    for model in plan.models:
+    shown: list[Resolved] = []
+    left_out = []
+    for model in [*plan.models, *(plan.twins if comparison.uses_twins else ())]:
+        if model in plan.twins and not any(is_twin(model.slug, each.slug) for each in shown):
+            continue
         answers = [(needed, plan.answer(model, needed).job) for needed in comparison.requires]
         held = [job for _, job in answers if store.state(job) == "done"]
         if all(needed.optional or job in held for needed, job in answers):
             shown.append(model)
             for job in held:
                 nodes[f"/{model.slug}/{job.probe}"] = store.file(job)
-                nodes |= variants(job, plan.config, store)
-    return nodes, shown
+                nodes |= {} if model in plan.twins else variants(job, plan.config, store)
+        else:
+            left_out.append(model.slug)
+    return nodes, shown, left_out
 
 
 def variants(main: Job, config: MeasureConfig, store: Store) -> dict[str, Path]:
@@ -124,10 +131,8 @@ def _compare_one(
 ) -> ComparisonResult | None:
     """Make one comparison, or take it from its record; what goes wrong beside it is added to ``failures``."""
     name, folder = comparison.name, store.path / ".comparisons"
-    nodes, models = collect(comparison, plan, store)
-    for model in plan.models:
-        if model not in models:
-            failures.append(Failure(f"{name} of {model.slug}", "left out, for it could not be measured."))
+    nodes, models, left_out = collect(comparison, plan, store)
+    failures += [Failure(f"{name} of {slug}", "left out, for it could not be measured.") for slug in left_out]
     if not models:
         return None
     source = source_of(type(comparison))

@@ -43,7 +43,8 @@ class Step:
 class Plan:
     """What a command measures and compares: made once, and passed on to all that work on it.
 
-    Models are shown in the order given; probes are measured besides what the comparisons require. What can't be
+    Models are shown in the order given; probes are measured besides what the comparisons require, and all of it on
+    untrained ``twins`` too, which are shown by comparisons that use them. What can't be
     measured is refused: unknown names, probes in a circle, models without adapter, parameters of what nobody asks for.
     """
 
@@ -53,13 +54,15 @@ class Plan:
         config: MeasureConfig,
         comparisons: Iterable[Comparison] = (),
         probes: Sequence[str] = (),
+        twins: Iterable[Resolved] = (),
     ) -> None:
         self.models, self.config, self.comparisons = list(models), config, list(comparisons)
+        self.twins = list(twins)
         self._answers: dict[tuple[str, str, str], Step] = {}
         asked = [needed for comparison in self.comparisons for needed in comparison.requires]
         asked += [Requirement(name) for name in probes]
         steps: dict[str, Step] = {}
-        for model in self.models:
+        for model in [*self.models, *self.twins]:
             check_model(model, config)
             for requirement in asked:
                 if not requirement.optional:
