@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import reference as ref
 import torch
-from models import SHAPES, build
+from models import SHAPES, build, token_prompt
 
 from xatlas.api import load
 from xatlas.config import find_suite
+from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
@@ -166,15 +168,27 @@ def test_on_trained_weights_shuffled_labels_fall_among_matched_directions():
     assert np.median(np.median(shuffled, 1) / np.median(uniform, 1)) > 1.4
 
 
+def test_the_readout_is_read_wherever_it_stands(shape):
+    """Target and foil may part before the last token that is run."""
+    model, sites = shape("llama"), [Site(layer, "resid_post") for layer in range(3)]
+    prompts = [replace(token_prompt("a", 9), readout=4), token_prompt("b", 5), replace(token_prompt("c", 9), readout=6)]
+    values = readout_values(model, prompts)
+    for row, prompt in enumerate(prompts):
+        found = model.capture(model.tokens([prompt]), sites)
+        expected = torch.stack([found[site][0, prompt.readout] for site in sites])
+        torch.testing.assert_close(values[:, row], expected)
+
+
 def test_strength_is_a_length_or_a_share_of_the_norm():
     """One random vector at one length measures 1 / norm of the stream; at one share of the norm it doesn't."""
     hf = planted(2.0)
     with torch.no_grad():  # the second layer doubles nothing but the stream's length
         hf.model.layers[1].mlp.down_proj.weight.normal_(0, 3)
-    dataset, model = measure(hf, strengths="-0.5,1", random=1, matched=0, families="echo", shuffled="no")
-    norms = readout_values(model, model.read(SUITE).prompts).norm(dim=-1).median(dim=-1).values
+    even = Suite("even", tiny_suite().prompts[::3])  # the median of four lies between two of them
+    dataset, model = measure(hf, even, strengths="-0.5,1", random=1, matched=0, families="echo", shuffled="no")
+    norms = np.median(readout_values(model, model.read(even).prompts).norm(dim=-1), axis=-1)
     length = dataset["length"]
-    np.testing.assert_allclose(dataset["median_norm"], norms, rtol=0.2)
+    np.testing.assert_allclose(dataset["median_norm"], norms, rtol=1e-6)
     np.testing.assert_allclose(length.sel(scale="relative", strength=1), dataset["median_norm"], rtol=1e-6)
     assert np.ptp(length.sel(scale="absolute", strength=1).values) == 0
     np.testing.assert_allclose(length.sel(strength=-0.5), -0.5 * length.sel(strength=1), rtol=1e-6)
