@@ -208,6 +208,7 @@ def test_directions_can_be_made_again():
     torch.testing.assert_close(vectors[2], matched_direction(values, 7000))
     torch.testing.assert_close(vectors[3], contrasts(values, families)["echo"])
     torch.testing.assert_close(vectors[4], contrasts(values, shuffle(families, 7))["echo"])
+    assert shuffle(families, 7) != shuffle(families, 8)
     torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(5, 3))
 
 

@@ -91,6 +91,18 @@ def test_cached_model_needs_no_hub(cache, aliases, closed_port, tiny):
     assert available() == {"tiny": "cached", "tiny-mini": "local", "gone": "missing"}
 
 
+def test_a_cached_revision_is_not_another(cache, aliases, closed_port, tiny):
+    put_in_cache(cache, tiny)
+    with pytest.raises(XatlasError, match="not in the local cache"):
+        resolve(f"{REPO}@v1")
+    snapshot = put_in_cache(cache, tiny, f"{REPO}-of-old", "f" * 40)
+    refs = snapshot.parents[1] / "refs"
+    (refs / "main").rename(refs / "v1")
+    assert resolve(f"{REPO}-of-old@v1").revision == "f" * 40
+    with pytest.raises(XatlasError, match="not in the local cache"):
+        resolve(f"{REPO}-of-old")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_incomplete_snapshot_is_not_used(cache, aliases, closed_port, tiny, name):
     (put_in_cache(cache, tiny) / name).unlink()
