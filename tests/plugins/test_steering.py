@@ -18,7 +18,14 @@ from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
 from xatlas.plugins.steering import Steering
-from xatlas.probing.directions import contrasts, matched_direction, random_direction, readout_values, shuffle
+from xatlas.probing.directions import (
+    contrasts,
+    matched_direction,
+    median_norms,
+    random_direction,
+    readout_values,
+    shuffle,
+)
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
 from xatlas.testing import byte_tokenizer, tiny_reference, tiny_suite
@@ -184,11 +191,11 @@ def test_strength_is_a_length_or_a_share_of_the_norm():
     hf = planted(2.0)
     with torch.no_grad():  # the second layer doubles nothing but the stream's length
         hf.model.layers[1].mlp.down_proj.weight.normal_(0, 3)
-    even = Suite("even", tiny_suite().prompts[::3])  # the median of four lies between two of them
-    dataset, model = measure(hf, even, strengths="-0.5,1", random=1, matched=0, families="echo", shuffled="no")
-    norms = np.median(readout_values(model, model.read(even).prompts).norm(dim=-1), axis=-1)
+    dataset, model = measure(hf, strengths="-0.5,1", random=1, matched=0, families="echo", shuffled="no")
+    norms = np.median(readout_values(model, model.read(SUITE).prompts).norm(dim=-1), axis=-1)
     length = dataset["length"]
     np.testing.assert_allclose(dataset["median_norm"], norms, rtol=1e-6)
+    assert median_norms(torch.tensor([[1.0, 2.0, 4.0, 8.0]])[..., None]).tolist() == [3]
     np.testing.assert_allclose(length.sel(scale="relative", strength=1), dataset["median_norm"], rtol=1e-6)
     assert np.ptp(length.sel(scale="absolute", strength=1).values) == 0
     np.testing.assert_allclose(length.sel(strength=-0.5), -0.5 * length.sel(strength=1), rtol=1e-6)
