@@ -50,10 +50,7 @@ def _names(given: Name | Iterable[Name]) -> list[str]:
 
 
 def resolve_all(names: Sequence[str], *, fetch: Fetch = "all") -> list[Resolved]:
-    """Resolve names; two that are filed under one slug are an error, for one would hide the other.
-
-    A model named twice is taken once; one with two names is shown twice. Both are said.
-    """
+    """Resolve names; a model named twice is taken once, and two that are filed under one slug are refused."""
     if not names:
         raise XatlasError("name at least one model; 'xatlas models' lists those with a short name.")
     found: dict[str, Resolved] = {}
@@ -105,11 +102,6 @@ def load(name: Name, **settings: Any) -> HookedModel:
         An alias (``xatlas models`` lists them), a hub id, a folder or a GGUF file.
     **settings
         How the model is loaded and reads texts: see :class:`xatlas.config.MeasureConfig`.
-
-    Raises
-    ------
-    XatlasError
-        The model can't be found or loaded, no adapter fits it, or a check of its hook points fails.
     """
     inspect.signature(load).bind(name, **settings)  # refuses what is no setting
     return load_model(resolve(os.fspath(name)), settings)
@@ -148,15 +140,14 @@ def measure(
     -------
     Dataset
         As the probe declares it.
-
-    Raises
-    ------
-    XatlasError
-        A name is unknown, or the measurement failed.
     """
     chosen = MeasureConfig.make(parameters={probe: dict(parameters or {})}, **settings)
     if not isinstance(model, str | os.PathLike):
-        _refuse_others(model, settings)
+        held = model.settings
+        for name, value in settings.items():
+            if name in held and value not in (held[name], *(("auto", model.device.type) if name == "device" else ())):
+                advice = f"leave {name} out, or load the model with it."
+                raise XatlasError(f"the loaded model has {name} = {held[name]}, not {value}: {advice}")
         found = manager.pick("probe", probe, manager.probes())(**chosen.parameters[probe])
         if found.mutates:
             raise XatlasError(f"{probe} trains the model that it is given: name the model, and it is loaded for that.")
@@ -169,21 +160,6 @@ def measure(
     if report.failures:
         raise XatlasError(str(report.failures[0]))
     return store.read(planned.answer(planned.models[0], Requirement(probe)).job)
-
-
-def _refuse_others(model: HookedModel, given: dict[str, Any]) -> None:
-    """Refuse settings that are not those that a loaded model was loaded with."""
-    held: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
-    held["attention"] = str(getattr(model.model.config, "_attn_implementation", None))
-    if model.reader is not None:
-        held |= {"bos": model.reader.bos, "chat_template": model.reader.chat is not None}
-        held["template_date"] = model.reader.template_date
-    for name, value in given.items():
-        alike = (held.get(name), "auto", model.device.type) if name == "device" else (held.get(name),)
-        if name in held and value not in alike:
-            raise XatlasError(
-                f"the loaded model has {name} = {held[name]}, not {value}: leave {name} out, or load the model with it."
-            )
 
 
 @takes_settings()
@@ -243,11 +219,6 @@ def compare(
     -------
     Report
         Tables, findings, files; failures too: look at them.
-
-    Raises
-    ------
-    XatlasError
-        A name is unknown, or a model can't be found.
     """
     store = store_in(out)
     planned = plan(models, comparisons=comparisons, probes=probes, parameters=parameters, null=null, **settings)

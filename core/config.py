@@ -65,10 +65,7 @@ class KeyedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig(KeyedSettings):
-    """How to measure: what all jobs of one command share; :meth:`make` finds suites by name.
-
-    A value that can't be is an :class:`~xatlas.XatlasError`.
-    """
+    """How to measure: what all jobs of one command share; :meth:`make` finds suites by name."""
 
     suite: Suite = _setting(
         MISSING,

@@ -28,13 +28,7 @@ _MOST_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt of a suite.
-
-    Raises
-    ------
-    XatlasError
-        A field can't be stored or read back as it is, or does not fit the others.
-    """
+    """One prompt of a suite; what can't be stored and read back as it is, or does not fit together, is refused."""
 
     id: str  # unique within the suite
     family: str  # kind of task
@@ -94,13 +88,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Suite:
-    """A named, ordered set of prompts: at least one, each with an id of its own.
-
-    Raises
-    ------
-    XatlasError
-        Without prompts, or with an id given twice.
-    """
+    """A named, ordered set of prompts: at least one, each with an id of its own."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -151,21 +139,15 @@ def read_suite(path: str | Path) -> Suite:
     path : path
         A file with one JSON object per line: ``id``, ``family``, ``text`` and the optional fields of
         :class:`Prompt`. Empty lines are passed over.
-
-    Raises
-    ------
-    XatlasError
-        The file can't be read, a line is off (its number is said), or no prompt is left.
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device might never end
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe or a device might never end
             raise ValueError("it is no file")
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
+        if about.st_size > _MOST_BYTES:
             raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
-        lines = raw.decode("utf-8-sig").split("\n")  # other separators may stand inside a JSON text
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # other separators may stand inside a JSON text
     except (OSError, ValueError) as error:
         raise XatlasError(f"cannot read the suite {path}: {error}.") from None
     prompts: list[Prompt] = []

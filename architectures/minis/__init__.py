@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xatlas import hookimpl
-from xatlas.loading.hub import ModelSource
+from xatlas.loading.download import ModelSource
 
 FOLDER = Path(__file__).resolve().parent
 SUMMARIES = {

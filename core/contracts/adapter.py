@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from xatlas.loading.gguf_file import GgufFile
+    from xatlas.loading.gguf import GgufFile
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -166,16 +166,10 @@ class Adapter(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
         self.n_layers = len(self.module(self.layers_path))
-        self.d_model = int(self.module(self.embedding_path).weight.shape[1])
+        self.vocabulary, self.d_model = map(int, self.module(self.embedding_path).weight.shape)
 
     def module(self, path: str) -> Any:
-        """Return the module at ``path``.
-
-        Raises
-        ------
-        XatlasError
-            The model has none there: the adapter does not fit.
-        """
+        """Return the module at ``path``; where the model has none, the adapter does not fit."""
         try:
             return self.model.get_submodule(path)
         except AttributeError:
@@ -216,8 +210,8 @@ class Adapter(ABC):
     def receptive_field(self, layer: int) -> int | None:
         """Return how many of its input's last positions decide a layer's last output; None: all that there are.
 
-        A layer with a finite receptive field must give the same when it is called on those positions alone: it may take
-        nothing else that depends on where they stand. It is checked when a model is loaded.
+        Called on those positions alone, a layer must give the same, which is checked when a model is loaded: it may
+        take nothing else that depends on where they stand.
         """
         return None
 

@@ -93,15 +93,8 @@ class Probe(Parameterised, ABC):
     def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
         """Return about how many changed runs each prompt gets, for estimates before anything is loaded.
 
-        By default one for each label of each variable whose name begins with ``kl``; a probe that knows better
-        says so.
-
-        Parameters
-        ----------
-        size : mapping of str to int
-            ``prompt``, ``layer``, ``head`` and ``kv_group``: how many there are.
-        draws : int
-            Donors and control directions.
+        By default one for each label of each variable whose name begins with ``kl``. ``size`` says how many there are
+        of ``prompt``, ``layer``, ``head`` and ``kv_group``; ``draws`` are donors and control directions.
         """
         given = self.canonical_parameters()
         total = 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Chunk, Heads, Site
 from xatlas.engine.walk import nested, sites_read
@@ -21,8 +22,6 @@ from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.model import HookedModel
 
 #: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
@@ -63,25 +62,16 @@ class Budget:
 
 
 def kept_sites(model: HookedModel, conditions: Sequence[Condition], tokens: int, budget: Budget) -> list[Site]:
-    """Return the sites whose values the clean run keeps, so that no layer is called again to see them.
-
-    All that the conditions may read, or none where they would not fit the budget.
-    """
-    sites = sites_read(conditions)
-    widths = [_kept_width(model, site) for site in sites]
-    return sites if sum(widths) * tokens * 4 <= budget.stream_bytes else []
-
-
-def _kept_width(model: HookedModel, site: Site) -> float:
-    """Return how many numbers per token it takes to keep a site's value; infinite where that is unknown."""
-    if site.kind in READ_ONLY or site.kind not in SITE_KINDS:
-        return float("inf")
-    if site.kind in ("resid_pre", "resid_post"):
-        return 0  # what enters and leaves a layer is recorded anyway
-    view = model.point(site).view
-    if isinstance(view, Heads):
-        return view.n_heads * view.d_head
-    return model.d_model * (view.count if isinstance(view, Chunk) else 1)  # a part keeps the whole
+    """Return the sites whose values the clean run keeps: all that conditions may read, or none where they don't fit."""
+    sites, width = sites_read(conditions), 0  # numbers per token
+    for site in sites:
+        if site.kind in READ_ONLY or site.kind not in SITE_KINDS:  # of unknown size
+            return []
+        if site.kind not in ("resid_pre", "resid_post"):  # what enters and leaves a layer is recorded anyway
+            view = model.point(site).view
+            parts = view.count if isinstance(view, Chunk) else 1  # a part keeps the whole
+            width += view.n_heads * view.d_head if isinstance(view, Heads) else model.d_model * parts
+    return sites if width * tokens * 4 <= budget.stream_bytes else []
 
 
 def check_sweep(
@@ -107,16 +97,12 @@ def check_sweep(
     for name, run in runs.items():
         for prompt, tokens in zip(prompts, run, strict=True):
             if tokens is not None and len(tokens) != len(prompt.ids):
-                raise XatlasError(
-                    f"run '{name}' of prompt '{prompt.prompt.id}' has {len(tokens)} tokens, not {len(prompt.ids)}."
-                )
+                which = f"run '{name}' of prompt '{prompt.prompt.id}'"
+                raise XatlasError(f"{which} has {len(tokens)} tokens, not {len(prompt.ids)}.")
 
 
 class _Canonical(pickle.Pickler):
-    """Writes equal things as equal bytes, and different ones as different bytes, in any process.
-
-    Functions and classes go by their names; what has none (a lambda, a class made inside a function) is refused.
-    """
+    """Writes equal things as equal bytes, different ones as different bytes, in any process; what has no name fails."""
 
     def __init__(self, file: io.BytesIO, known: Collection[object]) -> None:
         super().__init__(file, protocol=5)
@@ -147,12 +133,10 @@ def canonical_digest(thing: Any, known: Collection[object] = ()) -> str:
 
 
 def _weights(model: HookedModel) -> str:
-    """Return the weights' checksum; taken once for many sweeps, as long as nothing has written to them.
-
-    Writes raise a tensor's version, but those through ``.data`` don't: they change the sums.
-    """
+    """Return the weights' checksum; taken once for many sweeps, as long as nothing has written to them."""
     tensors = model.model.state_dict().values()
     stamp = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.shape) for t in tensors]
+    # writes through .data raise no version: they change the sums
     stamp += torch.stack([t.sum(dtype=torch.float32) for t in tensors]).tolist()
     known = _CHECKSUMS.get(model.model)
     if known is None or known[0] != stamp:
@@ -163,8 +147,8 @@ def _weights(model: HookedModel) -> str:
 def checkpoint_keys(model: HookedModel, label: str, whole: Any, parts: Sequence[Any]) -> list[str] | None:
     """Return under what each finished bucket is kept: a digest of all that its numbers depend on.
 
-    ``whole`` is what the sweep holds besides the model, ``parts`` what each bucket does. None where a change or a
-    metric can't be distinguished from others by its fields: then nothing is kept.
+    ``whole`` is what the sweep holds besides the model, ``parts`` what each bucket does. None where that can't be told
+    from others by its fields.
     """
     known = (model, model.model, model.adapter)
     try:

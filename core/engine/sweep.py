@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Checkpoint, no_progress
@@ -22,13 +23,11 @@ from xatlas.engine.walk import (
 )
 from xatlas.interventions import Condition
 from xatlas.metrics import Metric, TokenLogits
-from xatlas.model.hold import is_held
-from xatlas.model.hooks import exclusive
+from xatlas.model.hooks import exclusive, is_held
 from xatlas.prompts.reader import TokenPrompt, buckets
 
 if TYPE_CHECKING:
     import xarray as xr
-    from torch import Tensor
 
     from xatlas.model import HookedModel
 
@@ -58,11 +57,6 @@ def sweep(
     ndarray of float64
         ``(metric, prompt, condition)``. NaN where the metric does not apply, where a run is missing, and
         where logits were not finite.
-
-    Raises
-    ------
-    XatlasError
-        A site or head does not exist, a mean or run is missing, or a run has another length than its prompt.
     """
     runs, means = dict(runs or {}), dict(means or {})
     check_sweep(model, prompts, conditions, runs, means)
@@ -228,7 +222,7 @@ class Readout:
         self.columns = torch.tensor([p - first - context.length for _, p in pairs], device=device, dtype=torch.long)
         self.final = context.recorded.final[self.rows, self.columns]  # (token, d_model)
         of_rows = [(self.prompts[row], p) for row, p in pairs]
-        known = [[_label(prompt, p), prompt.answer, prompt.foil_answer] for prompt, p in of_rows]
+        known = [[prompt.target_at(p), prompt.answer, prompt.foil_answer] for prompt, p in of_rows]
         known = [[-1 if token is None else token for token in each] for each in known]
         self.labels, self.answer, self.foil = torch.tensor(known, device=device, dtype=torch.long).reshape(-1, 3).T
         vocabulary = self.model.adapter.module(self.model.adapter.unembedding_path).weight.shape[0]
@@ -259,9 +253,3 @@ class Readout:
                 if read:  # another prompt's NaN stays its own
                     result[m, row] = per_token[m][:, read] @ np.full(len(read), metric.weight(prompt))
         return result
-
-
-def _label(prompt: TokenPrompt, position: int) -> int:
-    """Return the target's token after ``position``, or -1."""
-    index = position - (prompt.n_text - 1)
-    return prompt.target_ids[index] if 0 <= index < len(prompt.target_ids) else -1

@@ -8,18 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, InterventionContext, edit
-from xatlas.model.hold import is_held
-from xatlas.model.hooks import CleanRun, Editor, Hook, attached, capture_hook, record
+from xatlas.model.hooks import CleanRun, Hook, attached, is_held, record
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.model import HookedModel
 
 
@@ -41,8 +39,7 @@ def sites_read(conditions: Iterable[Condition]) -> list[Site]:
 def needed_positions(model: HookedModel, read: int) -> list[int | None]:
     """Return how many of each layer's last input positions decide the last ``read`` outputs; None for all.
 
-    By causality, what stands before them is of no use to what is read: a convolution at the end needs a few
-    positions, and only attention needs them all.
+    A convolution at the end needs a few positions, and only attention needs them all.
     """
     needed: int | None = read
     found: list[int | None] = []
@@ -151,8 +148,7 @@ def record_last_position(model: HookedModel, ids: Tensor, sites: Sequence[Site] 
 class BucketContext(InterventionContext):
     """The context of one bucket: prompts of equal length, and the other runs that changes read.
 
-    Values that the clean run didn't keep are captured when the first change at their layer asks for them, by one
-    more call of the clean layer, and forgotten when the walk goes on: never more than one layer's are held.
+    Values that the clean run didn't keep are captured by one more call of the clean layer, one layer's at a time.
     """
 
     def __init__(
@@ -210,7 +206,7 @@ class BucketContext(InterventionContext):
             if any(other.layer != site.layer for other in self._values):
                 self._values = {}
             wanted = {site, *(other for other in self._read if other.layer == site.layer)} - set(self._values)
-            with attached([self.model.hook(each, capture_hook(self._values, each)) for each in sorted(wanted)]):
+            with attached([self.model.hook(each, partial(self._values.__setitem__, each)) for each in sorted(wanted)]):
                 hidden = self.recorded.inputs[site.layer]
                 self.run_layer(site.layer, hidden, hidden.shape[0])
         return self._values[site]
@@ -219,10 +215,9 @@ class BucketContext(InterventionContext):
 class Walk:
     """Carries the perturbed streams of several conditions through the layers.
 
-    Each condition is a block of rows, one per prompt. It joins at the layer of its first intervention, from
-    the clean stream recorded there; no layer before it is recomputed. Blocks travel together, so that a
-    layer's weights are read once for as many rows as fit a tile of ``tile_tokens``. ``needed`` says how many of each
-    layer's last input positions are wanted, see :func:`needed_positions`.
+    Each condition is a block of rows, one per prompt, which joins at the layer of its first intervention from the
+    clean stream recorded there. Blocks travel together, so that a layer's weights are read once for as many rows as
+    fit a tile of ``tile_tokens``. ``needed`` is what :func:`needed_positions` returns.
     """
 
     def __init__(
@@ -274,8 +269,7 @@ class Walk:
     def _is_written(self, parts: Sequence[Intervention]) -> bool:
         """Whether the layer's output follows from clean values by addition alone.
 
-        That is so for changes of what the layer writes last; and for a change of the operator's output when
-        the MLP's is replaced as well, since then nothing depends on what the MLP would have read.
+        It does for changes of what the layer writes last; of the operator's output, where the MLP's is replaced too.
         """
         if self.held:  # what is held may edit the layer's output once more
             return False
@@ -316,7 +310,7 @@ class Walk:
         hooks: list[Hook] = []
         # Two edits may hook one module, where they run in the order of their hooks.
         for site in sorted(by_site, key=lambda site: forward_order(site.kind)):
-            hooks += self.model.edit_hooks(site, self._editor(by_site[site], indices))
+            hooks += self.model.edit_hooks(site, partial(self._change, by_site[site], indices))
         clean = self.context.recorded.inputs[layer][: self.prompts]
         blocks = [self.streams.get(index, clean) for index in indices]
         if last is not None:
@@ -325,12 +319,10 @@ class Walk:
             output = self.context.run_layer(layer, torch.cat(blocks) if len(blocks) > 1 else blocks[0], self.prompts)
         self.streams |= zip(indices, torch.split(output, self.prompts), strict=True)
 
-    def _editor(self, edits: Sequence[tuple[int, Intervention]], indices: Sequence[int]) -> Editor:
-        def change(value: Tensor) -> Tensor:
-            result = value.clone()
-            for block, part in edits:
-                rows = slice(block * self.prompts, (block + 1) * self.prompts)
-                result[rows] = self._edit(indices[block], part, result[rows])
-            return result
-
-        return change
+    def _change(self, edits: Sequence[tuple[int, Intervention]], indices: Sequence[int], value: Tensor) -> Tensor:
+        """Return a tile's value ``(block * prompt, pos, ...)`` with each block's interventions made."""
+        result = value.clone()
+        for block, part in edits:
+            rows = slice(block * self.prompts, (block + 1) * self.prompts)
+            result[rows] = self._edit(indices[block], part, result[rows])
+        return result

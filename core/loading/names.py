@@ -15,7 +15,7 @@ from typing import Literal
 from xatlas import manager
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
-from xatlas.loading import gguf, hub, model_files
+from xatlas.loading import download, gguf, model_files
 from xatlas.slugs import trained_slug, twin_slug
 from xatlas.text import say_on_stderr
 
@@ -83,10 +83,10 @@ def available() -> dict[str, State]:
         if source.kind == "folder":
             states[alias] = "missing" if model_files.missing_parts(Path(source.location)) else "local"
         elif source.kind == "wheel-gguf":
-            ready = gguf.is_converted(str(source.sha256)) or hub.kept_gguf(source).is_file()
+            ready = gguf.is_converted(str(source.sha256)) or download.kept_gguf(source).is_file()
             states[alias] = "cached" if ready else "needs download"
         else:
-            states[alias] = "cached" if hub.cached_snapshot(source.location, None) else "needs download"
+            states[alias] = "cached" if download.cached_snapshot(source.location, None) else "needs download"
     return states
 
 
@@ -206,12 +206,12 @@ def _resolve_base(name: str, asked: _Asked) -> Resolved:
         forms = "owner/model or owner/model@revision"
         raise XatlasError(f"{name!r} is no alias, path or hub id ({forms}). {_working_names()}")
     near = difflib.get_close_matches(repo.lower().replace("_", "-"), aliases, n=1, cutoff=0.8)
-    if near and "/" not in repo and hub.cached_snapshot(repo, revision or None) is None:
+    if near and "/" not in repo and download.cached_snapshot(repo, revision or None) is None:
         raise XatlasError(f"no model is called '{name}'. Did you mean '{near[0]}'? (On the hub: owner/model.)")
     return _from_hub(name, repo, revision, asked)
 
 
-def _source(alias: str) -> hub.ModelSource | None:
+def _source(alias: str) -> download.ModelSource | None:
     """Return what an alias stands for, with ``:SEED`` too; seed 0 is the alias itself, where it has others."""
     aliases = manager.models()
     base, colon, seed = alias.partition(":")
@@ -249,25 +249,25 @@ def _from_gguf(name: str, path: Path, asked: _Asked) -> Resolved:
     return replace(found, slug=f"{_safe(path.stem)}-{digest[:_SHORT]}", quantised=f"as in {path.name}")
 
 
-def _from_wheel(source: hub.ModelSource, asked: _Asked) -> Resolved:
+def _from_wheel(source: download.ModelSource, asked: _Asked) -> Resolved:
     alias, digest, words = source.alias, str(source.sha256), f"{source.filename} from {source.location}"
     weighted = asked.weighted or gguf.is_converted(digest)
     if not gguf.is_converted(digest, weighted=weighted):
-        if asked.fetch != "all" and not hub.kept_gguf(source).is_file():
+        if asked.fetch != "all" and not download.kept_gguf(source).is_file():
             raise XatlasError(f"'{alias}' is not on this machine; fetch it once: 'xatlas models fetch {alias}'.")
-        gguf.convert(hub.fetch_wheel_gguf(source, asked.say), digest, asked.say, weighted=weighted)
+        gguf.convert(download.fetch_wheel_gguf(source, asked.say), digest, asked.say, weighted=weighted)
     folder = gguf.converted_folder(digest, weighted=weighted)
     return replace(_described(alias, folder, words, asked, digest), quantised=words)
 
 
 def _from_hub(name: str, repo: str, revision: str, asked: _Asked) -> Resolved:
-    parts: hub.Parts = "unweighted" if not asked.weighted else "config" if asked.fetch == "config" else "all"
-    folder = hub.cached_snapshot(repo, revision or None, parts)
+    parts: download.Parts = "unweighted" if not asked.weighted else "config" if asked.fetch == "config" else "all"
+    folder = download.cached_snapshot(repo, revision or None, parts)
     try:
         if folder is None and asked.fetch == "nothing":
-            raise hub.HubError("the hub was not to be asked", "unreachable")
-        folder = folder or hub.download(repo, revision or None, asked.say, parts)
-    except hub.HubError as error:
+            raise download.HubError("the hub was not to be asked", "unreachable")
+        folder = folder or download.download(repo, revision or None, asked.say, parts)
+    except download.HubError as error:
         fetched = name if asked.weighted else f"{name}~untrained"
         advice = f"Where there is a network, run 'xatlas models fetch {fetched}', or give the path of a copied folder."
         if error.reason == "unknown":

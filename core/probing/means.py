@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from xatlas.errors import XatlasError
 from xatlas.interventions import means_needed
@@ -17,8 +18,6 @@ from xatlas.model.hooks import exclusive
 from xatlas.prompts.reader import TokenPrompt, TokenSuite, buckets
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.contracts.adapter import Site
     from xatlas.contracts.probe import Inputs
     from xatlas.interventions import Condition
@@ -64,7 +63,7 @@ def sources(
 def reference_means(model: HookedModel, reference: TokenSuite, sites: Iterable[Site]) -> Means:
     """Average sites over the reference prompts' texts, position 0 apart: in float64, stored in float32.
 
-    Prompts are taken family by family in turn until there are enough tokens; fewer than 500 are refused.
+    Prompts are taken family by family in turn until there are enough tokens.
     """
     families: dict[str, list[TokenPrompt]] = {}
     for prompt in reference.prompts:
@@ -77,10 +76,8 @@ def reference_means(model: HookedModel, reference: TokenSuite, sites: Iterable[S
         chosen += [members[turn] for members in families.values() if turn < len(members)]
         n_tokens = sum(len(prompt.ids) - 1 for prompt in chosen)
     if n_tokens < LEAST_TOKENS:
-        raise XatlasError(
-            f"the reference has {n_tokens} tokens after position 0; a mean needs at least {LEAST_TOKENS}: "
-            f"give a longer --reference."
-        )
+        what = f"the reference has {n_tokens} tokens after position 0; a mean needs at least {LEAST_TOKENS}"
+        raise XatlasError(f"{what}: give a longer --reference.")
     sums: dict[Site, Tensor] = {}
     lengths = [len(prompt.ids) for prompt in chosen]
     for group in buckets(lengths, {length: max(1, 512 // length) for length in set(lengths)}):

@@ -88,20 +88,17 @@ def _chosen(entry: Entry, name: str, value: Any) -> bool:
 
 def _choose(node: str, entries: list[Entry]) -> str:
     """Say which jobs there are and what differs between them."""
-    described = []
+    described = {}
     for entry in entries:
         record = entry.job.record()
         for name in ("suite", "reference"):
             record[name] = entry.name_of(name) or str(record[name])[:12]
         for group in ("parameters", "inputs"):
             record |= {f"{group}.{name}": value for name, value in record.pop(group).items()}
-        described.append({name: str(value) for name, value in record.items()})
-    common = set.intersection(*(set(each.items()) for each in described))
-    lines = []
-    for entry, each in zip(entries, described, strict=True):
-        own = ", ".join(f"{name}={value}" for name, value in each.items() if (name, value) not in common)
-        lines.append(f"[key={entry.key} {own}]")
-    return f"{len(entries)} jobs of {node[1:]} fit; choose one by what differs: {' '.join(lines)}"
+        described[entry.key] = [f"{name}={value}" for name, value in record.items()]
+    common = set.intersection(*map(set, described.values()))
+    own = (f"[key={key} {', '.join(w for w in words if w not in common)}]" for key, words in described.items())
+    return f"{len(entries)} jobs of {node[1:]} fit; choose one by what differs: {' '.join(own)}"
 
 
 # -- verification ----------------------------------------------------------------------------------
@@ -120,32 +117,15 @@ class Problem:
     repaired: str = ""  # what was done about it, empty where nothing was
 
 
-#: A path, what is wrong with it, and the lock under which it may be removed; without one it is set aside.
+#: A path, what is wrong with it, and the lock under which it may be removed, or None: then it is set aside.
 _Fault = tuple[Path, str, Path | None]
 
 
 def verify(path: str | Path = "atlas", *, repair: bool = False) -> Iterator[Problem]:
-    """Check every file of an atlas: hash, key, schema; strays, locks, parts and temporary files.
+    """Check every file of an atlas, in the order of their names: hash, key, schema; strays, locks, parts.
 
-    Files of jobs that another process is at work on are left out.
-
-    Parameters
-    ----------
-    path : path
-        The folder ``atlas``, or the folder that holds it.
-    repair : bool
-        Set aside what is wrong, under a name with ``.damaged``; remove what killed runs left. The next run
-        measures again what it needs.
-
-    Yields
-    ------
-    Problem
-        In the order of the files' names.
-
-    Raises
-    ------
-    XatlasError
-        There is no atlas, or it can't be written to for ``repair``.
+    ``path`` is the atlas, or the folder that holds it. What is wrong is set aside with ``repair``, and what killed runs
+    left is removed: the next run measures again what it needs. Jobs that another process is at work on are left out.
     """
     root = atlas_folder(Path(path))
     if not root.is_dir() or not any(_OWN.fullmatch(file.name) for file in root.glob("*/*")):

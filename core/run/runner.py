@@ -46,8 +46,7 @@ def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: b
     """Do the steps of a plan whose results the store lacks; with ``refresh`` all of them.
 
     Models are loaded one after the other, each once, and only when something of theirs is missing; torch is not
-    imported otherwise. A step that fails does not stop those that don't rest on it; a result that is there is replaced
-    once the new one is. What would fail every step, such as a folder that can't be written to, is raised.
+    imported otherwise. A step that fails does not stop those that don't rest on it.
     """
     report, missing = Report(plan), []
     for step in plan.steps:
@@ -105,10 +104,8 @@ class _Worker:
             self.state = State(self.model)
         if self.clean is not None and not self.state.agrees(self.clean):
             self._unload()
-            raise XatlasError(
-                "the model gives other logits now that it is loaded again: a probe before has changed something that "
-                "only a new process can set right."
-            )
+            what = "a probe before has changed something that only a new process can set right."
+            raise XatlasError(f"the model gives other logits now that it is loaded again: {what}")
         self.clean = self.state.logits
         self.provenance = provenance(step.model, self.model, self.config)
 

@@ -15,8 +15,8 @@ from local_hub import COMMIT, REPO, Hub, put_in_cache
 from running import write_tiny_llama
 
 from xatlas import XatlasError, manager
-from xatlas.loading import hub as hub_module, model_files
-from xatlas.loading.hub import ModelSource
+from xatlas.loading import download, model_files
+from xatlas.loading.download import ModelSource
 from xatlas.loading.loader import load
 from xatlas.loading.names import available, resolve
 
@@ -115,9 +115,9 @@ def test_missing_shard_is_noticed(cache, aliases, closed_port, tiny):
     (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
     shards = '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
     (snapshot / "model.safetensors.index.json").write_text(shards)
-    assert hub_module.cached_snapshot(REPO, None) is None
+    assert download.cached_snapshot(REPO, None) is None
     (snapshot / "model-00002-of-00002.safetensors").touch()
-    assert hub_module.cached_snapshot(REPO, None) == snapshot
+    assert download.cached_snapshot(REPO, None) == snapshot
 
 
 def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_port):
@@ -130,7 +130,7 @@ def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_p
 
 
 def test_hub_that_accepts_and_never_answers(cache, aliases, endpoint, monkeypatch):
-    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(download, "HUB_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(XatlasError, match=r"did not answer within|is unreachable .*Timeout"):
@@ -145,7 +145,7 @@ def test_name_lookup_that_hangs_is_given_up(cache, aliases, endpoint, monkeypatc
         release.wait()
         raise OSError("never found")
 
-    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(download, "HUB_SECONDS", 0.5)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     endpoint("http://some.invalid")
     try:

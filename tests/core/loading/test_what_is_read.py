@@ -131,13 +131,13 @@ def test_touched_weights_are_the_same_weights(tiny):
 def test_remembered_hash_hides_no_write_within_a_clock_step(tmp_path, monkeypatch):
     """Many file systems note times in steps: two contents of one size, written at once, have equal times."""
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
-    exact = model_files._state
+    exact = model_files.file_state
 
     def in_steps(path):
         size, mtime, ctime, inode = exact(path)
         return [size, mtime // 10_000_000 * 10_000_000, ctime // 10_000_000 * 10_000_000, inode]
 
-    monkeypatch.setattr(model_files, "_state", in_steps)
+    monkeypatch.setattr(model_files, "file_state", in_steps)
     big = tmp_path / "model.safetensors"
     for letter in b"abcdefghij":
         big.write_bytes(bytes([letter]) * (1 << 20))

