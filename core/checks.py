@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -234,12 +235,12 @@ def _check_declared(cls: type[Probe], who: str) -> None:
         raise XatlasError(f"the default parameters of {who} don't fit their types: {error}.") from None
 
 
+@dataclass
 class _KeptParts(Checkpoint):
     """A checkpoint in memory that counts what was found."""
 
-    def __init__(self) -> None:
-        self.parts: dict[str, dict[str, np.ndarray]] = {}
-        self.found: list[str] = []
+    parts: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         self.found += [key] if key in self.parts else []
@@ -278,7 +279,6 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
 
 
 def _measure_tiny(probe: Probe, model: HookedModel, checkpoint: Checkpoint) -> xr.Dataset:
-    """Return what a probe gives for the tiny suite, with its requirements measured first."""
     inputs = Inputs(reference=tiny_reference(), checkpoint=checkpoint)
     return measure_in_memory(probe, model, answered_suite(model), inputs)
 

@@ -71,7 +71,7 @@ class Direction:
             vector = torch.from_numpy((self.values[layer] if layers else self.values).astype(np.float32)).double()
         bad, norm = int((~vector.isfinite()).sum()), vector.norm()
         if bad:
-            raise XatlasError(f"the direction in '{self.text}' is not finite in {bad} of {len(vector)} numbers.")
+            raise XatlasError(f"the direction in '{self.text}' holds NaN or infinity in {bad} of {model.d_model}.")
         if norm == 0:
             raise XatlasError(f"the direction in '{self.text}' is zero everywhere: it points nowhere.")
         unit: Tensor = vector / norm

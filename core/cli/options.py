@@ -67,7 +67,6 @@ def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pair options with their values."""
     rest = iter(words)
     for word in rest:
         option, equals, value = word.partition("=")

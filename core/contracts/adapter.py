@@ -62,11 +62,9 @@ class Heads(View):
     d_head: int
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Split ``(batch, pos, n_heads * d_head)`` by head."""
         return tensor.reshape(*tensor.shape[:-1], self.n_heads, self.d_head)
 
     def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Join the heads again."""
         return value.reshape(tensor.shape)
 
 
@@ -78,11 +76,9 @@ class Chunk(View):
     count: int
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the part."""
         return tensor.chunk(self.count, dim=-1)[self.index]
 
     def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Return a copy of ``tensor`` with the part replaced."""
         width = tensor.shape[-1] // self.count
         result = tensor.clone()
         result[..., self.index * width : (self.index + 1) * width] = value
@@ -241,7 +237,6 @@ class PreNormAdapter(Adapter):
     cache_argument = "past_key_values"
 
     def operator_type(self, layer: int) -> str:
-        """Return ``attention``: every layer attends."""
         return "attention"
 
     def operator_path(self, layer: int) -> str:
@@ -249,7 +244,6 @@ class PreNormAdapter(Adapter):
         return f"{self.layer_path(layer)}.{self.attention_name}"
 
     def head_layout(self, layer: int) -> HeadLayout | None:
-        """Read the heads from the widths of the projections."""
         if self.operator_type(layer) != "attention":
             return None
         path = self.operator_path(layer)
@@ -261,13 +255,10 @@ class PreNormAdapter(Adapter):
         )
 
     def output_projection(self, layer: int) -> str | None:
-        """Return the attention's output projection."""
-        if self.operator_type(layer) != "attention":
-            return None
-        return f"{self.operator_path(layer)}.{self.out_name}"
+        attends = self.operator_type(layer) == "attention"
+        return f"{self.operator_path(layer)}.{self.out_name}" if attends else None
 
     def hook_points(self, layer: int) -> dict[str, HookPoint]:
-        """Return the stream's sites, and the heads of an attention layer."""
         block = self.layer_path(layer)
         points = {
             "resid_pre": HookPoint(block, "input"),
@@ -283,7 +274,6 @@ class PreNormAdapter(Adapter):
         return points
 
     def roles(self, layer: int) -> dict[str, str]:
-        """Return the roles of the attention's and the MLP's linear modules."""
         block = self.layer_path(layer)
         roles = {f"mlp.{role}": f"{block}.{self.mlp_name}.{name}" for role, name in self.mlp_roles.items()}
         if self.operator_type(layer) == "attention":

@@ -145,33 +145,27 @@ def record_last_position(model: HookedModel, ids: Tensor, sites: Sequence[Site] 
 # -- all positions ------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class BucketContext(InterventionContext):
     """The context of one bucket: prompts of equal length, and the other runs that changes read.
 
     Values that the clean run didn't keep are captured by one more call of the clean layer, one layer's at a time.
     """
 
-    def __init__(
-        self,
-        model: HookedModel,
-        prompts: Sequence[TokenPrompt],
-        clean: CleanRun,  # its first rows are the prompts, the others belong to other runs
-        rows: Mapping[str, Tensor],  # other run → the recorded row that stands in for each prompt (prompt,)
-        conditions: Sequence[Condition],
-        means: Mapping[Site, Tensor],
-        seed: int,
-        cache: CleanCache | None = None,  # where only the last position of every prompt is run
-    ) -> None:
-        super().__init__(means, seed)
-        self.model = model
-        self.prompts = prompts
-        self.recorded = clean
-        self.rows = rows
-        self.cache = cache
-        self.length = clean.final.shape[1]  # positions that are run in every prompt
-        self.offset = len(prompts[0].ids) - self.length  # positions before the first that is run
+    model: HookedModel
+    prompts: Sequence[TokenPrompt]
+    recorded: CleanRun  # its first rows are the prompts, the others belong to other runs
+    rows: Mapping[str, Tensor]  # other run → the recorded row that stands in for each prompt (prompt,)
+    conditions: Sequence[Condition]
+    means: Mapping[Site, Tensor]
+    seed: int
+    cache: CleanCache | None = None  # where only the last position of every prompt is run
+
+    def __post_init__(self) -> None:
+        self.length = self.recorded.final.shape[1]  # positions that are run in every prompt
+        self.offset = len(self.prompts[0].ids) - self.length  # positions before the first that is run
         # the record has all that is read or none of it: each layer is then captured once
-        self._read = [] if clean.values else sites_read(conditions)
+        self._read = [] if self.recorded.values else sites_read(self.conditions)
         self._values: dict[Site, Tensor] = {}  # of one layer
         self._masks: dict[str, Tensor | None] = {"all": None}
 
@@ -181,7 +175,6 @@ class BucketContext(InterventionContext):
         return self.model.run_layer(layer, hidden, self.recorded.calls[layer], cache)
 
     def mask(self, positions: str) -> Tensor | None:
-        """Return which tokens belong to a position class ``(prompt, pos)``; None stands for all."""
         if positions not in self._masks:
             mask = torch.zeros(len(self.prompts), len(self.prompts[0].ids), dtype=torch.bool)
             for row, prompt in enumerate(self.prompts):
@@ -190,13 +183,11 @@ class BucketContext(InterventionContext):
         return self._masks[positions]
 
     def source(self, site: Site, name: str) -> Tensor:
-        """Return a site's values in another run ``(prompt, pos, ...)``."""
         if name not in self.rows:
             raise XatlasError(f"the sweep was not given the run '{name}' that a change reads.")
         return self._captured(site)[self.rows[name]]
 
     def clean(self, site: Site) -> Tensor:
-        """Return a site's clean values ``(prompt, pos, ...)``."""
         return self._captured(site)[: len(self.prompts)]
 
     def _captured(self, site: Site) -> Tensor:
@@ -212,6 +203,7 @@ class BucketContext(InterventionContext):
         return self._values[site]
 
 
+@dataclass(eq=False)
 class Walk:
     """Carries the perturbed streams of several conditions through the layers.
 
@@ -220,23 +212,18 @@ class Walk:
     fit a tile of ``tile_tokens``. ``needed`` is what :func:`needed_positions` returns.
     """
 
-    def __init__(
-        self,
-        context: BucketContext,
-        conditions: Sequence[Condition],
-        tile_tokens: int,
-        needed: Sequence[int | None],
-    ) -> None:
-        self.model = context.model
-        self.context = context
-        self.conditions = conditions
-        self.needed = needed
-        self.prompts = len(context.prompts)
-        self.tile = max(1, tile_tokens // (self.prompts * context.length))
-        self.starts = [min(part.site.layer for part in condition) for condition in conditions]
-        self.ends = [max(part.site.layer for part in condition) for condition in conditions]
+    context: BucketContext
+    conditions: Sequence[Condition]
+    tile_tokens: int
+    needed: Sequence[int | None]
+
+    def __post_init__(self) -> None:
+        self.model, self.prompts = self.context.model, len(self.context.prompts)
+        self.tile = max(1, self.tile_tokens // (self.prompts * self.context.length))
+        self.starts = [min(part.site.layer for part in condition) for condition in self.conditions]
+        self.ends = [max(part.site.layer for part in condition) for condition in self.conditions]
         #: Where any intervention changed anything at all ``(condition, prompt)``: elsewhere all is exactly as clean.
-        self.touched = torch.zeros(len(conditions), self.prompts, dtype=torch.bool, device=self.model.device)
+        self.touched = torch.zeros(len(self.conditions), self.prompts, dtype=torch.bool, device=self.model.device)
         self.streams: dict[int, Tensor] = {}
         self.held = is_held(self.model)
 
@@ -271,14 +258,11 @@ class Walk:
 
         It does for changes of what the layer writes last; of the operator's output, where the MLP's is replaced too.
         """
-        if self.held:  # what is held may edit the layer's output once more
-            return False
-        replaced = any(
-            part.site.kind == "mlp_out" and part.change.replaces and part.positions == "all" for part in parts
-        )
-        late = {*WRITES, "operator_out"} if replaced else WRITES
         kinds = [part.site.kind for part in parts]
-        return set(kinds) <= late and len(set(kinds)) == len(kinds)
+        whole = [part.site.kind for part in parts if part.change.replaces and part.positions == "all"]
+        late = {*WRITES, "operator_out"} if "mlp_out" in whole else WRITES
+        # what is held may edit the layer's output once more
+        return not self.held and set(kinds) <= late and len(set(kinds)) == len(kinds)
 
     def _write(self, index: int, parts: Sequence[Intervention]) -> Tensor:
         """Add the changes to the clean output of the layer."""

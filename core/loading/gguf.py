@@ -97,12 +97,12 @@ class GgufFile:
         return np.array(values, dtype=np.float32).reshape(entry.shape)
 
 
+@dataclass
 class _Header:
     """A position in the file that moves on with each value read, never beyond the file's end."""
 
-    def __init__(self, content: mmap.mmap) -> None:
-        self.content = content
-        self.at = 0
+    content: mmap.mmap
+    at: int = 0
 
     def numbers(self, letter: str, count: int = 1) -> tuple[Any, ...]:
         size = struct.calcsize(f"<{letter}") * count

@@ -265,11 +265,9 @@ class HeldContext(InterventionContext):
         raise XatlasError(f"while a text is run, the positions '{positions}' are not known: use all, first or last.")
 
     def source(self, site: Site, name: str) -> Tensor:
-        """Refuse: there is no other run."""
         raise XatlasError("while a text is run there is no other run to take values from: use zero, mean or add.")
 
     def clean(self, site: Site) -> Tensor:
-        """Refuse: there is no clean run."""
         raise XatlasError("while a text is run there is no clean run beside it: a control needs a sweep.")
 
 

@@ -87,7 +87,6 @@ def _chosen(entry: Entry, name: str, value: Any) -> bool:
 
 
 def _choose(node: str, entries: list[Entry]) -> str:
-    """Say which jobs there are and what differs between them."""
     described = {}
     for entry in entries:
         record = entry.job.record()

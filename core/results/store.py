@@ -179,14 +179,13 @@ class Store:
                 self._warn(path, f"passed over: {error}")
 
 
+@dataclass(frozen=True)
 class FolderCheckpoint(Checkpoint):
     """Keeps finished parts of a long job as files, each written whole and sealed with its job's and its own name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays saved under ``key``; None where there are none, or where they are damaged or others'."""
         import numpy as np
 
         data = self._read(key)
@@ -210,7 +209,6 @@ class FolderCheckpoint(Checkpoint):
         return found[0] if found is not None and found[1] == self._note(key) else None
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep ``arrays`` under ``key``, whole or not at all."""
         import numpy as np
 
         buffer = io.BytesIO()

@@ -170,9 +170,9 @@ class _Worker:
             self._load(steps[0])
         assert self.model is not None
         assert self.state is not None
-        state, probes, inputs = self.state, [step.probe for step in steps], [self._inputs(step) for step in steps]
+        state, probes = self.state, [step.probe for step in steps]
         try:
-            with isolated(probes, state, self.config.suite, inputs) as (suite, own):
+            with isolated(probes, state, self.config.suite, list(map(self._inputs, steps))) as (suite, own):
                 yield self.model, suite, own
         finally:
             if state.lost or any(probe.mutates for probe in probes):
