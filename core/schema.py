@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from xatlas.prompts.reader import TokenSuite
     from xatlas.suites import Prompt, Suite
 
-
 CONVENTIONS = "CF-1.11"
 
 #: Name → (long name, unit) of the coordinates that every probe shares.

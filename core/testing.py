@@ -19,7 +19,6 @@ from xatlas.suites import Prompt, Suite
 if TYPE_CHECKING:
     from xatlas.contracts.adapter import Adapter
 
-
 #: Sizes, under the names that configs of Hugging Face models have for them.
 _SIZES = {
     "vocab_size": 260,

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from xatlas.errors import XatlasError
 from xatlas.files import sha256_of_file
@@ -65,10 +65,21 @@ def download(repo: str, revision: str | None, say: Callable[[str], None], parts:
     """Download a repository's safetensors, config and tokenizer, or part of them; the folder's name is the commit."""
     from huggingface_hub import snapshot_download
 
-    wanted = _within_seconds(lambda: _wanted_files(repo, revision, parts))
-    if parts != "config":
-        say(f"downloading {repo} ({len(wanted)} files) from the hub")
+    answer: Future[list[str]] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(_wanted_files(repo, revision, parts))
+        except Exception as error:  # handed over, whatever it is
+            answer.set_exception(error)
+
+    # Under a clock of our own, for looking up a host name has no time-out; as a daemon, unlike an executor's threads:
+    # a look-up that hangs must not keep the process from ending.
+    threading.Thread(target=ask, name="xatlas-hub", daemon=True).start()
     try:
+        wanted = answer.result(HUB_SECONDS)
+        if parts != "config":
+            say(f"downloading {repo} ({len(wanted)} files) from the hub")
         # By name, not by commit: only then does the cache note which commit the name stands for.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
     except Exception as error:  # the client's own errors and every network error below it
@@ -93,24 +104,6 @@ def _wanted_files(repo: str, revision: str | None, parts: Parts) -> list[str]:
     if parts == "config":
         return ["config.json"]
     return weights + [name for name in names if is_read(name) or name in (INDEX, LORA_CONFIG)]
-
-
-def _within_seconds(ask: Callable[[], Any]) -> Any:
-    """Call ``ask`` under a wall clock of our own: looking up a host name has no time-out."""
-    answer: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:  # handed to the caller, whatever it is
-            answer.set_exception(error)
-
-    # A daemon, unlike an executor's threads: a look-up that hangs must not keep the process from ending.
-    threading.Thread(target=work, name="xatlas-hub", daemon=True).start()
-    try:
-        return answer.result(HUB_SECONDS)
-    except Exception as error:
-        raise _explained(error) from error
 
 
 def _explained(error: BaseException) -> HubError:

@@ -54,7 +54,9 @@ def prove(model: HookedModel) -> None:
     still = _unmoved(model, ids, model.editable, 1.0)
     # What is lost beside a stream that is far larger is perturbed once more, far more strongly.
     for site in _unmoved(model, ids, still, 1e5) if still else ():
-        if not _has_zero_weight(model, site.layer):
+        weights = [*adapter.layer(site.layer).parameters(), *adapter.module(adapter.unembedding_path).parameters()]
+        # an all-zero weight may be all that reads the site
+        if all(weight.dim() < 2 or bool(weight.any()) for weight in weights):
             raise _wrong(model, site, "a perturbation there does not reach the logits")
     if count_hooks(model.model) != before:
         raise XatlasError("hooks are left on the model after its proof: one of its modules keeps them.")
@@ -189,10 +191,3 @@ def _unmoved(model: HookedModel, ids: Tensor, sites: Sequence[Site], strength: f
         logits = model.adapter.module(model.adapter.unembedding_path)(hidden).float()
     still = (logits[1:] - logits[0]).abs().amax(-1) <= 1e-5 * logits[0].abs().max().clamp(min=1e-6)
     return [site for site, unmoved in zip(sites, still.tolist(), strict=True) if unmoved]  # what overflows has moved
-
-
-def _has_zero_weight(model: HookedModel, layer: int) -> bool:
-    """Whether the layer has an all-zero weight, so that a site may be read by nothing that counts."""
-    parameters = [*model.adapter.layer(layer).parameters()]
-    parameters += [*model.adapter.module(model.adapter.unembedding_path).parameters()]
-    return any(weight.dim() > 1 and not bool(weight.any()) for weight in parameters)

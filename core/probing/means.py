@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from xatlas.interventions import Condition
     from xatlas.model import HookedModel
 
-
 #: Fewest tokens after position 0 that a mean may rest on.
 LEAST_TOKENS = 500
 #: Enough tokens: prompts are taken family by family in turn until there are so many.

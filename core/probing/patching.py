@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from xatlas.model import HookedModel
     from xatlas.suites import Suite
 
-
 #: Smallest demand on what clean and corrupted run prefer, in logits: recovery divides by their difference.
 LEAST_DEMAND = 0.01
 #: Prompts whose logits are held at once.

@@ -18,7 +18,6 @@ from xatlas.results.store import Entry, FolderCheckpoint, Store, atlas_folder, c
 if TYPE_CHECKING:
     import xarray as xr
 
-
 #: What a choice between jobs can name; ``suite`` takes a suite's name or the start of its hash.
 CHOICES = ("suite", "reference", *(setting.name for setting in fields(KeyedSettings)), "key")
 
@@ -129,8 +128,17 @@ def verify(path: str | Path = "atlas", *, repair: bool = False) -> Iterator[Prob
     root = atlas_folder(Path(path))
     if not root.is_dir() or not any(_OWN.fullmatch(file.name) for file in root.glob("*/*")):
         raise XatlasError(f"{root} holds no atlas: there is no result in it, nor anything else of xatlas.")
-    for file, what, lock in _faults(root):  # a repair comes before the next file is looked at
-        yield Problem(file, what, _repair(file, lock) if repair else "")
+    for place in sorted(root.iterdir()):
+        files = sorted(place.iterdir()) if place.is_dir() else ()
+        faults: Iterable[_Fault] = (fault for file in files for fault in _faults_of(file))
+        if place.name == ".comparisons":
+            faults = (fault for file in files for fault in _faults_of_record(file))
+        elif place.name.startswith(".") or _ASIDE.fullmatch(place.name):
+            continue
+        elif not place.is_dir() and (place.suffix == ".nc" or place.is_symlink()):
+            faults = [(place, f"{place} is out of place: an atlas holds a folder for each model.", None)]
+        for file, what, lock in faults:  # a repair comes before the next file is looked at
+            yield Problem(file, what, _repair(file, lock) if repair else "")
 
 
 def _repair(file: Path, lock: Path | None) -> str:
@@ -145,19 +153,6 @@ def _repair(file: Path, lock: Path | None) -> str:
     except Busy:
         return ""
     return "removed"
-
-
-def _faults(root: Path) -> Iterator[_Fault]:
-    for folder in sorted(root.iterdir()):
-        if folder.name == ".comparisons":
-            yield from _faults_of_comparisons(folder)
-        elif folder.name.startswith(".") or _ASIDE.fullmatch(folder.name):
-            continue
-        elif folder.is_dir():
-            for file in sorted(folder.iterdir()):
-                yield from _faults_of(file)
-        elif folder.suffix == ".nc" or folder.is_symlink():
-            yield folder, f"{folder} is out of place: an atlas holds a folder for each model.", None
 
 
 def _faults_of(file: Path) -> Iterator[_Fault]:
@@ -199,19 +194,17 @@ def _faults_of(file: Path) -> Iterator[_Fault]:
                 yield part, f"{part} is damaged, or no part of this job.", None
 
 
-def _faults_of_comparisons(folder: Path) -> Iterator[_Fault]:
-    """Check the records of comparisons, which are made again where they lack."""
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not os.path.lexists(file):  # a hash goes aside with its file
-            continue
-        if file.suffix == ".json":
-            try:
-                read_hashed(file)
-            except XatlasError as error:
-                yield file, str(error), None
-        elif file.name.endswith(".json.sha256") and not os.path.lexists(file.with_name(file.stem)):
-            yield file, f"{file} is a hash without its file.", None
-        elif file.suffix == ".tmp" and not any(map(held, folder.glob("*.lock"))):
-            own = re.match(r"\.(.+)-[0-9a-f]{16}\.", file.name)
-            lock = folder / f"{own[1]}.lock" if own else None
-            yield file, f"{file} was left by a killed run.", lock
+def _faults_of_record(file: Path) -> Iterator[_Fault]:
+    """Check one thing beside the records of comparisons, which are made again where they lack."""
+    if not os.path.lexists(file):  # a hash goes aside with its file
+        return
+    if file.suffix == ".json":
+        try:
+            read_hashed(file)
+        except XatlasError as error:
+            yield file, str(error), None
+    elif file.name.endswith(".json.sha256") and not os.path.lexists(file.with_name(file.stem)):
+        yield file, f"{file} is a hash without its file.", None
+    elif file.suffix == ".tmp" and not any(map(held, file.parent.glob("*.lock"))):
+        own = re.match(r"\.(.+)-[0-9a-f]{16}\.", file.name)
+        yield file, f"{file} was left by a killed run.", file.with_name(f"{own[1]}.lock") if own else None

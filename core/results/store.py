@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from xatlas.contracts.probe import Probe
 
-
 log = logging.getLogger("xatlas")
 
 State = Literal["done", "missing", "damaged"]
