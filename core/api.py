@@ -113,6 +113,7 @@ def measure(
     probe: str,
     *,
     parameters: dict[str, Any] | None = None,
+    minutes: float | None = None,
     out: str | Path = ".",
     reporter: ReporterChoice = "auto",
     refresh: bool = False,
@@ -126,6 +127,9 @@ def measure(
         A name or path; or a loaded model, of which nothing is stored, for probes that don't train.
     probe, parameters : str and dict
         Name of the probe; its parameters that differ from the defaults.
+    minutes : float, optional
+        Measure on so many of each family's templates as take about that long on this machine, one at least. What is
+        measured later on more of them takes over what is there.
     out : path
         Folder that holds ``atlas/``.
     reporter : Reporter, "auto", "console" or None
@@ -148,14 +152,16 @@ def measure(
             if name in held and value not in (held[name], *(("auto", model.device.type) if name == "device" else ())):
                 advice = f"leave {name} out, or load the model with it."
                 raise XatlasError(f"the loaded model has {name} = {held[name]}, not {value}: {advice}")
+        if minutes is not None:
+            raise XatlasError("minutes need a model by name: give a loaded one the suite as 'quick[2]', for instance.")
         found = manager.pick("probe", probe, manager.probes())(**chosen.parameters[probe])
         if found.mutates:
             raise XatlasError(f"{probe} trains the model that it is given: name the model, and it is loaded for that.")
         with reporting(reporter) as shown:
             inputs = Inputs(reference=chosen.reference, seed=chosen.seed, draws=chosen.draws, progress=shown.progress)
             return measure_in_memory(found, model, chosen.suite, inputs, shown)
-    planned = Plan([resolve(os.fspath(model))], chosen, probes=[probe])
     store = store_in(out)
+    planned = _within(minutes, Plan([resolve(os.fspath(model))], chosen, probes=[probe]), None if refresh else store)
     report = run(planned, store, reporter, refresh=refresh)
     if report.failures:
         raise XatlasError(str(report.failures[0]))
@@ -170,19 +176,31 @@ def plan(
     probes: str | Iterable[str] = (),
     parameters: dict[str, dict[str, Any]] | None = None,
     null: str | None = None,
+    minutes: float | None = None,
+    store: Store | None = None,
     fetch: Fetch = "all",
     **settings: Any,
 ) -> Plan:
     """Return what :func:`compare` would measure, with the same parameters; nothing is loaded.
 
-    With ``fetch="config"`` only the config is fetched of a model that is not there.
+    With ``fetch="config"`` only the config is fetched of a model that is not there. What ``store`` holds takes none of
+    the ``minutes``.
     """
     names = pick_comparisons(None if comparisons is None else _names(comparisons))
     of_probes, of_comparisons = part_parameters(parameters or {}, names)
     chosen = MeasureConfig.make(parameters=of_probes, **settings)
     made = [manager.comparisons()[name](**of_comparisons.get(name, {})) for name in names]
     found = resolve_all(_names(models), fetch=fetch)
-    return Plan(found, chosen, made, _names(probes), _twins(found, null, fetch))
+    return _within(minutes, Plan(found, chosen, made, _names(probes), _twins(found, null, fetch)), store)
+
+
+def _within(minutes: float | None, planned: Plan, store: Store | None) -> Plan:
+    """Return the plan on as many templates of each family as fit the minutes; None: all of them."""
+    if minutes is None:
+        return planned
+    from xatlas.run.cost import shortened
+
+    return shortened(planned, minutes, lambda step: store is not None and store.state(step.job) == "done")
 
 
 @takes_settings()
@@ -193,6 +211,7 @@ def compare(
     probes: str | Iterable[str] = (),
     parameters: dict[str, dict[str, Any]] | None = None,
     null: str | None = None,
+    minutes: float | None = None,
     out: str | Path = ".",
     reporter: ReporterChoice = "auto",
     refresh: bool = False,
@@ -212,7 +231,7 @@ def compare(
         Measure three untrained twins of each model too, at three times its cost: what a model learnt, they don't show.
     out : path
         Folder for ``atlas/`` and ``figures/``.
-    reporter, refresh, **settings
+    minutes, reporter, refresh, **settings
         As in :func:`measure`.
 
     Returns
@@ -221,5 +240,7 @@ def compare(
         Tables, findings, files; failures too: look at them.
     """
     store = store_in(out)
-    planned = plan(models, comparisons=comparisons, probes=probes, parameters=parameters, null=null, **settings)
+    asked: dict[str, Any] = {"comparisons": comparisons, "probes": probes, "parameters": parameters}
+    kept = None if refresh else store
+    planned = plan(models, **asked, null=null, minutes=minutes, store=kept, **settings)
     return compare_planned(planned, store, Path(out) / FIGURES, reporter, refresh=refresh)

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,7 @@ class Suite:
 
     name: str
     prompts: tuple[Prompt, ...]
+    whole: Suite | None = field(default=None, repr=False, compare=False)  # of which this one is the first templates
 
     def __post_init__(self) -> None:
         unfit = _unfit(self.name) or f"more than {_LONGEST_LABEL} characters" * (len(self.name) > _LONGEST_LABEL)
@@ -116,9 +117,41 @@ class Suite:
         return sha256(f"{line}\n".encode() for line in lines)
 
     @cached_property
+    def most_templates(self) -> int:
+        """How many templates the family of the most has; a prompt without one counts as its own."""
+        return max(template_turns(self)) + 1
+
+    def first_templates(self, n: int) -> Suite:
+        """Return ``NAME[n]``, the prompts of each family's first ``n`` templates; the suite itself where that is all.
+
+        Raises
+        ------
+        XatlasError
+            ``n`` is less than 1, or more than any family has templates.
+        """
+        if not 1 <= n <= self.most_templates:
+            most = f"families of '{self.name}' have up to {self.most_templates} templates"
+            raise XatlasError(f"suite '{self.name}[{n}]': {most}; give a whole number from 1 to {self.most_templates}.")
+        kept = tuple(prompt for prompt, turn in zip(self, template_turns(self), strict=True) if turn < n)
+        return self if len(kept) == len(self) else Suite(f"{self.name}[{n}]", kept, whole=self)
+
+    @cached_property
     def families(self) -> tuple[str, ...]:
         """Families in order of first appearance."""
         return tuple(dict.fromkeys(prompt.family for prompt in self.prompts))
+
+
+def template_turns(prompts: Iterable[Prompt]) -> list[int]:
+    """Return for each prompt which of its family's templates its own is, from 0, in order of first appearance.
+
+    A prompt without a template counts as its own.
+    """
+    known: dict[str, dict[str, int]] = {}
+    turns = []
+    for prompt in prompts:
+        of_family = known.setdefault(prompt.family, {})
+        turns.append(of_family.setdefault(prompt.template or f"\0{prompt.id}", len(of_family)))
+    return turns
 
 
 @dataclass(frozen=True, slots=True)

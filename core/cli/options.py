@@ -155,5 +155,14 @@ Set = Annotated[
         "Short: --PARAMETER VALUE, for every chosen probe, or the chosen comparison, that has it.",
     ),
 ]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        help="Measure on so many of each family's templates as take about N minutes on this machine; a later run on "
+        "more of them takes over what is there.",
+        show_default=False,
+    ),
+]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again what the atlas holds already.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

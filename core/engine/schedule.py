@@ -5,23 +5,34 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xatlas.contracts.adapter import Chunk, Heads, Site
-from xatlas.engine.walk import nested, sites_read
+from xatlas.engine.walk import (
+    is_last_position,
+    is_written,
+    needed_positions,
+    nested,
+    runs_last_position,
+    sites_read,
+)
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
 from xatlas.interventions import Condition, means_needed
-from xatlas.prompts.reader import TokenPrompt
+from xatlas.prompts.reader import TokenPrompt, buckets
+from xatlas.suites import template_turns
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 if TYPE_CHECKING:
+    from xatlas.metrics import Metric
     from xatlas.model import HookedModel
 
 #: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
@@ -59,6 +70,72 @@ class Budget:
         """Return how many prompts of this length a bucket may hold."""
         row = (model.n_layers + 1) * length * model.d_model * 4 * (1 + n_runs)
         return max(1, min(self.tile_tokens // length, self.stream_bytes // row))
+
+
+def up_to_readout(prompts: Sequence[TokenPrompt], metrics: Sequence[Metric]) -> list[TokenPrompt]:
+    """Return what is run of prompts: all of them, or up to the readout where nothing after it is read.
+
+    By causality nothing there matters before it.
+    """
+    if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
+        return [replace(prompt, ids=prompt.ids[: prompt.readout + 1]) for prompt in prompts]
+    return list(prompts)
+
+
+def buckets_of(model: HookedModel, prompts: Sequence[TokenPrompt], budget: Budget, n_runs: int) -> list[np.ndarray]:
+    """Return the indices of prompts in buckets of one length, and of one block of their families' templates.
+
+    Blocks are the first template, the second, two more, four more, …: what a sweep keeps of the first 1, 2, 4, …
+    templates is then what a sweep over more of them looks for. Rounding depends on what shares a bucket.
+    """
+    turns = template_turns(prompt.prompt for prompt in prompts)
+    places = [(turn.bit_length(), len(prompt.ids)) for turn, prompt in zip(turns, prompts, strict=True)]
+    kinds = sorted(set(places))
+    most = {number: budget.most_prompts(model, length, n_runs) for number, (_, length) in enumerate(kinds)}
+    return buckets([kinds.index(place) for place in places], most)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a sweep does: ``(layer,)`` each, the clean runs included, and the rest in numbers."""
+
+    tokens: np.ndarray  # that go through a layer
+    calls: np.ndarray  # of a layer
+    rows: int  # positions that are unembedded
+    visits: int  # conditions, counted in every bucket
+
+
+def work(
+    model: HookedModel, prompts: Sequence[TokenPrompt], conditions: Sequence[Condition], metrics: Sequence[Metric]
+) -> Work:
+    """Count what a sweep will do; the model needs no weights."""
+    runs = frozenset().union(*(part.change.runs() for condition in conditions for part in condition))
+    prompts, budget = up_to_readout(prompts, metrics), Budget.for_device(model.device)
+    tokens, calls = np.zeros((2, model.n_layers), dtype=int)
+    rows = visits = 0
+    ways = Counter(map(_way, conditions))
+    for group in buckets_of(model, prompts, budget, len(runs)):
+        some = [prompts[i] for i in group]
+        read = {(row, p) for metric in metrics for row, prompt in enumerate(some) for p in metric.positions(prompt)}
+        length, possible = len(some[0].ids), runs_last_position(model, some, metrics)
+        needed = needed_positions(model, length - min((p for _, p in read), default=length - 1))
+        changed = np.zeros(model.n_layers, dtype=int)
+        for (start, end, last_only), count in ways.items():
+            for layer in range(start, model.n_layers):
+                whole = 1 if last_only and possible else length
+                short = needed[layer] if layer > end else None
+                changed[layer] += count * len(some) * (whole if short is None else min(short, whole))
+        tokens += changed + len(some) * length * (1 + len(runs))
+        calls += 1 + -(-changed // budget.tile_tokens)
+        rows, visits = rows + len(read) * len(conditions), visits + len(conditions)
+    return Work(tokens, calls, rows, visits)
+
+
+def _way(condition: Condition) -> tuple[int, int, bool]:
+    """Return the first layer that a condition is run through, that of its last change, and if it is the readout's."""
+    start, end = min(part.site.layer for part in condition), max(part.site.layer for part in condition)
+    written = is_written([part for part in condition if part.site.layer == start])
+    return start + written, end, all(map(is_last_position, condition))
 
 
 def kept_sites(model: HookedModel, conditions: Sequence[Condition], tokens: int, budget: Budget) -> list[Site]:

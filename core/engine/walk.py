@@ -18,6 +18,7 @@ from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
 
 if TYPE_CHECKING:
+    from xatlas.metrics import Metric
     from xatlas.model import HookedModel
 
 
@@ -50,6 +51,18 @@ def needed_positions(model: HookedModel, read: int) -> list[int | None]:
     return found[::-1]
 
 
+def is_written(parts: Sequence[Intervention]) -> bool:
+    """Whether the output of the layer that a condition changes first follows from clean values by addition alone.
+
+    That is so for changes of what the layer writes last; and for a change of the operator's output when
+    the MLP's is replaced as well, since then nothing depends on what the MLP would have read.
+    """
+    replaced = any(part.site.kind == "mlp_out" and part.change.replaces and part.positions == "all" for part in parts)
+    late = {*WRITES, "operator_out"} if replaced else WRITES
+    kinds = [part.site.kind for part in parts]
+    return set(kinds) <= late and len(set(kinds)) == len(kinds)
+
+
 # -- the last position alone: everything before it is as in the clean run, by causality ---------------------------
 
 
@@ -59,11 +72,18 @@ def is_last_position(part: Intervention) -> bool:
     return alone and all(is_last_position(inner) for inner in part.change.reads())
 
 
-def supports_last_position(model: HookedModel, length: int) -> bool:
-    """Whether one position can be run on its own: others stand before it, and Hugging Face's cache can count them."""
+def runs_last_position(model: HookedModel, prompts: Sequence[TokenPrompt], metrics: Sequence[Metric]) -> bool:
+    """Whether the last position of prompts of equal length can be run on its own.
+
+    Nothing else is read, other positions stand before it, and Hugging Face's cache can count them.
+    """
     if is_held(model):  # what is held at the newest token would be held at those before it
         return False
-    return length > 1 and model.adapter.cache_argument is not None and "attention" in model.operator_types
+    last = len(prompts[0].ids) - 1
+    read = {prompt.readout for prompt in prompts}
+    read |= {p for metric in metrics for prompt in prompts for p in metric.positions(prompt)}
+    able = model.adapter.cache_argument is not None and "attention" in model.operator_types
+    return able and last > 0 and read == {last}
 
 
 @dataclass(frozen=True)
@@ -242,7 +262,8 @@ class Walk:
             if self.starts[index] > layer:
                 continue
             here[index] = [part for part in condition if part.site.layer == layer]
-            if self.starts[index] == layer and self._is_written(here[index]):
+            # what is held may edit the layer's output once more
+            if self.starts[index] == layer and not self.held and is_written(here[index]):
                 self.streams[index] = self._write(index, here[index])
             elif here[index]:
                 edited.append(index)
@@ -252,17 +273,6 @@ class Walk:
         for indices, last in ((edited + plain, None), (short, self.needed[layer])):
             for start in range(0, len(indices), self.tile):
                 self._advance(layer, indices[start : start + self.tile], here, last)
-
-    def _is_written(self, parts: Sequence[Intervention]) -> bool:
-        """Whether the layer's output follows from clean values by addition alone.
-
-        It does for changes of what the layer writes last; of the operator's output, where the MLP's is replaced too.
-        """
-        kinds = [part.site.kind for part in parts]
-        whole = [part.site.kind for part in parts if part.change.replaces and part.positions == "all"]
-        late = {*WRITES, "operator_out"} if "mlp_out" in whole else WRITES
-        # what is held may edit the layer's output once more
-        return not self.held and set(kinds) <= late and len(set(kinds)) == len(kinds)
 
     def _write(self, index: int, parts: Sequence[Intervention]) -> Tensor:
         """Add the changes to the clean output of the layer."""

@@ -77,7 +77,7 @@ def load(
             with only(of_lora(resolved.lora), resolved.lora, misfit) as folder:
                 model = merge(model, folder, resolved.lora).to(number_format)
             refuse_not_finite(model.state_dict(), f"the model merged with {resolved.lora}")
-        tokenizer = _tokenizer(resolved)
+        tokenizer = load_tokenizer(resolved)
         try:
             model = model.to(device)
         except torch.cuda.OutOfMemoryError as error:
@@ -242,7 +242,7 @@ def refuse_not_finite(tensors: Mapping[str, torch.Tensor], place: Path | str) ->
         raise XatlasError(f"{name} in {place} is not finite (it holds NaN or infinity): the weights are damaged.")
 
 
-def _tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
+def load_tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
     """Load the tokenizer; the one beside LoRA weights wins."""
     from transformers import AutoTokenizer
 

@@ -60,7 +60,22 @@ def sources(
 
 @torch.inference_mode()
 def reference_means(model: HookedModel, reference: TokenSuite, sites: Iterable[Site]) -> Means:
-    """Average sites over the reference prompts' texts, position 0 apart: in float64, stored in float32.
+    """Average sites over the reference prompts' texts, position 0 apart: in float64, stored in float32."""
+    batches = mean_batches(reference)
+    n_prompts, n_tokens = sum(map(len, batches)), sum(len(prompt.ids) - 1 for batch in batches for prompt in batch)
+    sums: dict[Site, Tensor] = {}
+    for batch in batches:
+        values = model.capture(model.tokens(batch), sorted(set(sites)))
+        for site, value in values.items():
+            value = value.double() if value.device.type != "mps" else value.float()
+            pair = torch.stack([value[:, 0].sum(0), value[:, 1:].sum((0, 1))])
+            sums[site] = sums[site] + pair if site in sums else pair
+    means = {site: torch.stack([first / n_prompts, rest / n_tokens]).float() for site, (first, rest) in sums.items()}
+    return Means(means, n_tokens)
+
+
+def mean_batches(reference: TokenSuite) -> list[list[TokenPrompt]]:
+    """Return the reference prompts that means are taken over, in batches of equal length.
 
     Prompts are taken family by family in turn until there are enough tokens.
     """
@@ -77,16 +92,9 @@ def reference_means(model: HookedModel, reference: TokenSuite, sites: Iterable[S
     if n_tokens < LEAST_TOKENS:
         what = f"the reference has {n_tokens} tokens after position 0; a mean needs at least {LEAST_TOKENS}"
         raise XatlasError(f"{what}: give a longer --reference.")
-    sums: dict[Site, Tensor] = {}
     lengths = [len(prompt.ids) for prompt in chosen]
-    for group in buckets(lengths, {length: max(1, 512 // length) for length in set(lengths)}):
-        values = model.capture(model.tokens([chosen[i] for i in group]), sorted(set(sites)))
-        for site, value in values.items():
-            value = value.double() if value.device.type != "mps" else value.float()
-            pair = torch.stack([value[:, 0].sum(0), value[:, 1:].sum((0, 1))])
-            sums[site] = sums[site] + pair if site in sums else pair
-    means = {site: torch.stack([first / len(chosen), rest / n_tokens]).float() for site, (first, rest) in sums.items()}
-    return Means(means, n_tokens)
+    groups = buckets(lengths, {length: max(1, 512 // length) for length in set(lengths)})
+    return [[chosen[i] for i in group] for group in groups]
 
 
 def choose_donors(prompts: Sequence[TokenPrompt], reference: TokenSuite, seed: int, draws: int) -> list[Run]:

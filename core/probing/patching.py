@@ -160,6 +160,10 @@ def logit_differences(model: HookedModel, prompts: Sequence[TokenPrompt]) -> np.
     return result
 
 
+#: Those of no suite: what is patched can be counted without any.
+NO_PAIRS = Pairs((), np.zeros(0), np.zeros(0), {})
+
+
 @dataclass(frozen=True)
 class Patching:
     """What is patched: the pairs of a suite in one model, at site kinds and position classes (or ``all``)."""
@@ -208,13 +212,7 @@ class Patching:
         over that between the runs, 1 where all of the answer moves, by the patch and by a random change of its norm.
         """
         names = ("recovery", "recovery_control") if control else ("recovery",)
-        grid = Grid({each: tuple(self.labels) for each in names}, self.labels)
-        for site, position in self._effective():
-            cell = {"layer": site.layer, "site": site.kind, "position": position}
-            patch = Intervention(site, FromRun(_SOURCE), positions=position)
-            grid.add("recovery", cell, patch)
-            for draw in range(inputs.draws if control else 0):
-                grid.add("recovery_control", cell, matched_control(patch, draw))
+        grid = self.grid(inputs.draws if control else 0)
         runs = [pair.corrupt for pair in self.pairs.pairs], [pair.clean for pair in self.pairs.pairs]
         into, source = runs if mode == "denoise" else runs[::-1]
         change = named_sweep(
@@ -231,6 +229,17 @@ class Patching:
         share = self.pairs.normalised(change if mode == "denoise" else -change)
         measured = {each: grid.gather(each, share).where(grid.index(each)[0] >= 0, 0) for each in names}
         return {each: self._where_there(values) for each, values in measured.items()}
+
+    def grid(self, draws: int) -> Grid:
+        """Return the patches, and so many controls of each."""
+        grid = Grid({each: tuple(self.labels) for each in ("recovery", "recovery_control")}, self.labels)
+        for site, position in self._effective():
+            cell = {"layer": site.layer, "site": site.kind, "position": position}
+            patch = Intervention(site, FromRun(_SOURCE), positions=position)
+            grid.add("recovery", cell, patch)
+            for draw in range(draws):
+                grid.add("recovery_control", cell, matched_control(patch, draw))
+        return grid
 
     def _effective(self) -> Iterator[tuple[Site, str]]:
         """Yield sites and position classes at which a patch can have an effect.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -99,8 +100,9 @@ def variants(main: Job, config: MeasureConfig, store: Store) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for entry in store.entries([main.model], [main.probe]):
         same = replace(entry.job, **{name: getattr(main, name) for name in VARIED})
-        # The same suite by name with other prompts in it is an older one, not another one.
-        stale = entry.job.suite != main.suite and entry.name_of("suite") == config.suite.name
+        # The same suite by name with other prompts in it is an older one, or a part of it, not another one.
+        named = re.sub(r"\[\d+\]$", "", str(entry.name_of("suite")))
+        stale = entry.job.suite != main.suite and named == (config.suite.whole or config.suite).name
         name = _difference(entry, main)
         if same == main and name and not stale:
             found[f"/{main.model}/{main.probe}@{name}"] = entry.path

@@ -179,7 +179,10 @@ class _Worker:
                 self._unload()
 
     def _inputs(self, step: Step) -> Inputs:
-        checkpoint = self.store.checkpoint(step.job)
+        # A suite's first templates are the beginning of all of it: what is kept of one is kept for the other.
+        whole = self.config.suite.whole
+        job = step.job if whole is None or step.job.suite is None else replace(step.job, suite=whole.hash)
+        checkpoint = self.store.checkpoint(job)
         if self.refresh:  # parts of another run may be another version's
             checkpoint.drop()
         return Inputs(

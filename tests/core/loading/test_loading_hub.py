@@ -214,11 +214,9 @@ def test_a_plan_gets_the_config_alone_and_counts_as_with_the_weights(cache, alia
     from typer.testing import CliRunner
 
     from xatlas.cli import app
-    from xatlas.run.plan import model_size
 
-    found = resolve(REPO, fetch="config", progress=quiet)
+    resolve(REPO, fetch="config", progress=quiet)
     assert not [path for path in hub.asked if path.endswith(".safetensors")]
-    assert model_size(found.folder) == model_size(tiny)
     rows = []
     for name in ("tiny", str(tiny)):
         done = CliRunner().invoke(app, ["plan", "-m", name, "--probes", "layer_ablation", "--json"])

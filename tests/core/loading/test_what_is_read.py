@@ -178,12 +178,8 @@ def test_loaded_weights_do_not_follow_the_file(tiny):
 
 @pytest.mark.parametrize("length", [10**12, 200, 0])
 def test_broken_header_is_one_line(tiny, length):
-    from xatlas.run.plan import model_size
-
     content = (tiny / "model.safetensors").read_bytes()
     (tiny / "model.safetensors").write_bytes(length.to_bytes(8, "little") + content[8:])
-    with pytest.raises(XatlasError, match="no whole safetensors file"):
-        model_size(tiny)
     with pytest.raises(XatlasError, match="tiny") as caught:
         load(tiny)
     assert "\n" not in str(caught.value)
