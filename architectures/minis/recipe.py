@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from .configs import MLP_WIDTH
 from .tokens import TokenFile, train_tokenizer
-from .trainer import Trainer
+from .trainer import RECIPE, Trainer
 
 
 def prepare(out: Path) -> None:
@@ -34,9 +34,9 @@ def prepare(out: Path) -> None:
     write_baseline(out)
 
 
-def train(name: str, out: Path, steps: int, save_seconds: float, device: str = "cpu") -> None:
+def train(name: str, out: Path, seed: int, steps: int, save_seconds: float, device: str = "cpu") -> None:
     """Train until step `steps`, with a checkpoint every `save_seconds` and a line in the log every 100 steps."""
-    trainer = Trainer(name, out, device)
+    trainer = Trainer(name, out, device, replace(RECIPE, seed=seed))
     trainer.resume()
     started = saved = time.monotonic()
     first, seen, losses = trainer.next_step, trainer.tokens_seen, []
@@ -55,7 +55,7 @@ def train(name: str, out: Path, steps: int, save_seconds: float, device: str = "
         trainer.save()
 
 
-def export(name: str, out: Path, folder: Path, decay_steps: int, device: str = "cpu") -> None:
+def export(name: str, out: Path, seed: int, folder: Path, decay_steps: int, device: str = "cpu") -> None:
     """Write the model that ships, from the newest checkpoint, which stays as it is.
 
     With `decay_steps` the learning rate is brought down over so many more steps; without, the running average ships.
@@ -64,7 +64,7 @@ def export(name: str, out: Path, folder: Path, decay_steps: int, device: str = "
 
     from .card import write_facts, write_model
 
-    trainer = Trainer(name, out, device)
+    trainer = Trainer(name, out, device, replace(RECIPE, seed=seed))
     trainer.resume()
     decay = (trainer.next_step, trainer.next_step + decay_steps)
     while trainer.next_step < decay[1]:
@@ -92,12 +92,13 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("build/minis"), help="folder with train.jsonl; checkpoints go there"
     )
-    parser.add_argument("--steps", type=int, default=20_000, help="train until this step")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the data")
+    parser.add_argument("--steps", type=int, default=3_600, help="train until this step")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--save-seconds", type=float, default=90)
-    parser.add_argument("--decay-steps", type=int, default=300, help="export: steps of decay; 0 ships the average")
-    parser.add_argument("--folder", type=Path, help="where the model ships; default: OUT/NAME/shipped")
+    parser.add_argument("--decay-steps", type=int, default=400, help="export: steps of decay; 0 ships the average")
+    parser.add_argument("--folder", type=Path, help="where the model ships; default: OUT/NAME-SEED/shipped")
     arguments = parser.parse_args()
     if arguments.what == "prepare":
         prepare(arguments.out)
@@ -107,12 +108,12 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    folder = arguments.folder or arguments.out / arguments.name / "shipped"
+    folder = arguments.folder or arguments.out / f"{arguments.name}-{arguments.seed}" / "shipped"
     if arguments.what == "train":
-        train(arguments.name, arguments.out, arguments.steps, arguments.save_seconds, arguments.device)
+        train(arguments.name, arguments.out, arguments.seed, arguments.steps, arguments.save_seconds, arguments.device)
     elif arguments.what == "export":
         folder.mkdir(parents=True, exist_ok=True)
-        export(arguments.name, arguments.out, folder, arguments.decay_steps, arguments.device)
+        export(arguments.name, arguments.out, arguments.seed, folder, arguments.decay_steps, arguments.device)
     else:
         from .card import write_card
 
