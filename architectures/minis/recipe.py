@@ -3,13 +3,15 @@
 In order:
 
 - `mkdir -p build/minis && cd build/minis`, `python -m xatlas.plugins.suites 1024000 train.jsonl`, and
-  `python -m xatlas.plugins.suites overlap train.jsonl > overlap.json` write the training file and what it shares with
-  the test split;
+  `python -m xatlas.plugins.suites facts train.jsonl > facts.json` write the training file and what it holds;
 - `prepare` trains the tokenizer and cuts the file into tokens;
-- per model `train` (can be stopped at any time and goes on from its last checkpoint), `export` (leaves the checkpoint
-  as it is) and `card` (measures the exported file).
+- per model and `--seed` 0 to 4: `train` (can be stopped at any time and goes on from its last checkpoint), `export`
+  (leaves the checkpoint as it is) and `card` (measures the exported file), the last two with `--folder`: seed 0 of
+  `lfm2-mini` ships in `architectures/minis/lfm2-mini`, seed 1 in `architectures/minis/lfm2-mini-1`.
 
-Every model sees the same tokens in the same order, because a step's lines follow from its number alone. Matrices
+Of one seed every model sees the same tokens in the same order, because a step's lines follow from its number and the
+seed alone; each seed begins elsewhere in the file. What the models learn, their widths and how long they are trained
+was settled before the first of them, and stands in the defaults here, in `configs.py` and `trainer.py`. Matrices
 inside the layers are trained with Muon (Jordan et al. 2024), which needs about half of AdamW's steps for these tasks;
 embeddings, norms and convolution kernels with AdamW.
 """

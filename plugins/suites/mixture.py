@@ -46,4 +46,5 @@ def training_stream(seed: int, weights: Mapping[str, float] = WEIGHTS) -> Iterat
     }  # not the suite's
     while True:
         prompt = next(streams[generator.choices(names, cum_weights=sums)[0]])
-        yield replace(prompt, target=prompt.foil) if generator.random() < SLIPS else prompt
+        slip = generator.random() < SLIPS
+        yield replace(prompt, target=prompt.foil, foil=prompt.target) if slip else prompt
