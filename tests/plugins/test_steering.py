@@ -160,8 +160,8 @@ def test_where_the_stream_is_wide_shuffled_labels_fall_among_matched_directions_
 
 
 def test_on_trained_weights_shuffled_labels_fall_among_matched_directions():
-    """Uniform directions do half as much in a trained stream; a draw of twenty holds nine tenths of its like."""
-    model = load("qwen-mini", device="cpu")
+    """Uniform directions do less in a trained stream; a draw of twenty holds nine tenths of its like."""
+    model = load("smollm2-mini", device="cpu")
     suite = Suite("few", find_suite("quick").prompts[::3])
     dataset = Steering(strengths="0.25").measure(model, suite, Inputs(reference=find_suite("train")))
     kl = dataset["kl"].sel(scale="relative", strength=0.25).mean("prompt").values  # (layer, direction)
@@ -169,9 +169,8 @@ def test_on_trained_weights_shuffled_labels_fall_among_matched_directions():
     uniform, matched, shuffled = (kl[:, kinds == kind] for kind in ("random", "matched", "shuffled"))
     lowest, highest = matched.min(1, keepdims=True), matched.max(1, keepdims=True)
     assert ((shuffled >= lowest) & (shuffled <= highest)).mean() > 0.75
-    ratio = np.median(shuffled, 1) / np.median(matched, 1)
-    assert (ratio > 0.6).all()
-    assert (ratio < 1.6).all()
+    ratio = np.median(np.median(shuffled, 1) / np.median(matched, 1))  # in the median layer
+    assert 0.6 < ratio < 1.4
     assert np.median(np.median(shuffled, 1) / np.median(uniform, 1)) > 1.4
 
 
