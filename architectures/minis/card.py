@@ -207,9 +207,10 @@ contains once numbers and names are masked.
 | --- | --- | --- | --- | --- |
 {rows}
 
-{"Training never saw these prompts, but which" if lacks else "Which"} families training dwelt on was changed after looking at \
-such accuracies: they are
-no blind test. What differs between two miniatures may be the luck of a run: compare several training seeds.
+{"Training never saw these prompts, but which" if lacks else "Which"} families training dwelt on was changed after \
+looking at such
+accuracies: they are no blind test. What differs between two miniatures may be the luck of a run: compare several
+training seeds.
 
 Training: `architectures/minis/recipe.py` with {settings}.
 Weights sha256 `{card["weights_sha256"]}`.
