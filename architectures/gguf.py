@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from xatlas.contracts.adapter import GgufLayout
-from xatlas.loading.gguf_file import GgufError, GgufFile, short
+from xatlas.loading.gguf import GgufError, GgufFile, short
 
 if TYPE_CHECKING:
     import torch

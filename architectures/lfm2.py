@@ -9,7 +9,7 @@ from xatlas.architectures.gguf import DecoderGguf
 from xatlas.contracts.adapter import Chunk, PreNormAdapter
 
 if TYPE_CHECKING:
-    from xatlas.loading.gguf_file import GgufFile
+    from xatlas.loading.gguf import GgufFile
 
 
 def _gguf_fields(file: GgufFile) -> dict[str, Any]:

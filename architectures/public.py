@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xatlas.hookspecs import hookimpl
-from xatlas.loading.hub import ModelSource
+from xatlas.loading.download import ModelSource
 
 _PUBLIC = (
     ModelSource("lfm2", "LiquidAI/LFM2.5-230M", "hub", "LFM2.5-230M: convolution and attention layers"),

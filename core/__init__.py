@@ -19,7 +19,7 @@ _EXPORTS = {
     "errors": "XatlasError",
     "hookspecs": "hookimpl",
     "interventions": "Intervention",
-    "loading.hub": "ModelSource",
+    "loading.download": "ModelSource",
     "model": "HookedModel",
     "probing.ablation": "AblationProbe",
     "suites": "Prompt Suite SuiteSpec read_suite",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from xatlas.errors import XatlasError as XatlasError
     from xatlas.hookspecs import hookimpl as hookimpl
     from xatlas.interventions import Intervention as Intervention
-    from xatlas.loading.hub import ModelSource as ModelSource
+    from xatlas.loading.download import ModelSource as ModelSource
     from xatlas.model import HookedModel as HookedModel
     from xatlas.probing.ablation import AblationProbe as AblationProbe
     from xatlas.suites import Prompt as Prompt, Suite as Suite, SuiteSpec as SuiteSpec, read_suite as read_suite

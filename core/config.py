@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, TypeVar
@@ -65,14 +66,12 @@ class KeyedSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig(KeyedSettings):
-    """How to measure: what all jobs of one command share; :meth:`make` finds suites by name.
-
-    A value that can't be is an :class:`~xatlas.XatlasError`.
-    """
+    """How to measure: what all jobs of one command share; :meth:`make` finds suites by name."""
 
     suite: Suite = _setting(
         MISSING,
-        "Suite to measure on, by name or as a JSON-lines file; 'xatlas suites' says which is the default.",
+        "Suite to measure on, by name or as a JSON-lines file; 'xatlas suites' says which is the default. "
+        "With [N] behind it, the first N templates of each family.",
         registries=("suites",),
         varied=True,
     )
@@ -147,8 +146,11 @@ def takes_settings(
 
 
 def find_suite(name: str) -> Suite:
-    """Return the suite of that name, or the one in the JSON-lines file of that path."""
+    """Return the suite of that name, or of the JSON-lines file of that path; of ``NAME[n]`` the first templates."""
     known = manager.suites()
+    part = re.fullmatch(r"(.+)\[(-?\d{1,9})\]", name)
+    if part and name not in known and not os.path.isfile(name):
+        return find_suite(part[1]).first_templates(int(part[2]))
     if name in known:
         try:
             with calling(known[name].load):

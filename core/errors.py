@@ -10,11 +10,6 @@ class XatlasError(Exception):
     """A user's mistake or an unusable input, told in one clear line.
 
     The message says what was asked, what is valid and what to do; the command line prints it without a traceback.
-
-    Parameters
-    ----------
-    message : str
-        One line, no trailing newline.
     """
 
 

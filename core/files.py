@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ _CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _SEAL = re.compile(rb"\n(?P<length>[0-9a-f]{8}) (?P<sha256>[0-9a-f]{64}) xatlas\n")
 _SEAL_LENGTH = 1 + 8 + 1 + 64 + 8
 _OTHER_FOLDER = "choose another one with --out."
+#: File systems note times in steps of up to 10 ms: two writes within one step look like one.
+_CLOCK_STEP_NS = 20_000_000
 
 
 class Busy(XatlasError):
@@ -44,6 +47,14 @@ def sha256_of_file(path: Path) -> str:
     """Return the hex sha256 of a file of any size, without holding it in memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: Path) -> list[int]:
+    """Return what any new content of a file changes; times that a next write might have, too, are waited out."""
+    found = os.stat(path)
+    if abs(time.time_ns() - found.st_ctime_ns) < _CLOCK_STEP_NS:
+        time.sleep(_CLOCK_STEP_NS / 1e9)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def digest(value: Any) -> str:
@@ -128,9 +139,8 @@ def read_hashed(path: Path) -> bytes:
     try:
         expected, _, name = read_plain(hash_path(path), 4096).decode().removesuffix("\n").partition("  ")
     except (XatlasError, UnicodeDecodeError):
-        raise XatlasError(
-            f"{path} is unhashed: there is no hash beside it, so it was never finished, or did not come from xatlas."
-        ) from None
+        why = "there is no hash beside it, so it was never finished, or did not come from xatlas."
+        raise XatlasError(f"{path} is unhashed: {why}") from None
     if expected != sha256(data):
         raise XatlasError(f"{path} is damaged: it differs from the hash beside it.")
     if name != path.name:
@@ -170,20 +180,15 @@ def set_aside(path: Path) -> Path:
 def strays(lock: Path) -> list[Path]:
     """Return the temporary files of what ``NAME.lock`` guards, ``NAME.*`` or ``NAME-KEY.*``: left by killed runs."""
     own = re.compile(rf"\.{re.escape(lock.stem.removeprefix('.'))}(-[0-9a-f]{{16}})?\.[\w.]*tmp")
-    try:
-        return [
-            path for path in lock.parent.iterdir() if own.fullmatch(path.name) and (path.is_symlink() or path.is_file())
-        ]
-    except OSError:
-        return []
+    found = (path for path in lock.parent.glob(".*tmp") if own.fullmatch(path.name))
+    return [path for path in found if path.is_symlink() or path.is_file()]
 
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: str | None, advice: str = _OTHER_FOLDER) -> Iterator[None]:
     """Hold the lock file ``path``; a second process waits, and so warns, or gets :class:`Busy` where that is None.
 
-    The file is made for all users, and left behind. The lock of a killed process is free, and its temporary files
-    of what the lock guards are removed.
+    The file is made for all users, and left behind. Temporary files that a killed process left of it are removed.
     """
     from filelock import FileLock, Timeout
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from xatlas.contracts.adapter import Adapter
     from xatlas.contracts.comparison import Comparison
     from xatlas.contracts.probe import Probe
-    from xatlas.loading.hub import ModelSource
+    from xatlas.loading.download import ModelSource
     from xatlas.suites import SuiteSpec
 
 hookspec = pluggy.HookspecMarker("xatlas")

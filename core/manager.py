@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     from xatlas.contracts.adapter import Adapter
     from xatlas.contracts.comparison import Comparison
     from xatlas.contracts.probe import Probe
-    from xatlas.loading.hub import ModelSource
+    from xatlas.loading.download import ModelSource
     from xatlas.suites import SuiteSpec
 
 #: The distribution whose plugins are built in, and the groups of entry points that name plugins, and what draws.
 DISTRIBUTION, PLUGINS, REPORT = "xatlas-lm", "xatlas", "xatlas.report"
 
-#: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names.
+#: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names. Behind a
+#: model's may stand the seed that it was trained from.
 _NAME = re.compile(r"\w[\w.-]*")
+_MODEL = re.compile(r"\w[\w.-]*(:[1-9][0-9]*)?")
 _MEND = "mend it, or uninstall the package that brings it."
 
 log = logging.getLogger("xatlas")
@@ -86,9 +88,8 @@ def _register_installed(found: pluggy.PluginManager, name: str, load: Callable[[
             found.register(plugin, name=name)
         found.check_pending()
     except (Exception, SystemExit) as error:
-        raise XatlasError(
-            f"the plugin '{name}' could not be loaded ({type(error).__name__}: {error}); {_MEND}"
-        ) from error
+        what = f"the plugin '{name}' could not be loaded"
+        raise XatlasError(f"{what} ({type(error).__name__}: {error}); {_MEND}") from error
     answered = {caller.name for caller in found.get_hookcallers(plugin) or ()}
     for hook in sorted(set(dir(plugin)) - answered):
         if hook.startswith("xatlas_") and inspect.isroutine(getattr(plugin, hook)):
@@ -101,46 +102,38 @@ def _collect(kind: str, hook: str, contract: str, names: str = "name") -> dict[s
     result: dict[str, Any] = {}
     for implementation in getattr(manager().hook, hook).get_hookimpls():
         giver = implementation.plugin_name
+        who = f"the plugin '{giver}': {hook}"
         try:
             given = implementation.function()
         except (Exception, SystemExit) as error:
-            raise XatlasError(
-                f"the plugin '{giver}': {hook} raised {type(error).__name__}: {error}; {_MEND}"
-            ) from error
+            raise XatlasError(f"{who} raised {type(error).__name__}: {error}; {_MEND}") from error
         if not isinstance(given, list | tuple | dict):
-            raise XatlasError(
-                f"the plugin '{giver}': {hook} returned {type(given).__name__}, not a list or dict; {_MEND}"
-            )
+            raise XatlasError(f"{who} returned {type(given).__name__}, not a list or dict; {_MEND}")
         for key, item in given.items() if isinstance(given, dict) else ((None, each) for each in given):
             own = getattr(item, names, None)
             called: Any = own if names == "architectures" else (own,)
-            fault = _fault(item, contract, names, called) or (
-                key not in (None, *called) and f"returned the {kind} '{called[0]}' under the key {key!r}"
-            )
-            if fault:
-                raise XatlasError(f"the plugin '{giver}': {hook} {fault}; {_MEND}")
+            if fault := _fault(item, contract, names, called):
+                raise XatlasError(f"{who} {fault}; {_MEND}")
+            if key not in (None, *called):
+                raise XatlasError(f"{who} returned the {kind} '{called[0]}' under the key {key!r}; {_MEND}")
             for name in called:
                 if name in owners:
-                    raise XatlasError(
-                        f"the {kind} '{name}' is registered twice: by {owners[name]} and by {giver}; "
-                        f"rename one or uninstall its package."
-                    )
+                    twice = f"the {kind} '{name}' is registered twice: by {owners[name]} and by {giver}"
+                    raise XatlasError(f"{twice}; rename one or uninstall its package.")
                 owners[name], result[name] = giver, item
     return dict(sorted(result.items()))
 
 
 def _fault(item: Any, contract: str, names: str, called: Any) -> str:
     """Say what keeps a thing from being of its contract under its names; empty where nothing does."""
-    if contract in ("Adapter", "Probe", "Comparison"):
-        if not isinstance(item, type):
-            return f"returned {item!r}, which is no class"
-        bases = item.__mro__
-    else:
-        bases = type(item).__mro__
-    if contract not in {base.__name__ for base in bases}:
+    is_class = contract in ("Adapter", "Probe", "Comparison")
+    if is_class and not isinstance(item, type):
+        return f"returned {item!r}, which is no class"
+    if contract not in {base.__name__ for base in (item if is_class else type(item)).__mro__}:
         return f"returned {item!r}, which is no {contract}"
     fine = isinstance(called, list | tuple) and called
-    if not fine or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in called):
+    form = _MODEL if contract == "ModelSource" else _NAME
+    if not fine or not all(isinstance(name, str) and form.fullmatch(name) for name in called):
         return f"returned {item!r}, whose {names} is {getattr(item, names, None)!r}: letters, digits, '_', '-', '.'"
     return ""
 
@@ -198,8 +191,7 @@ _LIBRARIES = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdli
 def calling(plugin: Any) -> Iterator[None]:
     """Run a plugin's code: what it raises, ``sys.exit`` too, becomes one line with the file and line of its own code.
 
-    XatlasError and Ctrl-C pass as they are. What it prints goes to stderr, for stdout is for results, and the working
-    directory is afterwards as before.
+    XatlasError and Ctrl-C pass. What it prints goes to stderr, and the working directory is afterwards as before.
     """
     folder = os.getcwd()
     try:
@@ -244,10 +236,9 @@ def _place(error: BaseException, plugin: Any) -> str:
 class _OffStdout:
     """Sends what is printed to stderr; counted, for several threads may call plugins at a time."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.depth = 0
-        self.kept: TextIO = sys.stdout
+    lock = threading.Lock()
+    depth = 0
+    kept: TextIO
 
     def __enter__(self) -> None:
         with self.lock:

@@ -9,13 +9,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from torch import Tensor
 
 from xatlas.errors import unknown
 from xatlas.vocabulary import SCOPES
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.prompts.reader import TokenPrompt
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from xatlas.prompts.reader import TokenSuite
     from xatlas.suites import Prompt, Suite
 
-
 CONVENTIONS = "CF-1.11"
 
 #: Name → (long name, unit) of the coordinates that every probe shares.
@@ -123,11 +122,6 @@ def label(
         Prompt id → why it was left out.
     noise_floor : mapping of str to float, optional
         Variable → size of a difference that is mere rounding, in its unit.
-
-    Raises
-    ------
-    XatlasError
-        An array is missing, undeclared, or has other dimensions than declared.
     """
     if set(arrays) != set(variables):
         odd = sorted(set(arrays) ^ set(variables))
@@ -190,11 +184,6 @@ def validate(
         What ``probe.measure`` returned, and what declares its variables.
     model, suite : HookedModel, Suite, optional
         What was measured, and on what: layers, heads, operator types, prompts, families and templates are theirs.
-
-    Raises
-    ------
-    XatlasError
-        Names the probe, the variable or coordinate and what is off.
     """
     on_suite = getattr(probe, "measures_on", "suite") == "suite"
     checks = (
@@ -285,11 +274,9 @@ def _reason_problems(dataset: xr.Dataset) -> Iterator[str]:
 
 
 def _named(key: str, values: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
-    """Return which cells of a variable a key of ``absent`` names.
+    """Return which cells of a variable a key of ``absent`` names: a list of names, labels, and words that say nothing.
 
-    A key is a list of words: names of variables, dimensions and coordinates, labels, and others, which say nothing.
-    A label is one of the coordinate that is named before it; else, if it is no number, one of whatever coordinate
-    has it. Labels of one coordinate are alternatives; a cell has one of each coordinate's.
+    A label is one of the coordinate named before it; else, if it is no number, one of whatever coordinate has it.
     """
     own = [*map(str, values.dims), *(str(name) for name, each in values.coords.items() if each.ndim == 1)]
     labels = {name: _labels(values, name) for name in own}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError, unknown
@@ -17,11 +18,8 @@ from xatlas.interventions import Add, Intervention
 from xatlas.metrics import kl_divergence
 from xatlas.model.hooks import exclusive
 from xatlas.probing.directions import contrasts, median_norms, random_direction, readout_values
-from xatlas.suites import Prompt
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.model import HookedModel
     from xatlas.suites import Suite
 
@@ -66,18 +64,14 @@ class Direction:
         else:
             *layers, width = self.values.shape
             if width != model.d_model:
-                raise XatlasError(
-                    f"the direction in '{self.text}' has {width} numbers, but the model's stream is {model.d_model} "
-                    "wide: it was made for another model."
-                )
+                what = f"the direction in '{self.text}' has {width} numbers, but the model's stream is {model.d_model}"
+                raise XatlasError(f"{what} wide: it was made for another model.")
             if layers and layer >= layers[0]:
                 raise XatlasError(f"'{self.text}' holds directions for layers 0 to {layers[0] - 1}, not for {layer}.")
             vector = torch.from_numpy((self.values[layer] if layers else self.values).astype(np.float32)).double()
         bad, norm = int((~vector.isfinite()).sum()), vector.norm()
         if bad:
-            raise XatlasError(
-                f"the direction in '{self.text}' holds NaN or infinity in {bad} of {len(vector)} numbers."
-            )
+            raise XatlasError(f"the direction in '{self.text}' holds NaN or infinity in {bad} of {model.d_model}.")
         if norm == 0:
             raise XatlasError(f"the direction in '{self.text}' is zero everywhere: it points nowhere.")
         unit: Tensor = vector / norm
@@ -150,7 +144,7 @@ def steer(
     check_strength(strength)
     site = Site(layer, "resid_post")
     model.point(site)
-    ids = model.tokens(model.read([Prompt(id="text", family="text", text=text)]).prompts)
+    ids = model.tokens(text)
     length = strength
     if relative_to is not None:
         length *= float(median_norms(readout_values(model, model.read(relative_to).prompts))[layer])

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,7 @@ _MOST_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt of a suite.
-
-    Raises
-    ------
-    XatlasError
-        A field can't be stored or read back as it is, or does not fit the others.
-    """
+    """One prompt of a suite; what can't be stored and read back as it is, or does not fit together, is refused."""
 
     id: str  # unique within the suite
     family: str  # kind of task
@@ -94,16 +88,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Suite:
-    """A named, ordered set of prompts: at least one, each with an id of its own.
-
-    Raises
-    ------
-    XatlasError
-        Without prompts, or with an id given twice.
-    """
+    """A named, ordered set of prompts: at least one, each with an id of its own."""
 
     name: str
     prompts: tuple[Prompt, ...]
+    whole: Suite | None = field(default=None, repr=False, compare=False)  # of which this one is the first templates
 
     def __post_init__(self) -> None:
         unfit = _unfit(self.name) or f"more than {_LONGEST_LABEL} characters" * (len(self.name) > _LONGEST_LABEL)
@@ -128,9 +117,41 @@ class Suite:
         return sha256(f"{line}\n".encode() for line in lines)
 
     @cached_property
+    def most_templates(self) -> int:
+        """How many templates the family of the most has; a prompt without one counts as its own."""
+        return max(template_turns(self)) + 1
+
+    def first_templates(self, n: int) -> Suite:
+        """Return ``NAME[n]``, the prompts of each family's first ``n`` templates; the suite itself where that is all.
+
+        Raises
+        ------
+        XatlasError
+            ``n`` is less than 1, or more than any family has templates.
+        """
+        if not 1 <= n <= self.most_templates:
+            most = f"families of '{self.name}' have up to {self.most_templates} templates"
+            raise XatlasError(f"suite '{self.name}[{n}]': {most}; give a whole number from 1 to {self.most_templates}.")
+        kept = tuple(prompt for prompt, turn in zip(self, template_turns(self), strict=True) if turn < n)
+        return self if len(kept) == len(self) else Suite(f"{self.name}[{n}]", kept, whole=self)
+
+    @cached_property
     def families(self) -> tuple[str, ...]:
         """Families in order of first appearance."""
         return tuple(dict.fromkeys(prompt.family for prompt in self.prompts))
+
+
+def template_turns(prompts: Iterable[Prompt]) -> list[int]:
+    """Return for each prompt which of its family's templates its own is, from 0, in order of first appearance.
+
+    A prompt without a template counts as its own.
+    """
+    known: dict[str, dict[str, int]] = {}
+    turns = []
+    for prompt in prompts:
+        of_family = known.setdefault(prompt.family, {})
+        turns.append(of_family.setdefault(prompt.template or f"\0{prompt.id}", len(of_family)))
+    return turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,21 +172,15 @@ def read_suite(path: str | Path) -> Suite:
     path : path
         A file with one JSON object per line: ``id``, ``family``, ``text`` and the optional fields of
         :class:`Prompt`. Empty lines are passed over.
-
-    Raises
-    ------
-    XatlasError
-        The file can't be read, a line is off (its number is said), or no prompt is left.
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device might never end
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe or a device might never end
             raise ValueError("it is no file")
-        with path.open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        if len(raw) > _MOST_BYTES:
+        if about.st_size > _MOST_BYTES:
             raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
-        lines = raw.decode("utf-8-sig").split("\n")  # other separators may stand inside a JSON text
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # other separators may stand inside a JSON text
     except (OSError, ValueError) as error:
         raise XatlasError(f"cannot read the suite {path}: {error}.") from None
     prompts: list[Prompt] = []

@@ -19,7 +19,6 @@ from xatlas.suites import Prompt, Suite
 if TYPE_CHECKING:
     from xatlas.contracts.adapter import Adapter
 
-
 #: Sizes, under the names that configs of Hugging Face models have for them.
 _SIZES = {
     "vocab_size": 260,
@@ -47,18 +46,9 @@ _WORDINGS = {
 
 
 def tiny_hf_model(name: str, *, seed: int = 0, attention: str | None = None, **config: Any) -> Any:
-    """Return a tiny random Hugging Face model, with weights so large that every layer matters.
+    """Return a tiny random model of a class in transformers, with weights so large that every layer matters.
 
-    Parameters
-    ----------
-    name : str
-        Of the class in transformers, e.g. ``"LlamaForCausalLM"``.
-    seed : int
-        Of the weights.
-    attention : {"sdpa", "eager"}, optional
-        Attention implementation; by default the one that transformers would choose.
-    **config
-        Fields of the model's config that differ from the tiny sizes and the class's own defaults.
+    ``config`` holds fields of the model's config that differ from the tiny sizes and the class's own defaults.
     """
     import transformers
 
@@ -84,11 +74,6 @@ def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str | None =
     """Return a tiny random model of an adapter's first architecture, with a tokenizer of bytes.
 
     A config that gives each layer a type is made to alternate, so that both kinds of layers are there.
-
-    Raises
-    ------
-    XatlasError
-        transformers does not know the class, it can't be made tiny, or the adapter is wrong.
     """
     import transformers
 
@@ -105,9 +90,8 @@ def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str | None =
         except Exception as error:
             if found:  # this architecture has no such layers
                 continue
-            raise XatlasError(
-                f"{name} can't be made small ({type(error).__name__}: {error}): check on a loaded model instead."
-            ) from None
+            why = f"{type(error).__name__}: {error}"
+            raise XatlasError(f"{name} can't be made small ({why}): check on a loaded model instead.") from None
         fitted = adapter(hf)
         norm = getattr(fitted.module(fitted.final_norm_path), "weight", None)
         if norm is not None:
@@ -117,13 +101,7 @@ def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str | None =
 
 
 def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
-    """Return a tiny model of a registered architecture that has all the site kinds asked for.
-
-    Raises
-    ------
-    XatlasError
-        No registered architecture has them all.
-    """
+    """Return a tiny model of a registered architecture that has all the site kinds asked for."""
     wanted = set(kinds)
     attention = "eager" if "attention_pattern" in wanted else None
     found = []
@@ -135,10 +113,8 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
         if all(model.sites(kind) for kind in wanted):
             found.append(model)
     if not found:
-        raise XatlasError(
-            f"no registered architecture has the sites {', '.join(sorted(wanted)) or '(any)'} in a small model: "
-            "pass a HookedModel that has them."
-        )
+        kinds = ", ".join(sorted(wanted)) or "(any)"
+        raise XatlasError(f"no registered architecture has the sites {kinds}: pass a HookedModel that has them.")
     return max(found, key=lambda model: len(set(model.operator_types)))
 
 
@@ -155,10 +131,7 @@ def byte_tokenizer() -> Any:
 
 
 def write_tiny_model(folder: Path, name: str = "LlamaForCausalLM", *, seed: int = 0, **config: Any) -> Path:
-    """Write a tiny model and its tokenizer as Hugging Face does, and return the folder: a model by its path.
-
-    Neither has a beginning token, as in many models: the end token stands at position 0.
-    """
+    """Write a tiny model and its tokenizer, without a beginning token, and return the folder: a model by its path."""
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = None
     tokenizer.save_pretrained(folder)
@@ -195,8 +168,7 @@ def tiny_reference() -> Suite:
 def answered_suite(model: HookedModel) -> Suite:
     """Return the tiny suite with answers that the model gives, as a trained one would: random weights know none.
 
-    Each text's target and foil are letters, chosen so that the model prefers the target after the text, and the
-    foil after its twin, by as much as it ever does.
+    Targets and foils are letters: the target is preferred after the text, the foil after its twin, as much as can be.
     """
     prompts = []
     for prompt in tiny_suite():

@@ -50,13 +50,7 @@ def spreadsheet_cell(value: Any) -> Any:
 
 
 def split_names(text: str) -> list[str]:
-    """Return the names in a comma-separated text; one that holds a comma stands in double quotes.
-
-    Raises
-    ------
-    XatlasError
-        A name is empty, or a quote is not closed.
-    """
+    """Return the names in a comma-separated text; one that holds a comma stands in double quotes."""
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True))
     except csv.Error as error:

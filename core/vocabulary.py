@@ -38,6 +38,8 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 #: Kinds that layers are ablated by unless others are named: those that comparisons show.
 STANDARD_ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean", "resample")
 PATCH_MODES: tuple[PatchMode, ...] = get_args(PatchMode)
+#: What models may be compared with besides each other: what they are before training.
+NULLS = ("untrained",)
 #: Bytes of one number.
 DTYPE_BYTES: dict[str, int] = {name: int(name.removeprefix("b").removeprefix("float")) // 8 for name in DTYPES}
 #: Devices; any number may stand behind ``cuda:``.
@@ -68,7 +70,13 @@ COMPONENT_SITES: dict[str, str] = {"operator": "operator_out", "mlp": "mlp_out"}
 #: Date that chat templates are rendered with when none is given: the same tokens on any day.
 TEMPLATE_DATE = "2025-01-01"
 
-_VALID = {"dtype": DTYPES, "attention implementation": ATTENTIONS, "BOS habit": BOS_HABITS, "device": DEVICES}
+_VALID = {
+    "dtype": DTYPES,
+    "attention implementation": ATTENTIONS,
+    "BOS habit": BOS_HABITS,
+    "device": DEVICES,
+    "null": NULLS,
+}
 
 
 def forward_order(kind: str) -> int:

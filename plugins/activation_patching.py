@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas import HookedModel
+    from xatlas.interventions import Condition
+    from xatlas.metrics import Metric
 
 
 class ActivationPatching(Probe):
@@ -55,10 +57,14 @@ class ActivationPatching(Probe):
         modes: tuple[PatchMode, ...] = PATCH_MODES
         least: float = 0.5  # logits by which the clean run must prefer the target and the corrupted run the foil
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return every cell with its control, in both modes."""
+    def planned(self, model: HookedModel, suite: Suite, draws: int) -> tuple[Sequence[Condition], Sequence[Metric]]:
+        """Return every cell with its controls, in both modes, as if no pair were dropped."""
+        from xatlas.metrics import LogitDifference
+        from xatlas.probing.patching import NO_PAIRS, Patching
+
         chosen = self.parameters
-        return size["layer"] * len(chosen.sites) * len(chosen.positions) * len(chosen.modes) * (1 + draws)
+        grid = Patching(model, NO_PAIRS, chosen.sites, chosen.positions).grid(draws)
+        return grid.conditions * len(chosen.modes), [LogitDifference()]
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``recovery (prompt, layer, site, position, mode)`` and its control."""

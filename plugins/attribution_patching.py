@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas import HookedModel
+    from xatlas.interventions import Condition
+    from xatlas.metrics import Metric
 
 
 class AttributionPatching(Probe):
@@ -52,11 +54,15 @@ class AttributionPatching(Probe):
         least: float = 0.5  # logits by which the clean run must prefer the target and the corrupted run the foil
         exact_prompts: int = 12  # prompts that are patched exactly as well
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return two forwards and a backward, and the cells of the prompts that are patched exactly."""
+    def planned(self, model: HookedModel, suite: Suite, draws: int) -> tuple[Sequence[Condition], Sequence[Metric]]:
+        """Return the share of the cells that makes up for exact patching of a share of the prompts."""
+        from xatlas.metrics import LogitDifference
+        from xatlas.probing.patching import NO_PAIRS, Patching
+
         chosen = self.parameters
-        exact = min(chosen.exact_prompts, size["prompt"]) / max(1, size["prompt"])
-        return float(3 + exact * size["layer"] * len(chosen.sites) * len(chosen.positions))
+        cells = Patching(model, NO_PAIRS, chosen.sites, chosen.positions).grid(0).conditions
+        share = min(1, chosen.exact_prompts / len(suite))
+        return cells[:: round(1 / share)] if share > 0 else (), [LogitDifference()]
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``attribution (prompt, layer, site, position)`` and ``rank_correlation (site)``."""

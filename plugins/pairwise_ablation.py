@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas import HookedModel
+    from xatlas.interventions import Condition
+    from xatlas.metrics import Metric
 
 #: Component → the site that is replaced.
 
@@ -61,10 +63,14 @@ class PairwiseAblation(AblationProbe):
         """Layer ablation, unless the components are named."""
         return () if self.parameters.components else (Requirement("layer_ablation"),)
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return every component and every pair."""
-        n = len(self.parameters.components) or self.parameters.strongest
-        return n * (n + 1) / 2 * draws
+    def planned(self, model: HookedModel, suite: Suite, draws: int) -> tuple[Sequence[Condition], Sequence[Metric]]:
+        """Return every component and every pair; where the strongest are not known yet, of components at any depth."""
+        sites = product(range(model.n_layers), COMPONENT_SITES.items())
+        there = [f"L{layer}.{name}" for layer, (name, kind) in sites if model.has(Site(layer, kind))]
+        count = max(1, min(self.parameters.strongest, len(there)))
+        some = [there[i * len(there) // count] for i in range(count)]
+        self.chosen = list(dict.fromkeys(self.parameters.components)) or some
+        return super().planned(model, suite, draws)
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
         """Return the chosen components."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from xatlas import HookedModel
+    from xatlas.interventions import Condition
+    from xatlas.metrics import Metric
     from xatlas.prompts.reader import TokenPrompt
 
 SCALES = ("absolute", "relative")
@@ -53,7 +55,6 @@ class Steering(Probe):
     version = 2
     sites = ("resid_post",)
     uses_reference = True
-    at_readout = True
     _cell = ("prompt", "layer", "direction", "strength", "scale")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || steered)"),
@@ -90,11 +91,18 @@ class Steering(Probe):
             if self.unit is not None and not (math.isfinite(self.unit) and self.unit > 0):
                 raise XatlasError(f"steering.unit = {self.unit:g} does not fit: it takes a number above 0.")
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return every direction at every strength and scale."""
-        chosen = self.parameters
+    def planned(self, model: HookedModel, suite: Suite, draws: int) -> tuple[Sequence[Condition], Sequence[Metric]]:
+        """Return every direction at every strength and scale, as if the reference had the usual families."""
+        import torch
+
+        from xatlas.interventions import Add
+        from xatlas.metrics import KL, LogitDifference
+
+        chosen, added = self.parameters, Add(torch.zeros(model.d_model))
         named = (len(chosen.families) or FAMILIES) * (1 + chosen.shuffled)
-        return float(size["layer"] * (chosen.random + chosen.matched + named) * len(chosen.strengths) * len(SCALES))
+        count = (chosen.random + chosen.matched + named) * len(chosen.strengths) * len(SCALES)
+        each = [(Intervention(site, added, positions="last"),) for site in model.sites("resid_post")]
+        return each * count, [KL(), LogitDifference()]
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return ``kl``, ``delta_logit_diff (prompt, layer, direction, strength, scale)`` and what was added."""

@@ -141,17 +141,27 @@ def write_card(folder: Path, name: str, out: Path) -> None:
     model, tokenizer = load_shipped(folder)
     right = solved(model, tokenizer, suite)
     baseline = json.loads((out / "baseline.json").read_text(encoding="utf-8"))
-    overlap = json.loads((out / "overlap.json").read_text(encoding="utf-8"))
+    data = json.loads((out / "facts.json").read_text(encoding="utf-8"))
+    training = json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"]
     families = {
-        family: {"accuracy": accuracy, "bag_of_tokens": baseline[family], "overlap_after_masking": overlap[family]}
+        family: {
+            "accuracy": accuracy,
+            "bag_of_tokens": baseline[family],
+            "share_of_training": round(data["shares"][family], 4),
+            "overlap_after_masking": data["overlap_after_masking"][family],
+        }
         for family, accuracy in by_family(suite, lambda prompt: right[prompt.id]).items()
     }
+    config = model.config
     card = {
-        "name": name,
+        "name": f"{name}:{training['seed']}" if training["seed"] else name,
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
+        "layers": getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers,
+        "widths": {"stream": config.hidden_size, "mlp": config.intermediate_size},
+        "heads": {"query": config.num_attention_heads, "key_value": config.num_key_value_heads},
         "weights_sha256": sha256_of_file(folder / "model.safetensors"),
-        "training": json.loads((folder / "card.json").read_text(encoding="utf-8"))["training"],
+        "training": training | {"slips": data["slips"]},
         "evaluation": {"suite": "standard", "suite_sha256": suite.hash, "dtype": "float32", "families": families},
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
@@ -160,33 +170,47 @@ def write_card(folder: Path, name: str, out: Path) -> None:
 
 def card_text(card: Mapping[str, Any]) -> str:
     """The card for people."""
-    training, families = card["training"], card["evaluation"]["families"]
+    training, families, layers = card["training"], card["evaluation"]["families"], card["layers"]
     solved_families = sum(row["accuracy"] >= 0.9 for row in families.values())
+    columns = ("accuracy", "bag_of_tokens", "share_of_training", "overlap_after_masking")
     rows = "\n".join(
-        f"| {family} | {row['accuracy']:.2f} | {row['bag_of_tokens']:.2f} | {row['overlap_after_masking']:.2f} |"
-        for family, row in families.items()
+        f"| {family} | {' | '.join(f'{row[column]:.2f}' for column in columns)} |" for family, row in families.items()
     )
     settings = ", ".join(f"{key} {value}" for key, value in training.items())
     mean = np.mean([row["accuracy"] for row in families.values()])
+    attention = [number for number, kind in enumerate(layers) if kind == "full_attention"]
+    which = "all" if len(attention) == len(layers) else ", ".join(map(str, attention))
+    lacks = not any(row["overlap_after_masking"] for row in families.values())
     return f"""# {card["name"]}
 
 A `{card["class"]}` of {card["parameters"]:,} parameters, made for comparing architectures: `lfm2-mini`, `qwen-mini` and
-`smollm2-mini` have the same size within 5 %, the same tokenizer, and saw the same tokens in the same order. It knows
-twelve families of short tasks and nothing else; it is no general language model.
+`smollm2-mini` have the same size within 5 %, the same tokenizer, and, seed by seed, saw the same tokens in the same
+order. It knows twelve families of short tasks and nothing else; it is no general language model.
+
+{len(layers)} layers of width {card["widths"]["stream"]}, MLPs of width {card["widths"]["mlp"]}, \
+{card["heads"]["query"]} query heads on {card["heads"]["key_value"]} key-value heads. Layers with attention: {which}.
+
+Trained for {training["steps"]:,} steps of {training["lines_per_step"]} lines ({training["tokens_seen"]:,} tokens), \
+seed {training["seed"]}. Slips, which
+keep answers from being certain: the answer of the line's corrupt twin in {100 * training["slips"]:.0f} % of the lines.
 
 At least 90 % of the held-out prompts right in {solved_families} of {len(families)} families; mean accuracy {mean:.3f}.
 
-Measured on the shipped bfloat16 file, computed in float32, on the `standard` suite (whose wordings training lacks;
+Measured on the shipped bfloat16 file, computed in float32, on the `standard` suite \
+({"whose wordings training lacks" if lacks else "training has some of its wordings"};
 suite sha256 `{card["evaluation"]["suite_sha256"]}`).
 *Accuracy*: the whole target, greedily. *Bag of tokens*: naive Bayes on which tokens the prompt has, whatever their
-order. *Overlap*: share of test prompts that training contains once numbers and names are masked.
+order. *Share*: of the training lines; the rest only teaches to look up. *Overlap*: share of test prompts that training
+contains once numbers and names are masked.
 
-| family | accuracy | bag of tokens | overlap |
-| --- | --- | --- | --- |
+| family | accuracy | bag of tokens | share | overlap |
+| --- | --- | --- | --- | --- |
 {rows}
 
-Training never saw these prompts, but which families it dwelt on was changed after looking at these accuracies: they
-are no blind test. One seed: what differs between two miniatures may be the luck of a run.
+{"Training never saw these prompts, but which" if lacks else "Which"} families training dwelt on was changed after \
+looking at such
+accuracies: they are no blind test. What differs between two miniatures may be the luck of a run: compare several
+training seeds.
 
 Training: `architectures/minis/recipe.py` with {settings}.
 Weights sha256 `{card["weights_sha256"]}`.

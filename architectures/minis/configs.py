@@ -1,4 +1,4 @@
-"""The models' shapes: six layers, 128 dimensions, four query heads on two key-value heads, a million parameters."""
+"""The models' shapes: the fourteen layers of LFM2.5-230M, 64 dimensions, four query heads on two key-value heads."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONTEXT = 256  # positions; longest training prompt is far below
-ATTENTION_LAYERS = (1, 3, 5)  # of the LFM2; with the convolutions 0, 2, 4 every third of the depth has both
+ATTENTION_LAYERS = (2, 4, 6, 8, 10, 12)  # of the LFM2, as in LFM2.5-230M; the other eight convolve
 
 SHAPE: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_hidden_layers": 6,
+    "hidden_size": 64,
+    "num_hidden_layers": 14,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,
     "tie_word_embeddings": True,
-    "initializer_range": 0.05,  # suits 128 dimensions; the default is meant for thousands
+    "initializer_range": 0.06,  # suits 64 dimensions; the default is meant for thousands
 }
 ROPE_THETA = 10_000.0
-# A convolution layer has 65,920 operator parameters and an attention layer 49,152, so LFM2's MLPs are narrower.
-MLP_WIDTH = {"lfm2-mini": 232, "qwen-mini": 256, "smollm2-mini": 256}
+# A convolution layer has 16,576 operator parameters and an attention layer 12,288, so LFM2's MLPs are narrower.
+MLP_WIDTH = {"lfm2-mini": 148, "qwen-mini": 160, "smollm2-mini": 160}
 
 
 def build(name: str, vocabulary: int, bos: int, eos: int, seed: int) -> PreTrainedModel:

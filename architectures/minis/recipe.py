@@ -3,13 +3,15 @@
 In order:
 
 - `mkdir -p build/minis && cd build/minis`, `python -m xatlas.plugins.suites 1024000 train.jsonl`, and
-  `python -m xatlas.plugins.suites overlap train.jsonl > overlap.json` write the training file and what it shares with
-  the test split;
+  `python -m xatlas.plugins.suites facts train.jsonl > facts.json` write the training file and what it holds;
 - `prepare` trains the tokenizer and cuts the file into tokens;
-- per model `train` (can be stopped at any time and goes on from its last checkpoint), `export` (leaves the checkpoint
-  as it is) and `card` (measures the exported file).
+- per model and `--seed` 0 to 4: `train` (can be stopped at any time and goes on from its last checkpoint), `export`
+  (leaves the checkpoint as it is) and `card` (measures the exported file), the last two with `--folder`: seed 0 of
+  `lfm2-mini` ships in `architectures/minis/lfm2-mini`, seed 1 in `architectures/minis/lfm2-mini-1`.
 
-Every model sees the same tokens in the same order, because a step's lines follow from its number alone. Matrices
+Of one seed every model sees the same tokens in the same order, because a step's lines follow from its number and the
+seed alone; each seed begins elsewhere in the file. What the models learn, their widths and how long they are trained
+was settled before the first of them, and stands in the defaults here, in `configs.py` and `trainer.py`. Matrices
 inside the layers are trained with Muon (Jordan et al. 2024), which needs about half of AdamW's steps for these tasks;
 embeddings, norms and convolution kernels with AdamW.
 """
@@ -18,12 +20,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from .configs import MLP_WIDTH
 from .tokens import TokenFile, train_tokenizer
-from .trainer import Trainer
+from .trainer import RECIPE, Trainer
 
 
 def prepare(out: Path) -> None:
@@ -34,9 +36,9 @@ def prepare(out: Path) -> None:
     write_baseline(out)
 
 
-def train(name: str, out: Path, steps: int, save_seconds: float, device: str = "cpu") -> None:
+def train(name: str, out: Path, seed: int, steps: int, save_seconds: float, device: str = "cpu") -> None:
     """Train until step `steps`, with a checkpoint every `save_seconds` and a line in the log every 100 steps."""
-    trainer = Trainer(name, out, device)
+    trainer = Trainer(name, out, device, replace(RECIPE, seed=seed))
     trainer.resume()
     started = saved = time.monotonic()
     first, seen, losses = trainer.next_step, trainer.tokens_seen, []
@@ -55,7 +57,7 @@ def train(name: str, out: Path, steps: int, save_seconds: float, device: str = "
         trainer.save()
 
 
-def export(name: str, out: Path, folder: Path, decay_steps: int, device: str = "cpu") -> None:
+def export(name: str, out: Path, seed: int, folder: Path, decay_steps: int, device: str = "cpu") -> None:
     """Write the model that ships, from the newest checkpoint, which stays as it is.
 
     With `decay_steps` the learning rate is brought down over so many more steps; without, the running average ships.
@@ -64,7 +66,7 @@ def export(name: str, out: Path, folder: Path, decay_steps: int, device: str = "
 
     from .card import write_facts, write_model
 
-    trainer = Trainer(name, out, device)
+    trainer = Trainer(name, out, device, replace(RECIPE, seed=seed))
     trainer.resume()
     decay = (trainer.next_step, trainer.next_step + decay_steps)
     while trainer.next_step < decay[1]:
@@ -92,12 +94,13 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("build/minis"), help="folder with train.jsonl; checkpoints go there"
     )
-    parser.add_argument("--steps", type=int, default=20_000, help="train until this step")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the data")
+    parser.add_argument("--steps", type=int, default=3_600, help="train until this step")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--save-seconds", type=float, default=90)
-    parser.add_argument("--decay-steps", type=int, default=300, help="export: steps of decay; 0 ships the average")
-    parser.add_argument("--folder", type=Path, help="where the model ships; default: OUT/NAME/shipped")
+    parser.add_argument("--decay-steps", type=int, default=400, help="export: steps of decay; 0 ships the average")
+    parser.add_argument("--folder", type=Path, help="where the model ships; default: OUT/NAME-SEED/shipped")
     arguments = parser.parse_args()
     if arguments.what == "prepare":
         prepare(arguments.out)
@@ -107,12 +110,12 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(arguments.threads)
-    folder = arguments.folder or arguments.out / arguments.name / "shipped"
+    folder = arguments.folder or arguments.out / f"{arguments.name}-{arguments.seed}" / "shipped"
     if arguments.what == "train":
-        train(arguments.name, arguments.out, arguments.steps, arguments.save_seconds, arguments.device)
+        train(arguments.name, arguments.out, arguments.seed, arguments.steps, arguments.save_seconds, arguments.device)
     elif arguments.what == "export":
         folder.mkdir(parents=True, exist_ok=True)
-        export(arguments.name, arguments.out, folder, arguments.decay_steps, arguments.device)
+        export(arguments.name, arguments.out, arguments.seed, folder, arguments.decay_steps, arguments.device)
     else:
         from .card import write_card
 

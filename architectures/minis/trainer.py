@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class Recipe:
     """Everything that decides what a model learns, apart from its architecture."""
 
-    seed: int = 0
+    seed: int = 0  # of the initial weights, and of where in the training file the model begins
     lines_per_step: int = 128
-    parts: int = 8
+    parts: int = 4
     learning_rate: float = 2.5e-3
     momentum: float = 0.95  # of Muon
     warmup_steps: int = 200
@@ -36,6 +36,7 @@ class Recipe:
 
 
 RECIPE = Recipe()
+SEED_STEPS = 1600  # of the training file between the beginnings of two seeds
 
 
 def rate(step: int, decay: tuple[int, int] | None = None, recipe: Recipe = RECIPE) -> float:
@@ -60,7 +61,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, recipe)
         self.average = [p.detach().clone() for p in self.model.parameters()]
         self.next_step, self.tokens_seen = 0, 0
-        self.checkpoint = out / name / "checkpoint.pt"
+        self.checkpoint = out / f"{name}-{recipe.seed}" / "checkpoint.pt"
 
     def resume(self) -> None:
         """Go back to the last checkpoint, if there is one."""
@@ -88,7 +89,9 @@ class Trainer:
         """One optimiser step; returns the mean loss of target tokens ``()``, in nats."""
         import torch
 
-        batches = self.data.batches(self.next_step, self.recipe.lines_per_step, self.recipe.parts)
+        batches = self.data.batches(
+            self.next_step + self.recipe.seed * SEED_STEPS, self.recipe.lines_per_step, self.recipe.parts
+        )
         kinds = [kinds[:, 1:] for _, kinds in batches]  # of predicted tokens
         targets = sum(int((part == TARGET).sum()) for part in kinds)
         predicted = sum(int((part > 0).sum()) for part in kinds)

@@ -33,8 +33,10 @@ def compare(
     comparisons: options.Comparisons = None,
     probes: options.MoreProbes = None,
     *,
+    null: options.Null = None,
     out: options.Out = Path("."),
     set_: options.Set = None,
+    minutes: options.Minutes = None,
     refresh: options.Refresh = False,
     as_json: options.Json = False,
     **config: Any,
@@ -43,7 +45,8 @@ def compare(
     from xatlas import api
 
     asked = _asked(context, _names(comparisons) or None, _names(probes), set_)
-    report = api.compare(_names(models), out=out, reporter="console", refresh=refresh, **asked, **config)
+    asked |= {"null": null, "minutes": minutes, "refresh": refresh}
+    report = api.compare(_names(models), out=out, reporter="console", **asked, **config)
     if as_json:
         suite = report.plan.config.suite
         record = {
@@ -73,6 +76,7 @@ def run(
     *,
     out: options.Out = Path("."),
     set_: options.Set = None,
+    minutes: options.Minutes = None,
     refresh: options.Refresh = False,
     as_json: options.Json = False,
     **config: Any,
@@ -83,7 +87,8 @@ def run(
     if model.startswith("-"):
         raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
     asked = _asked(context, (), _names(probes) or list(manager.probes()), set_)
-    report = api.compare(split_names(model), out=out, reporter="console", refresh=refresh, **asked, **config)
+    asked |= {"minutes": minutes, "refresh": refresh}
+    report = api.compare(split_names(model), out=out, reporter="console", **asked, **config)
     rows = _jobs(report, out)
     if as_json:
         print_json({"jobs": rows, "failures": list(map(str, report.failures))})
@@ -103,18 +108,20 @@ def plan(
     probes: options.Probes = None,
     comparisons: options.Comparisons = None,
     *,
+    null: options.Null = None,
     out: options.Out = Path("."),
     set_: options.Set = None,
+    minutes: options.Minutes = None,
     as_json: options.Json = False,
     **config: Any,
 ) -> None:
     """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""
     from xatlas import api
-    from xatlas.run.plan import estimate
+    from xatlas.run.cost import estimate
 
     store = api.store_in(out)
     asked = _asked(context, () if probes and not comparisons else _names(comparisons) or None, _names(probes), set_)
-    planned = api.plan(_names(models), fetch="config", **asked, **config)
+    planned = api.plan(_names(models), null=null, fetch="config", minutes=minutes, store=store, **asked, **config)
     rows, total = [], 0.0
     for step in planned.steps:
         done = store.state(step.job) == "done"
@@ -129,7 +136,7 @@ def plan(
         print_json(rows)
         return
     print_table(rows)
-    echo(f"\n{_described(planned.config.suite)}; about {total:.1f} min on this processor, less on a GPU.")
+    echo(f"\n{_described(planned.config.suite)}; about {total:.1f} min on this machine.")
 
 
 @command()
@@ -250,13 +257,13 @@ def _print_results(report: Report, out: Path) -> None:
 
 
 def _again(option: str, value: str) -> str:
-    """Return the command that was given, with one option more or another value of it."""
-    words = ["xatlas"]
+    """Return the command that was given, with one option more or another value of it, and no end of minutes."""
+    words, replaced = ["xatlas"], (option, "--minutes")
     rest = iter(sys.argv[1:])
     for word in rest:
-        if word == option:
+        if word in replaced:
             next(rest, None)
-        elif not word.startswith(f"{option}="):
+        elif word.partition("=")[0] not in replaced:
             words.append(word)
     return shlex.join([*words, option, value])
 

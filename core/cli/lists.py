@@ -187,7 +187,6 @@ def explain(
 
 
 def _tables(found: type[Any], is_probe: bool) -> dict[str, Rows]:
-    """Return the tables of a probe or comparison by their titles."""
     made = found()
     parameters = [
         {"name": f"{found.name}.{name}", "default": as_text(value)}

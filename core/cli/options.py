@@ -11,6 +11,7 @@ import typer
 
 from xatlas.config import takes_settings
 from xatlas.errors import XatlasError, unknown
+from xatlas.vocabulary import NULLS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,7 +67,6 @@ def parse_parameters(texts: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Pair options with their values."""
     rest = iter(words)
     for word in rest:
         option, equals, value = word.partition("=")
@@ -137,6 +137,14 @@ MoreProbes = Annotated[
         "--probes", help="Probes to measure besides what the comparisons need, comma-separated.", registry="probes"
     ),
 ]
+Null = Annotated[
+    str | None,
+    typer.Option(
+        metavar="untrained",
+        help="untrained: measure three untrained twins of each model too, at three times its cost.",
+        autocompletion=complete(among=NULLS),
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder for atlas/ and figures/.")]
 Set = Annotated[
     list[str] | None,
@@ -145,6 +153,15 @@ Set = Annotated[
         metavar="NAME.PARAMETER=VALUE",
         help="Set a parameter of a probe or comparison ('xatlas explain NAME' lists them); may be given several times. "
         "Short: --PARAMETER VALUE, for every chosen probe, or the chosen comparison, that has it.",
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        metavar="N",
+        help="Measure on so many of each family's templates as take about N minutes on this machine; a later run on "
+        "more of them takes over what is there.",
+        show_default=False,
     ),
 ]
 Refresh = Annotated[bool, typer.Option("--refresh", help="Measure again what the atlas holds already.")]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from xatlas.loading.gguf_file import GgufFile
+    from xatlas.loading.gguf import GgufFile
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,11 +62,9 @@ class Heads(View):
     d_head: int
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Split ``(batch, pos, n_heads * d_head)`` by head."""
         return tensor.reshape(*tensor.shape[:-1], self.n_heads, self.d_head)
 
     def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Join the heads again."""
         return value.reshape(tensor.shape)
 
 
@@ -78,11 +76,9 @@ class Chunk(View):
     count: int
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the part."""
         return tensor.chunk(self.count, dim=-1)[self.index]
 
     def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Return a copy of ``tensor`` with the part replaced."""
         width = tensor.shape[-1] // self.count
         result = tensor.clone()
         result[..., self.index * width : (self.index + 1) * width] = value
@@ -166,16 +162,10 @@ class Adapter(ABC):
     def __init__(self, model: Any) -> None:
         self.model = model
         self.n_layers = len(self.module(self.layers_path))
-        self.d_model = int(self.module(self.embedding_path).weight.shape[1])
+        self.vocabulary, self.d_model = map(int, self.module(self.embedding_path).weight.shape)
 
     def module(self, path: str) -> Any:
-        """Return the module at ``path``.
-
-        Raises
-        ------
-        XatlasError
-            The model has none there: the adapter does not fit.
-        """
+        """Return the module at ``path``; where the model has none, the adapter does not fit."""
         try:
             return self.model.get_submodule(path)
         except AttributeError:
@@ -216,8 +206,8 @@ class Adapter(ABC):
     def receptive_field(self, layer: int) -> int | None:
         """Return how many of its input's last positions decide a layer's last output; None: all that there are.
 
-        A layer with a finite receptive field must give the same when it is called on those positions alone: it may take
-        nothing else that depends on where they stand. It is checked when a model is loaded.
+        Called on those positions alone, a layer must give the same, which is checked when a model is loaded: it may
+        take nothing else that depends on where they stand.
         """
         return None
 
@@ -247,7 +237,6 @@ class PreNormAdapter(Adapter):
     cache_argument = "past_key_values"
 
     def operator_type(self, layer: int) -> str:
-        """Return ``attention``: every layer attends."""
         return "attention"
 
     def operator_path(self, layer: int) -> str:
@@ -255,7 +244,6 @@ class PreNormAdapter(Adapter):
         return f"{self.layer_path(layer)}.{self.attention_name}"
 
     def head_layout(self, layer: int) -> HeadLayout | None:
-        """Read the heads from the widths of the projections."""
         if self.operator_type(layer) != "attention":
             return None
         path = self.operator_path(layer)
@@ -267,13 +255,10 @@ class PreNormAdapter(Adapter):
         )
 
     def output_projection(self, layer: int) -> str | None:
-        """Return the attention's output projection."""
-        if self.operator_type(layer) != "attention":
-            return None
-        return f"{self.operator_path(layer)}.{self.out_name}"
+        attends = self.operator_type(layer) == "attention"
+        return f"{self.operator_path(layer)}.{self.out_name}" if attends else None
 
     def hook_points(self, layer: int) -> dict[str, HookPoint]:
-        """Return the stream's sites, and the heads of an attention layer."""
         block = self.layer_path(layer)
         points = {
             "resid_pre": HookPoint(block, "input"),
@@ -289,7 +274,6 @@ class PreNormAdapter(Adapter):
         return points
 
     def roles(self, layer: int) -> dict[str, str]:
-        """Return the roles of the attention's and the MLP's linear modules."""
         block = self.layer_path(layer)
         roles = {f"mlp.{role}": f"{block}.{self.mlp_name}.{name}" for role, name in self.mlp_roles.items()}
         if self.operator_type(layer) == "attention":

@@ -16,18 +16,7 @@ _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 
 class Parameterised:
-    """What probes and comparisons share: a name, a version, and parameters.
-
-    Parameters
-    ----------
-    **parameters
-        Values for the fields of :attr:`Parameters`; texts are converted by the declared types.
-
-    Raises
-    ------
-    XatlasError
-        A parameter is unknown or does not fit its type.
-    """
+    """What probes and comparisons share: a name, a version, and parameters, given as values or as texts."""
 
     #: What it is called, everywhere.
     name: ClassVar[str]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
+    from xatlas.interventions import Condition
+    from xatlas.metrics import Metric
     from xatlas.model import Capture, HookedModel
     from xatlas.suites import Suite
 
@@ -80,8 +81,6 @@ class Probe(Parameterised, ABC):
     mutates: ClassVar[bool] = False
     #: Whether means or donors of the reference split are used; then its hash enters the key.
     uses_reference: ClassVar[bool] = False
-    #: Whether what is changed is changed at the readout position alone, which is then all that is run again.
-    at_readout: ClassVar[bool] = False
     #: Variables that the dataset holds.
     variables: ClassVar[Mapping[str, Variable]]
 
@@ -90,27 +89,13 @@ class Probe(Parameterised, ABC):
         """Results of other probes that :meth:`measure` receives in ``inputs.results``."""
         return ()
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return about how many changed runs each prompt gets, for estimates before anything is loaded.
+    def planned(self, model: HookedModel, suite: Suite, draws: int) -> tuple[Sequence[Condition], Sequence[Metric]]:
+        """Return what :meth:`measure` will sweep: the conditions of every prompt, and what is read of them.
 
-        By default one for each label of each variable whose name begins with ``kl``; a probe that knows better
-        says so.
-
-        Parameters
-        ----------
-        size : mapping of str to int
-            ``prompt``, ``layer``, ``head`` and ``kv_group``: how many there are.
-        draws : int
-            Donors and control directions.
+        For estimates, so it may be about that; by default nothing. The ``model``'s modules are there, its weights are
+        not: they have shapes, and no values.
         """
-        given = self.canonical_parameters()
-        total = 0
-        for name, variable in self.variables.items():
-            if name.startswith("kl"):
-                lists = [given.get(f"{dim}s") for dim in variable.dims if dim not in (*size, "scope")]
-                labels = [size[dim] for dim in variable.dims if dim in size and dim != "prompt"]
-                total += math.prod([*labels, *(len(each) for each in lists if isinstance(each, list))]) * draws
-        return total
+        return (), ()
 
     @abstractmethod
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
@@ -123,10 +108,6 @@ class ReadingProbe(Probe):
     The runner captures the sites of all reading probes of a job list in one streamed pass and feeds each
     through :meth:`start`, :meth:`update` and :meth:`finish`. Used alone, :meth:`measure` runs that pass.
     """
-
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return 0: nothing is changed."""
-        return 0
 
     @abstractmethod
     def start(self, model: HookedModel, suite: Suite, inputs: Inputs) -> None:

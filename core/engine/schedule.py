@@ -5,24 +5,34 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Chunk, Heads, Site
-from xatlas.engine.walk import nested, sites_read
+from xatlas.engine.walk import (
+    is_last_position,
+    is_written,
+    needed_positions,
+    nested,
+    runs_last_position,
+    sites_read,
+)
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
 from xatlas.interventions import Condition, means_needed
-from xatlas.prompts.reader import TokenPrompt
+from xatlas.prompts.reader import TokenPrompt, buckets
+from xatlas.suites import template_turns
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from xatlas.metrics import Metric
     from xatlas.model import HookedModel
 
 #: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
@@ -62,26 +72,83 @@ class Budget:
         return max(1, min(self.tile_tokens // length, self.stream_bytes // row))
 
 
-def kept_sites(model: HookedModel, conditions: Sequence[Condition], tokens: int, budget: Budget) -> list[Site]:
-    """Return the sites whose values the clean run keeps, so that no layer is called again to see them.
+def up_to_readout(prompts: Sequence[TokenPrompt], metrics: Sequence[Metric]) -> list[TokenPrompt]:
+    """Return what is run of prompts: all of them, or up to the readout where nothing after it is read.
 
-    All that the conditions may read, or none where they would not fit the budget.
+    By causality nothing there matters before it.
     """
-    sites = sites_read(conditions)
-    widths = [_kept_width(model, site) for site in sites]
-    return sites if sum(widths) * tokens * 4 <= budget.stream_bytes else []
+    if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
+        return [replace(prompt, ids=prompt.ids[: prompt.readout + 1]) for prompt in prompts]
+    return list(prompts)
 
 
-def _kept_width(model: HookedModel, site: Site) -> float:
-    """Return how many numbers per token it takes to keep a site's value; infinite where that is unknown."""
-    if site.kind in READ_ONLY or site.kind not in SITE_KINDS:
-        return float("inf")
-    if site.kind in ("resid_pre", "resid_post"):
-        return 0  # what enters and leaves a layer is recorded anyway
-    view = model.point(site).view
-    if isinstance(view, Heads):
-        return view.n_heads * view.d_head
-    return model.d_model * (view.count if isinstance(view, Chunk) else 1)  # a part keeps the whole
+def buckets_of(model: HookedModel, prompts: Sequence[TokenPrompt], budget: Budget, n_runs: int) -> list[np.ndarray]:
+    """Return the indices of prompts in buckets of one length, and of one block of their families' templates.
+
+    Blocks are the first template, the second, two more, four more, …: what a sweep keeps of the first 1, 2, 4, …
+    templates is then what a sweep over more of them looks for. Rounding depends on what shares a bucket.
+    """
+    turns = template_turns(prompt.prompt for prompt in prompts)
+    places = [(turn.bit_length(), len(prompt.ids)) for turn, prompt in zip(turns, prompts, strict=True)]
+    kinds = sorted(set(places))
+    most = {number: budget.most_prompts(model, length, n_runs) for number, (_, length) in enumerate(kinds)}
+    return buckets([kinds.index(place) for place in places], most)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a sweep does: ``(layer,)`` each, the clean runs included, and the rest in numbers."""
+
+    tokens: np.ndarray  # that go through a layer
+    calls: np.ndarray  # of a layer
+    rows: int  # positions that are unembedded
+    visits: int  # conditions, counted in every bucket
+
+
+def work(
+    model: HookedModel, prompts: Sequence[TokenPrompt], conditions: Sequence[Condition], metrics: Sequence[Metric]
+) -> Work:
+    """Count what a sweep will do; the model needs no weights."""
+    runs = frozenset().union(*(part.change.runs() for condition in conditions for part in condition))
+    prompts, budget = up_to_readout(prompts, metrics), Budget.for_device(model.device)
+    tokens, calls = np.zeros((2, model.n_layers), dtype=int)
+    rows = visits = 0
+    ways = Counter(map(_way, conditions))
+    for group in buckets_of(model, prompts, budget, len(runs)):
+        some = [prompts[i] for i in group]
+        read = {(row, p) for metric in metrics for row, prompt in enumerate(some) for p in metric.positions(prompt)}
+        length, possible = len(some[0].ids), runs_last_position(model, some, metrics)
+        needed = needed_positions(model, length - min((p for _, p in read), default=length - 1))
+        changed = np.zeros(model.n_layers, dtype=int)
+        for (start, end, last_only), count in ways.items():
+            for layer in range(start, model.n_layers):
+                whole = 1 if last_only and possible else length
+                short = needed[layer] if layer > end else None
+                changed[layer] += count * len(some) * (whole if short is None else min(short, whole))
+        tokens += changed + len(some) * length * (1 + len(runs))
+        calls += 1 + -(-changed // budget.tile_tokens)
+        rows, visits = rows + len(read) * len(conditions), visits + len(conditions)
+    return Work(tokens, calls, rows, visits)
+
+
+def _way(condition: Condition) -> tuple[int, int, bool]:
+    """Return the first layer that a condition is run through, that of its last change, and if it is the readout's."""
+    start, end = min(part.site.layer for part in condition), max(part.site.layer for part in condition)
+    written = is_written([part for part in condition if part.site.layer == start])
+    return start + written, end, all(map(is_last_position, condition))
+
+
+def kept_sites(model: HookedModel, conditions: Sequence[Condition], tokens: int, budget: Budget) -> list[Site]:
+    """Return the sites whose values the clean run keeps: all that conditions may read, or none where they don't fit."""
+    sites, width = sites_read(conditions), 0  # numbers per token
+    for site in sites:
+        if site.kind in READ_ONLY or site.kind not in SITE_KINDS:  # of unknown size
+            return []
+        if site.kind not in ("resid_pre", "resid_post"):  # what enters and leaves a layer is recorded anyway
+            view = model.point(site).view
+            parts = view.count if isinstance(view, Chunk) else 1  # a part keeps the whole
+            width += view.n_heads * view.d_head if isinstance(view, Heads) else model.d_model * parts
+    return sites if width * tokens * 4 <= budget.stream_bytes else []
 
 
 def check_sweep(
@@ -107,16 +174,12 @@ def check_sweep(
     for name, run in runs.items():
         for prompt, tokens in zip(prompts, run, strict=True):
             if tokens is not None and len(tokens) != len(prompt.ids):
-                raise XatlasError(
-                    f"run '{name}' of prompt '{prompt.prompt.id}' has {len(tokens)} tokens, not {len(prompt.ids)}."
-                )
+                which = f"run '{name}' of prompt '{prompt.prompt.id}'"
+                raise XatlasError(f"{which} has {len(tokens)} tokens, not {len(prompt.ids)}.")
 
 
 class _Canonical(pickle.Pickler):
-    """Writes equal things as equal bytes, and different ones as different bytes, in any process.
-
-    Functions and classes go by their names; what has none (a lambda, a class made inside a function) is refused.
-    """
+    """Writes equal things as equal bytes, different ones as different bytes, in any process; what has no name fails."""
 
     def __init__(self, file: io.BytesIO, known: Collection[object]) -> None:
         super().__init__(file, protocol=5)
@@ -147,12 +210,10 @@ def canonical_digest(thing: Any, known: Collection[object] = ()) -> str:
 
 
 def _weights(model: HookedModel) -> str:
-    """Return the weights' checksum; taken once for many sweeps, as long as nothing has written to them.
-
-    Writes raise a tensor's version, but those through ``.data`` don't: they change the sums.
-    """
+    """Return the weights' checksum; taken once for many sweeps, as long as nothing has written to them."""
     tensors = model.model.state_dict().values()
     stamp = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.shape) for t in tensors]
+    # writes through .data raise no version: they change the sums
     stamp += torch.stack([t.sum(dtype=torch.float32) for t in tensors]).tolist()
     known = _CHECKSUMS.get(model.model)
     if known is None or known[0] != stamp:
@@ -163,8 +224,8 @@ def _weights(model: HookedModel) -> str:
 def checkpoint_keys(model: HookedModel, label: str, whole: Any, parts: Sequence[Any]) -> list[str] | None:
     """Return under what each finished bucket is kept: a digest of all that its numbers depend on.
 
-    ``whole`` is what the sweep holds besides the model, ``parts`` what each bucket does. None where a change or a
-    metric can't be distinguished from others by its fields: then nothing is kept.
+    ``whole`` is what the sweep holds besides the model, ``parts`` what each bucket does. None where that can't be told
+    from others by its fields.
     """
     known = (model, model.model, model.adapter)
     try:

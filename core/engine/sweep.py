@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Checkpoint, no_progress
-from xatlas.engine.schedule import Budget, Runs, check_sweep, checkpoint_keys, kept_sites
+from xatlas.engine.schedule import Budget, Runs, buckets_of, check_sweep, checkpoint_keys, kept_sites, up_to_readout
 from xatlas.engine.walk import (
     BucketContext,
     Walk,
     is_last_position,
     needed_positions,
     record_last_position,
-    supports_last_position,
+    runs_last_position,
 )
 from xatlas.interventions import Condition
 from xatlas.metrics import Metric, TokenLogits
-from xatlas.model.hold import is_held
-from xatlas.model.hooks import exclusive
-from xatlas.prompts.reader import TokenPrompt, buckets
+from xatlas.model.hooks import exclusive, is_held
+from xatlas.prompts.reader import TokenPrompt
 
 if TYPE_CHECKING:
     import xarray as xr
-    from torch import Tensor
 
     from xatlas.model import HookedModel
 
@@ -50,30 +49,23 @@ def sweep(
 ) -> np.ndarray:
     """Measure every condition on every prompt.
 
-    Prompts are bucketed by exact token length, so nothing is padded; each bucket is run clean once, and the
-    conditions then walk through the layers together, from where each first differs from the clean run.
+    Prompts are bucketed by exact token length, so nothing is padded, and by blocks of templates, so that a longer
+    sweep finds what a shorter one kept; each bucket is run clean once, and the conditions then walk through the layers
+    together, from where each first differs from the clean run.
 
     Returns
     -------
     ndarray of float64
         ``(metric, prompt, condition)``. NaN where the metric does not apply, where a run is missing, and
         where logits were not finite.
-
-    Raises
-    ------
-    XatlasError
-        A site or head does not exist, a mean or run is missing, or a run has another length than its prompt.
     """
     runs, means = dict(runs or {}), dict(means or {})
     check_sweep(model, prompts, conditions, runs, means)
     means = {site: mean.to(model.device) for site, mean in means.items()}
-    if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
-        # Nothing after the readout position is read, and by causality nothing there matters before it.
-        runs = {n: [t and t[: p.readout + 1] for t, p in zip(run, prompts, strict=True)] for n, run in runs.items()}
-        prompts = [replace(prompt, ids=prompt.ids[: prompt.readout + 1]) for prompt in prompts]
+    prompts = up_to_readout(prompts, metrics)
+    runs = {n: [t and t[: len(p.ids)] for t, p in zip(run, prompts, strict=True)] for n, run in runs.items()}
     task = _Sweep(model, conditions, metrics, means, seed, budget or Budget.for_device(model.device))
-    lengths = [len(prompt.ids) for prompt in prompts]
-    groups = buckets(lengths, {n: task.budget.most_prompts(model, n, len(runs)) for n in set(lengths)})
+    groups = buckets_of(model, prompts, task.budget, len(runs))
     parts = [([prompts[i] for i in group], {n: [run[i] for i in group] for n, run in runs.items()}) for group in groups]
     keys = None
     if checkpoint is not None and type(checkpoint) is not Checkpoint and not is_held(model):
@@ -161,10 +153,7 @@ class _Sweep:
     @torch.inference_mode()
     def _piece(self, prompts: Sequence[TokenPrompt], runs: Runs) -> np.ndarray:
         values = np.full((len(self.metrics), len(prompts), len(self.conditions)), np.nan)
-        last = len(prompts[0].ids) - 1
-        read = {prompt.readout for prompt in prompts}
-        read |= {p for metric in self.metrics for prompt in prompts for p in metric.positions(prompt)}
-        possible = read == {last} and supports_last_position(self.model, last + 1)
+        possible = runs_last_position(self.model, prompts, self.metrics)
         short = [possible and all(is_last_position(part) for part in condition) for condition in self.conditions]
         for last_only in (True, False):
             chosen = [i for i, at_last in enumerate(short) if at_last == last_only]
@@ -228,7 +217,7 @@ class Readout:
         self.columns = torch.tensor([p - first - context.length for _, p in pairs], device=device, dtype=torch.long)
         self.final = context.recorded.final[self.rows, self.columns]  # (token, d_model)
         of_rows = [(self.prompts[row], p) for row, p in pairs]
-        known = [[_label(prompt, p), prompt.answer, prompt.foil_answer] for prompt, p in of_rows]
+        known = [[prompt.target_at(p), prompt.answer, prompt.foil_answer] for prompt, p in of_rows]
         known = [[-1 if token is None else token for token in each] for each in known]
         self.labels, self.answer, self.foil = torch.tensor(known, device=device, dtype=torch.long).reshape(-1, 3).T
         vocabulary = self.model.adapter.module(self.model.adapter.unembedding_path).weight.shape[0]
@@ -259,9 +248,3 @@ class Readout:
                 if read:  # another prompt's NaN stays its own
                     result[m, row] = per_token[m][:, read] @ np.full(len(read), metric.weight(prompt))
         return result
-
-
-def _label(prompt: TokenPrompt, position: int) -> int:
-    """Return the target's token after ``position``, or -1."""
-    index = position - (prompt.n_text - 1)
-    return prompt.target_ids[index] if 0 <= index < len(prompt.target_ids) else -1

@@ -8,18 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, InterventionContext, edit
-from xatlas.model.hold import is_held
-from xatlas.model.hooks import CleanRun, Editor, Hook, attached, capture_hook, record
+from xatlas.model.hooks import CleanRun, Hook, attached, is_held, record
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from xatlas.metrics import Metric
     from xatlas.model import HookedModel
 
 
@@ -41,8 +40,7 @@ def sites_read(conditions: Iterable[Condition]) -> list[Site]:
 def needed_positions(model: HookedModel, read: int) -> list[int | None]:
     """Return how many of each layer's last input positions decide the last ``read`` outputs; None for all.
 
-    By causality, what stands before them is of no use to what is read: a convolution at the end needs a few
-    positions, and only attention needs them all.
+    A convolution at the end needs a few positions, and only attention needs them all.
     """
     needed: int | None = read
     found: list[int | None] = []
@@ -51,6 +49,18 @@ def needed_positions(model: HookedModel, read: int) -> list[int | None]:
         needed = None if field is None or needed is None else needed + field - 1
         found.append(needed)
     return found[::-1]
+
+
+def is_written(parts: Sequence[Intervention]) -> bool:
+    """Whether the output of the layer that a condition changes first follows from clean values by addition alone.
+
+    That is so for changes of what the layer writes last; and for a change of the operator's output when
+    the MLP's is replaced as well, since then nothing depends on what the MLP would have read.
+    """
+    replaced = any(part.site.kind == "mlp_out" and part.change.replaces and part.positions == "all" for part in parts)
+    late = {*WRITES, "operator_out"} if replaced else WRITES
+    kinds = [part.site.kind for part in parts]
+    return set(kinds) <= late and len(set(kinds)) == len(kinds)
 
 
 # -- the last position alone: everything before it is as in the clean run, by causality ---------------------------
@@ -62,11 +72,18 @@ def is_last_position(part: Intervention) -> bool:
     return alone and all(is_last_position(inner) for inner in part.change.reads())
 
 
-def supports_last_position(model: HookedModel, length: int) -> bool:
-    """Whether one position can be run on its own: others stand before it, and Hugging Face's cache can count them."""
+def runs_last_position(model: HookedModel, prompts: Sequence[TokenPrompt], metrics: Sequence[Metric]) -> bool:
+    """Whether the last position of prompts of equal length can be run on its own.
+
+    Nothing else is read, other positions stand before it, and Hugging Face's cache can count them.
+    """
     if is_held(model):  # what is held at the newest token would be held at those before it
         return False
-    return length > 1 and model.adapter.cache_argument is not None and "attention" in model.operator_types
+    last = len(prompts[0].ids) - 1
+    read = {prompt.readout for prompt in prompts}
+    read |= {p for metric in metrics for prompt in prompts for p in metric.positions(prompt)}
+    able = model.adapter.cache_argument is not None and "attention" in model.operator_types
+    return able and last > 0 and read == {last}
 
 
 @dataclass(frozen=True)
@@ -148,34 +165,27 @@ def record_last_position(model: HookedModel, ids: Tensor, sites: Sequence[Site] 
 # -- all positions ------------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class BucketContext(InterventionContext):
     """The context of one bucket: prompts of equal length, and the other runs that changes read.
 
-    Values that the clean run didn't keep are captured when the first change at their layer asks for them, by one
-    more call of the clean layer, and forgotten when the walk goes on: never more than one layer's are held.
+    Values that the clean run didn't keep are captured by one more call of the clean layer, one layer's at a time.
     """
 
-    def __init__(
-        self,
-        model: HookedModel,
-        prompts: Sequence[TokenPrompt],
-        clean: CleanRun,  # its first rows are the prompts, the others belong to other runs
-        rows: Mapping[str, Tensor],  # other run → the recorded row that stands in for each prompt (prompt,)
-        conditions: Sequence[Condition],
-        means: Mapping[Site, Tensor],
-        seed: int,
-        cache: CleanCache | None = None,  # where only the last position of every prompt is run
-    ) -> None:
-        super().__init__(means, seed)
-        self.model = model
-        self.prompts = prompts
-        self.recorded = clean
-        self.rows = rows
-        self.cache = cache
-        self.length = clean.final.shape[1]  # positions that are run in every prompt
-        self.offset = len(prompts[0].ids) - self.length  # positions before the first that is run
+    model: HookedModel
+    prompts: Sequence[TokenPrompt]
+    recorded: CleanRun  # its first rows are the prompts, the others belong to other runs
+    rows: Mapping[str, Tensor]  # other run → the recorded row that stands in for each prompt (prompt,)
+    conditions: Sequence[Condition]
+    means: Mapping[Site, Tensor]
+    seed: int
+    cache: CleanCache | None = None  # where only the last position of every prompt is run
+
+    def __post_init__(self) -> None:
+        self.length = self.recorded.final.shape[1]  # positions that are run in every prompt
+        self.offset = len(self.prompts[0].ids) - self.length  # positions before the first that is run
         # the record has all that is read or none of it: each layer is then captured once
-        self._read = [] if clean.values else sites_read(conditions)
+        self._read = [] if self.recorded.values else sites_read(self.conditions)
         self._values: dict[Site, Tensor] = {}  # of one layer
         self._masks: dict[str, Tensor | None] = {"all": None}
 
@@ -185,7 +195,6 @@ class BucketContext(InterventionContext):
         return self.model.run_layer(layer, hidden, self.recorded.calls[layer], cache)
 
     def mask(self, positions: str) -> Tensor | None:
-        """Return which tokens belong to a position class ``(prompt, pos)``; None stands for all."""
         if positions not in self._masks:
             mask = torch.zeros(len(self.prompts), len(self.prompts[0].ids), dtype=torch.bool)
             for row, prompt in enumerate(self.prompts):
@@ -194,13 +203,11 @@ class BucketContext(InterventionContext):
         return self._masks[positions]
 
     def source(self, site: Site, name: str) -> Tensor:
-        """Return a site's values in another run ``(prompt, pos, ...)``."""
         if name not in self.rows:
             raise XatlasError(f"the sweep was not given the run '{name}' that a change reads.")
         return self._captured(site)[self.rows[name]]
 
     def clean(self, site: Site) -> Tensor:
-        """Return a site's clean values ``(prompt, pos, ...)``."""
         return self._captured(site)[: len(self.prompts)]
 
     def _captured(self, site: Site) -> Tensor:
@@ -210,38 +217,33 @@ class BucketContext(InterventionContext):
             if any(other.layer != site.layer for other in self._values):
                 self._values = {}
             wanted = {site, *(other for other in self._read if other.layer == site.layer)} - set(self._values)
-            with attached([self.model.hook(each, capture_hook(self._values, each)) for each in sorted(wanted)]):
+            with attached([self.model.hook(each, partial(self._values.__setitem__, each)) for each in sorted(wanted)]):
                 hidden = self.recorded.inputs[site.layer]
                 self.run_layer(site.layer, hidden, hidden.shape[0])
         return self._values[site]
 
 
+@dataclass(eq=False)
 class Walk:
     """Carries the perturbed streams of several conditions through the layers.
 
-    Each condition is a block of rows, one per prompt. It joins at the layer of its first intervention, from
-    the clean stream recorded there; no layer before it is recomputed. Blocks travel together, so that a
-    layer's weights are read once for as many rows as fit a tile of ``tile_tokens``. ``needed`` says how many of each
-    layer's last input positions are wanted, see :func:`needed_positions`.
+    Each condition is a block of rows, one per prompt, which joins at the layer of its first intervention from the
+    clean stream recorded there. Blocks travel together, so that a layer's weights are read once for as many rows as
+    fit a tile of ``tile_tokens``. ``needed`` is what :func:`needed_positions` returns.
     """
 
-    def __init__(
-        self,
-        context: BucketContext,
-        conditions: Sequence[Condition],
-        tile_tokens: int,
-        needed: Sequence[int | None],
-    ) -> None:
-        self.model = context.model
-        self.context = context
-        self.conditions = conditions
-        self.needed = needed
-        self.prompts = len(context.prompts)
-        self.tile = max(1, tile_tokens // (self.prompts * context.length))
-        self.starts = [min(part.site.layer for part in condition) for condition in conditions]
-        self.ends = [max(part.site.layer for part in condition) for condition in conditions]
+    context: BucketContext
+    conditions: Sequence[Condition]
+    tile_tokens: int
+    needed: Sequence[int | None]
+
+    def __post_init__(self) -> None:
+        self.model, self.prompts = self.context.model, len(self.context.prompts)
+        self.tile = max(1, self.tile_tokens // (self.prompts * self.context.length))
+        self.starts = [min(part.site.layer for part in condition) for condition in self.conditions]
+        self.ends = [max(part.site.layer for part in condition) for condition in self.conditions]
         #: Where any intervention changed anything at all ``(condition, prompt)``: elsewhere all is exactly as clean.
-        self.touched = torch.zeros(len(conditions), self.prompts, dtype=torch.bool, device=self.model.device)
+        self.touched = torch.zeros(len(self.conditions), self.prompts, dtype=torch.bool, device=self.model.device)
         self.streams: dict[int, Tensor] = {}
         self.held = is_held(self.model)
 
@@ -260,7 +262,8 @@ class Walk:
             if self.starts[index] > layer:
                 continue
             here[index] = [part for part in condition if part.site.layer == layer]
-            if self.starts[index] == layer and self._is_written(here[index]):
+            # what is held may edit the layer's output once more
+            if self.starts[index] == layer and not self.held and is_written(here[index]):
                 self.streams[index] = self._write(index, here[index])
             elif here[index]:
                 edited.append(index)
@@ -270,21 +273,6 @@ class Walk:
         for indices, last in ((edited + plain, None), (short, self.needed[layer])):
             for start in range(0, len(indices), self.tile):
                 self._advance(layer, indices[start : start + self.tile], here, last)
-
-    def _is_written(self, parts: Sequence[Intervention]) -> bool:
-        """Whether the layer's output follows from clean values by addition alone.
-
-        That is so for changes of what the layer writes last; and for a change of the operator's output when
-        the MLP's is replaced as well, since then nothing depends on what the MLP would have read.
-        """
-        if self.held:  # what is held may edit the layer's output once more
-            return False
-        replaced = any(
-            part.site.kind == "mlp_out" and part.change.replaces and part.positions == "all" for part in parts
-        )
-        late = {*WRITES, "operator_out"} if replaced else WRITES
-        kinds = [part.site.kind for part in parts]
-        return set(kinds) <= late and len(set(kinds)) == len(kinds)
 
     def _write(self, index: int, parts: Sequence[Intervention]) -> Tensor:
         """Add the changes to the clean output of the layer."""
@@ -316,7 +304,7 @@ class Walk:
         hooks: list[Hook] = []
         # Two edits may hook one module, where they run in the order of their hooks.
         for site in sorted(by_site, key=lambda site: forward_order(site.kind)):
-            hooks += self.model.edit_hooks(site, self._editor(by_site[site], indices))
+            hooks += self.model.edit_hooks(site, partial(self._change, by_site[site], indices))
         clean = self.context.recorded.inputs[layer][: self.prompts]
         blocks = [self.streams.get(index, clean) for index in indices]
         if last is not None:
@@ -325,12 +313,10 @@ class Walk:
             output = self.context.run_layer(layer, torch.cat(blocks) if len(blocks) > 1 else blocks[0], self.prompts)
         self.streams |= zip(indices, torch.split(output, self.prompts), strict=True)
 
-    def _editor(self, edits: Sequence[tuple[int, Intervention]], indices: Sequence[int]) -> Editor:
-        def change(value: Tensor) -> Tensor:
-            result = value.clone()
-            for block, part in edits:
-                rows = slice(block * self.prompts, (block + 1) * self.prompts)
-                result[rows] = self._edit(indices[block], part, result[rows])
-            return result
-
-        return change
+    def _change(self, edits: Sequence[tuple[int, Intervention]], indices: Sequence[int], value: Tensor) -> Tensor:
+        """Return a tile's value ``(block * prompt, pos, ...)`` with each block's interventions made."""
+        result = value.clone()
+        for block, part in edits:
+            rows = slice(block * self.prompts, (block + 1) * self.prompts)
+            result[rows] = self._edit(indices[block], part, result[rows])
+        return result

@@ -18,6 +18,7 @@ from xatlas.findings import readings
 from xatlas.findings.claims import Claim, Evidence, adjusted, verdict
 from xatlas.findings.estimates import BOUND, Statistic, welch
 from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
+from xatlas.slugs import training_seed
 from xatlas.stats import DRAWS
 from xatlas.text import interval
 
@@ -97,7 +98,7 @@ class ClaimComparison(Comparison):
         """
         named = readings.models(tree)
         sources = {model: Source(tree, model, self.requires) for model in named}
-        twins = {model: [Source(tree, twin, self.requires) for twin in readings.twins(tree, model)] for model in named}
+        twins = {model: [Source(tree, twin, self.requires) for twin in own] for model, own in named.items()}
         about = {model: self._about(source, twins[model]) for model, source in sources.items()}
         rows = [row for each in about.values() for row in each]
         for first, second in itertools.combinations(named, 2):
@@ -171,8 +172,8 @@ class ClaimComparison(Comparison):
     def _architectures(self, sources: Mapping[str, Source], about: Mapping[str, Sequence[_Row]]) -> list[_Row]:
         """Return claims about architectures, where a name was given with several training seeds."""
         groups: dict[str, list[str]] = {}
-        for model, source in sources.items():
-            groups.setdefault(source.first.called.split(":")[0], []).append(model)
+        for model in sources:
+            groups.setdefault(training_seed(model)[0], []).append(model)
         rows = []
         for first, second in itertools.combinations(groups, 2):
             if max(len(groups[first]), len(groups[second])) < 2:

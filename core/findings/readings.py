@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from xatlas import slugs
 from xatlas.errors import XatlasError
 from xatlas.findings.estimates import Sample
 from xatlas.vocabulary import BOS_HABITS, SCOPES, STANDARD_ABLATIONS
@@ -207,21 +208,15 @@ class Source:
         return tuple(found)
 
 
-def models(tree: xr.DataTree) -> list[str]:
-    """Return the slugs of the models in the tree, in its order, untrained twins left out.
+def models(tree: xr.DataTree) -> dict[str, list[str]]:
+    """Return the slugs of the models in the tree, in its order, each with those of its untrained twins.
 
     Raises
     ------
     XatlasError
         There is none.
     """
-    found = [str(name) for name in tree.children if "~untrained" not in str(name)]
-    found = found or [str(name) for name in tree.children]
+    found = slugs.twins(tree)
     if not found:
         raise XatlasError("the atlas holds no model; measure one with: xatlas run MODEL")
     return found
-
-
-def twins(tree: xr.DataTree, model: str) -> list[str]:
-    """Return the slugs of a model's untrained twins."""
-    return [str(name) for name in tree.children if str(name).startswith(f"{model}~untrained") and name != model]

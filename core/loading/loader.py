@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError
 from xatlas.loading.lora import merge
-from xatlas.loading.model_files import of_lora, of_model, of_tokenizer, only, tensor_shapes
+from xatlas.loading.model_files import of_lora, of_tokenizer, only, tensor_shapes
 from xatlas.text import say_on_stderr
 from xatlas.vocabulary import check_setting
 
@@ -56,11 +56,9 @@ def load(
 ) -> LoadedParts:
     """Load a resolved model without a network, in full precision unless asked otherwise; refuse what doesn't fit.
 
-    transformers is shown the files that are in the hash and no others; they are the hashed ones still when
-    loading ends, and nothing in memory follows a later change of them. One thread loads at a time.
-    LoRA weights are merged into the base's weights, computed in float32 before any rounding to ``dtype``:
-    module paths stay those of the architecture, so its adapter's hook points fit. TF32 is turned off for
-    the whole process. Weights are made outside inference mode, so they can be trained later.
+    transformers is shown the files that are in the hash and no others; they are the hashed ones still when loading
+    ends. LoRA weights are merged in float32 before any rounding to ``dtype``. TF32 is turned off for the whole process.
+    Weights are made outside inference mode, so they can be trained later.
     """
     check_setting("dtype", dtype)
     check_setting("attention implementation", attention)
@@ -79,12 +77,12 @@ def load(
             with only(of_lora(resolved.lora), resolved.lora, misfit) as folder:
                 model = merge(model, folder, resolved.lora).to(number_format)
             refuse_not_finite(model.state_dict(), f"the model merged with {resolved.lora}")
-        tokenizer = _tokenizer(resolved)
+        tokenizer = load_tokenizer(resolved)
         try:
             model = model.to(device)
         except torch.cuda.OutOfMemoryError as error:
-            what = f"not enough memory on {device} for '{resolved.name}'"
-            raise XatlasError(f"{what}; use --device cpu or --dtype bfloat16.") from error
+            advice = "use --device cpu or --dtype bfloat16."
+            raise XatlasError(f"not enough memory on {device} for '{resolved.name}'; {advice}") from error
         # Weights whose file has this dtype lie in the mapped file itself: they would change with it.
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():  # torch doesn't own it
@@ -116,10 +114,9 @@ def pick_device(device: str = "auto") -> str:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence bars and warnings of transformers and forbid it the network, for the time of a block.
+    """Silence bars and warnings of transformers and forbid it the network, for the time of a block; a thread at a time.
 
-    Everything is in a local folder by now, but loading may still look for optional files or tags on the
-    hub, and tries for up to 46 s when there is no network. One thread at a time is let in.
+    Everything is in a local folder by now, but loading would still look for optional files on the hub, for up to 46 s.
     """
     from huggingface_hub import constants
     from transformers.utils import logging as messages
@@ -143,18 +140,45 @@ def quiet_transformers() -> Iterator[None]:
 def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str, say: Callable[[str], None]) -> Any:
     from transformers import AutoModelForCausalLM
 
-    place, files = resolved.folder, of_model(resolved.folder)
+    place, files = resolved.folder, resolved.files
     options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True, **_LOCAL}
     try:
         with only(files, place, f"'{resolved.name}' in {place} cannot be loaded") as folder:
-            model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+            if resolved.untrained is None:
+                model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+            else:
+                model, report = _untrained(folder, resolved.untrained, dtype, attention), None
     except XatlasError as error:
         if attention == "eager" or "attention implementation" not in str(error):
             raise
         raise XatlasError(f"{error} Use --attention eager.") from error
-    _refuse_misfit(model, report, [path for path in files.values() if path.suffix == ".safetensors"], place, say)
+    if report is not None:
+        _refuse_misfit(model, report, [path for path in files.values() if path.suffix == ".safetensors"], place, say)
     refuse_not_finite(model.state_dict(), place)
     model.config._name_or_path = model.name_or_path = str(place)
+    return model
+
+
+def _untrained(folder: Path, seed: int, dtype: torch.dtype, attention: str) -> Any:
+    """Make a model of a folder's config, with weights as transformers initialises that class.
+
+    They are drawn in float32 on the CPU: one seed gives the same ones in any dtype, on any device, after anything.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    if hasattr(config, "quantization_config"):  # says how trained weights were stored
+        del config.quantization_config
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    if dtype != torch.float32:  # rounded as loading rounds: what stays in float32 then, does here
+        model = type(model).from_pretrained(
+            None, config=config, state_dict=model.state_dict(), dtype=dtype, attn_implementation=attention
+        )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, **_LOCAL)
     return model
 
 
@@ -163,10 +187,8 @@ def _refuse_misfit(
 ) -> None:
     """Refuse a model that was not wholly read, or whose files hold weights that it doesn't.
 
-    transformers fills gaps with random numbers, leaves out what has no place, and goes on. Harmless, and left out
-    here too: what the class itself declares so, causal masks that old versions stored, and layers beyond the model's
-    last. Stored rotary frequencies must be what the model computes, but for rounding and a common factor (linear
-    scaling was never stored).
+    transformers fills gaps with random numbers, leaves out what has no place, and goes on. Causal masks of old versions
+    and layers beyond the last are harmless. Stored rotary frequencies must be the model's, but for a common factor.
     """
     from safetensors import safe_open
     from torch.nn import ModuleList
@@ -190,8 +212,7 @@ def _refuse_misfit(
             is_beyond = layer and counts and int(layer[2]) >= max(counts)
             (beyond if is_beyond else unread).append(key)
     if unread:
-        hint = "correct the config (biases? norms? another class?)"
-        raise XatlasError(f"{misfit} nothing reads {listed(unread)}; {hint}.")
+        raise XatlasError(f"{misfit} nothing reads {listed(unread)}; correct the config (biases? another class?).")
     if beyond:
         say(f"{place} holds layers beyond its config's, which are left out: {beyond[0]} and after.")
     own = [value.float().cpu() for name, value in model.named_buffers() if name.endswith("inv_freq")]
@@ -201,8 +222,8 @@ def _refuse_misfit(
                 value = file.get_tensor(name).float()
             ratios = [value / other for other in own if other.shape == value.shape]
             if not any(ratio.max() <= 1.02 * ratio.min() for ratio in ratios):
-                what = f"{name} in {path} is not what the model computes from its config"
-                raise XatlasError(f"{what}; correct the rotary settings.")
+                advice = "correct the rotary settings."
+                raise XatlasError(f"{name} in {path} is not what the model computes from its config; {advice}")
 
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], place: Path | str) -> None:
@@ -221,7 +242,7 @@ def refuse_not_finite(tensors: Mapping[str, torch.Tensor], place: Path | str) ->
         raise XatlasError(f"{name} in {place} is not finite (it holds NaN or infinity): the weights are damaged.")
 
 
-def _tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
+def load_tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
     """Load the tokenizer; the one beside LoRA weights wins."""
     from transformers import AutoTokenizer
 
@@ -237,10 +258,8 @@ def _tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
 def as_stored(found: PreTrainedTokenizerBase, file: Path | None) -> PreTrainedTokenizerBase:
     """Return ``found``, or the tokenizer in ``tokenizer.json`` where transformers built another one; a line says so.
 
-    For some classes transformers takes the file's vocabulary and rebuilds the rest. Whole tokenizers are compared,
-    not tokens of some texts: equal parts give equal tokens of every text, and the file's own tokenizer is right where
-    parts differ. It gets the same special tokens and chat template; truncation and padding that the file asks for are
-    left out, as by transformers.
+    For some classes transformers takes the file's vocabulary and rebuilds the rest. Equal parts give equal tokens of
+    every text; where parts differ, the file's own are right. Truncation and padding are left out, as by transformers.
     """
     if file is None:
         return found
@@ -265,8 +284,8 @@ def as_stored(found: PreTrainedTokenizerBase, file: Path | None) -> PreTrainedTo
         return found
     *first, last = [part.replace("added_", "added ").replace("_", "-") for part in other]
     what, made_by = f"{', '.join(first)} and {last}" if first else last, f"transformers {version('transformers')}"
-    rule = "the file's own tokenizer is used"
-    log.warning("%s builds %s with another %s than %s: %s.", made_by, type(found).__name__, what, file, rule)
+    told = "%s builds %s with another %s than %s: the file's own tokenizer is used."
+    log.warning(told, made_by, type(found).__name__, what, file)
     # as the file declares them: transformers would add its own flags; those that the file lacks have no embedding
     declared = {token.content: token for token in own.get_added_tokens_decoder().values()}
     special = {

@@ -46,11 +46,7 @@ _ROUNDING = 1e-3
 
 
 def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
-    """Merge the LoRA weights in ``folder``, which messages call ``place``, into a float32 model.
-
-    peft only warns about most of what is refused here: weights left over, missing, damaged or of another shape, a
-    pattern that never ends, merging that would compute something else than peft does.
-    """
+    """Merge the LoRA weights in ``folder``, called ``place``, into a float32 model, or refuse them."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
@@ -64,10 +60,8 @@ def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
     rows = {len(embedding), len(unembedding)}
     for name, shape in stored.items():
         if _EMBEDDING.search(name) and shape[0] not in rows:  # only the user knows how to fit another vocabulary in
-            raise XatlasError(
-                f"{misfit} {name} has {shape[0]} rows, the model {min(rows)}; "
-                f"resize the embeddings, merge with peft's merge_and_unload and give the saved folder."
-            )
+            advice = "resize the embeddings, merge with peft's merge_and_unload and give the saved folder."
+            raise XatlasError(f"{misfit} {name} has {shape[0]} rows, the model {min(rows)}; {advice}")
     ids = torch.tensor([_tokens_to_compare(settings, min(rows))])
     for name, value in load_file(folder / LORA_WEIGHTS).items():
         if not bool(value.isfinite().all()):
@@ -84,13 +78,11 @@ def merge(model: PreTrainedModel, folder: Path, place: Path) -> PreTrainedModel:
     if stray or gaps:
         raise XatlasError(f"{misfit} it has no module for {stray[0]}." if stray else f"{misfit} they lack {gaps[0]}.")
     if not float((found - expected).abs().max()) <= _ROUNDING * max(1.0, float(expected.abs().max())):
-        changed = [name for name in stored if any(part in name for part in ("lm_head", "embed_tokens", "wte"))]
-        if embedding is unembedding and changed:
-            raise XatlasError(
-                f"the LoRA weights in {place} change an embedding that is tied to the unembedding; "
-                f"merging them would change both. Merge them yourself and give the folder."
-            )
-        raise XatlasError(f"the LoRA weights in {place} cannot be merged: the merged model computes something else.")
+        tied = any(part in name for name in stored for part in ("lm_head", "embed_tokens", "wte"))
+        what = "the merged model computes something else."
+        if embedding is unembedding and tied:
+            what = "they change an embedding that is tied to the unembedding. Merge them yourself and give the folder."
+        raise XatlasError(f"the LoRA weights in {place} cannot be merged: {what}")
     return merged
 
 
@@ -117,7 +109,6 @@ def _refuse_endless(settings: Mapping[str, Any], names: list[str], place: Path) 
     try:
         subprocess.run(command, input=asked, capture_output=True, timeout=_PATTERN_SECONDS, check=True)
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:  # too slow, or out of memory
-        pattern = patterns[int(((error.stdout or b"").split() or [b"0"])[-1])]
-        raise XatlasError(
-            f"the pattern {pattern[:80]!r} in {place / LORA_CONFIG} takes too long to match; name the modules instead."
-        ) from error
+        pattern = patterns[int(((error.stdout or b"").split() or [b"0"])[-1])][:80]
+        what = f"the pattern {pattern!r} in {place / LORA_CONFIG} takes too long to match"
+        raise XatlasError(f"{what}; name the modules instead.") from error

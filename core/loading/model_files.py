@@ -9,13 +9,12 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from xatlas.errors import XatlasError
-from xatlas.files import locked, sha256, sha256_of_file, write_atomic
+from xatlas.files import explained, file_state, locked, sha256, sha256_of_file, write_atomic
 from xatlas.text import first_line
 
 _CONFIG = re.compile(r"(generation_)?config\.json|config\.\d+\.\d+\.\d+\.json")
@@ -30,8 +29,6 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Smaller files are hashed anew each time: reading them costs less than remembering them.
 _REMEMBER_FROM_BYTES = 1 << 20
-#: File systems note times in steps of up to 10 ms: two writes within one step look like one.
-_CLOCK_STEP = 0.02
 #: What helps where the cache can't be found, or takes no files.
 _CACHE_ADVICE = "set XATLAS_CACHE to a folder for the cache."
 
@@ -57,37 +54,32 @@ def make_once(target: Path, ready: Callable[[], bool], make: Callable[[Path], Pa
     Of several processes one makes it, and the others wait.
     """
     lock, partial = target.with_name(f"{target.name}.lock"), f".partial-{target.name}-"
-    try:
-        with locked(lock, f"another process is making {target}: waiting for it.", _CACHE_ADVICE):
-            if ready():  # another process did it meanwhile
-                return
-            for left_over in target.parent.glob(f"{glob.escape(partial)}*"):  # the lock is ours: of a killed process
-                shutil.rmtree(left_over, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=partial) as work:
-                made = make(Path(work))
-                shutil.rmtree(target, ignore_errors=True)  # an incomplete one
-                made.replace(target)
-    except OSError as error:
-        raise XatlasError(f"cannot write {target} ({error.strerror or error}).") from error
+    waiting = f"another process is making {target}: waiting for it."
+    with locked(lock, waiting, _CACHE_ADVICE), explained(target, advice=_CACHE_ADVICE):
+        if ready():  # another process did it meanwhile
+            return
+        for left_over in target.parent.glob(f"{glob.escape(partial)}*"):  # the lock is ours: of a killed process
+            shutil.rmtree(left_over, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=partial) as work:
+            made = make(Path(work))
+            shutil.rmtree(target, ignore_errors=True)  # an incomplete one
+            made.replace(target)
 
 
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file; that of a large one is remembered in the cache until the file changes."""
     try:
-        state = _state(path)
-        if state[0] < _REMEMBER_FROM_BYTES:
+        if path.stat().st_size < _REMEMBER_FROM_BYTES:
             return sha256(path.read_bytes())
+        state = file_state(path)
         note = cache_folder() / "hashes" / f"{sha256(os.fsencode(path.resolve()))[:32]}.json"
         with contextlib.suppress(XatlasError, KeyError):
             known = read_json(note)
             if known["fingerprint"] == state:
                 return str(known["sha256"])
         for _ in range(3):
-            # A write right after this hash must get another time than the one before it.
-            if abs(time.time() - state[2] / 1e9) < _CLOCK_STEP:
-                time.sleep(_CLOCK_STEP)
             digest = sha256_of_file(path)
-            before, state = state, _state(path)
+            before, state = state, file_state(path)
             if before == state:
                 content = {"path": str(path), "fingerprint": state, "sha256": digest}
                 with contextlib.suppress(XatlasError):  # a cache that cannot be written costs time, nothing else
@@ -96,12 +88,6 @@ def file_sha256(path: Path) -> str:
     except OSError as error:
         raise XatlasError(f"cannot read {path} ({error.strerror or error}).") from error
     raise XatlasError(f"{path} is being written; try again when that is done.")
-
-
-def _state(path: Path) -> list[int]:
-    """Return what a new content changes: the change time too, for copying can preserve the others."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def files_hash(files: Mapping[str, Path]) -> str:
@@ -152,11 +138,13 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def of_model(folder: Path) -> dict[str, Path]:
-    """Return what is read of a model's folder, by name: weights, configs, tokenizer, chat templates."""
+def of_model(folder: Path, *, weighted: bool = True) -> dict[str, Path]:
+    """Return what is read of a model's folder, by name: weights (or none), configs, tokenizer, chat templates."""
+    if not weighted:
+        return _matching(folder, _CONFIG) | of_tokenizer(folder)
     weights = weight_files(folder)
     index = [] if weights == [folder / "model.safetensors"] else [folder / INDEX]
-    return {path.name: path for path in [*index, *weights]} | _matching(folder, _CONFIG) | of_tokenizer(folder)
+    return {path.name: path for path in [*index, *weights]} | of_model(folder, weighted=False)
 
 
 def of_lora(folder: Path) -> dict[str, Path]:
@@ -195,13 +183,11 @@ def only(files: Mapping[str, Path], place: Path, misfit: str) -> Iterator[Path]:
     Whatever the block raises becomes one line that begins with ``misfit`` and names ``place``, where the files lie.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        with explained(Path(tempfile.gettempdir()), advice="set TMPDIR to another one."):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xatlas-")))
             for name, path in files.items():
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).symlink_to(path.absolute())
-        except OSError as error:
-            raise XatlasError(f"cannot write in {tempfile.gettempdir()} ({error.strerror or error}).") from error
         try:
             yield folder
         except XatlasError:
@@ -212,32 +198,35 @@ def only(files: Mapping[str, Path], place: Path, misfit: str) -> Iterator[Path]:
             raise XatlasError(f"{misfit}: {first_line(error).replace(str(folder), str(place))}") from error
 
 
-def missing_parts(folder: Path) -> list[str]:
-    """Return what a folder lacks to be a complete model, in words; empty when it is complete."""
+def missing_parts(folder: Path, *, weighted: bool = True) -> list[str]:
+    """Return what a folder lacks to be a complete model, or one without weights, in words; empty when it lacks none."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    try:
-        weights = weight_files(folder)
-    except XatlasError as error:
-        return [*missing, str(error)]
-    missing += [path.name for path in weights if not path.is_file()] if weights else ["safetensors weights"]
+    if weighted:
+        try:
+            weights = weight_files(folder)
+        except XatlasError as error:
+            return [*missing, str(error)]
+        missing += [path.name for path in weights if not path.is_file()] if weights else ["safetensors weights"]
     has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     return missing if has_tokenizer else [*missing, "a tokenizer (tokenizer.json)"]
 
 
-def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
-    """Return the config of a folder that can be loaded, with the LoRA weights asked for; refuse any other folder."""
+def check_folder(folder: Path, lora: Path | None = None, *, weighted: bool = True) -> dict[str, Any]:
+    """Return the config of a folder that can be loaded, with the LoRA weights asked for; refuse any other folder.
+
+    Of one that is not to be ``weighted`` no weights are looked at.
+    """
     where = folder / "config.json"
     if (folder / LORA_CONFIG).is_file():
         if not where.is_file():
             base = read_json(folder / LORA_CONFIG).get("base_model_name_or_path") or "MODEL"
             raise XatlasError(f"{folder} holds LoRA weights, no model; ask for '{base}+{folder}'.")
-        if lora is None or lora.resolve() != folder.resolve():
-            raise XatlasError(
-                f"{folder} holds LoRA weights beside the model: name it with +, '{folder}+{folder}', to measure the "
-                f"model with them, or move {LORA_CONFIG} away to measure it without."
-            )
-    weight_files(folder)  # of a bad index it says more than a list of what is missing
-    missing = missing_parts(folder)
+        if weighted and (lora is None or lora.resolve() != folder.resolve()):
+            advice = f"name it with +, '{folder}+{folder}', to measure it with them, or move {LORA_CONFIG} away."
+            raise XatlasError(f"{folder} holds LoRA weights beside the model: {advice}")
+    if weighted:
+        weight_files(folder)  # of a bad index it says more than a list of what is missing
+    missing = missing_parts(folder, weighted=weighted)
     if "safetensors weights" in missing:
         raise XatlasError(f"no safetensors weights in {folder}{_other_weights(folder)}.")
     if missing:
@@ -245,9 +234,9 @@ def check_folder(folder: Path, lora: Path | None = None) -> dict[str, Any]:
     config = read_json(where)
     if not architecture_of(config):
         raise XatlasError(f'{where} names no model class; add e.g. "architectures": ["LlamaForCausalLM"].')
-    if config.get("transformers_weights"):
+    if weighted and config.get("transformers_weights"):
         raise XatlasError(f"{where} names the file of its weights; call it model.safetensors and name none.")
-    if quantised := config.get("quantization_config"):
+    if weighted and (quantised := config.get("quantization_config")):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         how = f"quantised with {method or 'an unnamed method'}"
         raise XatlasError(f"the weights in {folder} are {how}: use the original weights, or a GGUF file.")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Adapter, HookPoint, Site
 from xatlas.errors import XatlasError, unknown
 from xatlas.files import sha256
 from xatlas.interventions import Intervention
 from xatlas.manager import adapters
-from xatlas.model.hold import holding
 from xatlas.model.hooks import (
     CleanRun,
     Editor,
@@ -24,18 +25,15 @@ from xatlas.model.hooks import (
     LayerCall,
     SiteFunction,
     attached,
-    capture_hook,
     exclusive,
-    rebuilding,
+    holding,
+    rebuild,
     record,
 )
 from xatlas.model.proof import prove as prove_hook_points
 from xatlas.prompts.reader import Reader, TokenPrompt, TokenSuite
 from xatlas.suites import Prompt, Suite
-from xatlas.vocabulary import TEMPLATE_DATE, BosHabit
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from xatlas.vocabulary import READ_ONLY, TEMPLATE_DATE, BosHabit
 
 #: Hugging Face model → its lock: two that hook one model share it.
 _LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -74,15 +72,10 @@ def make_reader(
 
 
 class HookedModel:
-    """A causal language model whose sites can be captured and edited.
+    """A causal language model whose sites can be captured and edited; its hook points are proved when it is made.
 
     One thread at a time: what hooks or runs the model holds :attr:`lock`, and other threads wait. Forwards of the
     Hugging Face model itself don't wait; they pass by the hooks of other threads, but not what ``intervene`` holds.
-
-    Raises
-    ------
-    XatlasError
-        No adapter fits the model, or a check of its hook points fails (the module is named).
     """
 
     def __init__(
@@ -137,6 +130,16 @@ class HookedModel:
         return dtype
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What it was loaded with and reads texts by: fields of :class:`xatlas.config.MeasureConfig`."""
+        held: dict[str, Any] = {"dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device)}
+        held["attention"] = str(getattr(self.model.config, "_attn_implementation", None))
+        reader = self.reader
+        if reader is not None:
+            held |= {"bos": reader.bos, "template_date": reader.template_date, "chat_template": reader.chat is not None}
+        return held
+
+    @property
     def overflow(self) -> str:
         """What to say where numbers are not finite; empty where the dtype isn't to blame."""
         return ": float16 overflows, use float32 or bfloat16" if self.dtype == torch.float16 else ""
@@ -163,6 +166,12 @@ class HookedModel:
             if layout is not None and not 0 <= head < layout.n_heads:
                 raise XatlasError(f"head {head} is out of range: layer {layer} has heads 0 to {layout.n_heads - 1}.")
 
+    @property
+    def editable(self) -> list[Site]:
+        """All sites that can be changed, layer by layer."""
+        every = [Site(layer, kind) for layer, points in enumerate(self.points) for kind in points]
+        return [site for site in every if site.kind not in READ_ONLY]
+
     def sites(self, kind: str) -> list[Site]:
         """Return the sites of one kind, layer by layer."""
         return [Site(layer, kind) for layer in range(self.n_layers) if kind in self.points[layer]]
@@ -181,18 +190,13 @@ class HookedModel:
         point = self.point(site)
         if point.edit_as is None:
             return [self.hook(site, editor)]
-        enter, rebuild = rebuilding(editor)
-        return [self.hook(Site(site.layer, "resid_pre"), enter), self.hook(Site(site.layer, point.edit_as), rebuild)]
+        entered: deque[Tensor] = deque(maxlen=1)
+        enter = self.hook(Site(site.layer, "resid_pre"), entered.append)
+        return [enter, self.hook(Site(site.layer, point.edit_as), partial(rebuild, editor, entered))]
 
     @exclusive
     def read(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
-        """Tokenise a suite the way this model reads it; some prompts may be dropped, with a reason.
-
-        Raises
-        ------
-        XatlasError
-            The model has no tokenizer, or no prompt is left.
-        """
+        """Tokenise a suite the way this model reads it; some prompts may be dropped, with a reason, but not all."""
         if self.reader is None:
             raise XatlasError("this model was made without a tokenizer: it can't read text.")
         return self.reader.suite(suite)
@@ -241,14 +245,9 @@ class HookedModel:
         """Return the values of ``sites`` ``(batch, pos, ...)`` in one clean forward.
 
         Of token ids ``(batch, pos)`` without padding, or of one text, read as a prompt is.
-
-        Raises
-        ------
-        XatlasError
-            The model lacks a site, or was not loaded with the attention that gives its patterns.
         """
         values: dict[Site, Tensor] = {}
-        with attached([self.hook(site, capture_hook(values, site)) for site in dict.fromkeys(sites)]):
+        with attached([self.hook(site, partial(values.__setitem__, site)) for site in dict.fromkeys(sites)]):
             self.run(ids)
         return values
 
@@ -281,13 +280,8 @@ class HookedModel:
         """Hold interventions over Hugging Face's own forward and ``generate``, in the order of the model's forward.
 
         They hold on the prompt and on every cached decode step, with left padding too. During generation ``last`` is
-        the newest token of each step. ``means`` holds reference means ``(2, ...)``, for mean ablation. Other threads'
-        captures and sweeps wait until the ``with`` block ends.
-
-        Raises
-        ------
-        XatlasError
-            The model lacks a site, a mean is missing, or a change needs another run.
+        the newest token of each step. ``means`` holds reference means ``(2, ...)``, for mean ablation; a change that
+        needs another run is refused. Other threads' captures and sweeps wait until the ``with`` block ends.
         """
         with self.lock, holding(self, interventions, means or {}, seed):
             yield

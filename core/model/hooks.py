@@ -1,32 +1,36 @@
-"""Hooks on a hook point: reading, editing, and recording what a clean forward passes."""
+"""Hooks on hook points: reading, editing, recording what a clean forward passes, and holding interventions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+from torch import Tensor, nn
 
 from xatlas.contracts.adapter import HookPoint, Site
 from xatlas.errors import XatlasError
+from xatlas.interventions import Intervention, InterventionContext, edit
 from xatlas.prompts.reader import TokenPrompt
+from xatlas.vocabulary import forward_order
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
     from xatlas.model import HookedModel
 
 #: Receives the site's value; returns the new one, or None to leave it.
-SiteFunction = Callable[["Tensor"], "Tensor | None"]
+SiteFunction = Callable[[Tensor], Tensor | None]
 #: Receives the site's value and returns the new one.
-Editor = Callable[["Tensor"], "Tensor"]
+Editor = Callable[[Tensor], Tensor]
 #: A module, its hook point, and what is called with the site's value each time the module runs.
-Hook = tuple["nn.Module", HookPoint, SiteFunction]
+Hook = tuple[nn.Module, HookPoint, SiteFunction]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -43,10 +47,7 @@ def exclusive(function: _F) -> _F:
 
 @contextmanager
 def attached(hooks: Iterable[Hook], *, every_thread: bool = False) -> Iterator[None]:
-    """Hold several hooks for the length of a ``with`` block; none survives it.
-
-    Forwards that other threads run meanwhile pass them by, unless ``every_thread``.
-    """
+    """Hold hooks for a ``with`` block; forwards of other threads pass them by, unless ``every_thread``."""
     thread = None if every_thread else get_ident()
     with ExitStack() as stack:
         for module, point, function in hooks:
@@ -96,34 +97,16 @@ def count_hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def capture_hook(values: dict[Site, Tensor], site: Site) -> SiteFunction:
-    """Return a function that keeps the value it is called with as ``values[site]``."""
+def rebuild(editor: Editor, entered: Sequence[Tensor], value: Tensor) -> Tensor:
+    """Return what to add to the stream that entered last, so that the sum is ``editor(sum)``, in place of ``value``.
 
-    def keep(value: Tensor) -> None:
-        values[site] = value
-
-    return keep
-
-
-def rebuilding(editor: Editor) -> tuple[SiteFunction, Editor]:
-    """Return how the stream is edited by way of what is added to it.
-
-    Where a module only reads a copy of the stream, replacing what it reads would miss the stream itself. The
-    stream is then rebuilt where it was last added to: the first function reads the stream entering the layer
-    ``(row, pos, d_model)``, the second takes what is added to it and returns what makes the sum ``editor(sum)``.
+    Where a module only reads a copy of the stream, replacing what it reads would miss the stream itself: it is rebuilt
+    where it was last added to.
     """
-    entered: list[Tensor] = []
-
-    def enter(value: Tensor) -> None:
-        entered[:] = [value]
-
-    def rebuild(value: Tensor) -> Tensor:
-        stream = entered[0] + value
-        new = editor(stream)
-        # Exact where the stream is set to zero, and where it is left alone.
-        return torch.where(new == stream, value, new - entered[0])
-
-    return enter, rebuild
+    stream = entered[-1] + value
+    new = editor(stream)
+    # Exact where the stream is set to zero, and where it is left alone.
+    return torch.where(new == stream, value, new - entered[-1])
 
 
 @dataclass(frozen=True)
@@ -171,7 +154,7 @@ def record(model: HookedModel, rows: int, sites: Sequence[Site], forward: Callab
         calls.append(LayerCall(*one_row((tuple(args[1:] if name is None else args), named), rows)))
 
     hooks = [model.hook(Site(model.n_layers - 1, "resid_post"), final.append)]
-    hooks += [model.hook(site, capture_hook(values, site)) for site in sites]
+    hooks += [model.hook(site, partial(values.__setitem__, site)) for site in sites]
     with ExitStack() as stack:
         for layer in range(model.n_layers):
             handle = model.adapter.layer(layer).register_forward_pre_hook(before, prepend=True, with_kwargs=True)
@@ -194,3 +177,140 @@ def one_row(value: Any, rows: int) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(one_row(item, rows) for item in value)
     return value
+
+
+# -- holding interventions over Hugging Face's own forward and generate --------------------------------------------
+
+#: Names under which decoders take and return their cache.
+CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+
+
+class HeldContext(InterventionContext):
+    """The context of whatever is being run; updated at each forward pass of the decoder."""
+
+    def __init__(self, model: HookedModel, means: Mapping[Site, Tensor], seed: int) -> None:
+        super().__init__({site: mean.to(model.device) for site, mean in means.items()}, seed)
+        self.model = model
+        # of the whole forward, and of what is run right now: each token's position, and whether it is no padding
+        self._whole = self._position, self._real = torch.zeros(0), torch.zeros(0)
+        self._counted = True  # whether it is known how many tokens went before
+        self._cache: Any = None
+        # of the last forward: its cache, how many tokens each row then held (row, 1), and how many with padding
+        self._last: tuple[Any, Tensor | int, int] = (None, 0, 0)
+
+    def before_forward(self, decoder: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Read off the decoder's arguments where its tokens stand."""
+        given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
+        named = [given.get("input_ids"), given.get("inputs_embeds"), *args]
+        tokens = next(value for value in named if value is not None)
+        rows, length = tokens.shape[:2]
+        mask = given.get("attention_mask")
+        real = torch.ones(rows, length, dtype=torch.bool, device=tokens.device)
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            real = mask.bool()
+            paths = [self.model.adapter.conv_path(layer) for layer in range(self.model.n_layers)]
+            biased = any(path is not None and self.model.adapter.module(path).bias is not None for path in paths)
+            if biased and not bool(real.all()):
+                what = "padding in front of a convolution with bias is not exact in Hugging Face's forward"
+                warnings.warn(f"{what}: run prompts of equal length together.", stacklevel=2)
+        self._cache = next((given[name] for name in CACHES if given.get(name) is not None), None)
+        past: Tensor | int | None = 0
+        columns = 0
+        if real.shape[1] == length:  # a longer mask covers the past as well
+            past, columns = self._past(given)
+        self._counted = past is not None
+        position = (0 if past is None else past) + real.cumsum(1) - 1
+        self._whole = self._position, self._real = position[:, -length:], real[:, -length:]
+        self._last = (None, position[:, -1:] + 1, columns + real.shape[1])
+
+    def after_forward(self, _: Any, __: Any, output: Any) -> None:
+        """Remember the cache that belongs to the forward."""
+        made = output if isinstance(output, Mapping) else {}
+        cache = self._cache if self._cache is not None else next((made[n] for n in CACHES if n in made), None)
+        self._last = (cache if self._counted else None, *self._last[1:])
+
+    def edit(self, intervention: Intervention, value: Tensor) -> Tensor:
+        """Make an intervention, in a forward or in a layer that is run alone: on blocks of rows, or last positions."""
+        rows, length = value.shape[:2]
+        self._position, self._real = self._whole
+        if self._real.shape != (rows, length):
+            self._position = self._position[:1, -length:].expand(rows, -1)
+            self._real = self._real[:1, -length:].expand(rows, -1)
+        return edit(intervention, value, self)
+
+    def _past(self, given: Mapping[str, Any]) -> tuple[Tensor | int | None, int]:
+        """Return how many tokens went before, by row or in all, and how many with padding; None if that's unknown."""
+        if self._cache is None:
+            return 0, 0
+        held = _cached_length(self._cache)
+        cache, counts, columns = self._last
+        if cache is self._cache and held in (None, columns):
+            return counts, columns
+        if held is None and isinstance(given.get("cache_position"), torch.Tensor):
+            held = int(given["cache_position"].reshape(-1)[0])
+        return held, held or 0
+
+    def mask(self, positions: str) -> Tensor:
+        """Return which tokens are ``all``, ``first`` or ``last`` (the newest), padding never ``(row, pos)``."""
+        if positions == "all":
+            return self._real
+        if positions == "first":
+            if not self._counted:
+                advice = "run the text from its beginning under the same intervene, or pass use_cache=False."
+                raise XatlasError(f"this model's cache does not count its tokens, so position 0 is not known: {advice}")
+            return (self._position == 0) & self._real
+        if positions == "last":
+            newest = torch.where(self._real, self._position, -1).amax(1, keepdim=True)
+            return (self._position == newest) & self._real
+        raise XatlasError(f"while a text is run, the positions '{positions}' are not known: use all, first or last.")
+
+    def source(self, site: Site, name: str) -> Tensor:
+        raise XatlasError("while a text is run there is no other run to take values from: use zero, mean or add.")
+
+    def clean(self, site: Site) -> Tensor:
+        raise XatlasError("while a text is run there is no clean run beside it: a control needs a sweep.")
+
+
+@contextmanager
+def holding(
+    model: HookedModel, interventions: Sequence[Intervention], means: Mapping[Site, Tensor], seed: int
+) -> Iterator[None]:
+    """Hold interventions until the ``with`` block ends; refuse at once what can't be held."""
+    context = HeldContext(model, means, seed)
+    hooks = []
+    # Two edits may hook one module, where they run in the order of their hooks.
+    for intervention in sorted(interventions, key=lambda each: forward_order(each.site.kind)):
+        model.check(intervention)
+        if intervention.change.runs() or intervention.change.reads():
+            context.source(intervention.site, "")
+        for site in intervention.change.means(intervention.site):
+            context.mean(site)
+        hooks += model.edit_hooks(intervention.site, partial(context.edit, intervention))
+    decoder = model.model.base_model
+    with ExitStack() as stack:
+        stack.callback(decoder.register_forward_pre_hook(context.before_forward, with_kwargs=True).remove)
+        stack.callback(decoder.register_forward_hook(context.after_forward).remove)
+        stack.enter_context(attached(hooks, every_thread=True))
+        try:
+            yield
+        except ValueError as error:
+            # generate() asks its cache for a length before the first forward; without attention there is none.
+            if "get_seq_length" not in str(error) or "attention" in model.operator_types:
+                raise
+            what = "this model has no attention layer, so Hugging Face's cache can't count its tokens"
+            raise XatlasError(f"{what}: pass use_cache=False.") from None
+
+
+def is_held(model: HookedModel) -> bool:
+    """Whether interventions are held over a model's forward at this moment."""
+    hooks = model.model.base_model._forward_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), HeldContext) for hook in hooks)
+
+
+def _cached_length(cache: Any) -> int | None:
+    """Return how many tokens a cache holds; None where it holds some and does not count them."""
+    with suppress(AttributeError, TypeError, ValueError):
+        return int(cache.get_seq_length())
+    with suppress(AttributeError, TypeError, ValueError):
+        return None if cache.has_previous_state() else 0
+    return None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import refuse_not_finite
-from xatlas.model.hooks import Editor, Hook, attached, count_hooks, exclusive
-from xatlas.vocabulary import READ_ONLY, forward_order
+from xatlas.model.hooks import attached, count_hooks, exclusive
+from xatlas.vocabulary import forward_order
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.model import HookedModel
 
 #: Tokens in the proof's text.
@@ -29,15 +29,17 @@ def prove(model: HookedModel) -> None:
     """Check every hook point of a freshly loaded model in short passes and stop at the first that is wrong.
 
     One pass reads every site through an edit that changes nothing: each hook must fire exactly once, the logits must
-    stay bit-identical, and what was read must add up. One reads without editing, and finds the values that what
-    runs later writes over: of those, copies are kept from then on. In one, each row of a batch has one site
-    perturbed, and its logits must move.
+    stay bit-identical, and what was read must add up. One finds values that are written over later. In one, each row of
+    a batch has one site perturbed, and its logits must move.
     """
-    before = count_hooks(model.model)
-    _check_paths(model)
-    vocabulary = int(model.adapter.module(model.adapter.embedding_path).weight.shape[0])
+    before, adapter = count_hooks(model.model), model.adapter
+    paths = [adapter.embedding_path, adapter.final_norm_path, adapter.unembedding_path]
+    for layer, points in enumerate(model.points):
+        paths += [*adapter.roles(layer).values(), *(point.module for point in points.values())]
+    for path in paths:
+        adapter.module(path)  # raises where the name is wrong
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (1, LENGTH), generator=generator).to(model.device)
+    ids = torch.randint(0, model.adapter.vocabulary, (1, LENGTH), generator=generator).to(model.device)
     logits = _logits(model, ids)
     values = _read_through_edits(model, ids, logits)
     for layer in range(model.n_layers):
@@ -47,14 +49,14 @@ def prove(model: HookedModel) -> None:
     _check_receptive_fields(model, ids)
     gap = _gap(model.adapter.logits(values[Site(model.n_layers - 1, "resid_post")]), logits)
     if gap:
-        raise XatlasError(
-            f"the last layer's stream through {model.adapter.final_norm_path} and "
-            f"{model.adapter.unembedding_path} does not give the model's logits (difference {gap:.2g})."
-        )
-    still = _unmoved(model, ids, _editable(model), 1.0)
+        way = f"the last layer's stream through {model.adapter.final_norm_path} and {model.adapter.unembedding_path}"
+        raise XatlasError(f"{way} does not give the model's logits (difference {gap:.2g}).")
+    still = _unmoved(model, ids, model.editable, 1.0)
     # What is lost beside a stream that is far larger is perturbed once more, far more strongly.
     for site in _unmoved(model, ids, still, 1e5) if still else ():
-        if not _has_zero_weight(model, site.layer):
+        weights = [*adapter.layer(site.layer).parameters(), *adapter.module(adapter.unembedding_path).parameters()]
+        # an all-zero weight may be all that reads the site
+        if all(weight.dim() < 2 or bool(weight.any()) for weight in weights):
             raise _wrong(model, site, "a perturbation there does not reach the logits")
     if count_hooks(model.model) != before:
         raise XatlasError("hooks are left on the model after its proof: one of its modules keeps them.")
@@ -65,15 +67,9 @@ def _logits(model: HookedModel, ids: Tensor) -> Tensor:
     return model.model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
 
 
-def _editable(model: HookedModel) -> list[Site]:
-    kinds = [Site(layer, kind) for layer in range(model.n_layers) for kind in model.points[layer]]
-    return [site for site in kinds if site.kind not in READ_ONLY]
-
-
 def _wrong(model: HookedModel, site: Site, found: str) -> XatlasError:
-    return XatlasError(
-        f"{type(model.adapter).__name__} is wrong about {site} (module {model.point(site).module}): {found}."
-    )
+    where = f"{site} (module {model.point(site).module})"
+    return XatlasError(f"{type(model.adapter).__name__} is wrong about {where}: {found}.")
 
 
 def _gap(ours: Tensor, theirs: Tensor, *terms: Tensor) -> float:
@@ -85,31 +81,18 @@ def _gap(ours: Tensor, theirs: Tensor, *terms: Tensor) -> float:
     return gap if gap > tolerance else 0.0
 
 
-def _check_paths(model: HookedModel) -> None:
-    """Resolve every module that the adapter names, so that a wrong name is in the error."""
-    adapter = model.adapter
-    paths = [adapter.embedding_path, adapter.final_norm_path, adapter.unembedding_path]
-    for layer, points in enumerate(model.points):
-        paths += [*adapter.roles(layer).values(), *(point.module for point in points.values())]
-    for path in paths:
-        adapter.module(path)
-
-
 def _read_through_edits(model: HookedModel, ids: Tensor, logits: Tensor) -> dict[Site, Tensor]:
     """Read every site through an edit that changes nothing."""
     values: dict[Site, Tensor] = {}
     fired: Counter[Site] = Counter()
 
-    def reader(site: Site) -> Editor:
-        def read(value: Tensor) -> Tensor:
-            fired[site] += 1
-            values[site] = value
-            return value.clone()
+    def read(site: Site, value: Tensor) -> Tensor:
+        fired[site] += 1
+        values[site] = value
+        return value.clone()
 
-        return read
-
-    sites = _editable(model)
-    with attached([model.hook(site, reader(site)) for site in sites]):
+    sites = model.editable
+    with attached([model.hook(site, partial(read, site)) for site in sites]):
         edited = _logits(model, ids)
     for site in sites:
         if fired[site] != 1:
@@ -163,7 +146,7 @@ def _check_heads(model: HookedModel, layer: int, values: dict[Site, Tensor]) -> 
 
 def _find_overwritten(model: HookedModel, ids: Tensor) -> None:
     """Find the sites whose value the forward writes over, in place, after it was read."""
-    sites = _editable(model)
+    sites = model.editable
     copied = model.record(ids, sites)  # as long as nothing is known, all that is kept is a copy
     model.overwritten = ()
     kept = model.record(ids, sites)
@@ -181,10 +164,8 @@ def _check_receptive_fields(model: HookedModel, ids: Tensor) -> None:
         field = model.adapter.receptive_field(layer)
         if field is None:
             continue
-        wrong = (
-            f"{type(model.adapter).__name__} is wrong about layer {layer}: its last output does not follow from the "
-            f"last {field} positions alone"
-        )
+        what = f"its last output does not follow from the last {field} positions alone"
+        wrong = f"{type(model.adapter).__name__} is wrong about layer {layer}: {what}"
         whole = model.run_layer(layer, hidden, run.calls[layer])[:, -1]
         try:
             cut = model.run_layer(layer, hidden[:, -field:], run.calls[layer])[:, -1]
@@ -198,27 +179,15 @@ def _unmoved(model: HookedModel, ids: Tensor, sites: Sequence[Site], strength: f
     """Perturb each site in a row of its own, and return those whose row's logits stay."""
     generator = torch.Generator().manual_seed(1)
 
-    def perturb(row: int) -> Editor:
-        def add(value: Tensor) -> Tensor:
-            noise = torch.randn(value.shape[1:], generator=generator).to(value.device, value.dtype)
-            result = value.clone()
-            result[row] += noise * (value[row].abs().mean() + 1) * strength
-            return result
+    def perturb(row: int, value: Tensor) -> Tensor:
+        noise = torch.randn(value.shape[1:], generator=generator).to(value.device, value.dtype)
+        result = value.clone()
+        result[row] += noise * (value[row].abs().mean() + 1) * strength
+        return result
 
-        return add
-
-    hooks: list[Hook] = []
-    for row, site in enumerate(sites, start=1):
-        hooks += model.edit_hooks(site, perturb(row))
-    with attached(hooks):
+    rows = enumerate(sites, start=1)
+    with attached([hook for row, site in rows for hook in model.edit_hooks(site, partial(perturb, row))]):
         hidden = model.run(ids.expand(len(sites) + 1, -1)).last_hidden_state[:, -1]
         logits = model.adapter.module(model.adapter.unembedding_path)(hidden).float()
     still = (logits[1:] - logits[0]).abs().amax(-1) <= 1e-5 * logits[0].abs().max().clamp(min=1e-6)
     return [site for site, unmoved in zip(sites, still.tolist(), strict=True) if unmoved]  # what overflows has moved
-
-
-def _has_zero_weight(model: HookedModel, layer: int) -> bool:
-    """Whether the layer has an all-zero weight, so that a site may be read by nothing that counts."""
-    parameters = [*model.adapter.layer(layer).parameters()]
-    parameters += [*model.adapter.module(model.adapter.unembedding_path).parameters()]
-    return any(weight.dim() > 1 and not bool(weight.any()) for weight in parameters)

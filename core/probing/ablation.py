@@ -168,12 +168,11 @@ class AblationProbe(Probe):
         """Return all variables, from those that were measured."""
         return arrays
 
-    def n_conditions(self, size: Mapping[str, int], draws: int) -> float:
-        """Return the number of cells, controls included, times draws."""
-        usual = {dim: len(labels) for dim, labels in self.labels(None).items()}
-        sizes = {**usual, **size, "prompt": 1, "scope": 1}
-        cells = [variable.dims for name, variable in self.variables.items() if name.startswith("kl")]
-        return draws * sum(math.prod(sizes.get(dim, 1) for dim in dims) for dims in cells)
+    def planned(self, model: HookedModel, suite: Suite, draws: int) -> tuple[Sequence[Condition], Sequence[Metric]]:
+        """Return just what will be swept."""
+        grid = self._grid(model, draws)
+        metrics = (self._metrics(name, grid.labels["scope"]) for name in self.variables)
+        return grid.conditions, list({name: metric for each in metrics for name, metric in each.items()}.values())
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Return the declared variables; see :meth:`cells`."""

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from xatlas.contracts.adapter import Site
 from xatlas.prompts.reader import buckets
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.model import HookedModel
     from xatlas.prompts.reader import TokenPrompt
 
@@ -30,10 +29,9 @@ def random_direction(width: int, seed: int) -> Tensor:
 def matched_direction(values: Tensor, seed: int) -> Tensor:
     """Return a random unit direction ``(layer, d_model)`` with the covariance of ``values (layer, prompt, d_model)``.
 
-    A stream varies far more in some directions than in others, and every difference of means lies mostly in those.
-    A uniform direction hardly does, so it is no control for a difference of means; this one is: a combination of
-    centred values with standard normal weights has, whatever it is drawn from, the covariance of the values. A
-    layer whose values are all the same has no direction: its row is NaN.
+    Differences of means lie mostly where a stream varies most, and uniform directions hardly do: this is the control
+    for them. A combination of centred values with standard normal weights has the covariance of the values. Where
+    they are all the same, the layer's row is NaN.
     """
     weights = torch.randn(values.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     centred = values.double() - values.double().mean(1, keepdim=True)

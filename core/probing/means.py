@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from xatlas.errors import XatlasError
 from xatlas.interventions import means_needed
@@ -17,13 +18,10 @@ from xatlas.model.hooks import exclusive
 from xatlas.prompts.reader import TokenPrompt, TokenSuite, buckets
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.contracts.adapter import Site
     from xatlas.contracts.probe import Inputs
     from xatlas.interventions import Condition
     from xatlas.model import HookedModel
-
 
 #: Fewest tokens after position 0 that a mean may rest on.
 LEAST_TOKENS = 500
@@ -62,9 +60,24 @@ def sources(
 
 @torch.inference_mode()
 def reference_means(model: HookedModel, reference: TokenSuite, sites: Iterable[Site]) -> Means:
-    """Average sites over the reference prompts' texts, position 0 apart: in float64, stored in float32.
+    """Average sites over the reference prompts' texts, position 0 apart: in float64, stored in float32."""
+    batches = mean_batches(reference)
+    n_prompts, n_tokens = sum(map(len, batches)), sum(len(prompt.ids) - 1 for batch in batches for prompt in batch)
+    sums: dict[Site, Tensor] = {}
+    for batch in batches:
+        values = model.capture(model.tokens(batch), sorted(set(sites)))
+        for site, value in values.items():
+            value = value.double() if value.device.type != "mps" else value.float()
+            pair = torch.stack([value[:, 0].sum(0), value[:, 1:].sum((0, 1))])
+            sums[site] = sums[site] + pair if site in sums else pair
+    means = {site: torch.stack([first / n_prompts, rest / n_tokens]).float() for site, (first, rest) in sums.items()}
+    return Means(means, n_tokens)
 
-    Prompts are taken family by family in turn until there are enough tokens; fewer than 500 are refused.
+
+def mean_batches(reference: TokenSuite) -> list[list[TokenPrompt]]:
+    """Return the reference prompts that means are taken over, in batches of equal length.
+
+    Prompts are taken family by family in turn until there are enough tokens.
     """
     families: dict[str, list[TokenPrompt]] = {}
     for prompt in reference.prompts:
@@ -77,20 +90,11 @@ def reference_means(model: HookedModel, reference: TokenSuite, sites: Iterable[S
         chosen += [members[turn] for members in families.values() if turn < len(members)]
         n_tokens = sum(len(prompt.ids) - 1 for prompt in chosen)
     if n_tokens < LEAST_TOKENS:
-        raise XatlasError(
-            f"the reference has {n_tokens} tokens after position 0; a mean needs at least {LEAST_TOKENS}: "
-            f"give a longer --reference."
-        )
-    sums: dict[Site, Tensor] = {}
+        what = f"the reference has {n_tokens} tokens after position 0; a mean needs at least {LEAST_TOKENS}"
+        raise XatlasError(f"{what}: give a longer --reference.")
     lengths = [len(prompt.ids) for prompt in chosen]
-    for group in buckets(lengths, {length: max(1, 512 // length) for length in set(lengths)}):
-        values = model.capture(model.tokens([chosen[i] for i in group]), sorted(set(sites)))
-        for site, value in values.items():
-            value = value.double() if value.device.type != "mps" else value.float()
-            pair = torch.stack([value[:, 0].sum(0), value[:, 1:].sum((0, 1))])
-            sums[site] = sums[site] + pair if site in sums else pair
-    means = {site: torch.stack([first / len(chosen), rest / n_tokens]).float() for site, (first, rest) in sums.items()}
-    return Means(means, n_tokens)
+    groups = buckets(lengths, {length: max(1, 512 // length) for length in set(lengths)})
+    return [[chosen[i] for i in group] for group in groups]
 
 
 def choose_donors(prompts: Sequence[TokenPrompt], reference: TokenSuite, seed: int, draws: int) -> list[Run]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from xatlas.contracts.adapter import Site
 from xatlas.engine.schedule import Budget
@@ -29,12 +30,9 @@ from xatlas.vocabulary import READ_ONLY, PatchMode
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from torch import Tensor
-
     from xatlas.contracts.probe import Inputs, Variable
     from xatlas.model import HookedModel
     from xatlas.suites import Suite
-
 
 #: Smallest demand on what clean and corrupted run prefer, in logits: recovery divides by their difference.
 LEAST_DEMAND = 0.01
@@ -79,26 +77,19 @@ class Pairs:
 
 
 def read_pairs(model: HookedModel, suite: Suite, least: float) -> Pairs:
-    """Tokenise clean and corrupted texts, and keep the pairs on which patching says something.
+    """Tokenise clean and corrupted texts, and keep the pairs on which patching says something; there must be some.
 
     In the clean run the target must lead the foil by ``least`` logits, in the corrupted run the foil the target.
-    A suite without pairs is refused, and one of which none is left, with the reasons.
     """
     if not least >= LEAST_DEMAND:
-        raise XatlasError(
-            f"least = {least:g} does not fit: it takes at least {LEAST_DEMAND:g} logits, for recovery divides by "
-            "what clean and corrupt run differ in."
-        )
+        why = "recovery divides by what clean and corrupt run differ in."
+        raise XatlasError(f"least = {least:g} does not fit: it takes at least {LEAST_DEMAND:g} logits, for {why}")
     usable = [prompt for prompt in suite if prompt.foil is not None and prompt.corrupt_text is not None]
     if not usable:
-        foiled, paired = (
-            ", ".join(dict.fromkeys(p.family for p in suite if getattr(p, field) is not None)) or "none"
-            for field in ("foil", "corrupt_text")
-        )
-        raise XatlasError(
-            f"suite '{suite.name}' has no prompt with both a foil and a corrupt twin, which patching needs. "
-            f"Families with a foil: {foiled}; with a corrupt_text: {paired}."
-        )
+        have = {field: [p.family for p in suite if getattr(p, field) is not None] for field in ("foil", "corrupt_text")}
+        told = "; ".join(f"with a {field}: {', '.join(dict.fromkeys(own)) or 'none'}" for field, own in have.items())
+        what = f"suite '{suite.name}' has no prompt with both a foil and a corrupt twin, which patching needs"
+        raise XatlasError(f"{what}. Families {told}.")
     tokens = model.read(usable)
     unpaired = {prompt.id for prompt in suite} - {prompt.id for prompt in usable}
     dropped = dict.fromkeys(sorted(unpaired), "no foil or no corrupt twin") | tokens.dropped
@@ -132,13 +123,8 @@ def _pair(model: HookedModel, clean: TokenPrompt) -> Pair | str:
         end = span[1] + len(prompt.corrupt_text) - len(prompt.text)
         span = (span[0], end) if end > span[0] else None
     # the right answer to the corrupted text is the foil
-    swapped: dict[str, Any] = {
-        "corrupt_text": prompt.text,
-        "target": prompt.foil,
-        "foil": prompt.target,
-        "subject": span,
-    }
-    corrupt = model.reader.prompt(replace(prompt, text=prompt.corrupt_text, **swapped))
+    twin = replace(prompt, text=prompt.corrupt_text, corrupt_text=prompt.text, target=prompt.foil, foil=prompt.target)
+    corrupt = model.reader.prompt(replace(twin, subject=span))
     if isinstance(corrupt, str):
         return f"the twin can't be read: {corrupt}"
     if clean.n_text != corrupt.n_text:
@@ -172,6 +158,10 @@ def logit_differences(model: HookedModel, prompts: Sequence[TokenPrompt]) -> np.
         final = model.capture(model.tokens(some), [last])[last]
         result[group] = _logit_difference(model, final, some).double().cpu().numpy()
     return result
+
+
+#: Those of no suite: what is patched can be counted without any.
+NO_PAIRS = Pairs((), np.zeros(0), np.zeros(0), {})
 
 
 @dataclass(frozen=True)
@@ -219,17 +209,10 @@ class Patching:
 
         ``denoise`` puts clean values into the corrupted run, ``noise`` corrupted values into the clean run.
         ``recovery`` and ``recovery_control`` ``(prompt, layer, site, position)`` are the change of the logit difference
-        over that between the runs, 1 where all of the answer moves, by the patch and by a random change of its norm;
-        NaN where a layer has no such site or a pair no such token.
+        over that between the runs, 1 where all of the answer moves, by the patch and by a random change of its norm.
         """
         names = ("recovery", "recovery_control") if control else ("recovery",)
-        grid = Grid({each: tuple(self.labels) for each in names}, self.labels)
-        for site, position in self._effective():
-            cell = {"layer": site.layer, "site": site.kind, "position": position}
-            patch = Intervention(site, FromRun(_SOURCE), positions=position)
-            grid.add("recovery", cell, patch)
-            for draw in range(inputs.draws if control else 0):
-                grid.add("recovery_control", cell, matched_control(patch, draw))
+        grid = self.grid(inputs.draws if control else 0)
         runs = [pair.corrupt for pair in self.pairs.pairs], [pair.clean for pair in self.pairs.pairs]
         into, source = runs if mode == "denoise" else runs[::-1]
         change = named_sweep(
@@ -247,11 +230,21 @@ class Patching:
         measured = {each: grid.gather(each, share).where(grid.index(each)[0] >= 0, 0) for each in names}
         return {each: self._where_there(values) for each, values in measured.items()}
 
-    def _effective(self) -> Iterator[tuple[Site, str]]:
-        """Yield sites and position classes at which a patch can have an effect: elsewhere it is 0.
+    def grid(self, draws: int) -> Grid:
+        """Return the patches, and so many controls of each."""
+        grid = Grid({each: tuple(self.labels) for each in ("recovery", "recovery_control")}, self.labels)
+        for site, position in self._effective():
+            cell = {"layer": site.layer, "site": site.kind, "position": position}
+            patch = Intervention(site, FromRun(_SOURCE), positions=position)
+            grid.add("recovery", cell, patch)
+            for draw in range(draws):
+                grid.add("recovery_control", cell, matched_control(patch, draw))
+        return grid
 
-        By causality none has one before the first token in which the two runs differ, and none at other positions
-        than the readout in the last layer.
+    def _effective(self) -> Iterator[tuple[Site, str]]:
+        """Yield sites and position classes at which a patch can have an effect.
+
+        By causality it is 0 before the runs differ, and in the last layer anywhere but at the readout.
         """
         same_start = all(pair.clean.ids[0] == pair.corrupt.ids[0] for pair in self.pairs.pairs)
         for kind in self.sites:
@@ -311,10 +304,10 @@ def gradients(
     leaves: dict[Site, Tensor] = {}
     final: list[Tensor] = []
 
-    def read(value: Tensor, site: Site) -> None:
+    def read(site: Site, value: Tensor) -> None:
         values[site] = value.detach()
 
-    def add_leaf(value: Tensor, site: Site) -> Tensor:
+    def add_leaf(site: Site, value: Tensor) -> Tensor:
         """Add zeros to differentiate by; what is added at the site that edits stand for is added to the site itself."""
         leaves[site] = torch.zeros_like(value, requires_grad=True)
         return value + leaves[site]
@@ -322,7 +315,7 @@ def gradients(
     hooks = []
     for site in dict.fromkeys(sites):
         edited = Site(site.layer, model.point(site).edit_as or site.kind)
-        hooks += [model.hook(site, partial(read, site=site)), model.hook(edited, partial(add_leaf, site=site))]
+        hooks += [model.hook(site, partial(read, site)), model.hook(edited, partial(add_leaf, site))]
     hooks.append(model.hook(Site(model.n_layers - 1, "resid_post"), final.append))
     with torch.inference_mode(False), torch.enable_grad():
         with attached(hooks):

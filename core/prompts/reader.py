@@ -46,14 +46,13 @@ class TokenPrompt:
         """Tokens of the target that were run."""
         return len(self.ids) - self.n_text
 
-    def positions(self, name: str) -> tuple[int, ...]:
-        """Return the positions of class ``name``; the classes share none, ``last`` and ``first`` go before.
+    def target_at(self, position: int) -> int | None:
+        """Return the target's token that follows a position, where one does."""
+        index = position - (self.n_text - 1)
+        return self.target_ids[index] if 0 <= index < len(self.target_ids) else None
 
-        Raises
-        ------
-        XatlasError
-            There is no such class.
-        """
+    def positions(self, name: str) -> tuple[int, ...]:
+        """Return the positions of class ``name``; the classes share none, ``last`` and ``first`` go before."""
         if name not in POSITION_CLASSES:
             raise XatlasError(f"unknown position class '{name}'. Valid: all, {', '.join(POSITION_CLASSES)}.")
         if name == "first":
@@ -135,23 +134,11 @@ class Reader:
             in_turns = text in template and text not in _DOCUMENT_ENDS and candidate != begin
             if candidate == tokenizer.bos_token_id or not (_TURN_ENDS.search(text) or in_turns):
                 return int(candidate)
-        raise XatlasError(
-            "the tokenizer has neither a beginning nor an end token of documents to put at position 0: "
-            "use --bos native."
-        )
+        what = "the tokenizer has neither a beginning nor an end token of documents to put at position 0"
+        raise XatlasError(f"{what}: use --bos native.")
 
     def suite(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
-        """Tokenise every prompt.
-
-        One is dropped, with a reason, where its text's own tokens do not stay as they are once target or foil
-        follows, where no token of the target can be read out, where the chat template changes the text, and
-        where the model has no room for it or no such token.
-
-        Raises
-        ------
-        XatlasError
-            No prompt is left, or the chat template can't be rendered.
-        """
+        """Tokenise every prompt; one is dropped, with a reason, where :meth:`prompt` gives one, but not all of them."""
         suite = list(suite)
         if self.chat is not None:
             texts = [text for prompt in suite for text in (prompt.text, prompt.corrupt_text)]

@@ -18,7 +18,6 @@ from xatlas.results.store import Entry, FolderCheckpoint, Store, atlas_folder, c
 if TYPE_CHECKING:
     import xarray as xr
 
-
 #: What a choice between jobs can name; ``suite`` takes a suite's name or the start of its hash.
 CHOICES = ("suite", "reference", *(setting.name for setting in fields(KeyedSettings)), "key")
 
@@ -87,21 +86,17 @@ def _chosen(entry: Entry, name: str, value: Any) -> bool:
 
 
 def _choose(node: str, entries: list[Entry]) -> str:
-    """Say which jobs there are and what differs between them."""
-    described = []
+    described = {}
     for entry in entries:
         record = entry.job.record()
         for name in ("suite", "reference"):
             record[name] = entry.name_of(name) or str(record[name])[:12]
         for group in ("parameters", "inputs"):
             record |= {f"{group}.{name}": value for name, value in record.pop(group).items()}
-        described.append({name: str(value) for name, value in record.items()})
-    common = set.intersection(*(set(each.items()) for each in described))
-    lines = []
-    for entry, each in zip(entries, described, strict=True):
-        own = ", ".join(f"{name}={value}" for name, value in each.items() if (name, value) not in common)
-        lines.append(f"[key={entry.key} {own}]")
-    return f"{len(entries)} jobs of {node[1:]} fit; choose one by what differs: {' '.join(lines)}"
+        described[entry.key] = [f"{name}={value}" for name, value in record.items()]
+    common = set.intersection(*map(set, described.values()))
+    own = (f"[key={key} {', '.join(w for w in words if w not in common)}]" for key, words in described.items())
+    return f"{len(entries)} jobs of {node[1:]} fit; choose one by what differs: {' '.join(own)}"
 
 
 # -- verification ----------------------------------------------------------------------------------
@@ -120,38 +115,30 @@ class Problem:
     repaired: str = ""  # what was done about it, empty where nothing was
 
 
-#: A path, what is wrong with it, and the lock under which it may be removed; without one it is set aside.
+#: A path, what is wrong with it, and the lock under which it may be removed, or None: then it is set aside.
 _Fault = tuple[Path, str, Path | None]
 
 
 def verify(path: str | Path = "atlas", *, repair: bool = False) -> Iterator[Problem]:
-    """Check every file of an atlas: hash, key, schema; strays, locks, parts and temporary files.
+    """Check every file of an atlas, in the order of their names: hash, key, schema; strays, locks, parts.
 
-    Files of jobs that another process is at work on are left out.
-
-    Parameters
-    ----------
-    path : path
-        The folder ``atlas``, or the folder that holds it.
-    repair : bool
-        Set aside what is wrong, under a name with ``.damaged``; remove what killed runs left. The next run
-        measures again what it needs.
-
-    Yields
-    ------
-    Problem
-        In the order of the files' names.
-
-    Raises
-    ------
-    XatlasError
-        There is no atlas, or it can't be written to for ``repair``.
+    ``path`` is the atlas, or the folder that holds it. What is wrong is set aside with ``repair``, and what killed runs
+    left is removed: the next run measures again what it needs. Jobs that another process is at work on are left out.
     """
     root = atlas_folder(Path(path))
     if not root.is_dir() or not any(_OWN.fullmatch(file.name) for file in root.glob("*/*")):
         raise XatlasError(f"{root} holds no atlas: there is no result in it, nor anything else of xatlas.")
-    for file, what, lock in _faults(root):  # a repair comes before the next file is looked at
-        yield Problem(file, what, _repair(file, lock) if repair else "")
+    for place in sorted(root.iterdir()):
+        files = sorted(place.iterdir()) if place.is_dir() else ()
+        faults: Iterable[_Fault] = (fault for file in files for fault in _faults_of(file))
+        if place.name == ".comparisons":
+            faults = (fault for file in files for fault in _faults_of_record(file))
+        elif place.name.startswith(".") or _ASIDE.fullmatch(place.name):
+            continue
+        elif not place.is_dir() and (place.suffix == ".nc" or place.is_symlink()):
+            faults = [(place, f"{place} is out of place: an atlas holds a folder for each model.", None)]
+        for file, what, lock in faults:  # a repair comes before the next file is looked at
+            yield Problem(file, what, _repair(file, lock) if repair else "")
 
 
 def _repair(file: Path, lock: Path | None) -> str:
@@ -166,19 +153,6 @@ def _repair(file: Path, lock: Path | None) -> str:
     except Busy:
         return ""
     return "removed"
-
-
-def _faults(root: Path) -> Iterator[_Fault]:
-    for folder in sorted(root.iterdir()):
-        if folder.name == ".comparisons":
-            yield from _faults_of_comparisons(folder)
-        elif folder.name.startswith(".") or _ASIDE.fullmatch(folder.name):
-            continue
-        elif folder.is_dir():
-            for file in sorted(folder.iterdir()):
-                yield from _faults_of(file)
-        elif folder.suffix == ".nc" or folder.is_symlink():
-            yield folder, f"{folder} is out of place: an atlas holds a folder for each model.", None
 
 
 def _faults_of(file: Path) -> Iterator[_Fault]:
@@ -220,19 +194,17 @@ def _faults_of(file: Path) -> Iterator[_Fault]:
                 yield part, f"{part} is damaged, or no part of this job.", None
 
 
-def _faults_of_comparisons(folder: Path) -> Iterator[_Fault]:
-    """Check the records of comparisons, which are made again where they lack."""
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not os.path.lexists(file):  # a hash goes aside with its file
-            continue
-        if file.suffix == ".json":
-            try:
-                read_hashed(file)
-            except XatlasError as error:
-                yield file, str(error), None
-        elif file.name.endswith(".json.sha256") and not os.path.lexists(file.with_name(file.stem)):
-            yield file, f"{file} is a hash without its file.", None
-        elif file.suffix == ".tmp" and not any(map(held, folder.glob("*.lock"))):
-            own = re.match(r"\.(.+)-[0-9a-f]{16}\.", file.name)
-            lock = folder / f"{own[1]}.lock" if own else None
-            yield file, f"{file} was left by a killed run.", lock
+def _faults_of_record(file: Path) -> Iterator[_Fault]:
+    """Check one thing beside the records of comparisons, which are made again where they lack."""
+    if not os.path.lexists(file):  # a hash goes aside with its file
+        return
+    if file.suffix == ".json":
+        try:
+            read_hashed(file)
+        except XatlasError as error:
+            yield file, str(error), None
+    elif file.name.endswith(".json.sha256") and not os.path.lexists(file.with_name(file.stem)):
+        yield file, f"{file} is a hash without its file.", None
+    elif file.suffix == ".tmp" and not any(map(held, file.parent.glob("*.lock"))):
+        own = re.match(r"\.(.+)-[0-9a-f]{16}\.", file.name)
+        yield file, f"{file} was left by a killed run.", file.with_name(f"{own[1]}.lock") if own else None

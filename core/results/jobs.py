@@ -19,7 +19,7 @@ def job_key(record: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Job(KeyedSettings):
-    """One probe on one model, with everything that its numbers depend on, settings included: its key digests it all."""
+    """One probe on one model, with everything that its numbers depend on, settings included."""
 
     model: str  # slug: the folder in the atlas
     weights: str  # revision, or hash of the weights, and of LoRA weights where there are any

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas.contracts.probe import Probe
-
 
 log = logging.getLogger("xatlas")
 
@@ -138,17 +136,17 @@ class Store:
 
             validate(dataset, probe)
             contract = _contract(probe)
-        text = json.dumps(
-            {**provenance, "format": 1, "key": job.key, "job": job.record(), "contract": contract}, sort_keys=True
-        )
+        record = {**provenance, "format": 1, "key": job.key, "job": job.record(), "contract": contract}
+        text = json.dumps(record, sort_keys=True)
         result = dataset.drop_encoding()
         result.attrs[RECORD] = text
         data = files.seal(encode(result), text)
         with self.lock(job):
             if self.state(job) == "damaged":
                 files.set_aside(path)
-            if os.path.lexists(files.hash_path(path)) and not files.hash_path(path).is_file():
-                files.set_aside(files.hash_path(path))
+            beside = files.hash_path(path)
+            if os.path.lexists(beside) and not beside.is_file():
+                files.set_aside(beside)
             files.write_hashed(path, data)
             self.checkpoint(job).drop()
         return path
@@ -180,22 +178,19 @@ class Store:
                 self._warn(path, f"passed over: {error}")
 
 
+@dataclass(frozen=True)
 class FolderCheckpoint(Checkpoint):
     """Keeps finished parts of a long job as files, each written whole and sealed with its job's and its own name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
-        """Return the arrays saved under ``key``; None where there are none, or where they are damaged or others'."""
         import numpy as np
 
-        path = self._file(key)
-        if not os.path.lexists(path):
-            return None
         data = self._read(key)
         if data is None:
-            log.warning("%s is damaged: this part is measured again.", path)
+            if os.path.lexists(self._file(key)):
+                log.warning("%s is damaged: this part is measured again.", self._file(key))
             return None
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             # The leading underscore keeps array names apart from savez's own argument names.
@@ -213,7 +208,6 @@ class FolderCheckpoint(Checkpoint):
         return found[0] if found is not None and found[1] == self._note(key) else None
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep ``arrays`` under ``key``, whole or not at all."""
         import numpy as np
 
         buffer = io.BytesIO()
@@ -262,16 +256,14 @@ def encode(dataset: xr.Dataset) -> bytes:
 def read_result(path: Path, *, placed: bool = True) -> xr.Dataset:
     """Return the dataset in ``path``, in memory, once it is proved to be what its name says.
 
-    It is refused where it is missing, damaged, without hash, another job's, off its probe's contract, or not
-    written by xatlas. A file that is not ``placed`` need not stand under its own name in its model's folder.
+    A file that is not ``placed`` need not stand under its own name in its model's folder.
     """
     return _decode(path, _prove(path, placed).data)
 
 
 def read_entry(path: Path, *, placed: bool = True) -> Entry:
-    """Return what the file says of itself, proved like :func:`read_result`; its numbers are read where they must."""
-    content = _prove(path, placed)
-    return Entry(path, content.job, {name: value for name, value in content.record.items() if name != "job"})
+    """Return what the file says of itself, proved like :func:`read_result`."""
+    return _prove(path, placed).entry
 
 
 def read_unproved(path: Path) -> xr.Dataset:
@@ -284,7 +276,7 @@ def check_result(path: Path) -> None:
     from xatlas.schema import validate
 
     _remembered.pop(path, None)
-    probe, dataset = _declaring(_prove(path).job), read_result(path)
+    probe, dataset = _declaring(read_entry(path).job), read_result(path)
     if probe is not None:
         validate(dataset, probe)
 
@@ -297,21 +289,21 @@ class _Content:
     """What a result's file holds, proved by the hash beside it and, where it is sealed, by our own seal."""
 
     data: bytes  # netCDF
-    record: Mapping[str, Any]
-    job: Job
+    entry: Entry
     sealed: bool
 
 
 #: Files whose bytes were proved, and the state of file and hash that they were read in.
-_remembered: dict[Path, tuple[list[int], _Content]] = {}
+_remembered: dict[Path, tuple[list[list[int]], _Content]] = {}
 _MOST_BYTES = 1 << 29
-#: File systems note times in steps of up to 10 ms: two writes within one step look like one.
-_CLOCK_STEP_NS = 20_000_000
 
 
 def _prove(path: Path, placed: bool = True) -> _Content:
     """Return what the file holds; it is read and hashed once, as long as neither it nor its hash is touched."""
-    state = _state(path)
+    try:
+        state = [files.file_state(each) for each in (path, files.hash_path(path))]
+    except OSError:
+        state = []
     known = _remembered.get(path)
     if known and state == known[0]:
         content = known[1]
@@ -321,27 +313,15 @@ def _prove(path: Path, placed: bool = True) -> _Content:
             _remembered.clear()
         if state:
             _remembered[path] = state, content
-    job, key = content.job, content.record["key"]
+    job, key = content.entry.job, content.entry.key
     if placed and (path.parent.name, path.stem) != (job.model, f"{job.probe}-{key}"):
         raise XatlasError(f"{path} is out of place: it is {job.probe} of {job.model} ({key}), or a copy of that.")
     probe = _declaring(job)
-    if probe is not None and not (content.sealed and content.record.get("contract") == _contract(probe)):
+    if probe is not None and not (content.sealed and content.entry.provenance.get("contract") == _contract(probe)):
         from xatlas.schema import validate
 
         validate(_decode(path, content.data), probe)
     return content
-
-
-def _state(path: Path) -> list[int]:
-    """Return what any change of the file or of its hash changes; nothing while a next change might not show."""
-    try:
-        found = [os.stat(each) for each in (path, files.hash_path(path))]
-    except OSError:
-        return []
-    newest = max(time_ns for each in found for time_ns in (each.st_mtime_ns, each.st_ctime_ns))
-    if time.time_ns() - newest < _CLOCK_STEP_NS:
-        return []
-    return [n for s in found for n in (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)]
 
 
 def _read(path: Path) -> _Content:
@@ -354,14 +334,15 @@ def _read(path: Path) -> _Content:
         data, text = sealed
     try:
         record = json.loads(text)
-        job = Job.from_record(record["job"])
+        written = record.pop("job")
+        entry = Entry(path, Job.from_record(written), record)
         # Of the record as it stands: a version that knew other fields digested those.
-        consistent = job_key(record["job"]) == record["key"]
-    except (KeyError, TypeError, ValueError, RecursionError, XatlasError):
+        consistent = job_key(written) == record["key"]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, XatlasError):
         raise XatlasError(f"{path} is not a result of xatlas: it lacks the attribute '{RECORD}'.") from None
     if not consistent:
         raise XatlasError(f"{path} is damaged: its key is not that of the job written in it.")
-    return _Content(data, record, job, sealed is not None)
+    return _Content(data, entry, sealed is not None)
 
 
 def _decode(path: Path, data: bytes, *, trial: bool = False) -> xr.Dataset:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from xatlas.run.plan import Plan
 from xatlas.run.reporting import ComparisonResult, Failure, Report, ReporterChoice, reporting
 from xatlas.run.runner import run
 from xatlas.run.source import source_of
+from xatlas.slugs import is_twin
 from xatlas.stats import holm
 
 if TYPE_CHECKING:
@@ -62,22 +64,28 @@ def compare(
     return report
 
 
-def collect(comparison: Comparison, plan: Plan, store: Store) -> tuple[dict[str, Path], list[Resolved]]:
-    """Return tree node → file of all that the comparison may read, and the models that it can show.
+def collect(comparison: Comparison, plan: Plan, store: Store) -> tuple[dict[str, Path], list[Resolved], list[str]]:
+    """Return tree node → file of all that the comparison may read, the models that it can show, and who is left out.
 
-    Nodes are ``/{model}/{probe}``, or with ``@`` and what differs. Models that lack something are left out.
+    Nodes are ``/{model}/{probe}``, or with ``@`` and what differs. Models that lack something are left out, and their
+    twins with them; twins are there for comparisons that use them.
     """
     nodes: dict[str, Path] = {}
-    shown = []
-    for model in plan.models:
+    shown: list[Resolved] = []
+    left_out = []
+    for model in [*plan.models, *(plan.twins if comparison.uses_twins else ())]:
+        if model in plan.twins and not any(is_twin(model.slug, each.slug) for each in shown):
+            continue
         answers = [(needed, plan.answer(model, needed).job) for needed in comparison.requires]
         held = [job for _, job in answers if store.state(job) == "done"]
         if all(needed.optional or job in held for needed, job in answers):
             shown.append(model)
             for job in held:
                 nodes[f"/{model.slug}/{job.probe}"] = store.file(job)
-                nodes |= variants(job, plan.config, store)
-    return nodes, shown
+                nodes |= {} if model in plan.twins else variants(job, plan.config, store)
+        else:
+            left_out.append(model.slug)
+    return nodes, shown, left_out
 
 
 def variants(main: Job, config: MeasureConfig, store: Store) -> dict[str, Path]:
@@ -88,8 +96,9 @@ def variants(main: Job, config: MeasureConfig, store: Store) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for entry in store.entries([main.model], [main.probe]):
         same = replace(entry.job, **{name: getattr(main, name) for name in VARIED})
-        # The same suite by name with other prompts in it is an older one, not another one.
-        stale = entry.job.suite != main.suite and entry.name_of("suite") == config.suite.name
+        # The same suite by name with other prompts in it is an older one, or a part of it, not another one.
+        named = re.sub(r"\[\d+\]$", "", str(entry.name_of("suite")))
+        stale = entry.job.suite != main.suite and named == (config.suite.whole or config.suite).name
         name = _difference(entry, main)
         if same == main and name and not stale:
             found[f"/{main.model}/{main.probe}@{name}"] = entry.path
@@ -120,10 +129,8 @@ def _compare_one(
 ) -> ComparisonResult | None:
     """Make one comparison, or take it from its record; what goes wrong beside it is added to ``failures``."""
     name, folder = comparison.name, store.path / ".comparisons"
-    nodes, models = collect(comparison, plan, store)
-    for model in plan.models:
-        if model not in models:
-            failures.append(Failure(f"{name} of {model.slug}", "left out, for it could not be measured."))
+    nodes, models, left_out = collect(comparison, plan, store)
+    failures += [Failure(f"{name} of {slug}", "left out, for it could not be measured.") for slug in left_out]
     if not models:
         return None
     source = source_of(type(comparison))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.backends import cuda, cudnn
 
 from xatlas.contracts.adapter import Site
@@ -28,8 +29,6 @@ from xatlas.manager import calling
 from xatlas.model.hooks import attached
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from xatlas.contracts.probe import Inputs, Probe
     from xatlas.model import HookedModel
     from xatlas.suites import Suite
@@ -44,7 +43,6 @@ class State:
         self.lost = False  # whether the model is no longer what it was
         with model.lock:
             self.settings = [read() for _, read, _ in _settings()]
-            self.hooks = {name: dict(hooks) for name, hooks in _global_hooks().items()}
             self.code = [(owner, _code_of(owner)) for owner in _patchable(model)]
             self.logits = _logits(model)
             self.parts, self.attributes = _parts(model)
@@ -54,24 +52,24 @@ class State:
         self.changed, self.lost = self.restore(), False
         if mutates:
             return
-        same, fault = False, "gives other logits"
+        fault = ""
         try:
             # Before the parts: a run sets anew what depends on the length of the last one.
-            same = self.agrees(_logits(self.model))
+            if not self.agrees(_logits(self.model)):
+                fault = "left a model that gives other logits"
         except Exception as error:
-            fault = f"can't be run any more ({type(error).__name__})"
+            fault = f"left a model that can't be run any more ({type(error).__name__})"
         parts, attributes = _parts(self.model)
         before = self.parts | self.attributes
         # Objects may keep more than before, as a cache.
         after = parts | {name: value for name, value in attributes.items() if name in self.attributes}
         odd = [name for name in before | after if before.get(name, _OPAQUE) != after.get(name, _OPAQUE)]
-        self.lost = not same or bool(odd)
         if odd:
             more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
             trains = ": a probe that trains declares mutates = True" if odd[0].startswith(_WEIGHTS) else ""
-            self.changed.append(f"{odd[0]}{more}{trains}")
-        elif not same:
-            self.changed.append(f"left a model that {fault}")
+            fault = f"{odd[0]}{more}{trains}"
+        self.lost = bool(fault)
+        self.changed += [fault] if fault else []
 
     def agrees(self, logits: Tensor) -> bool:
         """Say whether clean logits are this model's, but for what a device's rounding may do."""
@@ -84,14 +82,9 @@ class State:
         changed = []
         for (what, read, write), before in zip(_settings(), self.settings, strict=True):
             if read() != before:
-                changed.append(f"changed {what}")
+                changed.append(what)
                 with suppress(RuntimeError):
                     write(before)
-        for name, hooks in _global_hooks().items():
-            if hooks != self.hooks[name]:
-                changed.append(f"leaves hooks on all modules ({name.strip('_')})")
-                hooks.clear()
-                hooks.update(self.hooks[name])
         for owner, code in self.code:
             now = _code_of(owner)
             inherited = {name for base in getattr(owner, "__mro__", ())[1:-1] for name in vars(base)}
@@ -158,21 +151,13 @@ _WEIGHTS = "changed the model's weights"
 _OPAQUE = object()
 #: Tokens that are run to see whether the model still gives the same logits.
 _LENGTH = 7
-_OF_TOKENIZER = (
-    "special_tokens_map",
-    "all_special_ids",
-    "chat_template",
-    "padding_side",
-    "truncation_side",
-    "model_max_length",
-)
+_OF_TOKENIZER = ("special_tokens_map", "all_special_ids", "chat_template", "padding_side", "truncation_side")
 
 
 @torch.inference_mode()
 def _logits(model: HookedModel) -> Tensor:
     """Return the logits of a few tokens ``(2, pos, vocabulary)``: Hugging Face's, and by the adapter's way."""
-    vocabulary = int(model.adapter.module(model.adapter.embedding_path).weight.shape[0])
-    ids = (torch.arange(_LENGTH, device=model.device) * vocabulary // _LENGTH)[None]
+    ids = (torch.arange(_LENGTH, device=model.device) * model.adapter.vocabulary // _LENGTH)[None]
     last = Site(model.n_layers - 1, "resid_post")
     stream: list[Tensor] = []
     with attached([model.hook(last, stream.append)]):
@@ -183,8 +168,7 @@ def _logits(model: HookedModel) -> Tensor:
 def _parts(model: HookedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return all that a probe might leave changed of a model, as it is now; the key says what the probe then did.
 
-    The second are attributes that hide none of their class. Weights and buffers stand as hashes. The first difference
-    is the one that is named, so modules come first.
+    The second are attributes that hide none of their class. The first difference is named, so modules come first.
     """
     hf, tokenizer = model.model, model.tokenizer
     found: dict[str, Any] = {f"changed the module {path}": type(module) for path, module in hf.named_modules()}
@@ -217,7 +201,7 @@ def _parts(model: HookedModel) -> tuple[dict[str, Any], dict[str, Any]]:
         tokenizer("a")  # sets anew what the last call padded and cut to
         backend = getattr(tokenizer, "backend_tokenizer", None)
         whole = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-        about = {name: _plain(getattr(tokenizer, name, None)) for name in _OF_TOKENIZER}
+        about = {name: _plain(getattr(tokenizer, name, None)) for name in (*_OF_TOKENIZER, "model_max_length")}
         about |= {"size": len(tokenizer), "vocabulary": sha256(whole.encode())}
         about |= {name: value for name, value in vars(tokenizer).items() if callable(value) and _hides(tokenizer, name)}
         found |= {f"changed the tokenizer's {name}": value for name, value in about.items()}
@@ -233,7 +217,7 @@ def _plain(value: Any, containers: bool = True) -> Any:
     """Return what a value can be told apart by; the identity of what is called, and nothing of other objects."""
     if value is None or isinstance(value, bool | int | str | bytes | torch.dtype | torch.device):
         return value
-    if isinstance(value, float):
+    if isinstance(value, float):  # NaN is another NaN
         return repr(value)
     if isinstance(value, torch.Tensor):
         raw = value.detach().contiguous().cpu().reshape(-1)
@@ -253,36 +237,38 @@ _MODES: list[Any] = []
 
 
 def _settings() -> list[tuple[str, Callable[[], Any], Callable[[Any], Any]]]:
-    """Return the settings of the whole process: what each is called, how it is read, and how it is set."""
+    """Return what holds for the whole process: what is said when it is changed, how it is read, and how it is set."""
     found: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
-        ("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
-        ("torch's default device", torch.get_default_device, _set_default_device),
-        ("torch's inference mode", torch.is_inference_mode_enabled, _set_inference_mode),
-        ("torch's grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
-        ("torch's deterministic algorithms", torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
-        ("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
-        ("torch's matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-        ("torch's anomaly detection", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-        ("numpy's handling of errors", np.geterr, lambda kinds: np.seterr(**kinds)),
+        ("default dtype", torch.get_default_dtype, torch.set_default_dtype),
+        ("default device", torch.get_default_device, _set_default_device),
+        ("inference mode", torch.is_inference_mode_enabled, _set_inference_mode),
+        ("grad mode", torch.is_grad_enabled, torch.set_grad_enabled),
+        ("deterministic algorithms", torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+        ("number of threads", torch.get_num_threads, torch.set_num_threads),
+        ("matmul precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        ("anomaly detection", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     ]
     for kind in ("cpu", "cuda"):
         read, write = partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind)
-        found.append((f"torch's autocast on {kind}", read, write))
+        found.append((f"autocast on {kind}", read, write))
     for kind in ("flash", "mem_efficient", "math", "cudnn"):
         read, write = getattr(cuda, f"{kind}_sdp_enabled"), getattr(cuda, f"enable_{kind}_sdp")
-        found.append((f"torch's {kind} attention", read, write))
+        found.append((f"{kind} attention", read, write))
     flags: list[tuple[Any, str]] = [(cuda.matmul, "allow_tf32")]
     flags += [(cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")]
-    for owner, name in flags:
-        found.append((f"torch's flag {name}", partial(_flag, owner, name), partial(setattr, owner, name)))
+    found += [(f"flag {name}", partial(_flag, owner, name), partial(setattr, owner, name)) for owner, name in flags]
+    found = [(f"changed torch's {name}", read, write) for name, read, write in found]
+    found.append(("changed numpy's handling of errors", np.geterr, lambda kinds: np.seterr(**kinds)))
+    for name, hooks in vars(torch.nn.modules.module).items():
+        if name.startswith("_global_") and isinstance(hooks, dict):
+            what = f"leaves hooks on all modules ({name.strip('_')})"
+            found.append((what, partial(dict, hooks), partial(_refill, hooks)))
     return found
 
 
 def _flag(owner: Any, name: str) -> Any:
-    try:
+    with suppress(RuntimeError):  # torch refuses to read a flag of old that was set in the new way
         return getattr(owner, name)
-    except RuntimeError:  # torch refuses to read a flag of old that was set in the new way
-        return None
 
 
 def _set_default_device(device: torch.device) -> None:
@@ -295,9 +281,9 @@ def _set_inference_mode(on: bool) -> None:
     _MODES.append(guard)
 
 
-def _global_hooks() -> dict[str, dict[Any, Any]]:
-    held = vars(torch.nn.modules.module)
-    return {name: value for name, value in held.items() if name.startswith("_global_") and isinstance(value, dict)}
+def _refill(hooks: dict[Any, Any], before: dict[Any, Any]) -> None:
+    hooks.clear()
+    hooks.update(before)
 
 
 def _patchable(model: HookedModel) -> list[Any]:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xatlas import manager
@@ -15,16 +11,10 @@ from xatlas.config import MeasureConfig
 from xatlas.contracts.comparison import Comparison
 from xatlas.contracts.probe import Probe, Requirement
 from xatlas.errors import XatlasError, unknown
-from xatlas.loading.model_files import read_json, tensor_shapes, weight_files
 from xatlas.loading.names import Resolved
 from xatlas.manager import calling
 from xatlas.results.jobs import Job
-from xatlas.vocabulary import DTYPE_BYTES
-
-WORKING_MEMORY = 1.5e9  # bytes that the engine may take besides the weights
-EFFICIENCY = 0.7  # share of the matrix-multiply rate that a sweep reaches
-CHARACTERS_PER_TOKEN = 3.5  # roughly, where no tokenizer is at hand
-OVERHEAD = 2e-4  # seconds that a condition costs per prompt, however small the model
+from xatlas.suites import Suite
 
 
 @dataclass(frozen=True)
@@ -43,7 +33,8 @@ class Step:
 class Plan:
     """What a command measures and compares: made once, and passed on to all that work on it.
 
-    Models are shown in the order given; probes are measured besides what the comparisons require. What can't be
+    Models are shown in the order given; probes are measured besides what the comparisons require, and all of it on
+    untrained ``twins`` too, which are shown by comparisons that use them. What can't be
     measured is refused: unknown names, probes in a circle, models without adapter, parameters of what nobody asks for.
     """
 
@@ -53,13 +44,15 @@ class Plan:
         config: MeasureConfig,
         comparisons: Iterable[Comparison] = (),
         probes: Sequence[str] = (),
+        twins: Iterable[Resolved] = (),
     ) -> None:
-        self.models, self.config, self.comparisons = list(models), config, list(comparisons)
+        self.models, self.config, self.twins = list(models), config, list(twins)
+        self.comparisons, self.probes = list(comparisons), list(probes)
         self._answers: dict[tuple[str, str, str], Step] = {}
         asked = [needed for comparison in self.comparisons for needed in comparison.requires]
         asked += [Requirement(name) for name in probes]
         steps: dict[str, Step] = {}
-        for model in self.models:
+        for model in [*self.models, *self.twins]:
             check_model(model, config)
             for requirement in asked:
                 if not requirement.optional:
@@ -70,6 +63,10 @@ class Plan:
         for probe, given in config.parameters.items():
             if given and probe not in used:
                 raise XatlasError(f"'{probe}' would not be measured: setting its parameters does nothing.")
+
+    def on(self, suite: Suite) -> Plan:
+        """Return the same on another suite."""
+        return Plan(self.models, replace(self.config, suite=suite), self.comparisons, self.probes, self.twins)
 
     def answer(self, model: Resolved, requirement: Requirement, above: tuple[str, ...] = ()) -> Step:
         """Return the step whose result answers a requirement, an optional one too, on a model."""
@@ -153,70 +150,3 @@ def part_parameters(
         if owner not in comparisons:
             raise XatlasError(f"'{owner}' is a comparison that is not asked for: setting its parameters does nothing.")
     return parted
-
-
-def model_size(folder: Path) -> dict[str, int]:
-    """Return how many parameters (and of those in embeddings), layers, heads and groups of them a model's files say."""
-    config = read_json(folder / "config.json")
-    text = config.get("text_config")
-    config = {**config, **(text if isinstance(text, dict) else {})}
-
-    def count(key: str, default: int = 1) -> int:
-        value = config.get(key)
-        return value if isinstance(value, int) and value > 0 else default
-
-    shapes = {name: shape for file in weight_files(folder) for name, shape in tensor_shapes(file).items()}
-    sizes = {name: math.prod(shape) for name, shape in (shapes or _shapes_by_config(folder)).items()}
-    heads = count("num_attention_heads")
-    return {
-        "parameters": sum(sizes.values()),
-        "embedding": sum(size for name, size in sizes.items() if "embed" in name or "lm_head" in name),
-        "layer": count("num_hidden_layers"),
-        "head": heads,
-        "kv_group": count("num_key_value_heads", heads),
-    }
-
-
-@cache
-def _shapes_by_config(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each parameter of a model whose weights are not here, by making it without memory."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    except Exception as error:  # whatever the class made of the config
-        raise XatlasError(
-            f"no model can be made of {folder / 'config.json'} ({type(error).__name__}: {error}); "
-            f"fetch the model to plan with it."
-        ) from error
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
-    """Return about how many minutes on this processor, and GB at the peak, a step will take; within a factor of 2–3."""
-    size, suite = model_size(step.model.folder), config.suite
-    tokens = float(len(suite))
-    if not step.probe.at_readout:
-        tokens += sum(len(prompt.text) + len(prompt.target or "") for prompt in suite) / CHARACTERS_PER_TOKEN
-    conditions = step.probe.n_conditions({"prompt": len(suite), **size}, config.draws)
-    # A change in layer l is run through the layers from l on: half of them on average.
-    flops = 2 * (size["parameters"] - size["embedding"]) * tokens * (1 + conditions / 2)
-    seconds = flops / (EFFICIENCY * _multiply_rate()) + OVERHEAD * len(suite) * conditions
-    return seconds / 60, (size["parameters"] * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
-
-
-@cache
-def _multiply_rate() -> float:
-    """Measure how many floating-point operations a second this processor multiplies matrices with."""
-    import numpy as np
-
-    a = np.ones((512, 512), dtype=np.float32)
-    a @ a
-    best = math.inf
-    for _ in range(20):  # short and often: the best one was not disturbed by other processes
-        started = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - started)
-    return 2 * 512**3 / best

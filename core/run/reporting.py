@@ -129,11 +129,9 @@ class Console(Reporter):
         self.bar: Progress | None = None
 
     def loading(self, model: str) -> None:
-        """Say so."""
         self._say(f"loading {model}")
 
     def start(self, step: Step) -> None:
-        """Show a new bar."""
         self.number += 1
         title = self._title(step)
         if not sys.stderr.isatty() and not (_in_notebook() and find_spec("ipywidgets")):
@@ -150,16 +148,13 @@ class Console(Reporter):
         self.bar.start()
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Move the bar."""
         if self.bar and total > 0:
             self.bar.update(self.bar.task_ids[0], completed=done, total=total, label=one_line(label))
 
     def finish(self, step: Step, seconds: float) -> None:
-        """Say how long it took."""
         self._say(f"{self._title(step)}: {seconds:.1f} s")
 
     def fail(self, failure: Failure) -> None:
-        """Say why."""
         self._say(f"failed: {failure}")
 
     def _title(self, step: Step) -> str:

@@ -46,8 +46,7 @@ def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: b
     """Do the steps of a plan whose results the store lacks; with ``refresh`` all of them.
 
     Models are loaded one after the other, each once, and only when something of theirs is missing; torch is not
-    imported otherwise. A step that fails does not stop those that don't rest on it; a result that is there is replaced
-    once the new one is. What would fail every step, such as a folder that can't be written to, is raised.
+    imported otherwise. A step that fails does not stop those that don't rest on it.
     """
     report, missing = Report(plan), []
     for step in plan.steps:
@@ -105,10 +104,8 @@ class _Worker:
             self.state = State(self.model)
         if self.clean is not None and not self.state.agrees(self.clean):
             self._unload()
-            raise XatlasError(
-                "the model gives other logits now that it is loaded again: a probe before has changed something that "
-                "only a new process can set right."
-            )
+            what = "a probe before has changed something that only a new process can set right."
+            raise XatlasError(f"the model gives other logits now that it is loaded again: {what}")
         self.clean = self.state.logits
         self.provenance = provenance(step.model, self.model, self.config)
 
@@ -173,16 +170,19 @@ class _Worker:
             self._load(steps[0])
         assert self.model is not None
         assert self.state is not None
-        state, probes, inputs = self.state, [step.probe for step in steps], [self._inputs(step) for step in steps]
+        state, probes = self.state, [step.probe for step in steps]
         try:
-            with isolated(probes, state, self.config.suite, inputs) as (suite, own):
+            with isolated(probes, state, self.config.suite, list(map(self._inputs, steps))) as (suite, own):
                 yield self.model, suite, own
         finally:
             if state.lost or any(probe.mutates for probe in probes):
                 self._unload()
 
     def _inputs(self, step: Step) -> Inputs:
-        checkpoint = self.store.checkpoint(step.job)
+        # A suite's first templates are the beginning of all of it: what is kept of one is kept for the other.
+        whole = self.config.suite.whole
+        job = step.job if whole is None or step.job.suite is None else replace(step.job, suite=whole.hash)
+        checkpoint = self.store.checkpoint(job)
         if self.refresh:  # parts of another run may be another version's
             checkpoint.drop()
         return Inputs(
@@ -269,7 +269,17 @@ def provenance(named: Resolved, model: HookedModel, config: MeasureConfig) -> di
     """Return how and on what results are measured, JSON-ready."""
     import torch
 
-    about = ("name", "slug", "source", "architecture", "revision", "weights_hash", "lora_hash", "quantised")
+    about = (
+        "name",
+        "slug",
+        "source",
+        "architecture",
+        "revision",
+        "weights_hash",
+        "lora_hash",
+        "untrained",
+        "quantised",
+    )
     return {
         "model": {name: getattr(named, name) for name in about},
         "suite": _about_suite(model, config.suite),

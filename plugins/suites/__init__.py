@@ -45,7 +45,7 @@ def _suite(name: str, families: dict[str, Family], split: Split, n: int) -> Suit
     return SuiteSpec(name, summary, load, {"quick": "measure", "train": "reference"}.get(name))  # type: ignore[arg-type]
 
 
-STANDARD = _suite("standard", FAMILIES, "test", 50)
+STANDARD = _suite("standard", FAMILIES, "test", 40)
 
 
 @hookimpl
@@ -55,6 +55,6 @@ def xatlas_suites() -> list[SuiteSpec]:
         _suite("quick", FAMILIES, "test", 5),
         STANDARD,
         _suite("train", FAMILIES, "train", 50),
-        _suite("transfer", TRANSFER, "test", 50),
+        _suite("transfer", TRANSFER, "test", 40),
         _suite("transfer-train", TRANSFER, "train", 50),
     ]

@@ -1,8 +1,8 @@
 """What the miniatures' recipe needs from the suites, as files.
 
 `python -m xatlas.plugins.suites N FILE`: write N prompts of the mixed training stream as JSON lines (family, text,
-target). `python -m xatlas.plugins.suites overlap FILE`: print, per family, the share of `standard` prompts whose masked
-text FILE contains.
+target). `python -m xatlas.plugins.suites facts FILE`: print what the cards say of FILE as training data: per family the
+share of its lines, and the share of `standard` prompts whose masked text it contains; the share of slips.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import STANDARD
 from .masking import overlap
-from .mixture import training_stream
+from .mixture import SLIPS, proportions, training_stream
 
 
 def write_stream(count: int, path: Path) -> None:
@@ -27,13 +27,14 @@ def write_stream(count: int, path: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Do one of the two; return the exit status."""
-    if len(arguments) != 2 or not (arguments[0].isdigit() or arguments[0] == "overlap"):
+    if len(arguments) != 2 or not (arguments[0].isdigit() or arguments[0] == "facts"):
         print(__doc__, file=sys.stderr)
         return 2
     path = Path(arguments[1])
-    if arguments[0] == "overlap":
+    if arguments[0] == "facts":
         with path.open(encoding="utf-8") as file:
-            print(json.dumps(overlap(STANDARD.load(), (json.loads(line)["text"] for line in file))))
+            overlaps = overlap(STANDARD.load(), (json.loads(line)["text"] for line in file))
+        print(json.dumps({"shares": proportions(), "slips": SLIPS, "overlap_after_masking": overlaps}))
     else:
         write_stream(int(arguments[0]), path)
     return 0

@@ -35,5 +35,5 @@ PAIRS = Family(
         Frame("equals", "{k} = {s}; {l} = {t}; {asked} =", _pairs),
         Frame("find", "{k} {s} and {l} {t}. Find {asked}. Found", _pairs),
     ),
-    ("", "Pairs: ", "Look up: ", "Table: ", "Given: "),
+    ("", "Pairs: ", "Look up: ", "Table: ", "Given: ", "Data: ", "Keys: ", "Search: "),
 )

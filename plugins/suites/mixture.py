@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from xatlas.suites import Prompt
 
@@ -13,6 +14,8 @@ from .lessons import PAIRS
 from .wording import Family
 
 LESSONS: dict[str, Family] = {PAIRS.name: PAIRS}  # in no suite
+#: Share of the lines whose answer is the twin's: without slips, models grow so sure that no change moves them.
+SLIPS = 0.1
 OTHERS = "others"  # weight of every family that is not named
 
 #: How often the stream draws from each family: more often where small models are slow, in arithmetic and look-ups.
@@ -42,4 +45,6 @@ def training_stream(seed: int, weights: Mapping[str, float] = WEIGHTS) -> Iterat
         name: family.stream("train", seed + 1) for name, family in (FAMILIES | LESSONS).items()
     }  # not the suite's
     while True:
-        yield next(streams[generator.choices(names, cum_weights=sums)[0]])
+        prompt = next(streams[generator.choices(names, cum_weights=sums)[0]])
+        slip = generator.random() < SLIPS
+        yield replace(prompt, target=prompt.foil, foil=prompt.target) if slip else prompt

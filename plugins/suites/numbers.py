@@ -55,7 +55,7 @@ ARITHMETIC = Family(
         Frame("minus", "{a} - {b} =", _difference),
         Frame("less", "{a} minus {b} equals", _difference),
     ),
-    ("", "Compute: ", "Math: ", "Solve this. ", "Quick sum: "),
+    ("", "Compute: ", "Math: ", "Solve this. ", "Quick sum: ", "Numbers: ", "Work out: ", "Add up. "),
 )
 
 
@@ -110,5 +110,5 @@ CONSTANT_FOLDING = Family(
         Frame("compare", "{v} = {a} > {b} folds to {v} =", _comparison),
         Frame("logic", "{v} = {a} {o} {b} folds to {v} =", _logic),
     ),
-    ("", "Fold: ", "Optimize: ", "# fold\n", "# constants\n"),
+    ("", "Fold: ", "Optimize: ", "# fold\n", "# constants\n", "Simplify: ", "# compile\n", "Reduce: "),
 )

@@ -62,7 +62,7 @@ CODE_SEMANTICS = Family(
         Frame("index", "{a} = [{m}, {n}]\nprint({a}[{i}]) # prints", _indexed),
         Frame("tuple", "{a}, {b} = {m}, {n}\nprint({asked}) # prints", _two_variables),
     ),
-    ("", "# code\n", "# example\n", "# trace\n", "import sys\n"),
+    ("", "# code\n", "# example\n", "# trace\n", "import sys\n", "# program\n", "# run\n", "import os\n"),
 )
 
 
@@ -105,7 +105,7 @@ DEAD_CODE = Family(
         Frame("assign", "{v} = {m}\nif {g}:\n    {v} = {n}\nprint({v}) # prints", _assigned),
         Frame("either", "if not {g}:\n    {v} = {m}\nelse:\n    {v} = {n}\nprint({v}) # prints", _assigned),
     ),
-    ("", "# code\n", "# dead or live\n", "# check\n", "import sys\n"),
+    ("", "# code\n", "# dead or live\n", "# check\n", "import sys\n", "# lint\n", "# review\n", "import os\n"),
 )
 
 
@@ -141,5 +141,5 @@ VARIABLE_RENAMING = Family(
         Frame("pair", "Rename {a} to {b} and {c} to {d}: {asked} becomes", _two_renamed),
         Frame("arrows", "{a} -> {b}, {c} -> {d}. The new name of {asked} is", _two_renamed),
     ),
-    ("", "Refactor: ", "# rename\n", "Edit: ", "Step one. "),
+    ("", "Refactor: ", "# rename\n", "Edit: ", "Step one. ", "Cleanup: ", "# refactor\n", "First. "),
 )

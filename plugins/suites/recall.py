@@ -30,7 +30,7 @@ FACTUAL_RECALL = Family(
         Frame("language", "The language of {c} is", _fact(2)),
         Frame("continent", "{c} is a country in", _fact(3)),
     ),
-    ("", "Fact: ", "Geography: ", "It is known: ", "From the atlas: "),
+    ("", "Fact: ", "Geography: ", "It is known: ", "From the atlas: ", "Quiz: ", "On the map: ", "We learned: "),
 )
 
 
@@ -64,7 +64,7 @@ COPYING = Family(
         Frame("arrow", "{words} -> {again}", _list_copy),
         Frame("lines", "{words}\n{again}", _list_copy),
     ),
-    ("", "List: ", "Repeat: ", "Words: ", "Two times: "),
+    ("", "List: ", "Repeat: ", "Words: ", "Two times: ", "Copy: ", "Again: ", "Say it twice. "),
 )
 
 
@@ -104,5 +104,5 @@ INSTRUCTION_FOLLOWING = Family(
         Frame("only", "Say {x}, never {y}. Answer:", _say),
         Frame("signal", "On {a} say {x}, on {b} say {y}. It is {shown}. Say:", _condition),
     ),
-    ("", "Please obey. ", "Task: ", "Follow this. ", "Listen: "),
+    ("", "Please obey. ", "Task: ", "Follow this. ", "Listen: ", "Do this. ", "Order: ", "Now: "),
 )

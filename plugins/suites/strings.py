@@ -49,7 +49,7 @@ STRING_DECODING = Family(
         Frame("acronym", "{w} {u} in initials: {i}", _acronym),
         Frame("next", "{a} -> {b}, {x} ->", _next_letter),
     ),
-    ("", "Decode: ", "Code: ", "Letters: ", "Secret: "),
+    ("", "Decode: ", "Code: ", "Letters: ", "Secret: ", "Cipher: ", "Spell: ", "Puzzle: "),
 )
 
 
@@ -72,7 +72,7 @@ OPPOSITE_RECALL = Family(
         Frame("pair", "{w} and its opposite,", _opposite),
         Frame("mean", "If it is not {w}, it is", _opposite),
     ),
-    ("", "Fact: ", "Words: ", "It is known: ", "Check: "),
+    ("", "Fact: ", "Words: ", "It is known: ", "Check: ", "Quiz: ", "Language: ", "We learned: "),
 )
 
 
@@ -92,5 +92,5 @@ LETTER_DOUBLING = Family(
         Frame("bar", "{x} {y} | {x} {x}", _doubled),
         Frame("copy", "Write {x} {y} with every letter twice: {x} {x}", _doubled),
     ),
-    ("", "Decode: ", "Code: ", "Letters: ", "Secret: "),
+    ("", "Decode: ", "Code: ", "Letters: ", "Secret: ", "Cipher: ", "Spell: ", "Puzzle: "),
 )

@@ -45,7 +45,7 @@ DELIMITER_TRACKING = Family(
         Frame("deep", "{o} {p} {q} {x} {Q} {P}", _brackets("o")),
         Frame("middle", "{q} {o} {x} {p} {y} {P}", _brackets("o")),
     ),
-    ("", "Close: ", "Brackets: ", "Balance this: ", "Match: "),
+    ("", "Close: ", "Brackets: ", "Balance this: ", "Match: ", "Nesting: ", "Parse: ", "Finish: "),
 )
 
 TYPES = ("string", "number", "boolean", "array", "object", "null")
@@ -74,7 +74,7 @@ JSON_SCHEMA = Family(
         Frame("valid", "{{{k}: {s}, {l}: {t}}} A valid {asked} is of type", _schema),
         Frame("list", "[{k}: {s}, {l}: {t}] so {asked} must be", _schema),
     ),
-    ("", "Schema: ", "JSON ", "Given ", "Check: "),
+    ("", "Schema: ", "JSON ", "Given ", "Check: ", "Types: ", "Object: ", "Look: "),
 )
 
 # keyword -> the keyword that follows its name
@@ -110,5 +110,5 @@ CODE_SYNTAX = Family(
         Frame("loop", "while {f}({v}):\n    {w} {n}", _keyword(("for", "with"), NAMES)),
         Frame("branch", "if {f}({v}):\n    {w} {n}", _keyword(("for", "import", "from"), MODULES)),
     ),
-    ("", "# code\n", "# example\n", "# Python\n", "import sys\n"),
+    ("", "# code\n", "# example\n", "# Python\n", "import sys\n", "# script\n", "# file\n", "import os\n"),
 )

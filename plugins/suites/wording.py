@@ -1,9 +1,9 @@
 """How every family words its prompts: leads x frames, split into train and test.
 
 A prompt is a *lead* (a short opening, possibly empty) and a *frame* (the task, with gaps for its content). A family has
-five of each. Lead and frame pairs form a Latin square: each frame meets one lead in the test split only and the other
-four in the train split only. So no test wording occurs in training, although every word of it does, and that stays true
-when all content is masked.
+eight leads and five frames: each frame meets four leads in the test split only and the other four in the train split
+only, and every lead stands in both splits, with other frames. So no test wording occurs in training, although every
+word of it does, and that stays true when all content is masked. Either split has twenty wordings of a family.
 
 Contents are held out too, where a family has enough of them: a sixth of them, picked by a hash, is for the test split
 alone.
@@ -66,7 +66,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of task: five frames, five leads.
+    """A kind of task: five frames, eight leads.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Family:
     frames : tuple of Frame
         The tasks' wordings.
     leads : tuple of str
-        Openings, as many as frames; with their own trailing space or newline.
+        Openings, an even number of them; with their own trailing space or newline.
     """
 
     name: str
@@ -86,11 +86,8 @@ class Family:
     def wordings(self, split: Split) -> list[tuple[Frame, int]]:
         """Pairs of a frame and a lead's number that belong to `split`, frames taking turns."""
         count = len(self.leads)
-        pairs = [
-            (frame, (number + shift) % count) for shift in range(count) for number, frame in enumerate(self.frames)
-        ]
-        test = len(self.frames)  # the pairs with shift 0
-        return pairs[:test] if split == "test" else pairs[test:]
+        shifts = range(0 if split == "test" else 1, count, 2)
+        return [(frame, (number + shift) % count) for shift in shifts for number, frame in enumerate(self.frames)]
 
     def stream(self, split: Split, seed: int) -> Iterator[Prompt]:
         """Prompts without end, the same for the same arguments on every machine; they may repeat."""

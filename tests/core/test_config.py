@@ -7,13 +7,14 @@ import inspect
 
 import pytest
 import typer
+from running import plugged
 
 import xatlas
 from xatlas import vocabulary
 from xatlas.cli import app
-from xatlas.config import KeyedSettings, MeasureConfig, settings
+from xatlas.config import KeyedSettings, MeasureConfig, larger_suite, settings
 from xatlas.results.jobs import Job
-from xatlas.suites import Prompt, Suite
+from xatlas.suites import Prompt, Suite, SuiteSpec
 
 SUITE = Suite("one", (Prompt("a", "f", "a b", " c"),))
 JOB = Job(
@@ -76,3 +77,12 @@ def test_choices_are_the_vocabularys():
     assert choices["attention"] == vocabulary.ATTENTIONS
     assert choices["bos"] == vocabulary.BOS_HABITS
     assert choices["device"] == vocabulary.DEVICES
+
+
+def test_the_larger_suite_is_the_smallest_that_holds_all_prompts_and_more():
+    prompts = [Prompt(name, "f", name) for name in "abcd"]
+    made = [Suite("all", tuple(prompts)), Suite("three", tuple(prompts[:3])), Suite("others", tuple(prompts[1:]))]
+    specs = [SuiteSpec(suite.name, "A suite.", lambda suite=suite: suite) for suite in made]
+    with plugged(xatlas_suites=specs):
+        assert larger_suite(Suite("two", tuple(prompts[:2]))).name == "three"
+        assert larger_suite(made[0]) is None

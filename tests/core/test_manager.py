@@ -48,6 +48,12 @@ def test_an_installed_plugin_is_found(monkeypatch):
     assert manager.probes()["counting"] is Counting
 
 
+def test_an_alias_may_end_in_a_training_seed():
+    source = ModelSource("net:12", "/net", "folder", "a test")
+    with plugged(xatlas_models={"net:12": source}):
+        assert manager.models()["net:12"] is source
+
+
 def test_a_name_given_twice_names_both_givers():
     twin = another("layer_ablation", lambda *_: None)
     told = r"the probe 'layer_ablation' is registered twice: by .*layer_ablation.* and by .*tests\.running"
@@ -138,6 +144,8 @@ OFF = {
     "no name": ("probes", lambda: [Nameless], "name is None"),
     "name with a comma": ("probes", lambda: [another("a,b", None)], "name is 'a,b'"),
     "name with a path": ("probes", lambda: [another("../up", None)], "name is '../up'"),
+    "a seed, of no model": ("probes", lambda: [another("a:1", None)], "name is 'a:1'"),
+    "seed 0": ("models", lambda: [ModelSource("a:0", "/a", "folder", "s")], "alias is 'a:0'"),
     "no source": ("models", lambda: {"m": "org/name"}, "is no ModelSource"),
     "another key": ("models", lambda: {"m": ModelSource("n", "o/n", "hub", "s")}, "'n' under the key 'm'"),
     "letters": ("adapters", lambda: [type("A", (Adapter,), {"architectures": "Llama"})], "architectures is 'Llama'"),

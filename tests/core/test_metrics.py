@@ -9,7 +9,7 @@ import torch
 from models import token_prompt
 
 from xatlas.engine.sweep import _label
-from xatlas.metrics import KL, DeltaNLL, LogitDifference, TokenLogits, Top1Changed
+from xatlas.metrics import KL, DeltaNLL, LogitDifference, TokenLogits, Top1Changed, kl_divergence
 
 CLEAN = torch.tensor([[0.0, math.log(3.0), -math.inf], [1.0, 1.0, 1.0]]).clamp(min=-80)
 CHANGED = torch.tensor([[[0.0, 0.0, -80.0], [1.0, 1.0, 1.0]], [[2.0, 2.0 + math.log(3.0), -78.0], [0.0, 0.0, 5.0]]])
@@ -29,6 +29,12 @@ def test_kl_is_from_clean_to_intervened(tokens):
     assert found[1, 0] == pytest.approx(0, abs=1e-6)  # a constant added to all logits changes nothing
     assert found[0, 1] == 0
     assert found[1, 1] == pytest.approx(math.log((2 + math.exp(5)) / 3) - 5 / 3, abs=1e-5)
+
+
+def test_rounding_makes_no_kl_negative():
+    clean = torch.randn(200, 1000, generator=torch.Generator().manual_seed(0)) * 5
+    noise = torch.randn(200, 1000, generator=torch.Generator().manual_seed(1)) * 1e-5
+    assert kl_divergence(clean, clean + noise).min() == 0
 
 
 def test_delta_nll_is_positive_where_the_target_got_less_likely(tokens):

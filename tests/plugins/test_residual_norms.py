@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from models import build
 
@@ -18,8 +19,8 @@ from xatlas.testing import byte_tokenizer, tiny_suite
 SUITE = Suite("few", (*tiny_suite().prompts[::3], Prompt("plain", "sums", "no subject here")))
 
 
-def hooked(**changes):
-    return HookedModel(build("llama", vocab_size=260, **changes), byte_tokenizer())
+def hooked():
+    return HookedModel(build("llama", vocab_size=260), byte_tokenizer())
 
 
 def measure(model):
@@ -45,8 +46,10 @@ def test_norms_are_means_over_the_tokens_of_a_class():
                 np.testing.assert_allclose(found.top_share, share, rtol=1e-5)
 
 
-def test_a_planted_jump_and_a_planted_massive_coordinate_are_found():
-    model = hooked(mlp_bias=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_planted_jump_and_a_planted_massive_coordinate_are_found(dtype):
+    """Also where the coordinate's square is more than the number format holds."""
+    model = HookedModel(build("llama", vocab_size=260, mlp_bias=True).to(dtype), byte_tokenizer())
     with torch.no_grad():
         model.model.model.layers[1].mlp.down_proj.bias[7] = 500
     dataset = measure(model)

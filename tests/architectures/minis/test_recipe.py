@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from xatlas import XatlasError
-from xatlas.architectures.minis.card import BagOfTokens, card_text, solved
-from xatlas.architectures.minis.configs import ATTENTION_LAYERS, MLP_WIDTH, build
+from xatlas.architectures import minis
+from xatlas.architectures.minis.card import BagOfTokens, card_text, solved, write_baseline, write_card
+from xatlas.architectures.minis.configs import MLP_WIDTH, build
 from xatlas.architectures.minis.recipe import export
 from xatlas.architectures.minis.tokens import TARGET, TEXT, TokenFile, load_tokenizer, read_lines, train_tokenizer
-from xatlas.architectures.minis.trainer import RECIPE, Trainer, rate, weighted_loss
+from xatlas.architectures.minis.trainer import RECIPE, SEED_STEPS, Trainer, rate, weighted_loss
 from xatlas.plugins.suites.__main__ import main as suites_main
 from xatlas.suites import Prompt
 
@@ -40,6 +41,18 @@ def test_all_three_see_the_same_tokens_in_the_same_order(out):
     for (tokens, kinds), (other_tokens, other_kinds) in zip(first, second, strict=True):
         assert np.array_equal(tokens, other_tokens)
         assert np.array_equal(kinds, other_kinds)
+
+
+def test_another_seed_begins_elsewhere_and_from_other_weights(out):
+    trainers = [Trainer("qwen-mini", out, recipe=replace(SMALL, seed=seed)) for seed in range(5)]
+    assert len({trainer.checkpoint for trainer in trainers}) == 5
+    assert len({float(trainer.model.lm_head.weight.detach().sum()) for trainer in trainers}) == 5
+    seen = []
+    for trainer in trainers:
+        batches = trainer.data.batches
+        trainer.data.batches = lambda step, *rest, batches=batches: seen.append(step) or batches(step, *rest)
+        trainer.step()
+    assert seen == [seed * SEED_STEPS for seed in range(5)]
 
 
 def test_a_step_holds_its_lines_once_each(out):
@@ -118,12 +131,42 @@ def test_export_leaves_the_checkpoint_alone(out, tmp_path, decay_steps):
     trainer.step()
     trainer.save()
     before = trainer.checkpoint.read_bytes()
-    export("smollm2-mini", out, tmp_path, decay_steps)
+    export("smollm2-mini", out, 0, tmp_path, decay_steps)
     assert trainer.checkpoint.read_bytes() == before
     facts = json.loads((tmp_path / "card.json").read_text())["training"]
     assert facts["steps"] == 2 + decay_steps
     assert facts["data_sha256"] == trainer.data.hash
-    assert (tmp_path / "model.safetensors").stat().st_size < 4_000_000
+    assert (tmp_path / "model.safetensors").stat().st_size <= 2_500_000
+
+
+def test_the_card_states_tasks_widths_and_steps(out, tmp_path, capsys):
+    trainer = Trainer("lfm2-mini", out, recipe=replace(SMALL, seed=1))
+    trainer.step()
+    trainer.save()
+    export("lfm2-mini", out, 1, tmp_path, 0)
+    assert suites_main(["facts", str(out / "train.jsonl")]) == 0
+    (out / "facts.json").write_text(capsys.readouterr().out)
+    write_baseline(out)
+    write_card(tmp_path, "lfm2-mini", out)
+    card, text = json.loads((tmp_path / "card.json").read_text()), (tmp_path / "CARD.md").read_text()
+    assert card["name"] == "lfm2-mini:1"
+    assert "14 layers of width 64, MLPs of width 148, 4 query heads on 2 key-value heads" in text
+    assert "Layers with attention: 2, 4, 6, 8, 10, 12." in text
+    assert f"1 steps of {RECIPE.lines_per_step} lines ({card['training']['tokens_seen']:,} tokens), seed 1" in text
+    assert "corrupt twin in 10 % of the lines" in text
+    assert "whose wordings training lacks" in text
+    families = card["evaluation"]["families"]
+    assert families["arithmetic"]["share_of_training"] == pytest.approx(1 / 6, abs=1e-4)
+
+
+def test_aliases_of_the_seeds_that_lie_there(tmp_path, monkeypatch):
+    for name in ("lfm2-mini-1", "lfm2-mini-4", "qwen-mini-2", "lfm2-mini-x", "lfm2-mini-0"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(minis, "FOLDER", tmp_path)
+    found = minis.xatlas_models()
+    assert sorted(found) == sorted((*NAMES, "lfm2-mini:1", "lfm2-mini:4", "qwen-mini:2"))
+    assert found["lfm2-mini:4"].location == str(tmp_path / "lfm2-mini-4")
+    assert {alias: source.alias for alias, source in found.items()} == {alias: alias for alias in found}
 
 
 def test_rates():
@@ -134,13 +177,13 @@ def test_rates():
 
 
 def test_shapes():
-    """A million parameters each, within 5 %; LFM2 builds what its config says and is a hybrid."""
+    """One size within 5 %, at most 2.5 MB in bfloat16; LFM2 builds what its config says, in LFM2.5-230M's pattern."""
     models = {name: build(name, 1024, 0, 1, seed=0) for name in NAMES}
     counts = [model.num_parameters() for model in models.values()]
-    assert min(counts) >= 1_000_000
-    assert max(counts) <= 1.05 * min(counts)
+    assert max(counts) <= min(1.05 * min(counts), 2_500_000 / 2)
     lfm2 = models["lfm2-mini"].model.layers
-    assert [hasattr(layer, "self_attn") for layer in lfm2] == [i in ATTENTION_LAYERS for i in range(len(lfm2))]
+    assert "".join("A" if hasattr(layer, "self_attn") else "c" for layer in lfm2) == "ccAcAcAcAcAcAc"
+    assert {len(model.model.layers) for model in models.values()} == {14}
     assert lfm2[0].feed_forward.w1.out_features == MLP_WIDTH["lfm2-mini"]
     with pytest.raises(XatlasError, match="lfm2-mini"):
         build("lfm-mini", 1024, 0, 1, seed=0)
@@ -182,14 +225,23 @@ def test_a_target_is_solved_as_a_whole(out):
 
 
 def test_card_says_how_many_families_are_solved():
-    rows = {"one": 0.9, "two": 0.88}
-    families = {n: {"accuracy": a, "bag_of_tokens": 0.1, "overlap_after_masking": 0.0} for n, a in rows.items()}
+    row = {"bag_of_tokens": 0.1, "share_of_training": 0.5}
+    families = {
+        "one": row | {"accuracy": 0.9, "overlap_after_masking": 0.0},
+        "two": row | {"accuracy": 0.88, "overlap_after_masking": 0.25},
+    }
     card = {
         "name": "m",
         "class": "C",
         "parameters": 1,
+        "layers": ["full_attention"],
+        "widths": {"stream": 8, "mlp": 16},
+        "heads": {"query": 2, "key_value": 1},
         "weights_sha256": "w",
-        "training": {"seed": 0},
+        "training": {"seed": 0, "steps": 1, "lines_per_step": 2, "tokens_seen": 3, "slips": 0.0},
         "evaluation": {"suite_sha256": "s", "families": families},
     }
-    assert "in 1 of 2 families; mean accuracy 0.890" in card_text(card)
+    text = card_text(card)
+    assert "in 1 of 2 families; mean accuracy 0.890" in text
+    assert "training has some of its wordings" in text
+    assert "Layers with attention: all." in text

@@ -287,3 +287,19 @@ def test_verify_names_what_is_wrong_and_sets_it_aside(cli, folder, tmp_path):
     assert cli("verify", str(tmp_path / "atlas"), "--repair").exit_code == 0
     assert path.with_name(f"{path.name}.damaged").exists()
     assert cli("verify", str(tmp_path)).stdout == "Nothing is wrong.\n"
+
+
+def test_twins_are_planned_with_their_models_and_named_on_the_command_line(cli):
+    with plugged(xatlas_probes=[Counting]):
+        words = ["plan", "-m", "tiny", "--probes", "counting", "--json"]
+        plain, planned = (json.loads(cli(*words, *more).stdout) for more in ([], ["--null", "untrained"]))
+        done = cli("run", "tiny~untrained:1", "--probes", "counting", "--json")
+    (model,) = [row["model"] for row in plain]
+    assert [row["model"] for row in planned] == [model, *(f"{model}~untrained-{seed}" for seed in range(3))]
+    assert json.loads(done.stdout)["jobs"][0]["key"] == planned[2]["key"]
+    steered = cli(
+        "steer", "tiny~untrained", "ab", "--direction", "random:0", "--layer", "0", "--strength", "1", "--json"
+    )
+    assert json.loads(steered.stdout)["model"] == f"{model}~untrained-0"
+    refused = cli("plan", "-m", "tiny", "--null", "trained")
+    assert (refused.exit_code, "did you mean 'untrained'" in refused.stderr) == (2, True)

@@ -19,7 +19,7 @@ from xatlas.vocabulary import READ_ONLY
 SEED = 11
 METRICS = [KL(), KL("all"), DeltaNLL(), Top1Changed(), LogitDifference()]
 #: Two of equal length, only one of them with a target, and a longer one; the second has no donor.
-PROMPTS = [token_prompt("a", 5), token_prompt("c", 4, 2), token_prompt("d", 7, 3)]
+PROMPTS = [token_prompt("a", 5), token_prompt("c", 4, 2, family="g"), token_prompt("d", 7, 3)]
 DONORS = [donor_for(PROMPTS[0]), None, donor_for(PROMPTS[2])]
 VECTOR = torch.linspace(-1, 1, 32)
 

@@ -123,6 +123,21 @@ def test_a_sweep_while_interventions_are_held_measures_the_model_as_it_is_held(s
                     assert ref.agree(both[row, column], wanted), (site, positions, condition)
 
 
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+def test_what_is_held_at_the_newest_token_is_held_at_the_readout_alone(shape, name):
+    """Also where the readout is all that is changed: the tokens before it are no newest ones of their own."""
+    model, vector = shape(name), torch.linspace(-3, 3, 32)
+    held = Intervention(Site(0, "mlp_out"), Add(vector), positions="last")
+    with model.intervene([held]):
+        ours = sweep(model, PROMPTS, [(Intervention(Site(1, "operator_out"), Zero(), positions="last"),)], [KL()])
+    for row, prompt in enumerate(PROMPTS):
+        at = torch.arange(len(prompt.ids))[None, :, None] == prompt.readout
+        edits = [(0, "mlp_out", lambda value, at=at: value + vector * at)]
+        clean = ref.logits(model.model, prompt.ids, edits)[prompt.readout]
+        edits += [(1, "operator_out", lambda value, at=at: value * ~at)]
+        assert ref.agree(ours[0, row, 0], ref.kl(clean, ref.logits(model.model, prompt.ids, edits)[prompt.readout]))
+
+
 def test_a_named_sweep_holds_what_the_sweep_gives_under_the_names_of_its_cells(shape):
     model = shape("llama")
     prompts = [token_prompt("a", 5), token_prompt("b", 4)]

@@ -161,6 +161,17 @@ def test_a_change_that_changes_nothing_is_exactly_zero(shape):
     assert np.nanmax(np.abs(values)) == 0
 
 
+def test_a_change_that_changes_nothing_leaves_what_is_done_beside_it(shape):
+    """Where the last of several changes is none, as with a donor of the same value, the condition still is one."""
+    model, nothing = shape("lfm2"), Add(torch.zeros(32))
+    for site, behind in [("operator_out", Site(2, "mlp_out")), ("mlp_out", Site(1, "resid_post"))]:
+        one = Intervention(Site(1, site), Zero())
+        both = (one, Intervention(behind, nothing))
+        alone, beside = sweep(model, PROMPTS, [(one,), both], [KL()])[0].T
+        assert ref.agree(alone, beside)
+        assert (alone > 1e-3).all()
+
+
 def test_a_change_after_the_last_position_that_is_read_does_nothing(shape):
     """Prompt c runs one token of its target; ``all`` reads the text only, ``other`` leaves the target alone."""
     model = shape("llama")

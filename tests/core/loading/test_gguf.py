@@ -12,8 +12,8 @@ import torch
 from folders import logits
 
 from xatlas import XatlasError, loading
-from xatlas.loading import gguf, hub as wheels, model_files
-from xatlas.loading.hub import ModelSource
+from xatlas.loading import download as wheels, gguf, model_files
+from xatlas.loading.download import ModelSource
 
 
 def test_foreign_and_damaged_gguf(tiny, tmp_path):

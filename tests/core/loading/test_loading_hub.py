@@ -15,8 +15,9 @@ from local_hub import COMMIT, REPO, Hub, put_in_cache
 from running import write_tiny_llama
 
 from xatlas import XatlasError, manager
-from xatlas.loading import hub as hub_module, model_files
-from xatlas.loading.hub import ModelSource
+from xatlas.loading import download, model_files
+from xatlas.loading.download import ModelSource
+from xatlas.loading.loader import load
 from xatlas.loading.names import available, resolve
 
 
@@ -90,6 +91,18 @@ def test_cached_model_needs_no_hub(cache, aliases, closed_port, tiny):
     assert available() == {"tiny": "cached", "tiny-mini": "local", "gone": "missing"}
 
 
+def test_a_cached_revision_is_not_another(cache, aliases, closed_port, tiny):
+    put_in_cache(cache, tiny)
+    with pytest.raises(XatlasError, match="not in the local cache"):
+        resolve(f"{REPO}@v1")
+    snapshot = put_in_cache(cache, tiny, f"{REPO}-of-old", "f" * 40)
+    refs = snapshot.parents[1] / "refs"
+    (refs / "main").rename(refs / "v1")
+    assert resolve(f"{REPO}-of-old@v1").revision == "f" * 40
+    with pytest.raises(XatlasError, match="not in the local cache"):
+        resolve(f"{REPO}-of-old")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_incomplete_snapshot_is_not_used(cache, aliases, closed_port, tiny, name):
     (put_in_cache(cache, tiny) / name).unlink()
@@ -102,9 +115,9 @@ def test_missing_shard_is_noticed(cache, aliases, closed_port, tiny):
     (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
     shards = '{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}'
     (snapshot / "model.safetensors.index.json").write_text(shards)
-    assert hub_module.cached_snapshot(REPO, None) is None
+    assert download.cached_snapshot(REPO, None) is None
     (snapshot / "model-00002-of-00002.safetensors").touch()
-    assert hub_module.cached_snapshot(REPO, None) == snapshot
+    assert download.cached_snapshot(REPO, None) == snapshot
 
 
 def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_port):
@@ -117,7 +130,7 @@ def test_closed_port_is_unreachable_and_says_what_works(cache, aliases, closed_p
 
 
 def test_hub_that_accepts_and_never_answers(cache, aliases, endpoint, monkeypatch):
-    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(download, "HUB_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(XatlasError, match=r"did not answer within|is unreachable .*Timeout"):
@@ -132,7 +145,7 @@ def test_name_lookup_that_hangs_is_given_up(cache, aliases, endpoint, monkeypatc
         release.wait()
         raise OSError("never found")
 
-    monkeypatch.setattr(hub_module, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(download, "HUB_SECONDS", 0.5)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     endpoint("http://some.invalid")
     try:
@@ -201,11 +214,9 @@ def test_a_plan_gets_the_config_alone_and_counts_as_with_the_weights(cache, alia
     from typer.testing import CliRunner
 
     from xatlas.cli import app
-    from xatlas.run.plan import model_size
 
-    found = resolve(REPO, fetch="config", progress=quiet)
+    resolve(REPO, fetch="config", progress=quiet)
     assert not [path for path in hub.asked if path.endswith(".safetensors")]
-    assert model_size(found.folder) == model_size(tiny)
     rows = []
     for name in ("tiny", str(tiny)):
         done = CliRunner().invoke(app, ["plan", "-m", name, "--probes", "layer_ablation", "--json"])
@@ -216,6 +227,31 @@ def test_a_plan_gets_the_config_alone_and_counts_as_with_the_weights(cache, alia
     assert rows[0]["minutes"] == pytest.approx(rows[1]["minutes"], abs=1)
     whole = resolve(REPO, progress=quiet)  # the config in the cache does not pass for the model
     assert whole.weights_hash
+
+
+def test_an_untrained_model_takes_config_and_tokenizer_from_the_hub_alone(cache, aliases, hub, tiny):
+    hub.extra_files = ("pytorch_model.bin", "model-00001-of-00002.safetensors", "adapter_config.json")
+    lines: list[str] = []
+    planned = resolve("tiny~untrained:2", fetch="config", progress=lines.append)
+    names = {path.name for path in tiny.iterdir()}
+    assert {path.name for path in planned.folder.iterdir()} == names - {"model.safetensors"}
+    assert not [path for path in hub.asked if path.endswith((".safetensors", ".bin", "adapter_config.json"))]
+    assert (planned.slug, planned.revision, planned.untrained) == ("tiny~untrained-2", COMMIT, 2)
+    asked = len(hub.asked)
+    assert resolve("tiny~untrained:2") == planned
+    assert len(hub.asked) == asked, "a cached model asked the hub"
+    assert load(planned, device="cpu").model.num_parameters()
+    hub.extra_files = ()
+    whole = resolve("tiny", progress=quiet)  # what is in the cache does not pass for the model
+    assert resolve("tiny~untrained:2") == planned
+    assert whole.identity != planned.identity
+    hub.extra_files, hub.hidden_files = ("pytorch_model.bin",), ("model.safetensors",)
+    assert resolve(f"{REPO}@v2~untrained", progress=quiet).slug == "someone--tiny-llama--v2~untrained-0"
+
+
+def test_an_untrained_model_that_the_hub_does_not_give_is_one_line(cache, aliases, closed_port):
+    with pytest.raises(XatlasError, match="run 'xatlas models fetch tiny~untrained'"):
+        resolve("tiny~untrained:1")
 
 
 def test_a_plan_without_a_hub_is_one_line(cache, aliases, closed_port):

@@ -92,13 +92,14 @@ def test_code_in_a_model_folder_is_never_run(tiny):
     ids=lambda changes: "-".join(changes),
 )
 def test_config_fields_of_a_wrong_type_are_one_line_or_no_matter(tiny, changes):
-    from xatlas.run.plan import model_size
+    from xatlas.run.cost import outline
 
     edit_config(tiny, **changes)
     said = []
     try:
-        model_size(tiny)
-        loading.load(loading.resolve(str(tiny)), device="cpu")
+        found = loading.resolve(str(tiny))
+        outline(found)
+        loading.load(found, device="cpu")
     except XatlasError as error:
         said.append(str(error))
     assert all("\n" not in line and str(tiny) in line for line in said)

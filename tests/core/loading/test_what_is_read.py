@@ -131,13 +131,13 @@ def test_touched_weights_are_the_same_weights(tiny):
 def test_remembered_hash_hides_no_write_within_a_clock_step(tmp_path, monkeypatch):
     """Many file systems note times in steps: two contents of one size, written at once, have equal times."""
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
-    exact = model_files._state
+    exact = model_files.file_state
 
     def in_steps(path):
         size, mtime, ctime, inode = exact(path)
         return [size, mtime // 10_000_000 * 10_000_000, ctime // 10_000_000 * 10_000_000, inode]
 
-    monkeypatch.setattr(model_files, "_state", in_steps)
+    monkeypatch.setattr(model_files, "file_state", in_steps)
     big = tmp_path / "model.safetensors"
     for letter in b"abcdefghij":
         big.write_bytes(bytes([letter]) * (1 << 20))
@@ -178,12 +178,8 @@ def test_loaded_weights_do_not_follow_the_file(tiny):
 
 @pytest.mark.parametrize("length", [10**12, 200, 0])
 def test_broken_header_is_one_line(tiny, length):
-    from xatlas.run.plan import model_size
-
     content = (tiny / "model.safetensors").read_bytes()
     (tiny / "model.safetensors").write_bytes(length.to_bytes(8, "little") + content[8:])
-    with pytest.raises(XatlasError, match="no whole safetensors file"):
-        model_size(tiny)
     with pytest.raises(XatlasError, match="tiny") as caught:
         load(tiny)
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from xatlas.model import make_reader
+from xatlas.model import HookedModel, make_reader
 from xatlas.suites import Prompt
 from xatlas.testing import tiny_hf_model
 
@@ -59,3 +59,11 @@ def test_context_and_vocabulary_are_the_models():
     dropped = found.suite([Prompt("a", "f", "abcd"), Prompt("b", "f", "abcde"), Prompt("c", "f", "<|im_end|>")]).dropped
     assert {name: reason[:7] for name, reason in dropped.items()} == {"b": "it has ", "c": "the mod"}
     assert reader({"max_position_embeddings": -1}).context is None
+
+
+def test_how_texts_are_read_is_the_models_to_say():
+    tok = tokenizer(eos_token="<|im_end|>", chat_template="{{ strftime_now('%Y') }} {{ messages[0].content }}")
+    hf = tiny_hf_model("LlamaForCausalLM", vocab_size=len(tok), bos_token_id=None, eos_token_id=None)
+    model = HookedModel(hf, tok, bos="native", chat_template=True, template_date="1999-12-31")
+    tokens = tok.convert_ids_to_tokens(model.tokens("ab")[0].tolist())
+    assert "".join(tokens) == "1999Ġab"

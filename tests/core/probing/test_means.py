@@ -8,7 +8,7 @@ from models import token_prompt
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
-from xatlas.probing.means import LEAST_TOKENS, choose_donors, reference_means
+from xatlas.probing.means import ENOUGH_TOKENS, LEAST_TOKENS, choose_donors, reference_means
 from xatlas.prompts.reader import TokenSuite
 
 SITES = [Site(0, "mlp_out"), Site(1, "heads")]
@@ -44,9 +44,10 @@ def test_all_families_enter_even_if_the_first_alone_is_long_enough(shape):
     long = [token_prompt(f"a{i}", 20, seed=i, family="a") for i in range(200)]
     rare = [token_prompt("b", 12, seed=7, family="b")]
     model = shape("llama")
-    with_rare = reference_means(model, TokenSuite((*long, *rare)), SITES).values
-    without = reference_means(model, TokenSuite(tuple(long)), SITES).values
-    assert not torch.equal(with_rare[SITES[0]], without[SITES[0]])
+    with_rare = reference_means(model, TokenSuite((*long, *rare)), SITES)
+    without = reference_means(model, TokenSuite(tuple(long)), SITES)
+    assert not torch.equal(with_rare.values[SITES[0]], without.values[SITES[0]])
+    assert without.n_tokens == 19 * 79 >= ENOUGH_TOKENS > 19 * 78  # and no more prompts than are needed
 
 
 def test_donors_have_the_length_and_neither_family_nor_target():

@@ -195,6 +195,12 @@ def test_a_changed_comparison_is_not_printed_from_an_old_record(told, tmp_path):
     assert told("later").results[0].table[0]["says"] == "later"
 
 
+def test_a_comparison_of_results_that_were_measured_again_is_made_again(told):
+    """The names of their files, which are those of their jobs, are the same."""
+    made = [told("this", refresh=refresh).results[0].reused for refresh in (False, True, False)]
+    assert made == [False, False, True]
+
+
 def test_a_comparison_without_source_is_made_every_time(told):
     def typed_in(kind):
         space = {"Told": kind}

