@@ -9,21 +9,6 @@ from xatlas.findings.estimates import Sample, largest, layer_types, welch
 from xatlas.stats import t_quantile, t_tail
 
 TYPES = ["conv", *["conv", "attention"] * 6, "conv"]
-    "conv",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-    "attention",
-    "conv",
-]
 DEPTH = np.arange(14) / 13
 
 
