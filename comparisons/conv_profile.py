@@ -1,124 +1,192 @@
-"""Which factor and which tap carries each convolution, over depth."""
+"""Which factor and which tap carries the convolutions of a model."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import verdict as rule
-from xatlas.comparisons.figures import conv as conv_figure
-from xatlas.comparisons.measures import conv as conv_measures, readings, summary
-from xatlas.comparisons.measures.conv import PARTS
+from xatlas import Comparison, Requirement, Variable, hookimpl
+from xatlas.comparisons.figures import conv as figure
+from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
+from xatlas.stats import AGREEMENT, PERMUTATIONS
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+#: Names of the dimensions that are looked at.
+PARTS = ("factor", "tap")
+_ALGEBRA = "algebra: a product with a factor of zero is zero, whichever factor it is"
 
-class ConvProfile(Comparison):
-    """Effects of the factors (gate, carrier, signal) and of the kernel's taps of every conv layer.
 
-    ``factor_effect (model, layer, factor)`` at ablation ``mean`` and ``tap_effect (model, layer, tap)``, KL at
-    the readout position, with their controls. ``factor_carrier`` and ``tap_carrier (model, layer)`` name the
-    one with the largest effect, with P(rank 1), empty for a layer without convolution or with a tie.
-    ``factor_over_others`` and ``tap_over_others (model, layer)``: effect of the model's leading factor or tap,
-    ``…_lead (model)``, over the geometric mean of the others; findings tell the layer where that is largest,
-    against the model's mean conv layer. Controls are the same ratios of the controls' effects.
+class ConvProfile(ClaimComparison):
+    """Effects of the factors (gate, carrier, signal) and of the kernel's taps, conv layer by conv layer.
+
+    ``factor_effect (model, layer, factor, bound)`` at ablation ``mean`` and ``tap_effect (model, layer, tap, bound)``:
+    KL at the readout position; ``factor_control`` and ``tap_control`` that of random changes of equal norm.
+    The claims are that one factor, and one tap, has the largest effect summed over all conv layers, more so than its
+    control has. ``factor_lead`` and ``tap_lead (model)`` name it, with P(rank 1).
     """
 
     name = "conv_profile"
-    version = 2
-    summary = "Which factor and which tap carries each conv layer, over depth?"
+    version = 3
+    summary = "Which factor and which tap carries the convolutions, and in which layers?"
     default = False
+    requires = (Requirement("conv_factors"), Requirement("conv_taps"))
+    claims = (
+        Claim(
+            "factor_lead",
+            "Does one factor of the convolutions (gate, carrier, signal) matter most?",
+            "In {model} the {lead} matters most of the factors: {number} times as much as the {next}, summed over "
+            "{layers} conv layers (random changes of equal norm: {control})",
+            label="factor",
+            short="of the factors of the convolutions the {lead} matters most",
+        ),
+        Claim(
+            "tap_lead",
+            "Does one tap of the convolutions' kernels matter most?",
+            "In {model} tap {lead} matters most of the taps: {number} times as much as tap {next}, summed over "
+            "{layers} conv layers (random changes of equal norm: {control})",
+            label="tap",
+            short="tap {lead} of the convolutions matters most",
+            kinds=False,
+        ),
+        Claim(
+            "zero_alike",
+            "Does zeroing any factor give the same number, as if each were as necessary as the others?",
+            "In {model} zeroing any factor of a convolution gives the same KL: largest over smallest {number}",
+            label="factors zeroed",
+            short="zeroing any factor of a convolution gives the same number",
+            kinds=False,
+        ),
+    )
+    variables: ClassVar = {
+        "factor_effect": Variable(("layer", "factor", "bound"), "nats", "KL when the factor is set to its mean"),
+        "factor_control": Variable(("layer", "factor", "bound"), "nats", "KL of a random change of equal norm"),
+        "tap_effect": Variable(("layer", "tap", "bound"), "nats", "KL when the tap is zeroed"),
+        "tap_control": Variable(("layer", "tap", "bound"), "nats", "KL of a random change of equal norm"),
+        "factor_lead": Variable((), "1", "factor with the largest effect over all conv layers; empty without any"),
+        "tap_lead": Variable((), "1", "tap with the largest effect over all conv layers; empty without any"),
+        "factor_p_rank1": Variable((), "1", "P(rank 1) of the leading factor"),
+        "tap_p_rank1": Variable((), "1", "P(rank 1) of the leading tap"),
+    }
+    absent: ClassVar = {
+        f"{part}_{what}": "padding, a layer without a convolution, or a kernel without that tap"
+        for part in PARTS
+        for what in ("effect", "control")
+    }
 
-    @property
-    def requires(self) -> tuple[Requirement, ...]:
-        """Conv factors and conv taps with their defaults."""
-        return (Requirement("conv_factors"), Requirement("conv_taps"))
+    def estimate(self, *effects: Effects) -> Estimates:
+        """Return which factor and which tap leads; zeroed factors say nothing about that, and ``one`` has no signal."""
+        factors, taps = effects
+        found: dict[str, Evidence] = {}
+        if factors.setting.ablation != "zero":
+            found |= _lead(factors, "factor")
+        if factors.setting.ablation == "mean":  # taps have no kinds: under others it would be the same again
+            found |= _lead(taps, "tap") | _zero_alike(factors)
+        return found
 
-    def compare(self, tree: xr.DataTree) -> xr.Dataset:
-        """Return the dataset described above."""
-        models = readings.models(tree)
-        factors = [readings.read(tree, model, "conv_factors") for model in models]
-        taps = [readings.find(tree, model, "conv_taps")[0] for model in models]
-        mains = {"factor": [each[0] for each in factors], "tap": taps}
-        variables: dict[str, Any] = {}
-        coords: dict[str, Any] = {}
-        for part in PARTS:
-            found, labels = conv_measures.variables(part, mains[part])
-            variables |= found
-            coords[part] = labels
-        reason = "padding, a layer without a convolution, or a kernel without that tap"
-        absent = {f"{part}_effect": reason for part in PARTS}
-        absent |= {f"{part}_peak": "a model without conv layers" for part in PARTS}
-        return summary.assemble(self, factors, variables, coords, absent)
+    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+        """Return each layer's effects and controls, and who leads."""
+        import xarray as xr
+
+        found: dict[str, xr.DataArray] = {}
+        for part, one in zip(PARTS, effects, strict=True):
+            kl, control = one["kl"], one.control
+            found[f"{part}_effect"] = one.sample.mean(kl, log=True).bounds()
+            found[f"{part}_control"] = one.sample.mean(kl * np.nan if control is None else control, log=True).bounds()
+            first = _first(one, part)
+            found[f"{part}_lead"] = xr.DataArray(str(first.label) if first else "")
+            found[f"{part}_p_rank1"] = xr.DataArray(_chance(one, first))
+        return found
 
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw factors and taps over the layers of each model that has convolutions."""
-        return conv_figure.draw(dataset)
-
-    def findings(self, dataset: xr.Dataset) -> list[Finding]:
-        """State per model in which conv layer its leading factor, and its leading tap, outweighs the others most."""
-        found = [_finding(dataset, i, part) for i in range(dataset.sizes["model"]) for part in PARTS]
-        stated = [finding for finding in found if finding]
-        nan = math.nan
-        none = Finding("No model here has conv layers.", nan, nan, nan, nan, nan, "undecided")
-        return stated or [none]
+        return figure.draw(dataset)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per conv layer; one for a model without any."""
+        """Return one row per finding about a model; one with dashes for a model without conv layers."""
         rows: list[dict[str, str | float]] = []
-        for i, model in enumerate(map(str, dataset["model"].values)):
-            one = dataset.isel(model=i)
-            layers = [at for at in range(dataset.sizes["layer"]) if _carried(one, at)]
-            rows += [_row(one, model, at) for at in layers] or [_row(one, model, -1)]
+        shown = super().table(dataset)
+        for model in map(str, dataset["model"].values):
+            own = [row for row in shown if row["model"] == model]
+            rows += own or [{"model": model, "number": "no conv layers", "value": "–", "control": "–", "verdict": "–"}]
+            for row in own:
+                lead = f"{row['number']}_lead"
+                if lead in dataset:
+                    row["number"] = f"{row['number']} {dataset[lead].sel(model=model).item()} / next"
         return rows
 
 
-def _carried(one: xr.Dataset, layer: int) -> bool:
-    return bool(np.isfinite(one["factor_effect"].values[layer]).any())
+def _summed(values: xr.DataArray) -> xr.DataArray:
+    """Return the sums over conv layers; NaN where there is none."""
+    return values.sum("layer", min_count=1)
 
 
-def _row(one: xr.Dataset, model: str, layer: int) -> dict[str, str | float]:
-    """Return a layer's row, or dashes for a model without conv layers (layer -1)."""
-    row: dict[str, str | float] = {"model": model, "layer": "–" if layer < 0 else str(layer)}
-    for part in PARTS:
-        if layer < 0:
-            row |= {part: "–", f"P({part} first)": "–", f"KL, {part}": "–", f"control, {part}": "–"}
-            continue
-        at = one.isel(layer=layer)
-        first = int(np.nanargmax(at[f"{part}_effect"].values))
-        tie = " (tie)" if not str(at[f"{part}_carrier"].item()) else ""
-        best = at.isel({part: first})
-        row[part] = f"{best[part].item()}{tie}"
-        row[f"P({part} first)"] = summary.number(float(at[f"{part}_carrier_p_rank1"]))
-        row[f"KL, {part}"] = summary.interval(*summary.triple(best, f"{part}_effect"))
-        row[f"control, {part}"] = summary.number(float(best[f"{part}_control"]))
-    return row
+def _first(one: Effects, part: str) -> Place | None:
+    return largest(one.sample, _summed(one["kl"]), part)
 
 
-def _finding(dataset: xr.Dataset, index: int, part: str) -> Finding | None:
-    one = dataset.isel(model=index)
-    model = str(one["model"].item())
-    if math.isnan(float(one[f"{part}_peak"])):
-        return None
-    at = one.isel(layer=int(one[f"{part}_peak"]))
-    value, low, high = summary.triple(at, f"{part}_over_others")
-    mean, control = float(one[f"{part}_over_others_mean"]), float(at[f"{part}_over_others_control"])
-    p = float(at[f"{part}_p"])
-    clears = rule.side(low, high, mean, control, 1) > 0 and p <= rule.ALPHA and not float(one[f"{part}_tie"])
-    named = f"tap {one[f'{part}_lead'].item()}" if part == "tap" else f"the {one[f'{part}_lead'].item()}"
-    sentence = (
-        f"In {model} {named} outweighs the other {part}s most in conv layer {int(one[f'{part}_peak'])}: ratio "
-        f"{summary.interval(value, low, high)}, mean conv layer {summary.number(mean)}, control "
-        f"{summary.number(control)}."
+def _chance(one: Effects, first: Place | None) -> float:
+    return first.p_rank1 if first and one.sample.clusters.resamples else float("nan")
+
+
+def _lead(one: Effects, part: str) -> dict[str, Evidence]:
+    """Return what speaks for one label's having the largest effect, more so than with random changes of equal norm."""
+    first = _first(one, part)
+    if first is None or first.runner_up is None:
+        return {}
+    summed, clusters = _summed(one["kl"]), one.sample.clusters
+    there = int(one["kl"].notnull().any(("prompt", part)).sum())
+    pair = [first.label, first.runner_up]
+    words = {"lead": str(first.label), "next": str(first.runner_up), "layers": str(there)}
+
+    own = one.sample.ratio(*(summed.sel({part: label}) for label in pair))
+    found = Evidence(
+        number=first.over_next,
+        p=first.p,
+        side=1,
+        answer=first.label,
+        least_p=max(1 / (1 + PERMUTATIONS // 5), float(summed.notnull().any("prompt").sum()) ** (1 - clusters.size)),
+        words=words,
+        descriptive=True,
     )
-    agree = bool(float(one[f"{part}_kinds_agree"]))
-    verdict = rule.verdict(clears, agree, against=high < max(mean, control, 1))
-    return Finding(sentence, value, low, high, control, p, verdict, model)
+    if one.control is not None:
+        chance = one.sample.ratio(*(_summed(one.control).sel({part: label}) for label in pair))
+        over = (own - chance).evidence(two_sided=False)
+        value, low, high = chance.bounds().values.tolist()
+        found = replace(found, control=(value, low, high), side=over.side, p=float(np.nanmax([found.p, over.p])))
+    if not clusters.resamples:
+        found = replace(found, blocked="too few templates")
+    elif first.tie and found.side >= 0:
+        found = replace(found, blocked=f"it ties with {', '.join(map(str, first.tied))}")
+    return {f"{part}_lead": found}
+
+
+def _zero_alike(factors: Effects) -> dict[str, Evidence]:
+    """Return the claim that every factor is as necessary as the others, where factors were zeroed.
+
+    Without a conv bias the product is zero in any case, so that the numbers agree whatever the model does.
+    """
+    whole = factors.reading.dataset
+    if not factors.reading.holds("ablation", "zero") or "ablation" not in whole.dims:
+        return {}
+    kl = _summed(
+        whole["kl"]
+        .sel(ablation="zero", scope=factors.setting.scope, drop=True)
+        .isel(layer=slice(factors.first_layer, None))
+    )
+    means = factors.sample.mean(kl).point
+    if not np.isfinite(means.values).any():
+        return {}
+    top, bottom = kl.isel(factor=int(means.argmax("factor"))), kl.isel(factor=int(means.argmin("factor")))
+    value, low, high = factors.sample.ratio(top, bottom).bounds().values.tolist()
+    gap = float(means.max() - means.min())
+    alike = gap <= AGREEMENT[0] + AGREEMENT[1] * float(means.max())
+    artefact = _ALGEBRA if alike else ""
+    return {"zero_alike": Evidence((value, low, high), side=0 if alike else -1, answer=alike, artefact=artefact)}
 
 
 @hookimpl

@@ -1,213 +1,339 @@
-"""At which depth the subject's information has reached the readout, and through which operators."""
+"""At which depth the subject's information has reached the readout, and which operator moves it there."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import verdict as rule
-from xatlas.comparisons.figures import patching as patching_figure
-from xatlas.comparisons.measures import arrival, patching as patching_measures, readings, summary
-from xatlas.comparisons.measures.patching import SITES
+import numpy as np
+
+from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
+from xatlas.comparisons.figures import patching as figure
+from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Sample, largest
+from xatlas.findings.estimates import bounds_of
+from xatlas.findings.readings import sample_of
+from xatlas.stats import PERMUTATIONS, Floats, quantile
 from xatlas.vocabulary import PATCH_MODES, POSITION_CLASSES
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-
+SITES = ("resid_post", "operator_out", "mlp_out")
+#: Recovery from which on information counts as being there.
+HALF = 0.5
 #: Largest mean distance from 1 of the last layer's stream at the readout: bfloat16 rounds by half of it.
 _GAP = 0.02
 
 
-class PatchingProfile(Comparison):
+class PatchingProfile(ClaimComparison):
     """Where the answer moves with a patch: stream, operators and MLPs, by layer and position.
 
-    ``recovery (model, site, position, mode, layer)``: family-macro, beside its control. By construction the stream
-    recovers everything at the differing tokens before the first layer, and at the readout behind the last; what
-    is found is where one takes over from the other. ``arrival (model, mode)``: depth of the first layer from which on
-    the stream at the readout recovers half of the answer or more; its control is 1, the depth at which it
-    does so whatever the model does. ``departure``: from which on the subject's stream recovers less than half.
-    ``mover``: the layer whose operator's output at the readout, alone, recovers most. ``carried (model, channel,
-    mode)``: recovery of the mean layer of each operator type, and of the mean MLP. Patches of single layers need
-    not add up to 1. Two models are compared on the prompts that both answer.
+    ``recovery (model, site, position, mode, layer, bound)``: family-macro share of the answer that moves, beside
+    ``recovery_control``. ``onset (model, mode, bound)``: depth of the first layer from which on the stream at the
+    readout recovers half of the answer or more; ``departure``: from which on the subject's recovers less than half. In
+    the last layer both are so by construction, which is their control, and that layer takes no part in the test: the
+    step at the onset against that of profiles whose layers are permuted within templates. Numbers are those of
+    ``denoise``, and nothing is decided where ``noise`` contradicts it. Two models are compared on the prompts that
+    both answer.
     """
 
     name = "patching_profile"
-    version = 2
-    summary = "At which depth has the subject's information reached the readout, and through which operators?"
+    version = 3
+    summary = "At which depth has the subject's information reached the readout, and which operator moves it?"
     default = False
+    requires = (Requirement("activation_patching"),)
+    claims = (
+        Claim(
+            "onset",
+            "At which depth has the subject's information reached the readout?",
+            "From depth {number} on (layer {layer}, {type}) the stream at the readout of {model} recovers half of the "
+            "answer or more: {there} there, {before} before",
+            label="at the readout from depth",
+            short="the answer reaches the readout before the last layer",
+            pair="the depth at which the answer reaches the readout",
+            kinds=False,
+        ),
+        Claim(
+            "departure",
+            "From which depth on is it gone from the subject?",
+            "From depth {number} on (layer {layer}, {type}) the stream at the subject of {model} recovers less than "
+            "half of the answer: {there} there, {before} before",
+            label="gone from the subject from depth",
+            short="the answer has left the subject before the last layer",
+            kinds=False,
+        ),
+        Claim(
+            "mover",
+            "Does one layer's operator move most of it to the readout?",
+            "In {model} the operator of layer {layer} ({type}) moves most to the readout: alone it recovers {number} "
+            "of the answer (a random change of equal norm {control})",
+            label="strongest operator recovers",
+            short="one operator moves most of the answer to the readout",
+            kinds=False,
+        ),
+    )
+    _map = ("site", "position", "mode", "layer", "bound")
+    variables: ClassVar = {
+        "recovery": Variable(_map, "1", "share of the answer that moves with the patch"),
+        "recovery_control": Variable(_map, "1", "the same for a random change of equal norm"),
+        "onset": Variable(("mode", "bound"), "1", "depth from which on the readout's stream recovers half or more"),
+        "departure": Variable(("mode", "bound"), "1", "depth from which on the subject's recovers less than half"),
+        "mover": Variable((), "layer", "layer whose operator's output at the readout recovers most"),
+        "prompts": Variable((), "1", "pairs that were patched"),
+        "dropped": Variable((), "1", "prompts left out"),
+    }
+    absent: ClassVar = {
+        "recovery": "padding of models with fewer layers, a site that a layer lacks, a position without tokens",
+        "onset": "the readout's stream never recovers half",
+    }
 
-    @property
-    def requires(self) -> tuple[Requirement, ...]:
-        """Activation patching with its defaults."""
-        return (Requirement("activation_patching"),)
+    def estimate(self, *effects: Effects) -> Estimates:
+        """Return onset, departure and the operator that moves most."""
+        (one,) = effects
+        check(one)
+        mover = _mover(one)
+        found = {} if mover is None else {"mover": mover}
+        if one.setting.layer0:  # when a profile crosses a half does not change with its beginning cut off
+            found |= {"onset": _crossing(one, "last"), "departure": _crossing(one, "subject")}
+        return found
 
-    def compare(self, tree: xr.DataTree) -> xr.Dataset:
-        """Return the dataset described above."""
-        found = [readings.find(tree, model, "activation_patching") for model in readings.models(tree)]
-        mains = [each[0] for each in found]
-        for main in mains:
-            patching_measures.check(main)
-        variables = patching_measures.profiles(mains)
-        variables |= arrival.arrivals(mains)
-        variables |= patching_measures.movers(mains)
-        variables |= patching_measures.carried(mains)
-        variables |= arrival.differences(mains)
-        counts = [main.dataset.sizes["prompt"] for main in mains]
-        dropped = [len(_dropped(main.dataset)) for main in mains]
-        variables["prompts"] = (("model",), counts, "1", "pairs that were patched")
-        variables["dropped"] = (("model",), dropped, "1", "prompts left out")
-        coords = {"site": list(SITES), "position": list(POSITION_CLASSES), "mode": list(PATCH_MODES)}
-        coords |= {"channel": patching_measures.channels(mains), "model_other": [main.model for main in mains]}
-        absent = {
-            "recovery": "padding of models with fewer layers, a site that a layer lacks, a position without tokens",
-            "arrival": "the readout's stream never recovers half",
-            "attention_over_others": "a model with one operator type",
-            "arrival_difference": "a model and itself, or no prompt that both answer",
-        }
-        return summary.assemble(self, found, variables, coords, absent, "pairs patched both ways")
+    def between(self, first: Sequence[Effects], second: Sequence[Effects]) -> Estimates:
+        """Return the difference in onset, over the prompts that both models answer."""
+        one, two = first[0], second[0]
+        found = _difference(one, two) if one.setting.layer0 else None
+        return {} if found is None else {"onset": found}
+
+    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+        """Return maps, depths in both modes, and how many prompts there were."""
+        import xarray as xr
+
+        from xatlas.schema import notes
+
+        (one,) = effects
+        check(one)
+        chosen: dict[str, Any] = {"site": list(SITES), "position": list(POSITION_CLASSES), "mode": list(PATCH_MODES)}
+        names = ("recovery", "recovery_control")
+        found = {name: one.sample.mean(one[name].sel(chosen)).bounds() for name in names}
+        for name, position in (("onset", "last"), ("departure", "subject")):
+            rows = [_depth(one, position, mode)[0] for mode in PATCH_MODES]
+            found[name] = xr.DataArray(np.array(rows), {"mode": list(PATCH_MODES)}, ("mode", "bound"))
+        moved = _moved(one)
+        first = largest(one.sample, moved) if moved.notnull().any() else None
+        found["mover"] = xr.DataArray(float(first.label) if first else math.nan)
+        found["prompts"] = xr.DataArray(float(one.dataset.sizes["prompt"]))
+        found["dropped"] = xr.DataArray(float(len(notes(one.dataset, "dropped"))))
+        return found
 
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw the handover from subject to readout, and layer × position maps of stream, operators and MLPs."""
-        return patching_figure.draw(dataset)
-
-    def findings(self, dataset: xr.Dataset) -> list[Finding]:
-        """State each model's arrival and mover, attention against other operators, and each pair's difference."""
-        found: list[Finding] = []
-        for i in range(dataset.sizes["model"]):
-            found += [_arrival_finding(dataset, i), _mover_finding(dataset, i), *_type_findings(dataset, i)]
-        pairs = itertools.combinations(range(dataset.sizes["model"]), 2)
-        return found + [_pair_finding(dataset, i, j) for i, j in pairs]
+        return figure.draw(dataset)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per model."""
-        rows: list[dict[str, str | float]] = []
-        for i, model in enumerate(map(str, dataset["model"].values)):
-            one = dataset.isel(model=i)
-            arrives, mover = _arrival_finding(dataset, i), _mover_finding(dataset, i)
-            denoise = one.sel(mode="denoise")
-            at = float(denoise["mover"])
-            row: dict[str, str | float] = {"model": model, "pairs": int(one["prompts"]), "dropped": int(one["dropped"])}
-            row["at the readout from depth"] = summary.interval(*summary.triple(denoise, "arrival"))
-            row["noise"] = summary.interval(*summary.triple(one.sel(mode="noise"), "arrival"))
-            row["gone from the subject"] = summary.interval(*summary.triple(denoise, "departure"))
-            row["verdict"] = arrives.verdict
-            row["strongest operator"] = "–" if math.isnan(at) else f"{int(at)} ({_type(one, int(at))})"
-            row["recovers"] = summary.interval(mover.value, mover.low, mover.high)
-            row["control"] = summary.number(mover.control)
-            row["it is"] = mover.verdict
-            for channel in map(str, dataset["channel"].values):
-                cell = summary.triple(denoise.sel(channel=channel), "carried")
-                row[f"per {'MLP' if channel == 'mlp' else f'{channel} layer'}"] = summary.interval(*cell)
-            rows.append(row)
-        return rows
+        """Return one row per finding about a model, with the layer that it names."""
+        rows = super().table(dataset)
+        about = [finding for finding in self.findings(dataset) if not finding.model_other]
+        for row, finding in zip(rows, about, strict=True):
+            one = dataset.sel(model=finding.model)
+            depth = one["depth"].values
+            at = float(one["mover"]) if finding.name == "mover" else finding.value * (np.isfinite(depth).sum() - 1)
+            row["layer"] = "–" if math.isnan(at) else f"{round(at)} {one['operator_type'].values[round(at)]}"
+        order = ("model", "number", "layer", "value", "control", "verdict", "sensitivity")
+        return [{name: row[name] for name in order} for row in rows]
 
 
-def _dropped(dataset: xr.Dataset) -> dict[str, str]:
-    """Return prompt → why the probe left it out."""
-    from xatlas.schema import notes
+def check(one: Effects) -> None:
+    """Refuse a result that was measured on fewer sites, positions or modes than profiles show.
 
-    return notes(dataset, "dropped")
+    Raises
+    ------
+    XatlasError
+        Names what is missing, and the command that measures it.
+    """
+    for dim, needed in (("site", SITES), ("position", POSITION_CLASSES), ("mode", PATCH_MODES)):
+        missing = [name for name in needed if name not in one.dataset[dim].values]
+        if missing:
+            raise XatlasError(
+                f"activation_patching of {one.model} was measured without the {dim} '{missing[0]}'; measure it "
+                f"with: xatlas run {one.reading.called} --probes activation_patching"
+            )
 
 
-def _type(one: xr.Dataset, layer: int) -> str:
-    return str(one["operator_type"].values[layer])
+def stays_from(there: Any) -> Floats:
+    """Return the first layer from which on ``there (…, layer)`` is true to the end; NaN where it never is."""
+    kept = np.logical_and.accumulate(np.asarray(there)[..., ::-1], axis=-1)[..., ::-1]
+    return np.where(kept.any(-1), kept.argmax(-1), np.nan)
 
 
-def _overlap(one: xr.Dataset, name: str) -> bool:
-    """Tell whether the intervals of both modes have a number in common."""
-    ends = [summary.triple(one.sel(mode=mode), name)[1:] for mode in PATCH_MODES]
-    return bool(ends[0][0] <= ends[1][1] and ends[1][0] <= ends[0][1])
+def _stream(one: Effects, position: str, mode: str) -> xr.DataArray:
+    stream = one["recovery"].sel(site="resid_post", position=position, mode=mode, drop=True)
+    return stream.transpose("prompt", "layer")
 
 
-def _arrival_finding(dataset: xr.Dataset, index: int) -> Finding:
-    one = dataset.isel(model=index)
-    model, p = str(one["model"].item()), float(one["arrival_p"])
-    value, low, high = summary.triple(one.sel(mode="denoise"), "arrival")
-    if math.isnan(value):
-        told = f"The subject's information never reaches the readout of {model}."
-        return Finding(told, value, value, value, 1.0, p, "undecided", model)
-    noise = summary.triple(one.sel(mode="noise"), "arrival")
-    clears = high < 1 and p <= rule.ALPHA and _in_order(one)
-    verdict = rule.verdict(clears, _overlap(one, "arrival"), against=value == 1 and math.isfinite(high))
-    stream = one["recovery"].sel(site="resid_post", position="last", mode="denoise").values
-    layer = round(value * (_layers(one) - 1))
-    before = f"{summary.number(float(stream[layer - 1]))} a layer before" if layer else "no layer before"
-    sentence = (
-        f"In {model} the subject's information has reached the readout by depth {summary.interval(value, low, high)} "
-        f"(layer {layer}, {_type(one, layer)}): its stream recovers {summary.number(float(stream[layer]))} there, "
-        f"{before}; in the last layer it must. Noising says {summary.interval(*noise)}."
+def _there(recovery: Floats, position: str) -> Any:
+    return recovery >= HALF if position == "last" else recovery < HALF
+
+
+def _crossed(sample: Sample, stream: xr.DataArray, position: str) -> tuple[float, Floats, float]:
+    """Return depth, bootstrap draws of it, stretched for few templates, and the degrees of freedom."""
+    last = max(stream.sizes["layer"] - 1, 1)
+    clusters, values = sample.clusters, stream.values
+    depth = float(stays_from(_there(clusters.macro(values), position))) / last
+    drawn = stays_from(_there(clusters.macro_draws(values), position)) / last
+    at = 0 if math.isnan(depth) else round(depth * last)
+    freedom = sample.mean(stream.isel(layer=max(at - 1, 0))).freedom()
+    return depth, np.clip(sample.stretched(drawn, depth, freedom), 0, 1), freedom
+
+
+def _ends(draws: Floats, value: float, resamples: bool) -> tuple[float, float, float]:
+    """Return the value with the ends of its interval; draws are whole layers, and may end beside it."""
+    known = draws[np.isfinite(draws)]
+    if not resamples or not known.size or math.isnan(value):
+        return value, math.nan, math.nan
+    return value, min(float(quantile(known, 0.025)), value), max(float(quantile(known, 0.975)), value)
+
+
+def _depth(one: Effects, position: str, mode: str) -> tuple[tuple[float, float, float], Floats]:
+    depth, drawn, _ = _crossed(one.sample, _stream(one, position, mode), position)
+    return _ends(drawn, depth, one.sample.clusters.resamples), drawn
+
+
+def _step(sign: int) -> Any:
+    """Return the statistic of the test: how much higher profiles lie, on average, behind the best place to cut them."""
+
+    def largest_step(means: Floats) -> Floats:
+        n = means.shape[-1]
+        cuts = [means[..., at:].mean(-1) - means[..., :at].mean(-1) for at in range(1, n)]
+        return np.asarray(np.max(sign * np.array(cuts), axis=0))
+
+    return largest_step
+
+
+def _crossing(one: Effects, position: str) -> Evidence:
+    """Return what speaks for a profile's crossing a half before the last layer, where it must."""
+    stream = _stream(one, position, "denoise")
+    number, _ = _depth(one, position, "denoise")
+    noise, _ = _depth(one, position, "noise")
+    n_layers, value = stream.sizes["layer"], number[0]
+    at = 0 if math.isnan(value) else round(value * (n_layers - 1))
+    means = one.sample.clusters.macro(stream.values)
+    words = {
+        "layer": "–" if math.isnan(value) else str(at),
+        "type": str(one.dataset["operator_type"].values[at]),
+        "there": f"{means[at]:.2f}",
+        "before": f"{means[at - 1]:.2f} a layer" if at else "nothing was patched",
+    }
+    before_last = stream.isel(layer=slice(None, -1))
+    tested = n_layers > 2
+    sign = 1 if position == "last" else -1
+    p = one.sample.permuted(before_last, "layer", _step(sign), PERMUTATIONS // 5) if tested else math.nan
+    apart = not (number[1] <= noise[2] and noise[1] <= number[2])
+    blocked = ""
+    if not one.sample.clusters.resamples:
+        blocked = "too few templates"
+    elif n_layers < 3:
+        blocked = "too few layers"
+    elif _last_gap(one) > _GAP:
+        blocked = "the last layer's stream does not recover everything, as it must"
+    elif at == 0:
+        blocked = "it is so from the first layer on"
+    elif apart:
+        blocked = "denoise and noise disagree"
+    return Evidence(
+        number=number,
+        p=p,
+        side=1 if number[2] < 1 else -1 if value == 1 else 0,
+        answer=None if math.isnan(value) else at,
+        control=(1.0, math.nan, math.nan),
+        blocked=blocked,
+        words=words,
     )
-    return Finding(sentence, value, low, high, 1.0, p, verdict, model)
 
 
-def _in_order(one: xr.Dataset) -> bool:
-    """Tell whether there is more than one layer, and the last is what it must be: else layers are mislabelled."""
-    return _layers(one) > 1 and float(one["last_layer_gap"]) < _GAP
+def _last_gap(one: Effects) -> float:
+    """Return how far the last layer's stream at the readout is from what it must be, 1."""
+    return float(np.nanmean(np.abs(_stream(one, "last", "denoise").values[:, -1] - 1)))
 
 
-def _layers(one: xr.Dataset) -> int:
-    return int((one["operator_type"].values != "").sum())
+def _moved(one: Effects, name: str = "recovery", mode: str = "denoise") -> xr.DataArray:
+    return one[name].sel(site="operator_out", position="last", mode=mode, drop=True).transpose("prompt", "layer")
 
 
-def _mover_finding(dataset: xr.Dataset, index: int) -> Finding:
-    one = dataset.isel(model=index)
-    model, denoise = str(one["model"].item()), one.sel(mode="denoise")
-    nan, at = math.nan, float(denoise["mover"])
-    if math.isnan(at):
-        return Finding(f"{model} has no operator to patch.", nan, nan, nan, nan, nan, "undecided", model)
-    here = denoise.sel(site="operator_out", position="last").isel(layer=int(at))
-    value, low, high = summary.triple(here, "recovery")
-    control = float(here["control"])
-    rank, p = float(denoise["mover_p_rank1"]), float(denoise["mover_p"])
-    clears = low > float(here["control_high"]) and p <= rule.ALPHA and not float(denoise["mover_tie"])
-    verdict = rule.verdict(
-        clears and _in_order(one), float(one.sel(mode="noise")["mover"]) == at, against=high < control
+def _mover(one: Effects) -> Evidence | None:
+    """Return what speaks for one operator's moving most to the readout; None for a model without any."""
+    moved = _moved(one)
+    first = largest(one.sample, moved)
+    if first is None:
+        return None
+    values = moved.values
+    with_one = np.concatenate([values, np.where(np.isfinite(values).any(1, keepdims=True), 1.0, np.nan)], axis=1)
+
+    def pick(means: Floats) -> Floats:
+        best = int(np.nanargmax(means[:-1]))
+        return np.eye(len(means))[[best, len(means) - 1]]
+
+    number = one.sample.cross_fit(np.nan_to_num(with_one), pick, log=False)
+    control = one.sample.mean(_moved(one, "recovery_control").isel(layer=first.index))
+    over = (one.sample.mean(moved.isel(layer=first.index)) - control).evidence(two_sided=False)
+    other = largest(one.sample, _moved(one, mode="noise"))
+    found = Evidence(
+        number=number,
+        p=float(np.nanmax([first.p, over.p])) if first.runner_up is not None else math.nan,
+        side=over.side,
+        answer=int(first.label),
+        control=bounds_of(control),
+        descriptive=True,
+        words={"layer": str(first.label), "type": str(one.dataset["operator_type"].values[first.index])},
     )
-    sentence = (
-        f"The operator that moves most of it to the readout of {model} is layer {int(at)}'s ({_type(one, int(at))}): "
-        f"alone it recovers {summary.interval(value, low, high)}, control {summary.number(control)}, "
-        f"P(rank 1) {summary.chance(rank)}."
+    if first.runner_up is None:
+        return replace(found, blocked="one layer")
+    if not one.sample.clusters.resamples:
+        return replace(found, blocked="too few templates")
+    if first.tie and over.side >= 0:
+        return replace(found, blocked=f"it ties with layer {', '.join(map(str, first.tied))}")
+    apart = _last_gap(one) > _GAP or (other is not None and other.label != first.label)
+    return replace(found, blocked="denoise and noise disagree, or layers are mislabelled") if apart else found
+
+
+def _difference(one: Effects, two: Effects) -> Evidence | None:
+    """Return the difference in onset, on the prompts that both answer; half a layer of the shallower is nothing."""
+    others = set(two.dataset["prompt"].values.tolist())
+    common = [name for name in one.dataset["prompt"].values.tolist() if name in others]
+    n_layers = [each.dataset.sizes["layer"] for each in (one, two)]
+    if not common:
+        return Evidence(blocked="no prompt that both answer")
+    depths, draws, resamples = [], [], True
+    for each in (one, two):
+        sample = sample_of(each.dataset.sel(prompt=common))
+        depth, drawn, _ = _crossed(sample, _stream(each, "last", "denoise").sel(prompt=common), "last")
+        depths.append(depth)
+        draws.append(drawn)
+        resamples &= sample.clusters.resamples
+    value, drawn = depths[0] - depths[1], draws[0] - draws[1]
+    number = _ends(drawn, value, resamples)
+    drawn = drawn[np.isfinite(drawn)]
+    margin = HALF / max(min(n_layers) - 1, 1)
+
+    def p_beyond(mark: float) -> tuple[float, float]:
+        """Return how often draws lie at or above a mark, and at or below it."""
+        return tuple((1 + int(each.sum())) / (1 + len(drawn)) for each in (drawn >= mark, drawn <= mark))  # type: ignore[return-value]
+
+    gap = max(p_beyond(margin)[0], p_beyond(-margin)[1])
+    ordered = all(each.dataset.sizes["layer"] > 1 and _last_gap(each) < _GAP for each in (one, two))
+    blocked = "too few templates" if not resamples else "" if ordered else "a profile does not end at 1, as it must"
+    return Evidence(
+        number=number,
+        p=min(1.0, 2 * min(p_beyond(0.0))),
+        side=int(number[1] > 0 or number[2] < 0),
+        answer=int(np.sign(value)) if math.isfinite(value) else None,
+        control=(0.0, math.nan, math.nan),
+        near=abs(value) < margin,
+        equal=abs(value) < margin and gap <= 0.05,
+        equal_p=gap,
+        blocked=blocked,
     )
-    return Finding(sentence, value, low, high, control, p, verdict, model)
-
-
-def _type_findings(dataset: xr.Dataset, index: int) -> list[Finding]:
-    """Say through which operator type it moves, for a model that has attention and others."""
-    one = dataset.isel(model=index)
-    value, low, high = summary.triple(one.sel(mode="denoise"), "attention_over_others")
-    if math.isnan(value):
-        return []
-    model, p = str(one["model"].item()), float(one["attention_over_others_p"])
-    control = float(one.sel(mode="denoise")["attention_over_others_control"])
-    main = rule.side(low, high, 0, control)
-    noise = rule.side(*summary.triple(one.sel(mode="noise"), "attention_over_others")[1:], 0)
-    verdict = rule.verdict(main != 0 and p <= rule.ALPHA and _in_order(one), noise == main)
-    what = {1: "more than", -1: "less than", 0: "no more and no less, as far as can be told, than"}[main]
-    sentence = (
-        f"In {model} an attention layer moves {what} another layer to the readout: difference in recovery "
-        f"{summary.interval(value, low, high)}, control {summary.number(control)}."
-    )
-    return [Finding(sentence, value, low, high, control, p, verdict, model)]
-
-
-def _pair_finding(dataset: xr.Dataset, i: int, j: int) -> Finding:
-    """Say whether two models differ in depth of arrival: by more than half a layer of the shallower one."""
-    one = dataset.isel(model=i, model_other=j)
-    value, low, high = summary.triple(one, "arrival_difference")
-    names = [str(dataset["model"].values[k]) for k in (i, j)]
-    grid = 0.5 / max(min(_layers(dataset.isel(model=k)) for k in (i, j)) - 1, 1)
-    both = all(_arrival_finding(dataset, k).verdict == "supported" for k in (i, j))
-    verdict = rule.verdict(low > grid or high < -grid, both, against=-grid <= low <= high <= grid)
-    count = int(one["arrival_difference_prompts"])
-    sentence = (
-        f"Depth at which it reaches the readout of {names[0]} minus that of {names[1]}: "
-        f"{summary.interval(value, low, high)}, on {count} prompts that both answer."
-    )
-    return Finding(sentence, value, low, high, 0.0, float(one["arrival_difference_p"]), verdict)
 
 
 @hookimpl

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.comparisons.figures import style
-from xatlas.comparisons.measures.arrival import HALF
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+#: Recovery from which on information counts as being there.
+HALF = 0.5
 #: Site → title of its map.
 _MAPS = {"resid_post": "stream", "operator_out": "operator", "mlp_out": "MLP"}
 #: Rows of the maps, from the top.
@@ -28,7 +29,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     palette = style.colours(models)
     with style.context():
         made = style.figure(max(8.2, 1.6 + 3.6 * len(models)), 7.2, dataset.attrs["suite"])
-        titles = [style.fitted(model, 2.8, 9.5, bold=True) for model in models]
+        titles = [style.fitted(_title(dataset.isel(model=i)), 2.8, 9.5, bold=True) for i in range(len(models))]
         style.grow(made, style.extra(titles, 9.5))
         grid = made.subplots(1 + len(_MAPS), len(models), height_ratios=[1.5, 1, 1, 1], squeeze=False)
         mesh: Any = None
@@ -40,7 +41,7 @@ def draw(dataset: xr.Dataset) -> Figure:
                 mesh = _map(grid[row, i], one, site, title)
             grid[-1, i].set_xlabel("layer")
         grid[0, 0].set_ylabel("recovery")
-        made.colorbar(mesh, ax=grid[1:, -1], label="recovery, clean into corrupt", shrink=0.8)
+        made.colorbar(mesh, ax=grid[1:, -1], label="recovery, clean into corrupt", shrink=0.8, extend="both")
         types = sorted(set(dataset["operator_type"].values.ravel().tolist()) - {""})
         points = [(f"{kind} layer", {"marker": style.marker(kind), "ls": "none", "ms": 4}) for kind in types]
         style.legend(made, [*_LINES, *points])
@@ -52,7 +53,10 @@ _LINES: list[tuple[str, dict[str, Any]]] = [
     ("stream at the readout", {}),
     ("at the subject", {"ls": _DASHED}),
     ("random change at the readout", {"color": style.CONTROL, "lw": 1}),
-    ("arrival", {"marker": "o", "ls": "none", "mfc": "none", "ms": 8}),
+    ("half of the answer from here on", {"marker": "o", "ls": "none", "mfc": "none", "ms": 8}),
+    ("half of the answer", {"color": "#BBBBBB", "lw": 0.8, "ls": ":"}),
+    ("absent", {"marker": "s", "ls": "none", "color": "#D9D9D9", "ms": 7}),
+    ("beyond the panel", {"marker": "^", "ls": "none", "mfc": "none", "ms": 5}),
 ]
 
 
@@ -60,43 +64,68 @@ def _count(one: xr.Dataset) -> int:
     return int((one["operator_type"].values != "").sum())
 
 
+def _title(one: xr.Dataset) -> str:
+    value, low, high = one["onset"].sel(mode="denoise").values
+    if np.isnan(value):
+        return f"{one['model'].item()}: never at the readout"
+    ends = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+    return f"{one['model'].item()}: at the readout from depth {value:.2f}{ends}"
+
+
 def _handover(axes: Axes, one: xr.Dataset, colour: str) -> None:
     n_layers = _count(one)
     layers = np.arange(n_layers)
     stream = one.sel(site="resid_post", mode="denoise")
 
-    def curve(position: str, name: str) -> Any:
-        return stream[name].sel(position=position).values[:n_layers]
+    def curve(position: str, name: str, bound: str = "value") -> Any:
+        return stream[name].sel(position=position, bound=bound).values[:n_layers]
 
     axes.axhline(HALF, color="#BBBBBB", lw=0.8, ls=":")
     for position, name, shade, dashes in (
-        ("last", "control", style.CONTROL, "-"),
+        ("last", "recovery_control", style.CONTROL, "-"),
         ("subject", "recovery", colour, _DASHED),
         ("last", "recovery", colour, "-"),
     ):
         axes.fill_between(
-            layers, curve(position, f"{name}_low"), curve(position, f"{name}_high"), color=shade, alpha=0.18, lw=0
+            layers, curve(position, name, "low"), curve(position, name, "high"), color=shade, alpha=0.18, lw=0
         )
-        axes.plot(layers, curve(position, name), color=shade, ls=dashes, lw=1 if name == "control" else 1.6)
+        axes.plot(
+            layers,
+            curve(position, name),
+            color=shade,
+            ls=dashes,
+            lw=1 if shade == style.CONTROL else 1.6,
+            marker=".",
+            ms=3,
+        )
     types = one["operator_type"].values[:n_layers].astype(str)
     for kind in sorted(set(types)):
         at = np.flatnonzero(types == kind)
         axes.plot(at, curve("last", "recovery")[at], style.marker(kind), color=colour, ms=4)
-    arrival = float(one["arrival"].sel(mode="denoise"))
-    if not np.isnan(arrival):
-        layer = round(arrival * (n_layers - 1))
-        axes.plot([layer], [curve("last", "recovery")[layer]], "o", mfc="none", mec=style.INK, ms=9, gid="arrival")
+    onset = float(one["onset"].sel(mode="denoise", bound="value"))
+    if not np.isnan(onset):
+        layer = round(onset * (n_layers - 1))
+        axes.plot([layer], [curve("last", "recovery")[layer]], "o", mfc="none", mec=style.INK, ms=9, gid="onset")
+    axes.set_ylim(-0.1, 1.2)
+    for name, shade in (("recovery_control", style.CONTROL), ("recovery", colour)):
+        _clipped(axes, layers, curve("last", name), shade)
+    _clipped(axes, layers, curve("subject", "recovery"), colour)
     axes.plot(layers[-1:], [1.0], "x", color=style.CONTROL, ms=5)
     place: dict[str, Any] = {"xytext": (4, 5), "textcoords": "offset points", "ha": "right"}
     axes.annotate("1 by construction", (n_layers - 1, 1), fontsize=6.5, color="#666666", **place)
-    axes.set_ylim(-0.1, 1.2)
     style.layer_axis(axes, n_layers)
     axes.set_xlim(-0.5, n_layers - 0.5)
 
 
+def _clipped(axes: Axes, layers: Any, values: Any, colour: str) -> None:
+    """Mark values beyond the panel at its edge."""
+    for mark, beyond, edge in (("^", values > 1.2, 1.19), ("v", values < -0.1, -0.09)):
+        axes.plot(layers[beyond], np.full(int(beyond.sum()), edge), mark, color=colour, mfc="none", ms=5)
+
+
 def _map(axes: Axes, one: xr.Dataset, site: str, title: str) -> Any:
     n_layers = _count(one)
-    chosen = one["recovery"].sel(site=site, mode="denoise", position=list(_ROWS))
+    chosen = one["recovery"].sel(site=site, mode="denoise", position=list(_ROWS), bound="value")
     cells = chosen.transpose("position", "layer").values[:, :n_layers]
     edges = np.arange(n_layers + 1) - 0.5, np.arange(len(_ROWS) + 1) - 0.5
     axes.set_facecolor("#D9D9D9")  # what is absent

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-from xatlas.comparisons.conv_profile import ConvProfile
 from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
-from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
 from xatlas.stats import DRAWS
 
@@ -85,17 +83,6 @@ def test_hubs_lie_apart_from_half_a_layer_of_the_shallower_model_on(synthetic, l
     assert pair.p == pytest.approx(2 / (1 + DRAWS))  # no draw reaches 0, from either side
 
 
-@pytest.mark.parametrize(("layer", "verdict"), [(5, "supported"), (7, "refuted")])
-def test_arrivals_lie_apart_from_half_a_layer_of_the_shallower_model_on(synthetic, layer, verdict):
-    results = synthetic.patching_result(TYPES[:6], 4), synthetic.patching_result([*TYPES, "conv"], layer, seed=1)
-    dataset = PatchingProfile().compare(
-        synthetic.tree_of(**{name: {"activation_patching": each} for name, each in zip("ab", results, strict=True)})
-    )
-    (pair,) = (finding for finding in PatchingProfile().findings(dataset) if not finding.model)
-    assert pair.value == pytest.approx(4 / 5 - layer / 8)
-    assert pair.verdict == verdict
-
-
 def test_intervals_are_95_percent_intervals(synthetic):
     """About 1.96 standard errors to each side, from the spread of template means within families."""
     result = synthetic.layer_result(TYPES)
@@ -145,17 +132,6 @@ def test_one_random_order_of_layers_in_twenty_reaches_the_control_of_two_profile
     assert 0.03 < np.mean(np.array(chance) >= control) < 0.07
 
 
-@pytest.mark.parametrize(("before", "behind", "depth"), [(0.4, 0.6, 3 / 7), (0.55, 0.6, 0.0), (0.4, 0.45, 1.0)])
-def test_information_has_arrived_where_half_of_the_answer_is_recovered(synthetic, before, behind, depth):
-    """From layer 3 of 8 on; in the last layer all of it is, whatever the model does."""
-    result = synthetic.patching_result(TYPES, 3)
-    stream = np.where(np.arange(8) < 3, before, behind)
-    stream[-1] = 1
-    result["recovery"].loc[{"site": "resid_post", "position": "last"}] = stream[None, :, None]
-    dataset = PatchingProfile().compare(synthetic.tree_of(a={"activation_patching": result}))
-    assert dataset["arrival"].sel(mode="denoise").item() == pytest.approx(depth)
-
-
 def test_a_hub_that_is_layer_0_has_no_setting_without_it_on_its_side(synthetic):
     def plant(kl):
         kl[:, 0] *= 30
@@ -164,45 +140,6 @@ def test_a_hub_that_is_layer_0_has_no_setting_without_it_on_its_side(synthetic):
     dataset = Hub().compare(synthetic.tree_of(a={"layer_ablation": synthetic.layer_result(TYPES, plant)}))
     note = "2 of 2 other settings agree, 0 of 3 without layer 0"
     assert Hub().table(dataset)[0]["sensitivity"].startswith(note)
-
-
-def test_two_models_are_compared_on_the_prompts_of_both(synthetic):
-    """Four of six families arrive late in the first model; the second holds the other two alone."""
-    early, late = (synthetic.patching_result(TYPES, layer) for layer in (3, 5))
-    rest = np.flatnonzero(np.isin(early["family"].values, ["family4", "family5"]))
-    mixed = late.copy(deep=True)
-    mixed["recovery"].values[rest] = early["recovery"].values[rest]
-    pair = {"a": {"activation_patching": mixed}, "b": {"activation_patching": early.isel(prompt=rest)}}
-    dataset = PatchingProfile().compare(synthetic.tree_of(**pair))
-    np.testing.assert_allclose(dataset["arrival"].sel(mode="denoise"), [5 / 7, 3 / 7])
-    assert float(dataset["arrival_difference"].sel(model="a", model_other="b")) == 0
-
-
-def test_a_last_layer_that_is_not_what_it_must_be_decides_nothing(synthetic):
-    result = synthetic.patching_result(TYPES, 3)
-    told = PatchingProfile().findings(PatchingProfile().compare(synthetic.tree_of(a={"activation_patching": result})))
-    assert told[0].verdict == "supported"
-    result["recovery"].loc[{"site": "resid_post", "position": "last", "layer": 7}] = 0.9
-    told = PatchingProfile().findings(PatchingProfile().compare(synthetic.tree_of(a={"activation_patching": result})))
-    assert "supported" not in {finding.verdict for finding in told}
-
-
-def test_a_factor_is_set_against_the_geometric_mean_of_the_others(synthetic):
-    results = synthetic.conv_results()
-    results["conv_factors"]["kl"].loc[{"factor": ["gate", "carrier", "signal"]}] = np.array([8.0, 2.0, 0.5])[
-        :, None, None
-    ]
-    convs = results["conv_factors"]["operator_type"].values == "conv"
-    dataset = ConvProfile().compare(synthetic.tree_of(a=results))
-    np.testing.assert_allclose(dataset["factor_over_others"].values[0, convs], 8 / np.sqrt(2 * 0.5), rtol=1e-3)
-
-
-def test_a_factor_that_leads_alike_in_all_layers_leads_most_in_none(synthetic):
-    plant = synthetic.conv_plant(1, everywhere=20.0, there=20.0)
-    dataset = ConvProfile().compare(synthetic.tree_of(a=synthetic.conv_results(plant, plant)))
-    for part in ("factor", "tap"):
-        assert np.nanmin(dataset[f"{part}_over_others_low"]) > 1
-        assert np.nanmin(dataset[f"{part}_p"]) > 0.05
 
 
 def steered(synthetic, family):
@@ -233,19 +170,3 @@ def test_the_band_holds_95_percent_of_the_random_directions(synthetic):
         )
         for end, share in (("low", 0.025), ("high", 0.975)):
             np.testing.assert_allclose(dataset[f"{kind}_{end}"], np.quantile(each, share, axis=0))
-
-
-def test_information_has_arrived_where_it_stays(synthetic):
-    """Half of it is at the readout in layer 1, less in layers 2 and 3, and half of it again from layer 4 on."""
-    result = synthetic.patching_result(TYPES, 4)
-    result["recovery"].loc[{"site": "resid_post", "position": "last", "layer": 1}] = 0.8
-    dataset = PatchingProfile().compare(synthetic.tree_of(a={"activation_patching": result}))
-    assert dataset["arrival"].sel(mode="denoise").item() == pytest.approx(4 / 7)
-
-
-@pytest.mark.parametrize(("mode", "small"), [("denoise", True), ("noise", False)])
-def test_what_attention_moves_is_tested_clean_into_corrupt(synthetic, mode, small):
-    result = synthetic.patching_result(TYPES, 3, share=0.0)
-    result["recovery"].loc[{"site": "operator_out", "position": "last", "mode": mode, "layer": [0, 2, 4, 6]}] += 0.3
-    dataset = PatchingProfile().compare(synthetic.tree_of(a={"activation_patching": result}))
-    assert (dataset["attention_over_others_p"].item() < 0.01) == small
