@@ -61,6 +61,7 @@ class HeadSpecialisation(ClaimComparison):
             "The five strongest of {heads} heads of {model} hold {number} of the summed effect; heads that share their "
             "layer's total at random: {control}{more}",
             label="top 5 share",
+            short="five heads hold more of the effect than by chance",
         ),
         Claim(
             "index_wins",
@@ -68,6 +69,7 @@ class HeadSpecialisation(ClaimComparison):
             "In {model} head index {index} is the strongest head in {number} of {layers} layers; the luckiest index "
             "wins {control} by chance{more}",
             label="wins of one index",
+            short="head index {index} is the strongest head of more layers than by chance",
             units="layer",
         ),
     )
@@ -130,7 +132,7 @@ class HeadSpecialisation(ClaimComparison):
         """Return one row per finding about a model, and one for each head that leads in several families."""
         rows: list[dict[str, str | float]] = []
         labels = {claim.name: claim.label for claim in self.claims}
-        nothing: dict[str, str | float] = {"control": "–", "verdict": "–", "robust": "–"}
+        nothing: dict[str, str | float] = {"control": "–", "verdict": "–", "sensitivity": "–"}
         for model in map(str, dataset["model"].values):
             one = dataset.sel(model=model)
             own = [each for each in self.findings(dataset) if each.model == model and not each.model_other]

@@ -46,6 +46,7 @@ def _claim(name: str, called: str, pair: str = "", alike: str = "") -> Claim:
         f"The {called} of {{model}} is layer {{layer}} ({{where}}): {{number}} nats, control {{control}}; "
         "{times} times the next layer's effect, P(rank 1) {sure}{ties}",
         label=f"{called}, nats",
+        short=f"the {called} is layer {{layer}}",
         pair=pair,
         alike=alike,
         units="nats",
@@ -81,6 +82,7 @@ class Hub(ClaimComparison):
             "In {model} the {component} of layer {layer} ({where}) writes what matters most at position 0: {number} "
             "nats when zeroed there alone, which mean ablation cannot see{ties}",
             label="position 0, nats",
+            short="the {component} of layer {layer} matters most at position 0, where mean ablation is blind",
             kinds=False,
             units="nats",
         ),
@@ -156,7 +158,7 @@ class Hub(ClaimComparison):
                 value, low, high = dataset["head_over_layer"].sel(model=model).values.tolist()
                 if not math.isnan(value):
                     row = {"model": model, "number": "strongest head / hub", "value": interval(value, low, high)}
-                    rows.append({**row, "control": "–", "verdict": "–", "robust": "–"})
+                    rows.append({**row, "control": "–", "verdict": "–", "sensitivity": "–"})
         return rows
 
     def plot(self, dataset: xr.Dataset) -> Figure:

@@ -28,6 +28,11 @@ TYPES = {
     "types_operator": "operators of {one} layers matter {number} times as much as those of {other} layers",
     "types_ratio": "MLP over operator is {number} times as large in {one} layers as in {other} layers",
 }
+SHORT = {
+    "types_mlp": "MLPs of {more} layers matter more than those of {less} layers",
+    "types_operator": "operators of {more} layers matter more than those of {less} layers",
+    "types_ratio": "MLP over operator is larger in {more} layers than in {less} layers",
+}
 LABELS = {"types_mlp": "MLPs {types}", "types_operator": "operators {types}", "types_ratio": "ratio {types}"}
 
 
@@ -53,6 +58,7 @@ class MlpRatio(ClaimComparison):
             "Do MLPs matter more than operators, or less, over all layers?",
             "In {model} MLPs matter {number} times as much as operators over all layers (control {control})",
             label="MLP / operator",
+            short="{which} matter more",
             margin=RATIO_MARGIN,
             pair="the ratio of MLPs to operators",
         ),
@@ -62,12 +68,14 @@ class MlpRatio(ClaimComparison):
             "In {model} the ratio of MLP to operator is the largest in layer {layer} (depth {depth}, {type}): {number} "
             "(control {control}), P(rank 1) {sure}{ties}",
             label="largest ratio",
+            short="the ratio of MLP to operator is the largest in layer {layer}",
         ),
         *(
             Claim(
                 name,
                 "Do layers of one operator type differ from those of another, depth aside?",
                 f"In {{model}} {text}, depth aside",
+                short=SHORT[name],
                 unit="layer type",
             )
             for name, text in TYPES.items()
@@ -91,7 +99,8 @@ class MlpRatio(ClaimComparison):
         overall = one.sample.ratio(mlp.mean("layer"), operator.mean("layer"))
         if one.control is not None:
             overall = overall.against(one.sample.ratio(*(each.mean("layer") for each in parts(one.control))))
-        found["mlp_over_operator"] = overall
+        which = "MLPs" if float(overall.point) > 0 else "operators"
+        found["mlp_over_operator"] = replace(overall, words={"which": which})
         found["peak"] = _peak(one, mlp, operator)
         return found | dict(_types(one))
 
@@ -158,7 +167,8 @@ def _types(one: Effects) -> dict[str, Evidence]:
     found = {}
     for name, values in compared.items():
         evidence = layer_types(values, types, kl["depth"].values, pair)
-        words = {**evidence.words, "one": pair[0], "other": pair[1]}
+        more, less = pair if evidence.number[0] > 1 else pair[::-1]
+        words = {**evidence.words, "one": pair[0], "other": pair[1], "more": more, "less": less}
         if np.isfinite(values).any():
             found[name] = replace(evidence, words=words)
     return found

@@ -363,7 +363,7 @@ def in_short(finding: Finding) -> dict[str, str]:
         "value": interval(finding.value, finding.low, finding.high),
         "control": number(finding.control),
         "verdict": f"{finding.verdict}: {reason}" if 0 < len(reason) < 10 else str(finding.verdict),
-        "robust": f"{robust}: {varied}" if 0 < len(varied) < 10 else robust,
+        "sensitivity": f"{robust}: {varied}" if 0 < len(varied) < 10 else robust,
     }
 
 

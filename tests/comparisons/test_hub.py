@@ -129,7 +129,7 @@ def test_operator_and_mlp_hubs_are_found_apart(synthetic):
     assert told == {"operator_hub": "supported", "mlp_hub": "undecided"}
     rows = {row["number"]: row for row in Hub().table(dataset)}
     assert rows["operator hub 1, nats"]["verdict"] == "supported"
-    assert rows["operator hub 1, nats"]["robust"].startswith("5/5")
+    assert rows["operator hub 1, nats"]["sensitivity"].startswith("5/5")
 
 
 def test_a_model_without_mlps_has_no_mlp_hub(synthetic):
