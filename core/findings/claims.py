@@ -150,7 +150,7 @@ def verdict(
     differing = sorted(kind for kind, other in (kinds or {}).items() if not evidence.agrees(other))
     if evidence.equal:
         if about == "claim":
-            return "refuted", "equal within the margin"
+            return ("artefact", evidence.artefact) if evidence.artefact else ("refuted", "equal within the margin")
         return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
     decided = p <= ALPHA
     if evidence.side > 0 and decided:
