@@ -3,164 +3,267 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import verdict as rule
-from xatlas.comparisons.figures import head as head_figure
-from xatlas.comparisons.measures import head as head_measures, readings, settings, summary
-from xatlas.comparisons.measures.readings import Estimate, Reading
+from xatlas import Comparison, Requirement, Variable, hookimpl
+from xatlas.comparisons.figures import head as figure
+from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence
+from xatlas.findings.claims import ALPHA, Bounds
+from xatlas.findings.conclude import in_short
+from xatlas.findings.estimates import side
+from xatlas.stats import (
+    PERMUTATIONS,
+    Floats,
+    agree,
+    chance_of_wins,
+    divide,
+    expected_wins,
+    probability_first,
+    quantile,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+#: How many heads count as "a few".
+TOP = 5
+#: Permutations and simulations of either test.
+DRAWS = PERMUTATIONS // 5
+#: Heads a model's table names.
+NAMED = 3
 
-class HeadSpecialisation(Comparison):
+
+class HeadSpecialisation(ClaimComparison):
     """Share of the five strongest heads, best head per family, and wins of one head index across layers.
 
-    ``top_share (model)``: what the five heads with the largest family-macro KL hold of all heads' sum. Its
-    control is the same share of the control's effects; its chance level shuffles layer labels independently
-    in each template. ``best_layer``, ``best_head``, ``best_p_rank1``, ``best_tie (model, family)``.
-    ``index_wins (model)``: in how many layers the most successful head *index* is the strongest head (layers
-    whose two best heads agree numerically have no winner), with the exact chance level; ``index_wins_over_control``
-    counts the same index's layers when heads rank by effect over control. That one index wins is called an
-    artefact when it holds for raw effects only, and undecided when layers can't be told apart by shuffling their
-    labels: layers that are all the same are one witness, not many. ``sensitivity`` and ``sensitivity_wins (model,
-    setting)`` hold the share and that index's wins under other settings: ``head_specialisation.sensitivity.csv``
-    lists them, with commands for what was not run.
+    The share of the five strongest heads in the summed effect is chosen on half of the templates and measured on the
+    others. It is tested against heads that share their layer's total at random (uniformly from the simplex: its
+    mean and middle 95 % are the control shown), and against equal heads (labels permuted within layer and template);
+    the larger p-value counts. That one head *index* is the strongest head of more layers than it would be by chance
+    has an exact chance (layers whose two best heads agree have no winner); where layers can't be told apart by
+    permuting them, they are one witness, not many.
+
+    ``effect (model, layer, head, bound)`` in nats; ``first``, ``first_or_second (model, layer, head)``: in how many
+    families a head is; ``best_layer``, ``best_head``, ``best_p_rank1 (model, family)``.
     """
 
     name = "head_specialisation"
-    version = 2
+    version = 3
     summary = "Do a few heads carry the effect, and does one head index win across layers more than by chance?"
+    requires = (Requirement("head_ablation"),)
+    claims = (
+        Claim(
+            "top_share",
+            "Do the five strongest heads hold more of the effect than heads that share it at random?",
+            "The five strongest of {heads} heads of {model} hold {number} of the summed effect; heads that share their "
+            "layer's total at random: {control}{more}",
+            label="top 5 share",
+            short="five heads hold more of the effect than by chance",
+        ),
+        Claim(
+            "index_wins",
+            "Is one head index the strongest head of more layers than by chance?",
+            "In {model} head index {index} is the strongest head in {number} of {layers} layers; the luckiest index "
+            "wins {control} by chance{more}",
+            label="wins of one index",
+            short="head index {index} is the strongest head of more layers than by chance",
+            units="layer",
+        ),
+    )
+    variables: ClassVar = {
+        "effect": Variable(("layer", "head", "bound"), "nats", "family-macro KL(clean || ablated) of the head"),
+        "first": Variable(("layer", "head"), "1", "families in which the head is the strongest"),
+        "first_or_second": Variable(("layer", "head"), "1", "families in which the head is first or second"),
+        "best_layer": Variable(("family",), "layer", "layer of the family's strongest head"),
+        "best_head": Variable(("family",), "1", "index of the family's strongest head"),
+        "best_p_rank1": Variable(("family",), "1", "its P(rank 1); a tie below 0.95"),
+    }
+    absent: ClassVar = {
+        "effect": "a layer without heads, or padding",
+        "best_head": "no prompt of that family, or no heads",
+        "best_p_rank1": "a family of one template",
+    }
 
-    @property
-    def requires(self) -> tuple[Requirement, ...]:
-        """Head ablation with its defaults."""
-        return (Requirement("head_ablation"),)
+    def estimate(self, *effects: Effects) -> Estimates:
+        """Return the share of the five strongest heads, and the wins of one index."""
+        (one,) = effects
+        values = with_heads(one["kl"])
+        if not values.sizes["layer"]:
+            return {}
+        kinds = one.reading.labels("ablation")
+        more = "; to decide, add another kind: --set head_ablation.ablations=mean,zero" if len(kinds) == 1 else ""
+        return {"top_share": _share(one, values, more), "index_wins": _wins(one, values, more)}
 
-    def compare(self, tree: xr.DataTree) -> xr.Dataset:
-        """Return the dataset described above."""
-        found = [readings.read(tree, model, "head_ablation") for model in readings.models(tree)]
-        mains = [each[0] for each in found]
-        families = sorted({family for main in mains for family in main.clusters.families})
-        variables = head_measures.head_variables(mains) | head_measures.family_variables(mains, families)
-        shares = [head_measures.model_shares(main) for main in mains]
-        for name, (units, words) in head_measures.WORDS.items():
-            array = np.array([one[name] for one in shares])
-            variables[name] = (("model",), array, units, words)
-        rows, coords = settings.sensitivity(found, _estimate, "1", "share of the five strongest heads")
-        wins = head_measures.wins_of({main.model: head_measures.leading_index(main) for main in mains})
-        more, _ = settings.sensitivity(found, wins, "layer", "wins of the leading index", "sensitivity_wins")
-        coords |= {"family": families, "head": np.arange(max(main.dataset.sizes["head"] for main in mains))}
-        absent = {"effect": "a layer without heads, or padding", "best_head": "no prompt of that family"}
-        absent["top_share"] = "a model without heads"
-        return summary.assemble(self, found, variables | rows | more, coords, absent)
+    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+        """Return effects per head, and which heads lead in which families."""
+        import xarray as xr
+
+        (one,) = effects
+        values = one["kl"].transpose("prompt", "layer", "head")
+        clusters = one.sample.clusters
+        shape = (values.sizes["layer"], values.sizes["head"])
+        like = values.isel(prompt=0, drop=True).reset_coords(drop=True)
+        means = clusters.family_means(values.values).reshape(len(clusters.families), -1)
+        first, second = np.zeros(means.shape[1]), np.zeros(means.shape[1])
+        best = np.full((3, len(clusters.families)), np.nan)  # layer, head, P(rank 1)
+        for i, (family, mean) in enumerate(zip(clusters.families, means, strict=True)):
+            order = np.argsort(np.where(np.isfinite(mean), -mean, np.inf), kind="stable")[: np.isfinite(mean).sum()]
+            if not order.size:
+                continue
+            first[order[0]] += 1
+            second[order[:2]] += 1
+            layer, head = divmod(int(order[0]), shape[1])
+            held = order[:48]  # only the strongest dozens can come first
+            draws = clusters.family_draws(values.values.reshape(len(values), -1)[:, held], family)
+            sure = float(probability_first(draws)[0]) if family in clusters.varying else math.nan
+            best[:, i] = layer + one.first_layer, head, sure
+        absent = np.isnan(means).all(0)
+        found = {"effect": one.sample.effects(one["kl"])}
+        for name, counts in (("first", first), ("first_or_second", second)):
+            found[name] = like.copy(data=np.where(absent, np.nan, counts).reshape(shape))
+        for name, row in zip(("best_layer", "best_head", "best_p_rank1"), best, strict=True):
+            found[name] = xr.DataArray(row, dims="family", coords={"family": list(clusters.families)})
+        return found
+
+    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
+        """Return one row per finding about a model, and one for each head that leads in several families."""
+        rows: list[dict[str, str | float]] = []
+        labels = {claim.name: claim.label for claim in self.claims}
+        nothing: dict[str, str | float] = {"control": "–", "verdict": "–", "sensitivity": "–"}
+        for model in map(str, dataset["model"].values):
+            one = dataset.sel(model=model)
+            own = [each for each in self.findings(dataset) if each.model == model and not each.model_other]
+            rows += [{"model": model, "number": labels[each.name], **in_short(each)} for each in own]
+            if not own:
+                rows.append({"model": model, "number": "heads", "value": "none", **nothing})
+            families = int(one["best_head"].notnull().sum())
+            first, either = (one[name].transpose("layer", "head").values for name in ("first", "first_or_second"))
+            order = np.argsort(-np.nan_to_num(either + first / 1000), axis=None, kind="stable")
+            for place in order[:NAMED] if own else ():
+                layer, head = np.unravel_index(int(place), first.shape)
+                if either[layer, head] > 0:
+                    value = f"first {first[layer, head]:.0f}, top two {either[layer, head]:.0f} of {families}"
+                    rows.append({"model": model, "number": f"head {layer}.{head}, families", "value": value, **nothing})
+        return rows
 
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw a map of heads per model with the top five ringed, and the shares."""
-        return head_figure.draw(dataset)
-
-    def findings(self, dataset: xr.Dataset) -> list[Finding]:
-        """State, for each model with heads, the share of the top five and the wins of one index."""
-        held = [i for i in range(dataset.sizes["model"]) if dataset["n_heads"].values[i] > 0]
-        return [judge(dataset, i) for i in held for judge in (_share_finding, _wins_finding)]
-
-    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per model."""
-        rows: list[dict[str, str | float]] = []
-        for i, model in enumerate(map(str, dataset["model"].values)):
-            one = dataset.isel(model=i)
-            if one["n_heads"] == 0:
-                rows.append({"model": model, "top 5 share": "no heads"})
-                continue
-            share, wins = _share_finding(dataset, i), _wins_finding(dataset, i)
-            layer, head = _strongest(one)
-            row: dict[str, str | float] = {"model": model, "strongest head": f"{layer}.{head}"}
-            row["P(rank 1)"] = summary.number(float(one["first_p_rank1"]))
-            row["tie"] = "tie" if float(one["first_tie"]) else "none"
-            row["top 5 share"] = summary.interval(share.value, share.low, share.high)
-            row["control"] = summary.number(float(one["top_share_control"]))
-            row["chance"] = summary.number(float(one["top_share_chance"]))
-            row["verdict"] = share.verdict
-            row["one index wins"] = (
-                f"{int(wins.value)} of {int(one['n_layers_won'])} layers (head {int(one['index'])}, "
-                f"chance {wins.control:.1f}): {wins.verdict}"
-            )
-            row["best per family"] = _families_text(one)
-            ends = zip(dataset["sensitivity_low"].values[i], dataset["sensitivity_high"].values[i], strict=True)
-            same = [low <= share.high and high >= share.low for low, high in ends]
-            row["sensitivity"] = summary.sensitivity_note(dataset, i, same)
-            rows.append(row)
-        return rows
+        return figure.draw(dataset)
 
 
-def _estimate(reading: Reading, ablation: str, scope: str, layer0: bool) -> Estimate:
-    return head_measures.share_of(reading, ablation, scope, 0 if layer0 else 1)
+def with_heads(values: xr.DataArray) -> xr.DataArray:
+    """Return effects ``(prompt, layer, head)`` of the layers that have heads."""
+    values = values.transpose("prompt", "layer", "head")
+    values = values.isel(layer=np.flatnonzero(values.notnull().any(("prompt", "head")).values))
+    return values.isel(head=np.flatnonzero(values.notnull().any(("prompt", "layer")).values))
 
 
-def _strongest(one: xr.Dataset) -> tuple[int, int]:
-    effect = one["effect"].values
-    layer, head = np.unravel_index(int(np.nanargmax(effect)), effect.shape)
-    return int(layer), int(head)
+def top_share(effects: Floats) -> Floats:
+    """Return the share of the five strongest ``(…)`` in effects ``(…, head)``."""
+    known = np.nan_to_num(effects)
+    few = np.partition(known, -min(TOP, known.shape[-1]), axis=-1)[..., -TOP:]
+    return divide(few.sum(-1), known.sum(-1))
 
 
-def _families_text(one: xr.Dataset) -> str:
-    """Return "family layer.head" for each family, with ~ before a head that ties with another."""
-    cells = []
-    for name in map(str, one["family"].values):
-        best = one.sel(family=name)
-        if not math.isnan(float(best["best_head"])):
-            tie = "~" if float(best["best_tie"]) else ""
-            cells.append(f"{name} {tie}{int(best['best_layer'])}.{int(best['best_head'])}")
-    return ", ".join(cells)
+def _flat(effects: Floats) -> Floats:
+    return effects.reshape(*effects.shape[:-2], -1)
 
 
-def _share_finding(dataset: xr.Dataset, index: int) -> Finding:
-    one = dataset.isel(model=index)
-    value, low, high = summary.triple(one, "top_share")
-    control = max(float(one["top_share_control"]), float(one["top_share_chance"]))
-    p, model = float(one["top_share_p"]), str(one["model"].item())
-    clears = low > control and p <= rule.ALPHA
-    agree_kinds = all(other[1] > control for other in rule.kinds(dataset, index))
-    sentence = (
-        f"The five strongest of {int(one['n_heads'])} heads of {model} hold {summary.interval(value, low, high)} "
-        f"of the summed effect; control {summary.number(float(one['top_share_control']))}, shuffled layers "
-        f"{summary.number(float(one['top_share_chance']))}."
+def _share(one: Effects, values: xr.DataArray, more: str) -> Evidence:
+    effects = one.sample.clusters.macro(values.values)  # (layer, head)
+    heads = int(np.isfinite(effects).sum())
+    observed = float(top_share(_flat(effects)))
+    if math.isnan(observed):
+        return Evidence(words={"heads": str(heads), "more": more})
+    random = _random_shares(effects)
+    low, high = (float(quantile(random, q)) for q in (0.025, 0.975))
+    control = (float(random.mean()), low, high)
+    reached = (1 + int((random >= observed * (1 - 1e-9)).sum())) / (1 + len(random))
+    equal = one.sample.permuted(values, "head", lambda means: top_share(_flat(means)), DRAWS)
+    number = _crossed(one, values)
+    blocked = "no more than five heads" if heads <= TOP else ""
+    return Evidence(
+        number=number,
+        p=max(reached, equal),
+        side=1 if observed > control[0] else -1 if number[2] < control[0] else 0,
+        answer=observed > control[0],
+        control=control,
+        blocked=blocked or ("" if math.isfinite(number[1]) else "too few templates"),
+        descriptive=True,
+        words={"heads": str(heads), "more": "" if blocked else more},
     )
-    verdict = rule.verdict(clears, agree_kinds, against=high < control)
-    if int(one["n_heads"]) <= head_measures.TOP:  # five of five hold everything, whatever they do
-        verdict = "undecided"
-    return Finding(sentence, value, low, high, control, p, verdict, model)
 
 
-def _wins_finding(dataset: xr.Dataset, index: int) -> Finding:
-    one = dataset.isel(model=index)
-    value, low, high = summary.triple(one, "index_wins")
-    chance, p, model = float(one["index_wins_chance"]), float(one["index_wins_p"]), str(one["model"].item())
-    name = "index_wins_over_control"
-    over_low, over_high = summary.triple(one, name)[1:]
-    over = over_low > chance and float(one[f"{name}_p"]) <= rule.ALPHA
-    apart = float(one["layers_p"]) <= rule.ALPHA
-    raw = low > chance and p <= rule.ALPHA
-    verdict = rule.verdict(
-        raw and over and apart,
-        all(other[1] > chance for other in rule.kinds(dataset, index, "sensitivity_wins")),
-        against=p > rule.ALPHA and apart and math.isfinite(high),
-        published=raw and apart,
-        fails=rule.fails(over_low, over_high, 1, chance),
+def _crossed(one: Effects, values: xr.DataArray) -> Bounds:
+    """Return the share of the five strongest heads, chosen on half of the templates and measured on the others."""
+    flat = _flat(values.values)
+    flat = flat[:, np.isfinite(flat).any(0)]
+
+    def pick(means: Floats) -> Floats:
+        weights = np.ones((2, len(means)))
+        weights[0, np.argsort(-np.nan_to_num(means), kind="stable")[TOP:]] = 0
+        return weights
+
+    value, low, high = one.sample.cross_fit(flat, pick, log=False)
+    if not one.sample.clusters.resamples:
+        return value, math.nan, math.nan
+    return value, max(low, 0.0), min(high, 1.0)
+
+
+def _random_shares(effects: Floats) -> Floats:
+    """Return the share ``(draw)`` of five heads when shares of each layer's total are uniform on the simplex."""
+    rng = np.random.default_rng(0)
+    there = np.isfinite(effects)
+    shares = rng.exponential(size=(DRAWS, *effects.shape)) * there
+    shares *= np.nansum(effects, -1, keepdims=True) / shares.sum(-1, keepdims=True)
+    return top_share(_flat(shares))
+
+
+def wins_per_index(effects: Floats) -> Floats:
+    """Return in how many layers each head index is the strongest ``(…, head)``; effects ``(…, layer, head)``.
+
+    A layer without heads, with one head, or whose two best agree numerically has no winner.
+    """
+    known = np.where(np.isfinite(effects), effects, -np.inf)
+    if known.shape[-1] < 2:
+        return np.zeros((*known.shape[:-2], known.shape[-1]))
+    ordered = np.partition(known, -2, axis=-1)
+    clear = np.isfinite(ordered[..., -2]) & ~agree(ordered[..., -1], ordered[..., -2])
+    first = known.argmax(-1)[..., None] == np.arange(known.shape[-1])
+    return np.asarray((first & clear[..., None]).sum(-2), dtype=float)
+
+
+def _wins(one: Effects, values: xr.DataArray, more: str) -> Evidence:
+    wins = wins_per_index(one.sample.clusters.macro(values.values))
+    index, layers, heads = int(wins.argmax()), int(wins.sum()), len(wins)
+    number = int(values["head"].values[index]) if "head" in values.coords else index
+    words: dict[str, Any] = {"index": str(number), "layers": str(layers), "more": more}
+    if not layers:
+        return Evidence((0.0, math.nan, math.nan), answer=number, blocked="no layer has a winner", words=words)
+    drawn = wins_per_index(one.sample.clusters.macro_draws(values.values))[:, index]
+    low, high = (float(np.quantile(drawn, q)) for q in (0.025, 0.975))
+    value, chance = float(wins[index]), expected_wins(layers, heads)
+    apart = one.sample.permuted(
+        values.transpose("prompt", "head", "layer"), "layer", lambda means: means.var(-1).sum(-1), DRAWS
     )
-    if int(one["n_layers_won"]) == 0:  # one head a layer, or no layer with a winner: nothing to win
-        verdict = "undecided"
-    sentence = (
-        f"In {model} head index {int(one['index'])} is the strongest head in {summary.interval(value, low, high)} "
-        f"of {int(one['n_layers_won'])} layers; the luckiest index wins {chance:.1f} by chance, and "
-        f"{float(one[name]):.0f} are its own when heads rank by effect over control."
+    blocked = "" if apart <= ALPHA else "layers can't be told apart"
+    if not one.sample.clusters.resamples:
+        low, high, blocked = math.nan, math.nan, "too few templates"
+    low, high = min(low, value), max(high, value)
+    return Evidence(
+        number=(value, low, high),
+        p=max(apart, chance_of_wins(layers, heads, int(value))),
+        side=side(low, high, chance),
+        answer=number,
+        control=(chance, math.nan, math.nan),
+        least_p=chance_of_wins(layers, heads, layers),
+        blocked=blocked,
+        descriptive=True,
+        words=words,
     )
-    return Finding(sentence, value, low, high, chance, max(p, float(one[f"{name}_p"])), verdict, model)
 
 
 @hookimpl

@@ -2,146 +2,344 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import verdict as rule
-from xatlas.comparisons.figures import hub as hub_figure
-from xatlas.comparisons.measures import hub as hub_measures, readings, settings, summary
-from xatlas.comparisons.measures.hub import COMPONENTS, prefix
-from xatlas.stats import DRAWS
+from xatlas import Comparison, Requirement, Variable, hookimpl
+from xatlas.comparisons.figures import hub as figure
+from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
+from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
+from xatlas.findings.conclude import in_short
+from xatlas.findings.estimates import BOUND, bounds_of, side
+from xatlas.findings.readings import ABLATION
+from xatlas.stats import Floats, probability_first
+from xatlas.text import interval
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+#: Claim → the component whose hub it names.
+HUBS = {"hub": "joint", "mlp_hub": "mlp", "operator_hub": "operator"}
+#: What sets a hub apart from a tie, and two hubs must have to be in the same place.
+SURE = 0.95
 
-class Hub(Comparison):
+
+@dataclass(frozen=True)
+class HubEvidence(Evidence):
+    """What speaks for a hub, and where it is: for the difference in depth between two."""
+
+    depth: float = math.nan
+    depths: Floats = field(default_factory=lambda: np.empty(0))  # of the first-ranked layer in every bootstrap draw
+    p_place: float = math.nan  # of layers permuted within templates
+    sure: float = math.nan  # P(rank 1)
+    layers: int = 1
+
+
+def _claim(name: str, called: str, pair: str = "", alike: str = "") -> Claim:
+    return Claim(
+        name,
+        f"Which layer is the {called}: the one whose ablation changes the output most?",
+        f"The {called} of {{model}} is layer {{layer}} ({{where}}): {{number}} nats, control {{control}}; "
+        "{times} times the next layer's effect, P(rank 1) {sure}{ties}",
+        label=f"{called}, nats",
+        short=f"the {called} is layer {{layer}}",
+        pair=pair,
+        alike=alike,
+        units="nats",
+    )
+
+
+class Hub(ClaimComparison):
     """The layer with the largest family-macro-averaged KL, per component, and how sure that is.
 
-    ``hub (model, component)`` with P(rank 1), the margin to the best of all other layers and its interval;
-    a tie when that interval contains 0. ``effect``, ``control (model, component, layer)`` in nats, and
-    ``p_effect``: max-T sign flips of log((effect + ε) / (control + ε)) over all layers at once.
-    ``depth_difference (model, model_other)`` compares the ``joint`` hubs of two models, never interpolated.
-    The p-value of a finding is the larger of ``p_effect`` at the hub and the share of bootstrap draws in
-    which another layer leads. ``sensitivity``, ``sensitivity_mlp`` and ``sensitivity_operator (model, setting)``
-    hold the hub under other settings: ``hub.sensitivity.csv`` lists them, with commands for what was not run.
+    The claim is that this layer is the largest: against layers whose labels are permuted within templates, with
+    P(rank 1) of at least 0.95 and a margin above 0 (else it is a tie), and that its effect exceeds its control's. An
+    effect that is the largest, but smaller than its control's, is an artefact. Its number is the layer's effect; where
+    half of the templates would name another layer it is cross-fitted, and describes. Two models' hubs are in the same
+    place when their depths differ by less than half a layer of the shallower model. ``position`` names what has the
+    largest effect when zeroed at position 0 alone, where ``mean`` changes nothing.
+
+    ``effect``, ``control (model, component, layer, bound)`` and ``position_effect (model, layer, component, where,
+    bound)`` in nats; ``p_rank1``, ``tied (model, component, layer)``; ``hub (model, component)``; ``head_over_layer
+    (model, bound)``: the strongest head's effect over the strongest layer's, cross-fitted.
     """
 
     name = "hub"
-    version = 2
-    summary = "Which layer matters most, with P(rank 1), margin and ties; and is it at the same depth?"
+    version = 3
+    summary = "Which layer matters most, with P(rank 1), margin and ties; and is it in the same place?"
+    requires = (Requirement("layer_ablation"), Requirement("head_ablation", optional=True))
+    claims = (
+        _claim("hub", "hub", "the depth of the hub", "The hub is in the same place in {first} and {second} ({depths})"),
+        _claim("mlp_hub", "MLP hub"),
+        _claim("operator_hub", "operator hub"),
+        Claim(
+            "position",
+            "Which component has the largest effect at position 0, where mean ablation changes nothing?",
+            "In {model} the {component} of layer {layer} ({where}) writes what matters most at position 0: {number} "
+            "nats when zeroed there alone, which mean ablation cannot see{ties}",
+            label="position 0, nats",
+            short="the {component} of layer {layer} matters most at position 0, where mean ablation is blind",
+            kinds=False,
+            units="nats",
+        ),
+    )
+    variables: ClassVar = {
+        "effect": Variable(("component", "layer", "bound"), "nats", "family-macro KL(clean || ablated)"),
+        "control": Variable(("component", "layer", "bound"), "nats", "the same of a random change of the same norm"),
+        "p_rank1": Variable(("component", "layer"), "1", "P(rank 1) over bootstrap draws; ties share"),
+        "hub": Variable(("component",), "layer", "layer with the largest effect"),
+        "tied": Variable(("component", "layer"), "1", "1 where a layer ties with the hub"),
+        "position_effect": Variable(
+            ("layer", "component", "where", "bound"), "nats", "family-macro KL of zeroing at position 0, or elsewhere"
+        ),
+        "head_over_layer": Variable(("bound",), "1", "strongest head's effect over the strongest layer's"),
+    }
+    absent: ClassVar = {
+        "effect": "padding of models with fewer layers, or a layer without that component",
+        "position_effect": "not measured",
+    }
 
-    @property
-    def requires(self) -> tuple[Requirement, ...]:
-        """Layer ablation with its defaults."""
-        return (Requirement("layer_ablation"),)
+    def estimate(self, *effects: Effects) -> Estimates:
+        """Return the hubs of the components, and the largest effect at position 0."""
+        one = effects[0]
+        found: dict[str, Evidence] = {}
+        for name, component in HUBS.items():
+            evidence = _hub(one, component)
+            if evidence is not None:
+                found[name] = evidence
+        if "kl_position" in one and one.setting.ablation == ABLATION:
+            found |= _position(one)
+        return found
 
-    def compare(self, tree: xr.DataTree) -> xr.Dataset:
-        """Return the dataset described above."""
-        found = [readings.read(tree, model, "layer_ablation") for model in readings.models(tree)]
-        mains = [each[0] for each in found]
-        layers = [hub_measures.layers(main) for main in mains]
-        variables = {
-            name: (("model", "component", "layer"), summary.stack([one[name] for one in layers]), *words)
-            for name, words in hub_measures.LAYER_WORDS.items()
-        }
-        variables |= hub_measures.hubs(mains)
-        variables |= hub_measures.differences(mains)
-        for component in reversed(COMPONENTS):
-            estimate, words = hub_measures.layer_of(component), ("layer", f"{component} hub")
-            rows, coords = settings.sensitivity(found, estimate, *words, prefix(component))
-            variables |= rows
-        coords |= {"component": list(COMPONENTS), "model_other": [main.model for main in mains]}
-        absent = {"margin": "a model of one layer has no runner-up"}
-        absent["effect"] = "padding of models with fewer layers, or a layer without that component"
-        return summary.assemble(self, found, variables, coords, absent)
+    def pair(self, claim: Claim, first: Evidence, second: Evidence) -> Evidence | None:
+        """Return how far two hubs lie apart in depth."""
+        if not isinstance(first, HubEvidence) or not isinstance(second, HubEvidence):
+            return None
+        return _apart(first, second)
+
+    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+        """Return effects and ranks per layer, effects at position 0, and the strongest head beside the hub."""
+        one = effects[0]
+        kl = one["kl"]
+        found = {"effect": one.sample.effects(kl)}
+        if one.control is not None:
+            found["control"] = one.sample.effects(one.control)
+        flat = kl.transpose("prompt", "component", "layer")
+        draws = one.sample.clusters.macro_draws(flat.values)
+        like = flat.isel(prompt=0, drop=True).reset_coords(drop=True)
+        known = one.sample.clusters.resamples
+        ranks = [probability_first(draws[:, c]) * (1.0 if known else math.nan) for c in range(draws.shape[1])]
+        found["p_rank1"] = like.copy(data=np.array(ranks))
+        places = [largest(one.sample, kl.sel(component=c)) for c in like["component"].values]
+        tied = [np.isin(like["layer"].values, place.tied if place else ()) for place in places]
+        found["tied"] = like.copy(data=np.array(tied, dtype=float))
+        named = [float(place.label) if place else math.nan for place in places]
+        found["hub"] = like.isel(layer=0, drop=True).copy(data=named)
+        if "kl_position" in one:
+            found["position_effect"] = one.sample.effects(one["kl_position"])
+        heads = effects[1] if len(effects) > 1 else None
+        if heads is not None:
+            found["head_over_layer"] = _head_over_layer(one, heads)
+        return found
+
+    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
+        """Return one row per finding about a model, and one for its strongest head."""
+        rows: list[dict[str, str | float]] = []
+        for finding in self.findings(dataset):
+            if not finding.model_other:
+                one = dataset.sel(model=finding.model)
+                rows.append({"model": finding.model, "number": _named(one, finding.name), **in_short(finding)})
+        if "head_over_layer" in dataset:
+            for model in map(str, dataset["model"].values):
+                value, low, high = dataset["head_over_layer"].sel(model=model).values.tolist()
+                if not math.isnan(value):
+                    row = {"model": model, "number": "strongest head / hub", "value": interval(value, low, high)}
+                    rows.append({**row, "control": "–", "verdict": "–", "sensitivity": "–"})
+        return rows
 
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw effects over the layers with bands and controls, and P(rank 1) below."""
-        return hub_figure.draw(dataset)
-
-    def findings(self, dataset: xr.Dataset) -> list[Finding]:
-        """State each model's ``joint`` hub, each pair's difference in depth, then the MLP and operator hubs."""
-        each = range(dataset.sizes["model"])
-        hubs = [_hub_finding(dataset, i, "joint") for i in each]
-        verdicts = [finding.verdict for finding in hubs if finding]
-        pairs = [_pair_finding(dataset, i, j, verdicts) for i, j in itertools.combinations(each, 2)]
-        parts = [_hub_finding(dataset, i, component) for i in each for component in ("mlp", "operator")]
-        return [finding for finding in (*hubs, *pairs, *parts) if finding]
-
-    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per model and component."""
-        rows: list[dict[str, str | float]] = []
-        for i, model in enumerate(map(str, dataset["model"].values)):
-            for component in reversed(COMPONENTS):
-                one, finding = dataset.isel(model=i).sel(component=component), _hub_finding(dataset, i, component)
-                if finding is None or math.isnan(float(one["hub"])):
-                    continue
-                at = one.isel(layer=int(one["hub"]))
-                row: dict[str, str | float] = {"model": model, "component": component}
-                row["hub"] = f"{int(one['hub'])} ({at['operator_type'].item()})"
-                row["depth"] = _interval(one, "hub_depth")
-                row["effect (nats)"] = _interval(at, "effect")
-                row["control"] = summary.number(float(at["control"]))
-                row["P(rank 1)"] = summary.chance(float(at["p_rank1"]))
-                row["margin (nats)"] = _interval(one, "margin")
-                row["ties with"] = str(one["tied"].item()) or "none"
-                row["verdict"] = finding.verdict
-                same = dataset[prefix(component)].values[i] == float(one["hub"])
-                row["sensitivity"] = summary.sensitivity_note(dataset, i, same, prefix(component))
-                rows.append(row)
-        return rows
+        return figure.draw(dataset)
 
 
-def _interval(dataset: xr.Dataset, name: str) -> str:
-    return summary.interval(*summary.triple(dataset, name))
-
-
-def _hub_finding(dataset: xr.Dataset, index: int, component: str) -> Finding | None:
-    """Judge one component's hub; None for a model that has nothing but ``joint`` to rank."""
-    one = dataset.isel(model=index).sel(component=component)
-    model, nan = str(one["model"].item()), math.nan
-    if math.isnan(float(one["hub"])):
-        nothing = Finding(f"{model} has no joint effect to rank.", nan, nan, nan, nan, nan, "undecided", model)
-        return nothing if component == "joint" else None
-    hub = int(one["hub"])
-    at = one.isel(layer=hub)
-    tie, rank = bool(one["tie"]), float(at["p_rank1"])
-    p = float(np.max([float(at["p_effect"]), (1 + DRAWS * (1 - rank)) / (1 + DRAWS)]))
-    alone = math.isnan(float(one["runner_up"]))  # the only layer there is wins nothing
-    verdict = rule.verdict(
-        float(at["over_control_low"]) > 1 and p <= rule.ALPHA and not tie and not alone,
-        all(value == hub for value, _, _ in rule.kinds(dataset, index, prefix(component))),
-        against=float(at["over_control_high"]) < 1,
+def _hub(one: Effects, component: str) -> HubEvidence | None:
+    values = one["kl"].sel(component=component).transpose("prompt", "layer")
+    place = largest(one.sample, values)
+    if place is None:
+        return None
+    number, descriptive = _effect(one, values, place)
+    depth = np.asarray(values["depth"].values, dtype=float)
+    control, p, way = UNKNOWN, place.p, 1
+    if one.control is not None:
+        beside = one.control.sel(component=component).isel(layer=place.index)
+        control = bounds_of(one.sample.mean(beside, log=True))
+        over = one.sample.ratio(values.isel(layer=place.index), beside)
+        p = max(p, float(over.p()))
+        way = side(*bounds_of(over)[1:], 1.0)
+    stands_out = not place.tie and place.p <= ALPHA
+    return HubEvidence(
+        number=number,
+        p=p,
+        side=way,
+        answer=int(place.label),
+        control=control,
+        blocked=_why_not(one, place, "layer"),
+        artefact="a random change of the same size does more" if way < 0 and stands_out else "",
+        descriptive=descriptive,
+        scale_free=place.over_next,
+        words=_words(values, place) | {"times": interval(*place.over_next)},
+        depth=float(depth[place.index]),
+        depths=depth[place.draws],
+        p_place=place.p,
+        sure=place.p_rank1 if one.sample.clusters.resamples else math.nan,
+        layers=values.sizes["layer"] + one.first_layer,
     )
-    ending = f"; it ties with layer {one['tied'].item()}" if tie else ""
-    named = {"joint": "hub", "mlp": "MLP hub"}.get(component, f"{component} hub")
-    sentence = (
-        f"The {named} of {model} is layer {hub} (depth {float(one['hub_depth']):.2f}, "
-        f"{at['operator_type'].item()}): {_interval(at, 'effect')} nats, control "
-        f"{summary.number(float(at['control']))}, P(rank 1) {summary.chance(rank)}{ending}."
+
+
+def _why_not(one: Effects, place: Place, item: str) -> str:
+    if place.runner_up is None:
+        return f"one {item} only"
+    if not one.sample.clusters.resamples:
+        return "too few templates"
+    return f"it ties with {item} {_listed(place)}" if place.tie else ""
+
+
+def _listed(place: Place) -> str:
+    """Return what ties, the first three of it."""
+    return ", ".join(map(str, place.tied[:3])) + (" and others" if len(place.tied) > 3 else "")
+
+
+def _words(values: xr.DataArray, place: Place) -> dict[str, str]:
+    """Return what a sentence says of a layer."""
+    resampled = place.runner_up is not None and math.isfinite(place.margin[1])
+    return {
+        "layer": str(place.label),
+        "where": where(values, place.index),
+        "sure": f"{place.p_rank1:.2f}" if resampled or place.runner_up is None else "–",
+        "ties": f"; it ties with layer {_listed(place)}" if place.tie else "",
+    }
+
+
+def where(values: xr.DataArray, index: int) -> str:
+    """Say where a layer is: counted from the end, its depth, its operator."""
+    at = values.isel(layer=index)
+    back = int(values["layer"][-1]) - int(at["layer"]) + 1
+    ending = "th" if back % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(back % 10, "th")
+    counted = "the last" if back == 1 else f"{back}{ending} from the end"
+    return f"{counted}, depth {float(at['depth']):.2f}, {at['operator_type'].item()}"
+
+
+def _effect(one: Effects, values: xr.DataArray, place: Place) -> tuple[Bounds, bool]:
+    """Return the effect of the largest, cross-fitted where halves of the templates choose otherwise, and whether so."""
+    array = values.transpose("prompt", ...).values
+    macro = one.sample.clusters.macro
+    picked = (macro(np.where(half[:, None], array, np.nan)) for halves in one.sample.halves() for half in halves)
+    if {int(np.nanargmax(means)) for means in picked if np.isfinite(means).any()} == {place.index}:
+        return bounds_of(one.sample.mean(values.isel({values.dims[-1]: place.index}), log=True)), False
+    array = np.column_stack([array[:, np.isfinite(array).any(0)], np.ones(len(array))])
+
+    def pick(means: Floats) -> Floats:
+        return np.eye(len(means))[[int(np.nanargmax(means[:-1])), -1]]
+
+    return one.sample.cross_fit(array, pick, log=True), True
+
+
+def _position(one: Effects) -> dict[str, Evidence]:
+    """Return which operator or MLP has the largest effect at position 0."""
+    parts = [name for name in one["kl_position"]["component"].values.tolist() if name != "joint"]
+    values = one["kl_position"].sel(where="first", component=parts).transpose("prompt", "layer", "component")
+    layers = values["layer"].values.tolist()
+    flat = values.reset_coords(drop=True).drop_vars(["layer", "component"], errors="ignore")
+    flat = flat.stack(part=("layer", "component"), create_index=False)
+    labels = [f"{layer} ({'MLP' if name == 'mlp' else name})" for layer in layers for name in parts]
+    place = largest(one.sample, flat.assign_coords(part=labels), "part")
+    if place is None:
+        return {}
+    number, descriptive = _effect(one, flat, place)
+    at, component = divmod(place.index, len(parts))
+    words = {"layer": str(layers[at]), "component": "MLP" if parts[component] == "mlp" else parts[component]}
+    words |= {"where": where(values, at), "ties": f"; it ties with layer {_listed(place)}" if place.tie else ""}
+    evidence = Evidence(
+        number=number,
+        p=place.p,
+        side=1,
+        answer=place.label,
+        blocked=_why_not(one, place, "layer"),
+        descriptive=descriptive,
+        scale_free=place.over_next,
+        words=words,
     )
-    ends = (float(at["effect_low"]), float(at["effect_high"]))
-    return Finding(sentence, float(at["effect"]), *ends, float(at["control"]), p, verdict, model)
+    return {"position": evidence}
 
 
-def _pair_finding(dataset: xr.Dataset, i: int, j: int, verdicts: Sequence[str]) -> Finding:
-    """Say whether two hubs lie at different depths: by more than half a layer of the shallower model."""
-    one = dataset.isel(model=i, model_other=j)
-    value, low, high = summary.triple(one, "depth_difference")
-    layers = [int(np.isfinite(dataset["depth"].values[k]).sum()) for k in (i, j)]
-    grid = 0.5 / max(min(layers) - 1, 1)
-    both = verdicts[i] == verdicts[j] == "supported"
-    verdict = rule.verdict(low > grid or high < -grid, both, against=-grid <= low <= high <= grid)
-    names = [str(dataset["model"].values[k]) for k in (i, j)]
-    sentence = f"Depth of the hub of {names[0]} minus that of {names[1]}: {summary.interval(value, low, high)}."
-    return Finding(sentence, value, low, high, 0.0, float(one["depth_difference_p"]), verdict)
+def _named(one: xr.Dataset, name: str) -> str:
+    """Return in a few words what a row of the table is about."""
+    if name in HUBS:
+        layer = int(one["hub"].sel(component=HUBS[name]))
+        return f"{name.replace('_', ' ').replace('mlp', 'MLP')} {layer}, nats"
+    effect = one["position_effect"].sel(where="first", bound="value").transpose("layer", "component")
+    effect = effect.sel(component=[each for each in effect["component"].values if each != "joint"])
+    layer, part = map(int, np.unravel_index(int(np.nanargmax(effect.values)), effect.shape))
+    component = str(effect["component"].values[part])
+    return f"{'MLP' if component == 'mlp' else component} {effect['layer'].values[layer]} at pos. 0"
+
+
+def _apart(first: HubEvidence, second: HubEvidence) -> Evidence:
+    """Return the difference in depth of two hubs, over paired draws, against half a layer of the shallower model."""
+    margin = 0.5 / max(min(first.layers, second.layers) - 1, 1)
+    drawn = first.depths - second.depths
+    count, value = 1 + len(drawn), first.depth - second.depth
+    ends = [float(np.quantile(drawn, q)) for q in (0.025, 0.975, 0.05, 0.95)]
+    if math.isnan(first.sure) or math.isnan(second.sure):
+        ends = [math.nan] * 4
+    low, high = min(ends[0], value), max(ends[1], value)
+    beyond = min((drawn <= margin).sum(), (drawn >= -margin).sum())
+    outside = max((drawn >= margin).sum(), (drawn <= -margin).sum())
+    sure = min(first.sure, second.sure) >= SURE
+    return Evidence(
+        number=(value, low, high),
+        p=min(1.0, 2 * (1 + int(beyond)) / count),
+        side=int(low > margin or high < -margin),
+        answer=int(np.sign(value)) if abs(value) > margin else 0,
+        control=(0.0, -margin, margin),
+        equal_p=(1 + int(outside)) / count,
+        equal=bool(sure and -margin < ends[2] and ends[3] < margin),
+        near=abs(value) < margin,
+        blocked=_no_place(first) or _no_place(second),
+        words={"depths": f"depths {first.depth:.2f} and {second.depth:.2f}"},
+        draws=drawn,
+    )
+
+
+def _no_place(hub: HubEvidence) -> str:
+    """Return why a hub is in no place: layers that can't be told apart have none."""
+    if math.isnan(hub.p_place):
+        return "one layer only"
+    if math.isnan(hub.sure):
+        return "too few templates"
+    return "" if hub.p_place <= ALPHA else "no layer stands out in one of them"
+
+
+def _head_over_layer(layers: Effects, heads: Effects) -> xr.DataArray:
+    """Return the strongest head's effect over the strongest layer's, both chosen on half of the templates."""
+    import xarray as xr
+
+    joint, beside = xr.align(layers["kl"].sel(component="joint"), heads["kl"], join="inner", exclude=("layer",))
+    whole = joint.transpose("prompt", "layer").values
+    each = beside.transpose("prompt", "layer", "head").values.reshape(len(whole), -1)
+    each = each[:, np.isfinite(each).any(0)]
+    n, bounds = each.shape[1], UNKNOWN
+    if n and len(whole) == layers["kl"].sizes["prompt"]:
+
+        def pick(means: Floats) -> Floats:
+            return np.eye(len(means))[[int(np.nanargmax(means[:n])), n + int(np.nanargmax(means[n:]))]]
+
+        bounds = layers.sample.cross_fit(np.column_stack([each, whole]), pick, log=True)
+    return xr.DataArray(list(bounds), dims="bound", coords={"bound": list(BOUND)})
 
 
 @hookimpl

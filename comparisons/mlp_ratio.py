@@ -3,137 +3,258 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
-from xatlas import Comparison, Finding, Requirement, hookimpl
-from xatlas.comparisons import verdict as rule
-from xatlas.comparisons.figures import mlp_ratio as mlp_ratio_figure
-from xatlas.comparisons.measures import mlp as mlp_measures, readings, settings, summary
-from xatlas.comparisons.measures.mlp import COMPONENTS, PARTS
+import numpy as np
+
+from xatlas import Comparison, Requirement, Variable, hookimpl
+from xatlas.comparisons.figures import mlp_ratio as figure
+from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
+from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
+from xatlas.findings.conclude import in_short
+from xatlas.findings.estimates import bounds_of, side
+from xatlas.stats import PERMUTATIONS, Floats, divide, probability_first, quantile
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-_ONE_TYPE = "one operator type only, so conv and attention layers can't be compared"
+#: What a test of layer types is of: claim → how the sentence begins.
+TYPES = {
+    "types_mlp": "MLPs of {one} layers matter {number} times as much as those of {other} layers",
+    "types_operator": "operators of {one} layers matter {number} times as much as those of {other} layers",
+    "types_ratio": "MLP over operator is {number} times as large in {one} layers as in {other} layers",
+}
+SHORT = {
+    "types_mlp": "MLPs of {more} layers matter more than those of {less} layers",
+    "types_operator": "operators of {more} layers matter more than those of {less} layers",
+    "types_ratio": "MLP over operator is larger in {more} layers than in {less} layers",
+}
+LABELS = {"types_mlp": "MLPs {types}", "types_operator": "operators {types}", "types_ratio": "ratio {types}"}
 
 
-class MlpRatio(Comparison):
-    """``mlp_over_operator`` and ``conv_over_attention``, both as ratios of ablation effects.
+class MlpRatio(ClaimComparison):
+    """``mlp_over_operator``, and effects of layers of one operator type over those of another.
 
-    ``mlp_over_operator (model, layer)``: exp(mean over prompts of log((KL_mlp + ε) / (KL_operator + ε))),
-    ε = 1e-4 nat. ``conv_over_attention (model, component, part)``: the same ratio of a component's effects in
-    conv layers over attention layers (log effects are averaged over a type's layers), raw and within depth
-    tertiles; NaN for models with one operator type. Controls are the same ratios of the controls' effects.
-    Findings are about *where*: the layer where the ratio is largest, against the model's mean layer; and conv
-    against attention, where a raw ratio that does not hold within tertiles is an artefact of depth. ``sensitivity``,
-    ``sensitivity_mlp`` and ``sensitivity_operator (model, setting)`` hold the peak and both ratios within tertiles
-    under other settings: ``mlp_ratio.sensitivity.csv`` lists them, with commands for what was not run.
+    ``mlp_over_operator (model, layer, bound)`` is the family-macro mean KL of the MLP over that of the operator;
+    ``mlp_over_operator_control`` the same of the controls; ``p_rank1 (model, layer)``. Claims about a network: that
+    MLPs matter more than operators over all layers, or less; and that the ratio is the largest in one layer, against
+    pairs of effects permuted over layers within templates, each layer's scaled to the same sum. Claims about layer
+    types are tested over layers, never over prompts: log effects of the MLPs, of the operators, and the log ratio, on
+    type with depth taken out. Of more than two types the two with most layers are compared (``types (model)``). Models
+    of one type have no such rows.
     """
 
     name = "mlp_ratio"
-    version = 2
+    version = 3
     summary = "How much more do MLPs matter than operators, over depth and by operator type?"
+    requires = (Requirement("layer_ablation"),)
+    claims = (
+        Claim(
+            "mlp_over_operator",
+            "Do MLPs matter more than operators, or less, over all layers?",
+            "In {model} MLPs matter {number} times as much as operators over all layers (control {control})",
+            label="MLP / operator",
+            short="{which} matter more",
+            margin=RATIO_MARGIN,
+            pair="the ratio of MLPs to operators",
+        ),
+        Claim(
+            "peak",
+            "In which layer is the ratio of MLP to operator the largest?",
+            "In {model} the ratio of MLP to operator is the largest in layer {layer} (depth {depth}, {type}): {number} "
+            "(control {control}), P(rank 1) {sure}{ties}",
+            label="largest ratio",
+            short="the ratio of MLP to operator is the largest in layer {layer}",
+        ),
+        *(
+            Claim(
+                name,
+                "Do layers of one operator type differ from those of another, depth aside?",
+                f"In {{model}} {text}, depth aside",
+                short=SHORT[name],
+                unit="layer type",
+            )
+            for name, text in TYPES.items()
+        ),
+    )
+    variables: ClassVar = {
+        "mlp_over_operator": Variable(("layer", "bound"), "1", "effect of ablating the MLP over the operator's"),
+        "mlp_over_operator_control": Variable(("layer", "bound"), "1", "the same ratio of the controls' effects"),
+        "p_rank1": Variable(("layer",), "1", "P(rank 1) of the ratio over bootstrap draws"),
+        "types": Variable((), "1", "operator types that are compared"),
+    }
+    absent: ClassVar = {"mlp_over_operator": "padding, or a layer without an MLP"}
 
-    @property
-    def requires(self) -> tuple[Requirement, ...]:
-        """Layer ablation with its defaults."""
-        return (Requirement("layer_ablation"),)
+    def estimate(self, *effects: Effects) -> Estimates:
+        """Return the ratio over all layers, the layer with the largest, and ratios of layer types."""
+        (one,) = effects
+        mlp, operator = parts(one["kl"])
+        if not mlp.notnull().any():
+            return _types(one)
+        found: dict[str, Evidence | Statistic] = {}
+        overall = one.sample.ratio(mlp.mean("layer"), operator.mean("layer"))
+        if one.control is not None:
+            overall = overall.against(one.sample.ratio(*(each.mean("layer") for each in parts(one.control))))
+        which = "MLPs" if float(overall.point) > 0 else "operators"
+        found["mlp_over_operator"] = replace(overall, words={"which": which})
+        found["peak"] = _peak(one, mlp, operator)
+        return found | dict(_types(one))
 
-    def compare(self, tree: xr.DataTree) -> xr.Dataset:
-        """Return the dataset described above."""
-        found = [readings.read(tree, model, "layer_ablation") for model in readings.models(tree)]
-        mains = [each[0] for each in found]
-        variables = mlp_measures.layer_variables(mains) | mlp_measures.type_variables(mains)
-        rows, coords = settings.sensitivity(found, mlp_measures.peak, "layer", "layer with the largest ratio")
-        for component in COMPONENTS:
-            words = ("1", f"{component}, conv over attention within tertiles")
-            more, _ = settings.sensitivity(found, mlp_measures.within(component), *words, f"sensitivity_{component}")
-            rows |= more
-        coords |= {"component": list(COMPONENTS), "part": list(PARTS)}
-        absent = {"conv_over_attention": _ONE_TYPE, "mlp_over_operator": "padding, or a layer without an MLP"}
-        return summary.assemble(self, found, variables | rows, coords, absent)
+    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+        """Return the ratio through the layers."""
+        import xarray as xr
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw the ratio over depth, and conv over attention."""
-        return mlp_ratio_figure.draw(dataset)
-
-    def findings(self, dataset: xr.Dataset) -> list[Finding]:
-        """State where MLPs outweigh operators most, then conv against attention layers per component."""
-        each = range(dataset.sizes["model"])
-        peaks = [_peak_finding(dataset, i) for i in each]
-        types = [_type_finding(dataset, i, component) for i in each for component in COMPONENTS]
-        return peaks + [finding for finding in types if finding]
+        (one,) = effects
+        mlp, operator = parts(one["kl"])
+        found = {"mlp_over_operator": one.sample.ratio(mlp, operator).bounds()}
+        if one.control is not None:
+            found["mlp_over_operator_control"] = one.sample.ratio(*parts(one.control)).bounds()
+        known = 1.0 if one.sample.clusters.resamples else math.nan
+        ranks = probability_first(_draws(one, mlp, operator)) * known
+        found["p_rank1"] = found["mlp_over_operator"].sel(bound="value", drop=True).copy(data=ranks)
+        found["types"] = xr.DataArray(" / ".join(operator_types(one["kl"]["operator_type"].values.tolist()) or ()))
+        return found
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per model."""
+        """Return one row per finding about a model, layer types by their names."""
         rows: list[dict[str, str | float]] = []
-        for i, model in enumerate(map(str, dataset["model"].values)):
-            one, finding = dataset.isel(model=i), _peak_finding(dataset, i)
-            row: dict[str, str | float] = {"model": model}
-            row["MLP / operator, mean layer"] = summary.interval(*summary.triple(one, "mean_ratio"))
-            row["control"] = summary.number(float(one["mean_ratio_control"]))
-            row["largest in layer"] = "–" if math.isnan(float(one["peak"])) else f"{int(one['peak'])}"
-            row["there"] = summary.interval(finding.value, finding.low, finding.high)
-            row["P(rank 1)"] = summary.number(float(one["peak_p_rank1"]))
-            row["ties with"] = str(one["tied"].item()) or "none"
-            row["verdict"] = finding.verdict
-            for component in COMPONENTS:
-                types, judged = one.sel(component=component), _type_finding(dataset, i, component)
-                cells = (summary.interval(*summary.triple(types.sel(part=p), "conv_over_attention")) for p in PARTS[:2])
-                text = ", within tertiles ".join(cells)
-                row[f"conv / attention, {component}"] = f"{text}: {judged.verdict}" if judged else "–"
-            same = dataset["sensitivity"].values[i] == float(one["peak"])
-            row["sensitivity"] = summary.sensitivity_note(dataset, i, same)
-            rows.append(row)
+        for finding in self.findings(dataset):
+            if finding.model_other:
+                continue
+            one = dataset.sel(model=finding.model)
+            label = LABELS.get(finding.name, "MLP / operator").format(types=str(one["types"].item()).replace(" ", ""))
+            if finding.name == "peak":
+                ratio = one["mlp_over_operator"].sel(bound="value")
+                label = f"largest, layer {int(ratio['layer'][int(ratio.argmax('layer'))])}"
+            rows.append({"model": finding.model, "number": label, **in_short(finding)})
         return rows
 
-
-def _peak_finding(dataset: xr.Dataset, index: int) -> Finding:
-    one = dataset.isel(model=index)
-    model, nan = str(one["model"].item()), math.nan
-    if math.isnan(float(one["peak"])):
-        return Finding(f"{model} has no MLPs to compare.", nan, nan, nan, nan, nan, "undecided", model)
-    at = one.isel(layer=int(one["peak"]))
-    value, low, high = summary.triple(at, "mlp_over_operator")
-    mean, p = float(one["mean_ratio"]), float(at["p"])
-    clears = rule.side(low, high, mean, float(at["control"])) > 0 and p <= rule.ALPHA
-    clears = clears and not bool(one["tie"])
-    agree = all(peak == float(one["peak"]) for peak, _, _ in rule.kinds(dataset, index))
-    sentence = (
-        f"In {model} the MLP outweighs the operator most in layer {int(one['peak'])}: ratio "
-        f"{summary.interval(value, low, high)}, mean layer {summary.number(mean)}, control "
-        f"{summary.number(float(at['control']))}."
-    )
-    verdict = rule.verdict(clears, agree, against=high < max(mean, float(at["control"])))
-    return Finding(sentence, value, low, high, float(at["control"]), p, verdict, model)
+    def plot(self, dataset: xr.Dataset) -> Figure:
+        """Draw the ratio over depth, and what was found beside it."""
+        return figure.draw(dataset)
 
 
-def _type_finding(dataset: xr.Dataset, index: int, component: str) -> Finding | None:
-    """Judge conv against attention within depth tertiles; None for a model of one operator type."""
-    one = dataset.isel(model=index).sel(component=component)
-    raw, own = (one.sel(part=part) for part in PARTS[:2])
-    name = "conv_over_attention"
-    value, low, high = summary.triple(own, name)
-    if math.isnan(float(raw[name])):
+def parts(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return effects of the MLPs and of the operators, of layers and prompts that have both."""
+    mlp, operator = (values.sel(component=name, drop=True) for name in ("mlp", "operator"))
+    both = mlp.notnull() & operator.notnull()
+    return mlp.where(both), operator.where(both)
+
+
+def operator_types(types: Sequence[str]) -> tuple[str, str] | None:
+    """Return the two operator types with most layers, attention the second of them; None for one type."""
+    counts = Counter(sorted(filter(None, types)))
+    common = [name for name, _ in counts.most_common(2)]
+    if len(common) < 2:
         return None
-    control, p = float(own[f"{name}_control"]), float(own[f"{name}_p"])
-    main = rule.side(low, high, 1, control)
-    loose = rule.side(*summary.triple(raw, name)[1:], 1, float(raw[f"{name}_control"]))
-    others = rule.kinds(dataset, index, f"sensitivity_{component}")
-    verdict = rule.verdict(
-        main != 0 and p <= rule.ALPHA,
-        all(rule.side(other[1], other[2], 1) == main for other in others),
-        published=loose != 0 and float(raw[f"{name}_p"]) <= rule.ALPHA,
-        fails=rule.fails(low, high, loose, 1, control),
+    first, second = sorted(common, key=lambda name: (name == "attention", name))
+    return first, second
+
+
+def _types(one: Effects) -> dict[str, Evidence]:
+    """Return what speaks for differences between layers of two operator types."""
+    kl = one["kl"]
+    types = list(map(str, kl["operator_type"].values))
+    pair = operator_types(types)
+    if pair is None:
+        return {}
+    logs = {name: one.sample.mean(kl.sel(component=name), log=True).point.values for name in ("mlp", "operator")}
+    compared = {f"types_{name}": each for name, each in logs.items()} | {"types_ratio": logs["mlp"] - logs["operator"]}
+    found = {}
+    for name, values in compared.items():
+        evidence = layer_types(values, types, kl["depth"].values, pair)
+        more, less = pair if evidence.number[0] > 1 else pair[::-1]
+        words = {**evidence.words, "one": pair[0], "other": pair[1], "more": more, "less": less}
+        if np.isfinite(values).any():
+            found[name] = replace(evidence, words=words)
+    return found
+
+
+def _draws(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Floats:
+    """Return bootstrap draws of the log ratio ``(draw, layer)``."""
+    arrays = (each.transpose("prompt", "layer").values for each in (mlp, operator))
+    ratio = divide(*map(one.sample.clusters.macro_draws, arrays))
+    return np.log(np.where(ratio > 0, ratio, np.nan))
+
+
+def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
+    """Return what speaks for one layer's having the largest ratio."""
+    ratio = one.sample.ratio(mlp, operator)
+    point = ratio.point.values
+    present = np.flatnonzero(np.isfinite(point))
+    if not present.size:
+        return Evidence()
+    order = present[np.argsort(-point[present], kind="stable")]
+    best = int(order[0])
+    at = ratio.isel({"layer": best})
+    draws = np.where(np.isfinite(point), _draws(one, mlp, operator), -np.inf)
+    sure = float(probability_first(np.where(np.isfinite(point), draws, np.nan))[best])
+    blocked, ties = "", ""
+    if len(order) == 1:
+        blocked = "one layer only"
+    elif not one.sample.clusters.resamples:
+        blocked = "too few templates"
+    else:
+        freedom = (at - ratio.isel({"layer": int(order[1])})).freedom()
+        gaps = one.sample.stretched(draws[:, [best]] - draws[:, order[1:]], point[best] - point[order[1:]], freedom)
+        tied = order[1:][quantile(gaps, 0.025) <= 0]
+        if tied.size or sure < 0.95:
+            names = [str(ratio.point["layer"].values[i]) for i in (tied if tied.size else order[1:2])]
+            blocked = f"it ties with layer {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+            ties = f"; {blocked}"
+    p, way, control = _permuted(one, mlp, operator), 1, UNKNOWN
+    if one.control is not None:
+        beside = one.sample.ratio(*parts(one.control)).isel({"layer": best})
+        control, over = bounds_of(beside), at - beside
+        p, way = max(p, float(over.p())), side(*bounds_of(over)[1:], 1.0)
+    number, descriptive = _largest(one, mlp, operator, at)
+    layer = mlp.isel(layer=best)
+    return Evidence(
+        number=number,
+        p=p if len(order) > 1 else math.nan,
+        side=way,
+        answer=int(layer["layer"]),
+        control=control,
+        blocked=blocked,
+        artefact="the control's ratio is larger there" if way < 0 and p <= ALPHA else "",
+        descriptive=descriptive,
+        words={
+            "layer": str(int(layer["layer"])),
+            "depth": f"{float(layer['depth']):.2f}",
+            "type": str(layer["operator_type"].item()),
+            "sure": f"{sure:.2f}" if one.sample.clusters.resamples else "–",
+            "ties": ties,
+        },
     )
-    model = str(one["model"].item())
-    sentence = (
-        f"In {model} the {component} effects of conv layers over attention layers are "
-        f"{summary.interval(value, low, high)} within depth tertiles (raw "
-        f"{summary.interval(*summary.triple(raw, name))}), control {summary.number(control)}."
-    )
-    return Finding(sentence, value, low, high, control, p, verdict, model)
+
+
+def _permuted(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> float:
+    """Return how often permuted layers reach the largest ratio; layers are scaled alike, so that each is as noisy."""
+    import xarray as xr
+
+    level = one.sample.mean(mlp + operator).point
+    kept = np.flatnonzero(level.values > 0)
+    both = xr.concat([mlp, operator], "part").isel(layer=kept) / level.isel(layer=kept)
+    return one.sample.permuted(both, "layer", lambda means: divide(means[:, 0], means[:, 1]).max(-1), PERMUTATIONS // 5)
+
+
+def _largest(one: Effects, mlp: xr.DataArray, operator: xr.DataArray, at: Statistic) -> tuple[Bounds, bool]:
+    """Return the largest ratio, cross-fitted where halves of the templates choose another layer, and whether so."""
+    top, bottom = (each.transpose("prompt", "layer").values for each in (mlp, operator))
+    held = np.isfinite(top).any(0)
+    n, chosen = int(held.sum()), set()
+
+    def pick(means: Floats) -> Floats:
+        layer = int(np.nanargmax(divide(means[:n], means[n:])))
+        chosen.add(layer)
+        return np.eye(2 * n)[[layer, n + layer]]
+
+    crossed = one.sample.cross_fit(np.column_stack([top[:, held], bottom[:, held]]), pick, log=True)
+    return (crossed, True) if len(chosen) > 1 else (bounds_of(at), False)
 
 
 @hookimpl

@@ -51,7 +51,7 @@ class PatchingProfile(ClaimComparison):
             "At which depth has the subject's information reached the readout?",
             "From depth {number} on (layer {layer}, {type}) the stream at the readout of {model} recovers half of the "
             "answer or more: {there} there, {before} before",
-            label="at the readout from depth",
+            label="at readout from",
             short="the answer reaches the readout before the last layer",
             pair="the depth at which the answer reaches the readout",
             kinds=False,
@@ -61,7 +61,7 @@ class PatchingProfile(ClaimComparison):
             "From which depth on is it gone from the subject?",
             "From depth {number} on (layer {layer}, {type}) the stream at the subject of {model} recovers less than "
             "half of the answer: {there} there, {before} before",
-            label="gone from the subject from depth",
+            label="gone from subject",
             short="the answer has left the subject before the last layer",
             kinds=False,
         ),
@@ -70,7 +70,7 @@ class PatchingProfile(ClaimComparison):
             "Does one layer's operator move most of it to the readout?",
             "In {model} the operator of layer {layer} ({type}) moves most to the readout: alone it recovers {number} "
             "of the answer (a random change of equal norm {control})",
-            label="strongest operator recovers",
+            label="top operator",
             short="one operator moves most of the answer to the readout",
             kinds=False,
         ),
@@ -139,7 +139,7 @@ class PatchingProfile(ClaimComparison):
             one = dataset.sel(model=finding.model)
             depth = one["depth"].values
             at = float(one["mover"]) if finding.name == "mover" else finding.value * (np.isfinite(depth).sum() - 1)
-            row["layer"] = "–" if math.isnan(at) else f"{round(at)} {one['operator_type'].values[round(at)]}"
+            row["layer"] = "–" if math.isnan(at) else f"{round(at)}"
         order = ("model", "number", "layer", "value", "control", "verdict", "sensitivity")
         return [{name: row[name] for name in order} for row in rows]
 

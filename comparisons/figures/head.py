@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xatlas.comparisons.figures import style
-from xatlas.comparisons.measures import summary
+from xatlas.text import number
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = 4
 #: Font size of the models' names beside the shares.
 _NAMES = 8
+_RING: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "none", "mec": "#D81B60", "mew": 1.4, "ms": 7}
 
 
 def draw(dataset: xr.Dataset) -> Figure:
@@ -31,16 +32,17 @@ def draw(dataset: xr.Dataset) -> Figure:
     columns = min(len(models), COLUMNS)
     blocks = math.ceil(len(models) / columns)
     palette = style.colours(models)
-    known = dataset["effect"].values[np.isfinite(dataset["effect"].values)]
+    effect = dataset["effect"].sel(bound="value").values
+    known = effect[np.isfinite(effect)]
     top = max(float(known.max(initial=0.0)), 10 * style.FLOOR)
     with style.context():
         names = [style.fitted(model, 2.0, _NAMES) for model in models]
-        titles = [style.fitted(model, 1.9, 9.5, bold=True) for model in models]
+        titles = [f"{style.fitted(model, 1.9, 9.5, bold=True)}\n{_said(dataset, model)}" for model in models]
         block = 3.1 + style.extra(titles, 9.5)
         row = max(0.42, 0.2 + style.extra(names, _NAMES))
-        height = 1.4 + block * blocks + row * len(models)
-        made = style.figure(max(5.0, 0.8 + 2.6 * columns), height, dataset.attrs["suite"])
-        maps, below = np.asarray(made.subfigures(2, 1, height_ratios=[block * blocks, 0.9 + row * len(models)]))
+        lower = 1.7 + row * len(models)
+        made = style.figure(max(5.6, 0.8 + 2.6 * columns), 0.5 + block * blocks + lower, dataset.attrs["suite"])
+        maps, below = np.asarray(made.subfigures(2, 1, height_ratios=[block * blocks, lower]))
         axes = np.atleast_1d(maps.subplots(blocks, columns)).ravel()
         lowest = min(max(style.FLOOR, float(known.min(initial=top))), top / 10)
         norm = LogNorm(lowest, top)
@@ -51,17 +53,47 @@ def draw(dataset: xr.Dataset) -> Figure:
         for empty in axes[len(models) :]:
             empty.set_visible(False)
         if drawn is not None:
-            bar = maps.colorbar(drawn, ax=list(axes), label="KL(clean ‖ ablated), nats", pad=0.01)
+            clipped = bool((known < lowest).any())
+            bar = maps.colorbar(
+                drawn,
+                ax=list(axes),
+                label="KL(clean ‖ ablated), nats",
+                pad=0.01,
+                extend="min" if clipped else "neither",
+            )
             bar.minorticks_off()
             ticks = style.round_ticks(lowest, top)
             bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-        _shares(below.subplots(), made.get_size_inches()[0], dataset, palette, names)
+        _shares(below.subplots(), dataset, palette, names)
+        _legend(below, made.get_size_inches()[0])
     return made
+
+
+def _said(dataset: xr.Dataset, model: str) -> str:
+    """Say in a few words what was found about a model's five strongest heads."""
+    found = style.finding(dataset, "top_share", model)
+    if found is None:
+        return "no heads"
+    return f"top five: {number(found['finding_number'].values[0])} of all"
+
+
+def _legend(below: Any, inches: float) -> None:
+    from matplotlib.lines import Line2D
+
+    entries: list[tuple[str, dict[str, Any]]] = [
+        ("five strongest (map)", _RING),
+        ("families it leads in (map)", {"marker": "$2$", "ls": "none", "ms": 5}),
+        ("share, supported", {"marker": "o", "ms": 5, "lw": 2.5}),
+        ("not supported", {"marker": "o", "ms": 5, "lw": 2.5, "mfc": "white"}),
+        ("heads that share at random, 95 %", {"color": style.CONTROL, "lw": 2, "marker": "|", "ms": 9}),
+    ]
+    handles = [Line2D([], [], **({"color": style.INK} | look), label=label) for label, look in entries]
+    below.legend(handles=handles, loc="outside lower left", ncols=5 if inches > 9 else 3 if inches > 6.5 else 2)
 
 
 def _map(axes: Axes, one: xr.Dataset, norm: LogNorm) -> QuadMesh | None:
     n_layers = int(np.isfinite(one["depth"].values).sum())
-    effect = one["effect"].values[:n_layers]
+    effect = one["effect"].sel(bound="value").values[:n_layers]
     width = max(int(np.isfinite(effect).any(0).sum()), 1)
     effect = effect[:, :width]
     axes.set_facecolor("#ECECEC")
@@ -81,32 +113,42 @@ def _map(axes: Axes, one: xr.Dataset, norm: LogNorm) -> QuadMesh | None:
     flat = np.where(np.isfinite(effect), effect, -np.inf).ravel()
     strongest = [place for place in np.argsort(-flat, kind="stable")[:5] if np.isfinite(flat[place])]
     rows, heads = np.unravel_index(strongest, effect.shape)
-    axes.plot(heads, rows, "o", mfc="none", mec="#D81B60", mew=1.4, ms=7, gid="top")
+    axes.plot(heads, rows, **_RING, gid="top")
+    first = np.nan_to_num(one["first"].values[:n_layers, :width])
+    for layer, head in zip(*np.nonzero(first), strict=True):
+        bright = norm(max(effect[layer, head], norm.vmin or 0.0)) > 0.55
+        colour = style.INK if bright else "white"
+        told = f"{int(first[layer, head])}"
+        axes.text(float(head), float(layer), told, ha="center", va="center", fontsize=5.5, color=colour)
     return image
 
 
-def _shares(axes: Axes, inches: float, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> None:
+def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> None:
     models = list(map(str, dataset["model"].values))
     for i, model in enumerate(models):
-        one, y = dataset.isel(model=i), -i
-        value, low, high = summary.triple(one, "top_share")
-        if math.isnan(value):
+        found, y = style.finding(dataset, "top_share", model), -i
+        if found is None or math.isnan(found["finding_number"].values[0]):
             axes.text(0.01, y, "no heads", va="center", fontsize=7.5, color="#666666")
             continue
-        axes.barh([y], [value], color=palette[model], alpha=0.35, height=0.5)
+        value, low, high = found["finding_number"].values
+        fill = palette[model] if found["finding_verdict"].item() == "supported" else "white"
         axes.plot([low, high], [y, y], color=palette[model], lw=2.5, solid_capstyle="butt")
-        axes.plot([value], [y], "o", color=palette[model], ms=5, gid=f"share-{model}")
-        axes.plot([float(one["top_share_control"])], [y], "|", color=style.CONTROL, ms=13, mew=2)
-        axes.plot([float(one["top_share_chance"])], [y], "|", color=style.INK, ms=13, mew=1)
-        axes.text(0.01, y, _wins_text(one), ha="left", va="center", fontsize=7.5, color="#444444")
+        axes.plot([value], [y], "o", color=palette[model], mfc=fill, ms=5.5, gid=f"share-{model}")
+        middle, *ends = found["finding_control"].values
+        axes.plot(ends, [y - 0.22] * 2, color=style.CONTROL, lw=2, solid_capstyle="butt")
+        axes.plot([middle], [y - 0.22], "|", color=style.CONTROL, ms=9)
+        axes.text(0.005, y + 0.26, _wins_text(dataset, model), ha="left", va="center", fontsize=7, color="#444444")
     axes.set(xlim=(0, 1), ylim=(-len(models) + 0.4, 0.6))
     axes.set_yticks([-i for i in range(len(models))], names, fontsize=_NAMES)
     axes.grid(visible=False, axis="y")
-    told = "share of the summed effect; grey tick: control, black: layers shuffled (95 %)"
-    axes.set_xlabel(style.fitted(told, inches - 2.4, 8.5))
-    axes.set_title("Top five heads")
+    axes.set_xlabel("share of the summed effect")
+    axes.set_title("What the top five heads hold")
 
 
-def _wins_text(one: xr.Dataset) -> str:
-    wins, layers = int(one["index_wins"]), int(one["n_layers_won"])
-    return f"one index wins {wins} of {layers} layers, chance {float(one['index_wins_chance']):.1f}"
+def _wins_text(dataset: xr.Dataset, model: str) -> str:
+    found = style.finding(dataset, "index_wins", model)
+    if found is None:
+        return ""
+    wins, chance = found["finding_number"].values[0], found["finding_control"].values[0]
+    by = "" if math.isnan(chance) else f" (chance {chance:.1f})"
+    return f"one index wins {wins:.0f} layers{by}: {found['finding_verdict'].item()}"

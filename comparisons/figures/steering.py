@@ -1,4 +1,4 @@
-"""The figure of steering: effects over depth at both scales, and dose against response per layer."""
+"""The figure of steering: effects over depth and dose, the rank of families' directions, and early over late."""
 
 from __future__ import annotations
 
@@ -13,70 +13,139 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Line styles by kind of direction; off-task effects stand in the data only.
-_LINES = {"random": "-", "family": (0, (4, 1.5)), "shuffled": (0, (1, 1))}
-_NAMES = {"random": "random, uniform", "family": "own family", "shuffled": "shuffled labels"}
+#: Line styles by kind of direction; the others stand in the data only.
+_LINES: dict[str, Any] = {"family": "-", "matched": (0, (3, 1.5))}
+_NAMES = {"family": "own family's direction", "matched": "random, the stream's covariance"}
 _TITLES = {"absolute": "One length in every layer", "relative": "One share of the stream's norm"}
-#: Most models whose dose-response is drawn; the rest stand in the data.
-_MOST = 4
+_CLIPPED: dict[str, Any] = {"marker": "v", "ls": "none", "mfc": "none", "ms": 5}
+#: Most models whose intervals are drawn as bands.
+_MOST = 3
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    """Draw both profiles over depth above, each model's dose-response per layer below.
-
-    The band is that of random directions with the stream's covariance, among which shuffled labels fall.
-    """
+    """Draw KL over depth at both scales and over doses above; rank, logits and norms below."""
     models = list(map(str, dataset["model"].values))
     palette = style.colours(models)
-    shown = models[:_MOST]
     with style.context():
-        width = 8.0 / len(shown) - 0.15
-        titles = [style.fitted(f"{model}: dose and response", width, 9.5, bold=True) for model in shown]
-        more = style.extra(titles, 9.5)
-        made = style.figure(9.2, 6.4 + more, dataset.attrs["suite"])
-        above, below = np.asarray(made.subfigures(2, 1, height_ratios=[3.4, 3.0 + more]))
-        tops = above.subplots(1, 2, sharey=True)
-        for axes, scale in zip(tops, _TITLES, strict=True):
-            _profile(axes, dataset.sel(scale=scale, dose=float(dataset["dose_shown"])), palette)
-            axes.set_title(_TITLES[scale])
-        tops[0].set_ylabel("KL(clean || steered), nats")
-        columns = below.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-        for axes, model, title in zip(columns, shown, titles, strict=True):
-            _doses(axes, dataset.sel(model=model, kind="random", scale="relative"))
-            axes.set_xlabel(style.fitted("strength over norm (dark: late layers)", width, 8.5))
-            axes.set_title(title)
-        columns[0].set_ylabel("KL, random directions, nats")
-        entries: list[tuple[str, dict[str, Any]]] = [(model, {"color": palette[model]}) for model in models]
+        made = style.figure(10.6, 6.6, dataset.attrs["suite"])
+        grid = made.subplots(2, 3)
+        clipped = [_profile(axes, dataset, scale, palette) for axes, scale in zip(grid[0], _TITLES, strict=False)]
+        low = min(axes.get_ylim()[0] for axes in grid[0, :2])
+        high = max(axes.get_ylim()[1] for axes in grid[0, :2])
+        for axes in grid[0, :2]:
+            axes.set_ylim(low, high)
+        clipped.append(_doses(grid[0, 2], dataset, palette))
+        _ranks(grid[1, 0], dataset, palette)
+        _logits(grid[1, 1], dataset, palette)
+        _norms(grid[1, 2], dataset, palette)
+        named = dict(zip(models, dataset["dose_shown"].values, strict=True))
+        apart = len(set(named.values())) > 1
+        entries: list[tuple[str, dict[str, Any]]] = [
+            (f"{model}, dose {named[model]:g}" if apart else model, {"color": palette[model], "marker": "o", "ms": 3})
+            for model in models
+        ]
         entries += [(_NAMES[kind], {"ls": line, "lw": 1.2}) for kind, line in _LINES.items()]
-        style.legend(made, [*entries, ("stream's covariance, 95 %", {"lw": 6, "alpha": 0.15})])
+        entries.append(("chance, or no change", {"color": style.CONTROL, "lw": 1}))
+        if any(clipped):
+            entries.append((f"below {style.FLOOR:g}", _CLIPPED))
+        style.legend(made, entries)
     return made
 
 
-def _profile(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
+def _each(dataset: xr.Dataset, palette: dict[str, str]) -> list[tuple[str, str, xr.Dataset]]:
+    """Return model, colour and data of each model, without layers that it lacks."""
+    found = []
     for model, colour in palette.items():
         one = dataset.sel(model=model)
+        found.append((model, colour, one.isel(layer=np.flatnonzero(np.isfinite(one["depth"].values)))))
+    return found
+
+
+def _above(axes: Axes, x: Any, values: Any, colour: str, **look: Any) -> bool:
+    """Draw a curve of what lies above the floor, and mark where it does not; tell whether it does anywhere."""
+    axes.plot(x, np.where(values > style.FLOOR, values, np.nan), color=colour, **look)
+    below = values <= style.FLOOR
+    axes.plot(x[below], np.full(int(below.sum()), style.FLOOR), **{"color": colour} | _CLIPPED)
+    return bool(below.any())
+
+
+def _profile(axes: Axes, dataset: xr.Dataset, scale: str, palette: dict[str, str]) -> bool:
+    clipped = False
+    for model, colour, one in _each(dataset, palette):
+        at = one["effect"].sel(scale=scale, dose=float(one["dose_shown"]))
         depth = one["depth"].values
-        low, high = (np.maximum(one[f"matched_{end}"].values, style.FLOOR) for end in ("low", "high"))
-        axes.fill_between(depth, low, high, color=colour, alpha=0.15, lw=0)
-        for kind, line in _LINES.items():
-            values = np.maximum(one.sel(kind=kind)["effect"].values, style.FLOOR)
-            axes.plot(depth, values, color=colour, ls=line, lw=1.3, gid=f"{kind}-{one['scale'].item()}-{model}")
+        value, low, high = (at.sel(kind="family", bound=bound).values for bound in one["bound"].values)
+        if len(palette) <= _MOST:
+            axes.fill_between(depth, *(np.maximum(e, style.FLOOR) for e in (low, high)), color=colour, alpha=0.15, lw=0)
+        gid = f"family-{scale}-{model}"
+        clipped |= _above(axes, depth, value, colour, ls=_LINES["family"], marker="o", ms=3, gid=gid)
+        matched = at.sel(kind="matched", bound="value").values
+        gid = f"matched-{scale}-{model}"
+        clipped |= _above(axes, depth, matched, colour, ls=_LINES["matched"], marker=".", ms=3, lw=1, gid=gid)
     style.log_axis(axes)
+    _depth(axes)
+    axes.set_ylabel("KL(clean || steered), nats")
+    axes.set_title(_TITLES[scale])
+    return clipped
+
+
+def _depth(axes: Axes) -> None:
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("depth (layer / last layer)")
 
 
-def _doses(axes: Axes, dataset: xr.Dataset) -> None:
-    """Draw one line per layer, from light (first) to dark (last)."""
-    from matplotlib import colormaps
-
-    shades = colormaps["viridis_r"]
-    doses = dataset["dose"].values
-    for layer, depth in enumerate(dataset["depth"].values):
-        if np.isfinite(depth):
-            values = np.maximum(dataset["effect"].values[:, layer], style.FLOOR)
-            gid = f"dose-{dataset['model'].item()}-{layer}"
-            axes.plot(doses, values, "-o", ms=2.5, lw=1, color=shades(0.1 + 0.9 * depth), gid=gid)
+def _doses(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> bool:
+    """Draw the mean layer's effect over the doses that were measured."""
+    clipped, shown = False, dataset["dose"].values
+    for model, colour in palette.items():
+        for kind, line in _LINES.items():
+            one = dataset["response"].sel(model=model, kind=kind, bound="value")
+            x, values = one["dose"].values, one.values
+            there = np.isfinite(values)
+            gid = f"dose-{kind}-{model}"
+            clipped |= _above(axes, x[there], values[there], colour, ls=line, marker="o", ms=3, lw=1.2, gid=gid)
     style.log_axis(axes)
     style.log_axis(axes, "x")
-    axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
+    far = [dose for at, dose in enumerate(shown) if at == 0 or dose / shown[at - 1] > 1.35]
+    axes.set_xticks(far, [f"{dose:g}" for dose in far])
+    axes.set_xlabel("dose: strength over the stream's norm")
+    axes.set_ylabel("KL, mean layer, nats")
+    axes.set_title("Dose and response")
+    return clipped
+
+
+def _ranks(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
+    axes.axhline(0.5, color=style.CONTROL, lw=1)
+    for model, colour, one in _each(dataset, palette):
+        value, low, high = (one["rank"].sel(bound=bound).values for bound in one["bound"].values)
+        if len(palette) <= _MOST:
+            axes.fill_between(one["depth"].values, low, high, color=colour, alpha=0.15, lw=0)
+        axes.plot(one["depth"].values, value, color=colour, marker="o", ms=3, gid=f"rank-{model}")
+    axes.set_ylim(-0.03, 1.03)
+    _depth(axes)
+    axes.set_ylabel("share that do less (chance: 0.5)")
+    axes.set_title("Own family's among matched")
+
+
+def _logits(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
+    axes.axhline(0, color=style.CONTROL, lw=1)
+    for model, colour, one in _each(dataset, palette):
+        at = one["delta_logit_diff"].sel(scale="relative", kind="family")
+        value, low, high = (at.sel(bound=bound).values for bound in one["bound"].values)
+        if len(palette) <= _MOST:
+            axes.fill_between(one["depth"].values, low, high, color=colour, alpha=0.15, lw=0)
+        axes.plot(one["depth"].values, value, color=colour, marker="o", ms=3, gid=f"logits-{model}")
+    _depth(axes)
+    axes.set_ylabel("target minus foil, logits")
+    axes.set_title("Own family's, at a share of the norm")
+
+
+def _norms(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
+    for model, colour, one in _each(dataset, palette):
+        axes.plot(one["depth"].values, one["median_norm"].values, color=colour, marker="o", ms=3, gid=f"norm-{model}")
+    style.log_axis(axes)
+    ticks = style.round_ticks(*axes.get_ylim())
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    _depth(axes)
+    axes.set_ylabel("median norm of the stream")
+    axes.set_title("What one length is a share of")

@@ -12,6 +12,7 @@ from xatlas.files import sha256
 from xatlas.text import one_line
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -156,6 +157,14 @@ def colours(models: Iterable[str]) -> dict[str, str]:
         order = [*OTHERS[start:], *OTHERS[:start]]
         found[model] = next((colour for colour in order if colour not in found.values()), order[0])
     return found
+
+
+def finding(dataset: xr.Dataset, name: str, model: str) -> xr.Dataset | None:
+    """Return one finding about a model, by the name of its claim."""
+    at = (
+        (dataset["finding_name"] == name) & (dataset["finding_model"] == model) & (dataset["finding_model_other"] == "")
+    )
+    return dataset.isel(finding=int(at.values.argmax())) if bool(at.any()) else None
 
 
 def marker(operator_type: str) -> str:

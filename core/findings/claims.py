@@ -60,6 +60,9 @@ class Claim:
         The same in a few words without numbers ("layer {layer} matters most"), for the closing paragraph.
     pair : str
         What is compared between two models, as a noun ("the ratio of early to late layers"); empty for nothing.
+    alike : str
+        What is said of two models whose numbers are equal, with places for ``{first}``, ``{second}`` and the
+        evidence's ``words``; by default that ``pair`` is the same in both.
     kinds : bool
         Whether every other ablation kind that was measured has to give the same answer.
     units : str
@@ -74,6 +77,7 @@ class Claim:
     unit: Unit = "network"
     margin: float | tuple[float, float] | None = None
     pair: str = ""
+    alike: str = ""
     kinds: bool = True
     units: str = "1"
 
@@ -146,7 +150,7 @@ def verdict(
     differing = sorted(kind for kind, other in (kinds or {}).items() if not evidence.agrees(other))
     if evidence.equal:
         if about == "claim":
-            return "refuted", "equal within the margin"
+            return ("artefact", evidence.artefact) if evidence.artefact else ("refuted", "equal within the margin")
         return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
     decided = p <= ALPHA
     if evidence.side > 0 and decided:

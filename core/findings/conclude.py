@@ -20,7 +20,7 @@ from xatlas.findings.estimates import BOUND, Statistic, welch
 from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
 from xatlas.slugs import training_seed
 from xatlas.stats import DRAWS
-from xatlas.text import interval
+from xatlas.text import interval, number
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -206,6 +206,8 @@ class ClaimComparison(Comparison):
             if data[name].dtype == object:  # padding of texts
                 data[name] = data[name].fillna("").astype(str)
         for name, promised in self.variables.items():
+            if name not in data:  # of an optional result that no model has
+                continue
             data[name].attrs = {"units": promised.units, "long_name": promised.long_name}
             data[name] = data[name].transpose("model", *promised.dims)
         data["depth"].attrs = {"units": "1", "long_name": "layer / (number of layers - 1)"}
@@ -298,12 +300,11 @@ def _sentence(row: _Row, said: str, differs: bool, learnt: bool | None) -> str:
     if differs:
         one, two = row.models
         noun = row.claim.pair[0].upper() + row.claim.pair[1:]
-        if said == "supported":
-            text = (
-                f"{noun} is the same in {one} and {two}"
-                if row.evidence.equal
-                else f"{noun} differs between {one} and {two}"
-            )
+        if said == "supported" and row.evidence.equal:
+            alike = row.claim.alike or f"{noun} is the same in {{first}} and {{second}}"
+            text = alike.format_map({**row.evidence.words, "first": one, "second": two})
+        elif said == "supported":
+            text = f"{noun} differs between {one} and {two}"
         else:
             text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
         relation = "difference" if row.evidence.statistic is None or not row.evidence.statistic.log else "ratio"
@@ -351,6 +352,19 @@ def robustness(finding: Finding) -> str:
     if finding.agree == finding.settings:
         return f"robust {finding.agree} of {finding.settings}"
     return f"{finding.agree} of {finding.settings}: depends on {finding.depends_on}"
+
+
+def in_short(finding: Finding) -> dict[str, str]:
+    """Return the cells of a narrow table: the number, its control, the verdict, and how robust the answer is."""
+    reason = "tie" if finding.reason.startswith("it ties") else finding.reason
+    varied = finding.depends_on.replace("ablation kind", "kind").replace("position 0", "bos")
+    robust = f"{finding.agree}/{finding.settings}" if finding.settings else "–"
+    return {
+        "value": interval(finding.value, finding.low, finding.high),
+        "control": number(finding.control),
+        "verdict": f"{finding.verdict}: {reason}" if 0 < len(reason) < 10 else str(finding.verdict),
+        "sensitivity": f"{robust}: {varied}" if 0 < len(varied) < 10 else robust,
+    }
 
 
 _BOUNDS = {"finding_number": ("value", "low", "high"), "finding_control": ("control", "control_low", "control_high")}

@@ -215,6 +215,10 @@ class Sample:
         positive = point.where(point > 0)
         return Statistic(positive.copy(data=np.log(positive.values)), moved / positive, True)
 
+    def effects(self, values: xr.DataArray) -> xr.DataArray:
+        """Return macro means ``(*dims, bound)`` of what is never negative: 0 where nothing changed in any prompt."""
+        return self.mean(values, log=True).bounds().where(self.mean(values).point != 0, 0.0)
+
     def ratio(self, top: xr.DataArray, bottom: xr.DataArray) -> Statistic:
         """Return ratios of macro means, over the prompts that have both."""
         both = top.notnull() & bottom.notnull()

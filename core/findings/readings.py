@@ -154,7 +154,7 @@ class Source:
 
     def __init__(self, tree: xr.DataTree, model: str, requires: Sequence[Requirement]) -> None:
         nodes = tree.children[model].children
-        self.model = model
+        self.model, self.requires = model, requires
         self.readings = [
             find(tree, model, needed.probe) if needed.probe in nodes or not needed.optional else []
             for needed in requires
@@ -194,7 +194,7 @@ class Source:
     def effects(self, setting: Setting) -> tuple[Effects | None, ...] | None:
         """Return the results under a setting, one a requirement; None where one that is needed lacks it."""
         found: list[Effects | None] = []
-        for readings in self.readings:
+        for needed, readings in zip(self.requires, self.readings, strict=True):
             fitting = [
                 each
                 for each in readings
@@ -202,7 +202,7 @@ class Source:
                 and each.holds("ablation", setting.ablation)
                 and each.holds("scope", setting.scope)
             ]
-            if readings and not fitting:
+            if not fitting and not needed.optional:
                 return None
             found.append(Effects(fitting[0], setting) if fitting else None)
         return tuple(found)

@@ -127,7 +127,7 @@ def conv_plant(label, layer=3, everywhere=3.0, there=30.0):
 STRENGTHS, RANDOM = (-0.25, 0.1, 0.25, 1.0), 6
 
 
-def steering_result(growth=1.0, early=1.0, family=None, seed=0, strengths=STRENGTHS, layers=8):
+def steering_result(growth=1.0, early=1.0, family=None, seed=0, strengths=STRENGTHS, layers=8, matched=RANDOM):
     """Return a steering result: KL is quadratic in what is added over the norm, which grows ``growth`` a layer.
 
     ``early`` multiplies effects layer by layer towards the first; ``family (layer)`` those of own families.
@@ -138,8 +138,8 @@ def steering_result(growth=1.0, early=1.0, family=None, seed=0, strengths=STRENG
     length = np.stack([np.median(norm) + 0 * norm, norm], -1)[:, None, :] * strength[:, None]
     share = (length / norm[:, None, None]) ** 2 * (early ** -np.arange(layers))[:, None, None]
     families = [f"family{i}" for i in range(6)]
-    kinds = ["random"] * RANDOM + ["matched"] * RANDOM + ["family"] * 6 + ["shuffled"] * 6
-    owners = [""] * 2 * RANDOM + families * 2
+    kinds = ["random"] * RANDOM + ["matched"] * matched + ["family"] * 6 + ["shuffled"] * 6
+    owners = [""] * (RANDOM + matched) + families * 2
     scale = noise(rng, (layers, len(kinds), 1, 1), 1.0)
     kl = scale * share[None, :, None]  # (prompt, layer, direction, strength, scale)
     own = np.repeat(families, len(kl) // 6)[:, None] == np.array(owners)

@@ -7,7 +7,6 @@ from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
-from xatlas.comparisons.steering_profile import SteeringProfile
 from xatlas.stats import DRAWS
 
 TYPES = ["attention", "conv"] * 4
@@ -140,33 +139,3 @@ def test_a_hub_that_is_layer_0_has_no_setting_without_it_on_its_side(synthetic):
     dataset = Hub().compare(synthetic.tree_of(a={"layer_ablation": synthetic.layer_result(TYPES, plant)}))
     note = "2 of 2 other settings agree, 0 of 3 without layer 0"
     assert Hub().table(dataset)[0]["sensitivity"].startswith(note)
-
-
-def steered(synthetic, family):
-    """Return a result in which directions with shuffled labels do what ``family`` says, too."""
-    result = synthetic.steering_result(family=family)
-    shuffled = result["direction_kind"] == "shuffled"
-    return result.assign(kl=result["kl"] * np.where(shuffled, family[:, None], 1.0)[None, :, :, None, None])
-
-
-def test_what_shuffled_labels_do_too_is_not_the_familys(synthetic):
-    family = np.where(np.arange(8) == 4, 6.0, 1.0)
-    p = []
-    for result in (synthetic.steering_result(family=family), steered(synthetic, family)):
-        dataset = SteeringProfile().compare(synthetic.tree_of(a={"steering": result}))
-        assert dataset["peak"].item() == 4
-        p.append(float(dataset["family_p"].isel(model=0, layer=4)))
-    assert p[0] < 0.01
-    assert p[1] > 0.05
-
-
-def test_the_band_holds_95_percent_of_the_random_directions(synthetic):
-    result = synthetic.steering_result()
-    dataset = SteeringProfile().compare(synthetic.tree_of(a={"steering": result})).isel(model=0).sel(dose=0.25)
-    both = result["kl"].sel(strength=[-0.25, 0.25]).mean(["prompt", "strength"])  # families are of one size
-    for kind in ("random", "matched"):
-        each = both.isel(direction=np.flatnonzero(result["direction_kind"] == kind)).transpose(
-            "direction", "scale", "layer"
-        )
-        for end, share in (("low", 0.025), ("high", 0.975)):
-            np.testing.assert_allclose(dataset[f"{kind}_{end}"], np.quantile(each, share, axis=0))

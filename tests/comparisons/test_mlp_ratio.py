@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from xatlas.comparisons.measures.mlp import type_ratios
-from xatlas.comparisons.mlp_ratio import MlpRatio
+from xatlas.comparisons.mlp_ratio import MlpRatio, operator_types
+from xatlas.findings.readings import Source
 
 HYBRID = ["conv", "attention"] * 6
 
@@ -10,6 +10,16 @@ HYBRID = ["conv", "attention"] * 6
 def compare(synthetic, types, plant=None, **keywords):
     result = synthetic.layer_result(types, plant, **keywords)
     return MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": result}))
+
+
+def found(dataset, name):
+    (finding,) = (each for each in MlpRatio().findings(dataset) if each.name == name and not each.model_other)
+    return finding
+
+
+def estimate(synthetic, result):
+    source = Source(synthetic.tree_of(a={"layer_ablation": result}), "a", MlpRatio.requires)
+    return MlpRatio().estimate(*source.effects(source.settings[0]))
 
 
 def scale_mlp(*factors):
@@ -21,103 +31,139 @@ def scale_mlp(*factors):
 
 
 def test_the_ratio_is_the_one_planted(synthetic):
-    def plant(kl):
-        kl[:] = np.exp(np.random.default_rng(0).normal(size=(len(kl), 1, 1, 1, 1)))
-        return scale_mlp(2.0, 0.5, 1.0, 8.0)(kl)
-
-    dataset = compare(synthetic, ["attention"] * 4, plant).isel(model=0)
-    np.testing.assert_allclose(dataset["mlp_over_operator"], [2, 0.5, 1, 8], rtol=1e-3)
-    assert dataset["mean_ratio"] == pytest.approx(8**0.25, rel=1e-3)
-    assert dataset["peak"] == 3
+    dataset = compare(synthetic, ["attention"] * 4, scale_mlp(2.0, 0.5, 1.0, 8.0))
+    ratio = dataset["mlp_over_operator"].isel(model=0)
+    np.testing.assert_allclose(ratio.sel(bound="value"), [2, 0.5, 1, 8])
+    assert dataset["p_rank1"].isel(model=0).values.tolist() == [0, 0, 0, 1]
 
 
-def test_a_mean_of_logs_is_not_a_ratio_of_means(synthetic):
+def test_a_ratio_is_one_of_means(synthetic):
     def plant(kl):
         kl[:] = 1.0
         kl[::2, :, 1] = 100.0
+        kl[:, 1, :2] *= 3
         return kl
 
-    dataset = compare(synthetic, ["attention"] * 2, plant).isel(model=0)
-    np.testing.assert_allclose(dataset["mlp_over_operator"], 10, rtol=1e-3)
+    dataset = compare(synthetic, ["attention"] * 2, plant)
+    np.testing.assert_allclose(dataset["mlp_over_operator"].isel(model=0).sel(bound="value"), 50.5)
+
+
+def test_over_all_layers_it_is_the_ratio_of_sums(synthetic):
+    def plant(kl):
+        kl[:] = 1.0
+        kl[:, 0, 0], kl[:, 0, 1], kl[:, 1, 1] = 4.0, 12.0, 8.0
+        return kl
+
+    finding = found(compare(synthetic, ["attention"] * 2, plant), "mlp_over_operator")
+    assert finding.value == pytest.approx(20 / 5)
+    assert finding.verdict == "supported"
+
+
+def test_equal_components_are_refuted_and_a_control_that_shares_the_ratio_decides_nothing(synthetic):
+    assert found(compare(synthetic, ["attention"] * 12), "mlp_over_operator").reason == "equal within the margin"
+    result = synthetic.layer_result(["attention"] * 6, scale_mlp(*[4.0] * 6))
+    result["kl_control"].loc[{"component": "mlp"}] = 4 * result["kl_control"].sel(component="operator")
+    dataset = MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": result}))
+    assert found(dataset, "mlp_over_operator").verdict == "undecided"
+
+
+def noisy_peak(synthetic):
+    result = synthetic.layer_result(["attention"] * 6, scale_mlp(*[1.0] * 5, 9.0))
+    result["kl"] *= np.exp(0.3 * np.random.default_rng(1).normal(size=result["kl"].shape))
+    return result
 
 
 def test_a_planted_peak_is_supported_and_lost_when_shuffled(synthetic):
-    plant = scale_mlp(*[1.0] * 5, 9.0)
-    result = synthetic.layer_result(["attention"] * 6, plant)
-    result["kl"] *= np.exp(0.3 * np.random.default_rng(1).normal(size=result["kl"].shape))
-    tree = synthetic.tree_of(a={"layer_ablation": result})
-    (finding,) = MlpRatio().findings(MlpRatio().compare(tree))
+    result = noisy_peak(synthetic)
+    finding = found(MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": result})), "peak")
     assert finding.verdict == "supported"
-    assert "layer 5" in finding.sentence
-    for seed in range(5):
-        shuffled = synthetic.shuffle_layers(result, seed)
-        tree = synthetic.tree_of(a={"layer_ablation": shuffled})
-        assert MlpRatio().findings(MlpRatio().compare(tree))[0].verdict != "supported"
+    assert "layer 5 (depth 1.00, attention)" in finding.sentence
+    assert finding.low < finding.value < finding.high
+    for seed in range(3):
+        tree = synthetic.tree_of(a={"layer_ablation": synthetic.shuffle_layers(result, seed)})
+        assert found(MlpRatio().compare(tree), "peak").verdict != "supported"
 
 
-def test_a_ratio_that_the_control_shares_is_not_supported(synthetic):
-    result = synthetic.layer_result(["attention"] * 6, scale_mlp(*[1.0] * 5, 9.0))
-    result["kl_control"].loc[{"component": "mlp", "layer": 5}] *= 30
-    dataset = MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": result}))
-    assert MlpRatio().findings(dataset)[0].verdict == "refuted"
-
-
-def conv_times(factor):
+def test_layers_of_one_ratio_and_different_sizes_have_no_peak(synthetic):
     def plant(kl):
-        kl[:, [kind == "conv" for kind in HYBRID]] *= factor
+        kl *= (2.0 ** -np.arange(6))[:, None, None, None]
+        return kl
+
+    held = [
+        estimate(synthetic, synthetic.layer_result(["attention"] * 6, plant, seed=seed, ablations=("mean",)))["peak"]
+        for seed in range(15)
+    ]
+    assert sum(each.p <= 0.05 and not each.blocked for each in held) <= 2
+    assert np.mean([each.p for each in held]) > 0.2
+
+
+def test_a_peak_that_the_control_exceeds_is_an_artefact(synthetic):
+    result = noisy_peak(synthetic)
+    result["kl_control"].loc[{"component": "mlp", "layer": 5}] *= 60
+    dataset = MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": result}))
+    assert found(dataset, "peak").verdict == "artefact"
+
+
+def conv_times(factor, component=slice(None)):
+    def plant(kl):
+        convs = [kind == "conv" for kind in HYBRID]
+        kl[:, convs, component] *= factor
         return kl
 
     return plant
 
 
-def test_conv_over_attention_is_supported_within_tertiles_and_lost_when_shuffled(synthetic):
-    result = synthetic.layer_result(HYBRID, conv_times(3.0))
-    dataset = MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": result}))
-    ratio = dataset["conv_over_attention"].isel(model=0).sel(component="mlp")
-    assert ratio.sel(part="raw") == pytest.approx(3, rel=0.25)
-    assert ratio.sel(part="within") == pytest.approx(3, rel=0.25)
-    assert [finding.verdict for finding in MlpRatio().findings(dataset)[1:]] == ["supported"] * 2
-    for seed in range(5):
-        tree = synthetic.tree_of(a={"layer_ablation": synthetic.shuffle_layers(result, seed)})
-        verdicts = [finding.verdict for finding in MlpRatio().findings(MlpRatio().compare(tree))[1:]]
-        assert "supported" not in verdicts
+def test_conv_layers_that_matter_three_times_as_much_are_found(synthetic):
+    dataset = compare(synthetic, HYBRID, conv_times(3.0))
+    for name in ("types_mlp", "types_operator"):
+        finding = found(dataset, name)
+        assert finding.value == pytest.approx(3, rel=0.25)
+        assert finding.verdict == "supported"
+    assert "of conv layers" in finding.sentence
+    assert found(dataset, "types_ratio").verdict != "supported"
+    assert "MLPs conv/attention" in {row["number"] for row in MlpRatio().table(dataset)}
 
 
-def test_a_type_effect_that_is_only_depth_is_an_artefact(synthetic):
-    # conv layers come early, and effects fall with depth in steps: within a tertile types don't differ
-    types = ["conv"] * 3 + ["attention"] + ["conv"] * 2 + ["attention"] * 2 + ["conv"] + ["attention"] * 3
-
-    def plant(kl):
-        tertile = np.minimum((np.linspace(0, 1, 12) * 3).astype(int), 2)
-        kl *= np.array([9.0, 3.0, 1.0])[tertile][:, None, None, None]
-        return kl
-
-    dataset = compare(synthetic, types, plant)
-    raw = dataset["conv_over_attention_low"].isel(model=0).sel(part="raw")
-    assert (raw > 1.5).all()
-    verdicts = [finding.verdict for finding in MlpRatio().findings(dataset)[1:]]
-    assert verdicts == ["artefact", "artefact"]
-    # within tertiles above 1, but not beyond doubt: too little evidence for either
-    for name, value in (("", 1.9), ("_low", 1.2), ("_high", 2.8), ("_p", 0.09)):
-        dataset[f"conv_over_attention{name}"].loc[{"component": "mlp", "part": "within"}] = value
-    verdicts = [finding.verdict for finding in MlpRatio().findings(dataset)[1:]]
-    assert verdicts == ["undecided", "artefact"]
+def test_conv_layers_that_work_through_their_mlps_are_found(synthetic):
+    finding = found(compare(synthetic, HYBRID, conv_times(3.0, 1)), "types_ratio")
+    assert finding.value == pytest.approx(3, rel=0.25)
+    assert finding.verdict == "supported"
 
 
-def test_one_operator_type_is_nan_with_a_reason(synthetic):
+def test_layer_effects_without_types_and_depth_alone_support_no_type(synthetic):
+    """Layers differ, prompts hardly: over prompts any two types would."""
+    supported = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        size = np.exp(0.5 * rng.normal(size=(12, 3)) - 0.2 * np.arange(12)[:, None])
+
+        def plant(kl, size=size):
+            return kl * size[:, :, None, None]
+
+        evidence = estimate(synthetic, synthetic.layer_result(HYBRID, plant, seed=seed, ablations=("mean",)))
+        supported += sum(
+            each.p <= 0.05 / 3 and each.side > 0 and not each.blocked
+            for name, each in evidence.items()
+            if name.startswith("types") and each.number[0] > 0
+        )
+    assert supported <= 4  # of 60
+
+
+def test_layers_of_one_type_are_compared_with_nothing(synthetic):
     dataset = compare(synthetic, ["conv"] * 4)
-    assert np.isnan(dataset["conv_over_attention"]).all()
-    assert "one operator type" in dataset.attrs["absent"]
-    assert len(MlpRatio().findings(dataset)) == 1
-    assert MlpRatio().table(dataset)[0]["conv / attention, mlp"] == "–"
+    assert {each.name for each in MlpRatio().findings(dataset)} == {"mlp_over_operator", "peak"}
+    assert operator_types(["conv", "", "conv"]) is None
+    assert MlpRatio().plot(dataset).axes
 
 
-def test_tertiles_without_both_types_are_left_out():
-    types, depth = ["conv", "conv", "attention", "conv", "attention", "attention"], np.linspace(0, 1, 6)
-    logs = np.log(np.array([[8.0, 8.0, 1.0, 4.0, 1.0, 1.0]]))
-    parts = np.exp(type_ratios(logs, types, depth))[0]
-    # thirds hold conv conv | attention conv | attention attention
-    np.testing.assert_allclose(parts, [256 ** (1 / 3), 4, np.nan, 4, np.nan])
+def test_few_layers_of_a_type_decide_nothing(synthetic):
+    dataset = compare(synthetic, ["conv", "attention"] * 4, None)
+    assert found(dataset, "types_mlp").reason == "too few layers"
+
+
+def test_any_two_operator_types_are_compared():
+    assert operator_types(["attention", "ssm", "conv", "conv", "attention"]) == ("conv", "attention")
+    assert operator_types(["ssm", "conv"]) == ("conv", "ssm")
 
 
 def test_without_mlps_there_is_no_ratio(synthetic):
@@ -125,7 +171,28 @@ def test_without_mlps_there_is_no_ratio(synthetic):
         kl[:, :, 1] = np.nan
         return kl
 
-    dataset = compare(synthetic, ["attention"] * 3, plant)
+    dataset = compare(synthetic, HYBRID, plant)
     assert np.isnan(dataset["mlp_over_operator"]).all()
-    assert MlpRatio().findings(dataset)[0].verdict == "undecided"
-    assert MlpRatio().table(dataset)[0]["largest in layer"] == "–"
+    assert [each.name for each in MlpRatio().findings(dataset)] == ["types_operator"]
+    assert MlpRatio().plot(dataset).axes
+
+
+def test_models_share_the_ratio_or_do_not(synthetic):
+    results = [
+        synthetic.layer_result(["attention"] * 8, scale_mlp(*[factor] * 8), seed=seed)
+        for seed, factor in enumerate((4.0, 4.1, 1.0))
+    ]
+    tree = synthetic.tree_of(**{name: {"layer_ablation": each} for name, each in zip("abc", results, strict=True)})
+    same, *other = (each for each in MlpRatio().findings(MlpRatio().compare(tree)) if each.model_other)
+    assert "is the same in a and b" in same.sentence
+    assert [each.verdict for each in (same, *other)] == ["supported"] * 3
+    assert [each.value for each in other] == pytest.approx([4.0, 4.1])
+
+
+def test_the_figure_marks_operator_types_and_findings(synthetic):
+    dataset = compare(synthetic, HYBRID, conv_times(3.0))
+    curves, right = MlpRatio().plot(dataset).axes
+    assert {line.get_marker() for line in curves.lines} >= {"o", "^"}
+    assert curves.get_yscale() == right.get_xscale() == "log"
+    drawn = {line.get_gid(): line for line in right.lines}
+    assert drawn["a-types_mlp"].get_xdata()[0] == found(dataset, "types_mlp").value

@@ -54,7 +54,7 @@ def test_a_planted_handover_is_found_where_it_is(synthetic):
     assert 0.6 < found["mover"].low < found["mover"].value < found["mover"].high < 0.7
     assert abs(found["mover"].control) < 0.05
     rows = PatchingProfile().table(dataset)
-    assert [row["layer"] for row in rows] == ["5 attention"] * 3
+    assert [row["layer"] for row in rows] == ["5"] * 3
     assert (int(dataset["prompts"][0]), int(dataset["dropped"][0])) == (synthetic.N_PROMPTS, 1)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xatlas.comparisons.steering_profile import SteeringProfile
-from xatlas.errors import XatlasError
+from xatlas.findings.readings import Source
 
 LAYERS = 8
 
@@ -15,62 +15,99 @@ def compare(synthetic, **models):
     return SteeringProfile().compare(synthetic.tree_of(**{name: {"steering": one} for name, one in models.items()}))
 
 
-def verdicts(dataset):
-    return [finding.verdict for finding in SteeringProfile().findings(dataset)]
+def told(dataset, model="a"):
+    found = SteeringProfile().findings(dataset)
+    return {finding.name: finding for finding in found if finding.model == model and not finding.model_other}
+
+
+def steeper(synthetic, base, **more):
+    """Return a result in which own families' directions do more in early layers, matched ones alike in all."""
+    return synthetic.steering_result(family=base ** -np.arange(LAYERS), **more)
 
 
 def test_the_norm_of_the_stream_is_an_artefact(synthetic):
     """Early layers steer better at one length, for the stream is short there; at one share of it they don't."""
-    dataset = compare(synthetic, a=synthetic.steering_result(growth=1.4))
-    ratio = dataset["early_over_late"].isel(model=0).sel(kind="random", dose=0.25)
-    assert float(ratio.sel(scale="absolute")) > 5
-    assert float(ratio.sel(scale="relative")) == pytest.approx(1, abs=0.25)
-    assert verdicts(dataset)[:2] == ["artefact", "artefact"]
-
-
-def test_too_little_evidence_is_no_artefact(synthetic):
-    """An interval above 1 that misses significance does not say that the claim fails."""
-    dataset = compare(synthetic, a=synthetic.steering_result(growth=1.4))
-    at = {"kind": "random", "scale": "relative", "dose": 0.25}
-    for name, value in (("", 1.97), ("_low", 1.16), ("_high", 2.81), ("_p", 0.094)):
-        dataset[f"early_over_late{name}"].loc[at] = value
-    assert verdicts(dataset)[0] == "undecided"
+    finding = told(compare(synthetic, a=synthetic.steering_result(growth=1.4)))["early_over_late"]
+    assert finding.value == pytest.approx(1, abs=0.25)
+    assert float(finding.sentence.split("at one length ")[1].split(")")[0]) > 5
+    assert finding.verdict == "artefact"
 
 
 def test_early_layers_that_do_steer_better_are_supported_and_lost_when_shuffled(synthetic):
-    one = synthetic.steering_result(early=1.5)
-    assert verdicts(compare(synthetic, a=one))[0] == "supported"
+    one = steeper(synthetic, 1.5)
+    assert told(compare(synthetic, a=one))["early_over_late"].verdict == "supported"
     rng = np.random.default_rng(0)
     shuffled = one.copy(deep=True)
     for i in range(one.sizes["prompt"]):
         shuffled["kl"].values[i] = one["kl"].values[i, rng.permutation(LAYERS)]
-    assert verdicts(compare(synthetic, a=shuffled))[0] != "supported"
+    assert told(compare(synthetic, a=shuffled))["early_over_late"].verdict != "supported"
 
 
-def test_late_layers_that_steer_better_are_not_supported(synthetic):
-    assert verdicts(compare(synthetic, a=synthetic.steering_result(early=0.7)))[0] == "refuted"
+def test_what_matched_directions_do_too_is_not_supported(synthetic):
+    assert told(compare(synthetic, a=synthetic.steering_result(early=1.5)))["early_over_late"].verdict == "undecided"
 
 
-def test_the_layer_of_a_familys_own_direction_is_found(synthetic):
-    family = np.ones(LAYERS)
-    family[5] = 6
-    dataset = compare(synthetic, a=synthetic.steering_result(family=family))
-    finding = SteeringProfile().findings(dataset)[-1]
+def test_late_layers_that_steer_better_are_refuted(synthetic):
+    assert told(compare(synthetic, a=steeper(synthetic, 0.7)))["early_over_late"].verdict == "refuted"
+
+
+def test_two_models_differ_in_early_over_late_and_are_not_compared_at_different_doses(synthetic):
+    steep, flat = steeper(synthetic, 1.5), steeper(synthetic, 1.0, seed=1)
+    (pair,) = (f for f in SteeringProfile().findings(compare(synthetic, a=steep, b=flat)) if f.model_other)
+    assert pair.verdict == "supported"
+    other = steeper(synthetic, 1.0, strengths=(3.0,))
+    (pair,) = (f for f in SteeringProfile().findings(compare(synthetic, a=steep, b=other)) if f.model_other)
+    assert pair.reason == "steered at different doses"
+
+
+def test_families_directions_that_do_more_rank_high(synthetic):
+    one = synthetic.steering_result(family=np.full(LAYERS, 9.0), matched=20)
+    finding = told(compare(synthetic, a=one))["rank"]
     assert finding.verdict == "supported"
-    assert dataset["peak"].item() == 5
-    assert 3 < finding.low < finding.value < finding.high < 12
-    assert finding.control == pytest.approx(1, abs=0.3)
-    plain = SteeringProfile().findings(compare(synthetic, a=synthetic.steering_result()))[-1]
-    assert plain.verdict != "supported"
+    assert 0.95 < finding.low < finding.value <= finding.high
+    assert finding.control_low < finding.control < finding.control_high < 0.9
+    less = told(compare(synthetic, a=synthetic.steering_result(family=np.full(LAYERS, 0.1), matched=20)))["rank"]
+    assert less.verdict == "refuted"
+    few = told(compare(synthetic, a=synthetic.steering_result(family=np.full(LAYERS, 9.0), matched=4)))["rank"]
+    assert few.reason == "too few matched directions"
+
+
+def test_the_rank_is_the_share_of_matched_directions_that_do_less(synthetic):
+    one = synthetic.steering_result(matched=4)
+    matched = np.flatnonzero(one["direction_kind"].values == "matched")
+    own = (one["direction_family"] == one["family"]) & (one["direction_kind"] == "family")
+    one["kl"].values[:] = np.where(own.transpose("prompt", "direction"), 2.5, 0)[:, None, :, None, None]
+    one["kl"].values[:, :, matched] = np.array([1.0, 2.0, 2.5, 3.0])[:, None, None]
+    np.testing.assert_allclose(compare(synthetic, a=one)["rank"].sel(bound="value"), 2.5 / 4)
+
+
+def test_directions_that_are_strong_by_chance_are_not_the_families(synthetic):
+    """At most 3 of 30: each direction has a strength of its own, the families' as the matched ones."""
+    count = 0
+    for seed in range(30):
+        one, rng = synthetic.steering_result(matched=20, seed=seed), np.random.default_rng(seed)
+        one["kl"] = one["kl"] * rng.lognormal(0, 1, one.sizes["direction"])[None, None, :, None, None]
+        source = Source(synthetic.tree_of(a={"steering": one}), "a", SteeringProfile.requires)
+        rank = SteeringProfile().estimate(*source.effects(source.settings[0]))["rank"]
+        count += rank.p <= 0.05 and rank.side > 0
+    assert count <= 3
 
 
 def test_a_prompts_own_family_is_told_from_the_others(synthetic):
     dataset = compare(synthetic, a=synthetic.steering_result(family=np.full(LAYERS, 9.0)))
-    at = dataset["effect"].isel(model=0).sel(scale="relative", dose=0.25)
+    at = dataset["effect"].isel(model=0).sel(scale="relative", dose=0.25, bound="value")
     assert (at.sel(kind="family") > 5 * at.sel(kind="off_task")).all()
+
+
+def test_the_spread_holds_95_percent_of_the_single_directions(synthetic):
+    result = synthetic.steering_result()
+    dataset = compare(synthetic, a=result).isel(model=0).sel(dose=0.25)
+    both = result["kl"].sel(strength=[-0.25, 0.25]).mean(["prompt", "strength"])  # families are of one size
     for kind in ("random", "matched"):
-        low, high = (dataset[f"{kind}_{end}"].isel(model=0).sel(scale="relative", dose=0.25) for end in ("low", "high"))
-        assert ((low < at.sel(kind=kind)) & (at.sel(kind=kind) < high)).all(), kind
+        chosen = both.isel(direction=np.flatnonzero(result["direction_kind"] == kind))
+        each = chosen.transpose("direction", "scale", "layer")
+        for end, share in (("low", 0.025), ("high", 0.975)):
+            np.testing.assert_allclose(dataset["spread"].sel(kind=kind, bound=end), np.quantile(each, share, axis=0))
 
 
 def test_both_signs_of_a_dose_are_averaged(synthetic):
@@ -79,34 +116,31 @@ def test_both_signs_of_a_dose_are_averaged(synthetic):
     one["kl"].loc[{"strength": 0.25}] = 1.0
     dataset = compare(synthetic, a=one)
     assert dataset["dose"].values.tolist() == [0.1, 0.25, 1.0]
-    np.testing.assert_allclose(dataset["effect"].sel(dose=0.25), 2.0)
+    np.testing.assert_allclose(dataset["effect"].sel(dose=0.25, bound="value"), 2.0)
 
 
-def test_models_of_other_depth_and_strengths_meet_in_what_they_share(synthetic):
+def test_models_of_other_depth_and_strengths_are_lined_up(synthetic):
     dataset = compare(
         synthetic,
         a=synthetic.steering_result(),
         b=synthetic.steering_result(strengths=(0.25, 2.0), layers=5),
         c=synthetic.steering_result(layers=1),
     )
-    assert dataset["dose"].values.tolist() == [0.25]
+    assert dataset["dose"].values.tolist() == [0.1, 0.25, 1.0, 2.0]
+    assert dataset["dose_shown"].values.tolist() == [0.25] * 3
     assert dataset["effect"].sel(model="b").isel(layer=slice(5, None)).isnull().all()
-    assert [row["model"] for row in SteeringProfile().table(dataset)] == ["a", "a", "b", "b", "c", "c"]
-    alone = synthetic.steering_result(strengths=(3.0,))
-    with pytest.raises(XatlasError, match="different strengths"):
-        compare(synthetic, a=synthetic.steering_result(), b=alone)
+    assert dataset["effect"].sel(model="a", dose=2.0).isnull().all()
+    assert told(dataset, "c")["early_over_late"].reason == "one layer has no halves"
+    assert SteeringProfile().plot(dataset).axes
 
 
-def test_the_figure_shows_both_scales_and_a_line_per_layer(synthetic):
-    figure = SteeringProfile().plot(compare(synthetic, a=synthetic.steering_result(growth=1.3)))
+def test_the_figure_shows_both_scales_and_marks_what_lies_below_the_floor(synthetic):
+    one = synthetic.steering_result(growth=1.3)
+    one["kl"].loc[{"strength": 0.1}] = 1e-6
+    figure = SteeringProfile().plot(compare(synthetic, a=one))
     gids = {line.get_gid(): line for axes in figure.axes for line in axes.lines}
-    absolute, relative = (gids[f"random-{scale}-a"].get_ydata() for scale in ("absolute", "relative"))
+    absolute, relative = (gids[f"matched-{scale}-a"].get_ydata() for scale in ("absolute", "relative"))
     assert absolute[0] > 5 * absolute[-1]
     assert relative[0] < 2 * relative[-1]
-    assert all(f"dose-a-{layer}" in gids for layer in range(LAYERS))
-
-
-def test_early_over_late_is_tested_on_both_sides(synthetic):
-    held = {"steering": synthetic.steering_result(early=1 / 1.5)}
-    p = SteeringProfile().compare(synthetic.tree_of(a=held))["early_over_late_p"]
-    assert float(p.sel(kind="random", scale="relative").max()) < 0.05
+    assert np.isnan(gids["dose-family-a"].get_ydata()).tolist() == [True, False, False]
+    assert any(text.get_text().startswith("below") for text in figure.legends[0].get_texts())

@@ -62,9 +62,9 @@ def results(synthetic, kind):
         plant = synthetic.conv_plant(1)
         return synthetic.conv_results(plant, plant)
     if kind is PatchingProfile:
-        return {"activation_patching": synthetic.patching_result(HYBRID, 11)}
+        return {"activation_patching": synthetic.patching_result(HYBRID, 7)}
     if kind is SteeringProfile:
-        return {"steering": synthetic.steering_result(early=1.5, growth=1.3)}
+        return {"steering": synthetic.steering_result(family=1.5 ** -np.arange(8.0), growth=1.3, matched=20)}
     if kind is HeadSpecialisation:
         return {"head_ablation": synthetic.head_result(["attention"] * 12, 4, few_heads)}
     return {"layer_ablation": synthetic.layer_result(HYBRID, planted)}
