@@ -7,7 +7,6 @@ from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
-from xatlas.stats import DRAWS
 
 TYPES = ["attention", "conv"] * 4
 WITHOUT = "mean, last, bos always, quick, layer 0 excluded"
@@ -50,51 +49,12 @@ def test_excluding_layer_0_is_what_a_result_without_it_gives(synthetic, kind):
         result, probe = synthetic.head_result(["attention"] * 8, 4, plant), "head_ablation"
     else:
         result, probe = synthetic.layer_result(TYPES, plant), "layer_ablation"
-    dataset = kind().compare(synthetic.tree_of(a={probe: result})).sel(setting=WITHOUT)
-    alone = kind().compare(synthetic.tree_of(a={probe: result.isel(layer=slice(1, None))})).isel(setting=0)
-    layers = {f"sensitivity{component}" for component in ("", "_mlp", "_operator")} if kind is Hub else set()
-    layers |= {"sensitivity"} if kind is MlpRatio else set()
-    numbers = [str(name) for name in dataset.data_vars if f"{name}_low" in dataset and str(name)[:11] == "sensitivity"]
-    assert numbers
-    for name in numbers:
-        for end in ("", "_low", "_high"):
-            expected = alone[name + end].item() + (name in layers)  # numbers of layers are one lower there
-            assert dataset[name + end].item() == pytest.approx(expected), name + end
-
-
-@pytest.mark.parametrize(("layer", "verdict"), [(5, "supported"), (7, "refuted")])
-def test_hubs_lie_apart_from_half_a_layer_of_the_shallower_model_on(synthetic, layer, verdict):
-    """Half a layer of six is 0.1: layer 4 of 6 (0.8) is 0.175 from layer 5 of 9, and 0.075 from layer 7."""
-
-    def hub(at):
-        def plant(kl):
-            kl[:, at] *= 30
-            return kl
-
-        return plant
-
-    shallow = synthetic.layer_result(TYPES[:6], hub(4))
-    deep = synthetic.layer_result([*TYPES, "conv"], hub(layer), seed=1)
-    dataset = Hub().compare(synthetic.tree_of(a={"layer_ablation": shallow}, b={"layer_ablation": deep}))
-    (pair,) = (finding for finding in Hub().findings(dataset) if not finding.model)
-    assert pair.value == pytest.approx(4 / 5 - layer / 8)
-    assert pair.verdict == verdict
-    assert pair.p == pytest.approx(2 / (1 + DRAWS))  # no draw reaches 0, from either side
-
-
-def test_intervals_are_95_percent_intervals(synthetic):
-    """About 1.96 standard errors to each side, from the spread of template means within families."""
-    result = synthetic.layer_result(TYPES)
-    dataset = Hub().compare(synthetic.tree_of(a={"layer_ablation": result}))
-    kl = result["kl"].sel(ablation="mean", scope="last", component="joint").values  # (prompt, layer)
-    means = kl.reshape(6, 4, 2, len(TYPES)).mean(2)  # (family, template, layer)
-    error = np.sqrt((means.var(1, ddof=1) / 4).sum(0)) / 6
-    one = dataset.isel(model=0).sel(component="joint")
-    np.testing.assert_allclose(one["effect"], means.mean((0, 1)))
-    half = (one["effect_high"] - one["effect_low"]).values / 2
-    assert np.all(half > 0.85 * 1.96 * error)
-    assert np.all(half < 1.5 * 1.96 * error)
-    assert float(one["margin_low"]) < 0 < float(one["margin"])  # the largest of eight like ones
+    dataset = kind().compare(synthetic.tree_of(a={probe: result}))
+    alone = kind().compare(synthetic.tree_of(a={probe: result.isel(layer=slice(1, None))}))
+    assert dataset["finding"].values.tolist() == alone["finding"].values.tolist() != []
+    without = dataset["sensitivity"].sel(setting=WITHOUT)
+    assert without.sel(bound="value").notnull().all()
+    np.testing.assert_allclose(without, alone["sensitivity"].isel(setting=0))
 
 
 def falling(kl):
@@ -129,13 +89,3 @@ def test_one_random_order_of_layers_in_twenty_reaches_the_control_of_two_profile
     rng = np.random.default_rng(0)
     chance = [np.corrcoef(ranks(effects[0]), ranks(rng.permutation(effects[1])))[0, 1] for _ in range(4000)]
     assert 0.03 < np.mean(np.array(chance) >= control) < 0.07
-
-
-def test_a_hub_that_is_layer_0_has_no_setting_without_it_on_its_side(synthetic):
-    def plant(kl):
-        kl[:, 0] *= 30
-        return kl
-
-    dataset = Hub().compare(synthetic.tree_of(a={"layer_ablation": synthetic.layer_result(TYPES, plant)}))
-    note = "2 of 2 other settings agree, 0 of 3 without layer 0"
-    assert Hub().table(dataset)[0]["sensitivity"].startswith(note)

@@ -41,6 +41,10 @@ def datasets(synthetic, kind, names):
     held = [results(synthetic, kind, seed) for seed in range(len(names))]
     dataset = kind().compare(synthetic.tree_of(**{f"m{i}": result for i, result in enumerate(held)}))
     coords = {name: list(names) for name in ("model", "model_other") if name in dataset.coords}
+    called = dict(zip(map(str, dataset["model"].values), names, strict=True))
+    for name in ("finding_model", "finding_model_other"):
+        if name in dataset:
+            dataset[name] = ("finding", [called.get(str(model), "") for model in dataset[name].values])
     return dataset.assign_coords(coords)
 
 

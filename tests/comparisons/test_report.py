@@ -55,7 +55,7 @@ def test_every_comparison_exports_its_files(kind, tree, tmp_path):
     comparison = kind()
     dataset = comparison.compare(tree)
     paths = report.export(comparison.name, comparison, dataset, tmp_path / "figures")
-    ends = ("png", "svg", "nc", "csv", "sensitivity.csv")
+    ends = ("png", "svg", "nc", "csv")
     assert [path.name for path in paths] == [f"{comparison.name}.{end}" for end in ends]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in paths)
     with xr.open_dataset(paths[2]) as again:
@@ -96,24 +96,11 @@ def test_csv_equals_the_dataset(tree):
     effects = [row for row in rows if row["variable"] == "effect"]
     for row in effects:
         where = {"model": row["model"], "component": row["component"], "layer": int(row["layer"])}
+        where["bound"] = row["bound"]
         value = float(dataset["effect"].sel(where))
         assert row["value"] == "" if np.isnan(value) else float(row["value"]) == value
     assert {row["units"] for row in effects} == {"nats"}
     assert {row["layer"] for row in rows if row["variable"] == "hub"} == {""}
-
-
-def test_numbers_under_other_settings_stand_beside_the_figure(tree, tmp_path):
-    dataset = MlpRatio().compare(tree)
-    rows = list(csv.DictReader(report.export("ratio", MlpRatio(), dataset, tmp_path)[4].open(encoding="utf-8")))
-    assert len(rows) == 3 * dataset["sensitivity"].size
-    ran, missing = ([row for row in rows if (row["value"] == "not run") == away] for away in (False, True))
-    assert all(row["command"].startswith("xatlas run ") for row in missing)
-    assert {row["command"] for row in ran} == {""}
-    setting = "zero, last, bos always, quick"
-    (row,) = (r for r in ran if r["setting"] == setting and r["model"] == "lfm2-mini" and r["number"].startswith("mlp"))
-    at = dataset.sel(model="lfm2-mini", setting=setting)
-    assert float(row["value"]) == at["sensitivity_mlp"]
-    assert float(row["high"]) == at["sensitivity_mlp_high"]
 
 
 def test_unchanged_figures_are_left_alone_and_changed_data_redrawn(tree, tmp_path):
@@ -128,7 +115,7 @@ def test_unchanged_figures_are_left_alone_and_changed_data_redrawn(tree, tmp_pat
     report.export("a", Plain(), dataset, tmp_path)
     assert paths[1].exists()
     changed = dataset.copy(deep=True)
-    changed["early_over_late"].values[0] += 1e-9
+    changed["profile"].values[0, 0] += 1e-9
     old = paths[3].read_bytes()
     report.export("a", Plain(), changed, tmp_path)
     assert paths[3].read_bytes() != old
@@ -157,7 +144,7 @@ def test_figures_of_other_models_or_another_suite_are_kept_and_it_is_said(tree, 
     assert len(list(tmp_path.iterdir())) == 3 * len(paths)
     for what, dataset in shown.items():
         first = report.export("a", Plain(), dataset, tmp_path)
-        assert {path.name for path in first} == {f"a.{end}" for end in ("png", "svg", "nc", "csv", "sensitivity.csv")}
+        assert {path.name for path in first} == {f"a.{end}" for end in ("png", "svg", "nc", "csv")}
         assert {path.suffix: path.read_bytes() for path in first if path.suffix != ".nc"} == {
             suffix: data for suffix, data in drawn[what].items() if suffix != ".nc"
         }
@@ -192,7 +179,7 @@ def test_a_failed_write_leaves_what_was_there(tree, tmp_path, monkeypatch):
     dataset = Plain().compare(tree)
     paths = report.export("a", Plain(), dataset, tmp_path)
     before = [path.read_bytes() for path in paths]
-    dataset["early_over_late"].values[0] += 1
+    dataset["profile"].values[0, 0] += 1
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -209,50 +196,6 @@ def test_files_are_as_readable_as_others(tree, tmp_path):
     plain = tmp_path / "plain"
     plain.touch()
     assert {stat.S_IMODE(os.stat(path).st_mode) for path in paths} == {stat.S_IMODE(os.stat(plain).st_mode)}
-
-
-def test_hub_figure_marks_hub_and_control(tree):
-    dataset = Hub().compare(tree)
-    figure = Hub().plot(dataset)
-    axes = figure.axes
-    assert len(axes) == 2 * dataset.sizes["model"]
-    top = axes[0]
-    assert top.get_title(loc="left") == "lfm2-mini"
-    assert top.get_yscale() == "log"
-    assert "nats" in top.get_ylabel()
-    hub = int(dataset["hub"].sel(component="joint").values[0])
-    rings = [line for line in top.lines if line.get_gid() == "hub"]
-    assert rings[0].get_xdata().tolist() == [hub]
-    effect = dataset["effect"].sel(component="joint").values[0, :5]
-    assert any(np.array_equal(line.get_ydata(), effect) for line in top.lines)
-    assert any(line.get_color() == style.CONTROL for line in top.lines)
-    heights = [bar.get_height() for bar in axes[1].patches]
-    np.testing.assert_array_equal(heights, dataset["p_rank1"].sel(component="joint").values[0, :5])
-
-
-def test_mlp_figure_marks_operator_types(tree):
-    dataset = MlpRatio().compare(tree)
-    curves, types = MlpRatio().plot(dataset).axes
-    assert {line.get_marker() for line in curves.lines} >= {"o", "^"}
-    assert curves.get_yscale() == types.get_xscale() == "log"
-    drawn = {line.get_gid(): line for line in types.lines}
-    value = dataset["conv_over_attention"].sel(model="lfm2-mini", component="mlp", part="within")
-    assert drawn["lfm2-mini-mlp-within"].get_xdata()[0] == value.item()
-
-
-def test_mlp_figure_has_one_panel_without_hybrids(synthetic):
-    dataset = MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": synthetic.layer_result(["conv"] * 3)}))
-    assert len(MlpRatio().plot(dataset).axes) == 1
-
-
-def test_head_map_rings_the_top_five(tree):
-    dataset = HeadSpecialisation().compare(tree)
-    figure = HeadSpecialisation().plot(dataset)
-    ringed = next(line for axes in figure.axes for line in axes.lines if line.get_gid() == "top")
-    effect = dataset["effect"].sel(model="lfm2-mini").values
-    expected = sorted(np.sort(effect[np.isfinite(effect)])[-5:])
-    found = sorted(effect[y, x] for x, y in zip(ringed.get_xdata(), ringed.get_ydata(), strict=True))
-    assert found == expected
 
 
 def test_colours_are_fixed_and_apart():
@@ -273,7 +216,7 @@ def test_figures_leave_the_users_matplotlib_alone(tree):
 
 
 def test_comparisons_load_neither_torch_nor_drawing():
-    names = ["hub", "mlp_ratio", "early_late", "head_specialisation", "report", "figures.style", "measures.settings"]
+    names = ["hub", "mlp_ratio", "early_late", "head_specialisation", "report", "figures.style"]
     imports = "; ".join(f"import xatlas.comparisons.{name}" for name in names)
     heavy = "{'torch', 'transformers', 'xarray', 'matplotlib', 'pandas'}"
     code = f"import sys; {imports}; print(sorted({heavy} & set(sys.modules)))"
