@@ -260,6 +260,7 @@ def _wins(one: Effects, values: xr.DataArray, more: str) -> Evidence:
         answer=number,
         control=(chance, math.nan, math.nan),
         least_p=chance_of_wins(layers, heads, layers),
+        sample="layers",
         blocked=blocked,
         descriptive=True,
         words=words,

@@ -100,6 +100,7 @@ class Evidence:
     equal: bool = False  # the 90 % interval lies within the margin
     near: bool = False  # the point does
     least_p: float = 0.0  # the smallest p-value that a sample of this size can give
+    sample: str = ""  # what that sample consists of, where it is not the claim's unit that says so
     blocked: str = ""  # why nothing can be decided, in words
     artefact: str = ""  # why the usual way of measuring says so nevertheless
     descriptive: bool = False  # number and interval are cross-fitted: the verdict rests on the test alone
@@ -162,7 +163,7 @@ def verdict(
     if evidence.side < 0:
         return "refuted", "the interval lies on the other side"
     if evidence.least_p > ALPHA or math.isnan(p):
-        return "undecided", f"too few {SAMPLES[unit]}"
+        return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
     if evidence.side > 0:
         return "undecided", f"p = {p:.2g}"
     return "undecided", "the interval includes the control"

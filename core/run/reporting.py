@@ -84,7 +84,8 @@ def describe(finding: Finding) -> str:
 
 def judged(finding: Finding) -> str:
     """Return a verdict with its reason."""
-    return f"{finding.verdict} ({one_line(finding.reason)})" if finding.reason else str(finding.verdict)
+    reason = "" if finding.reason.startswith("p = ") else one_line(finding.reason)  # p stands behind the sentence
+    return f"{finding.verdict} ({reason})" if reason else str(finding.verdict)
 
 
 class Reporter:
