@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import logging
+import math
 import os
 import struct
 import zlib
@@ -19,6 +20,7 @@ from xatlas.comparisons.figures import style
 from xatlas.comparisons.measures import summary
 from xatlas.errors import XatlasError
 from xatlas.files import explained, sha256, write_atomic
+from xatlas.findings.estimates import BOUND
 from xatlas.results.store import encode, read_unproved
 from xatlas.text import printable, spreadsheet_cell
 
@@ -66,7 +68,7 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
         The folder can't be written.
     """
     target = Path(folder)
-    varied = ("sensitivity.csv",) if "sensitivity_status" in dataset else ()
+    varied = ("sensitivity.csv",) if {"sensitivity_status", "sensitivity"} & set(dataset.data_vars) else ()
     paths = {kind: target / f"{name}.{kind}" for kind in ("png", "svg", "nc", "csv", *varied)}
     table, others = io.StringIO(), io.StringIO()
     write_csv(dataset, table)
@@ -180,8 +182,16 @@ def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:
 
 
 def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:
-    """Write every number under every setting as one line; 'not run', and the command, where the atlas lacks it."""
+    """Write every finding's number under every setting that the atlas holds as one line."""
     writer = csv.writer(file, lineterminator="\n")
+    if "sensitivity_status" not in dataset:
+        writer.writerow(["finding", "setting", *BOUND])
+        for i, finding in enumerate(dataset["finding"].values.tolist()):
+            for j, setting in enumerate(dataset["setting"].values.tolist()):
+                bounds = dataset["sensitivity"].values[i, j].tolist()
+                if not math.isnan(bounds[0]):
+                    writer.writerow(map(_cell, [finding, setting, *bounds]))
+        return
     writer.writerow(COLUMNS)
     writer.writerows([_cell(row[name]) for name in COLUMNS] for row in summary.sensitivity_rows(dataset))
 
