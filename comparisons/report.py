@@ -17,7 +17,6 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.comparisons.figures import style
-from xatlas.comparisons.measures import summary
 from xatlas.errors import XatlasError
 from xatlas.files import explained, sha256, write_atomic
 from xatlas.findings.estimates import BOUND
@@ -33,8 +32,6 @@ log = logging.getLogger("xatlas")
 
 #: Ends of the names of all files that a comparison may write; ``nc`` last, for it says what the others show.
 KINDS = ("png", "svg", "csv", "sensitivity.csv", "nc")
-#: Columns of the CSV with numbers under other settings.
-COLUMNS = ("number", "model", "setting", "value", "low", "high", "units", "command")
 
 
 def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str | Path) -> list[Path]:
@@ -68,7 +65,7 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
         The folder can't be written.
     """
     target = Path(folder)
-    varied = ("sensitivity.csv",) if {"sensitivity_status", "sensitivity"} & set(dataset.data_vars) else ()
+    varied = ("sensitivity.csv",) if "sensitivity" in dataset else ()
     paths = {kind: target / f"{name}.{kind}" for kind in ("png", "svg", "nc", "csv", *varied)}
     table, others = io.StringIO(), io.StringIO()
     write_csv(dataset, table)
@@ -184,16 +181,12 @@ def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:
 def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:
     """Write every finding's number under every setting that the atlas holds as one line."""
     writer = csv.writer(file, lineterminator="\n")
-    if "sensitivity_status" not in dataset:
-        writer.writerow(["finding", "setting", *BOUND])
-        for i, finding in enumerate(dataset["finding"].values.tolist()):
-            for j, setting in enumerate(dataset["setting"].values.tolist()):
-                bounds = dataset["sensitivity"].values[i, j].tolist()
-                if not math.isnan(bounds[0]):
-                    writer.writerow(map(_cell, [finding, setting, *bounds]))
-        return
-    writer.writerow(COLUMNS)
-    writer.writerows([_cell(row[name]) for name in COLUMNS] for row in summary.sensitivity_rows(dataset))
+    writer.writerow(["finding", "setting", *BOUND])
+    for i, finding in enumerate(dataset["finding"].values.tolist()):
+        for j, setting in enumerate(dataset["setting"].values.tolist()):
+            bounds = dataset["sensitivity"].values[i, j].tolist()
+            if not math.isnan(bounds[0]):
+                writer.writerow(map(_cell, [finding, setting, *bounds]))
 
 
 def _cell(value: Any) -> Any:
