@@ -164,6 +164,7 @@ def _compare_one(
         suites = {"suite": plan.config.suite, "reference": plan.config.reference}
         tree.attrs["xatlas"] = as_asked(suites, str(store.path.parent))
         dataset = comparison.compare(tree).assign_attrs(
+            comparison=name,
             measured=_measured(comparison, models, plan.config),
             source=source or secrets.token_hex(),  # a figure of another source is drawn again
         )
