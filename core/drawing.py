@@ -130,7 +130,7 @@ def draw(
     """Draw the stored figures, or those of some comparisons, in these formats; return the files, and what failed."""
     for name in comparisons:
         manager.pick("comparison", name, manager.comparisons())
-    for kind in formats or [""]:
+    for kind in formats or ("",):  # none would be all that a comparison writes
         if kind not in FORMATS:
             raise unknown("format", kind, FORMATS)
     written: list[Path] = []

@@ -96,7 +96,7 @@ MISTAKES = {
     "no folder": (["nowhere"], "there is no folder or file 'nowhere'"),
     "nothing stored": (["empty"], "empty holds no figure's data"),
     "format": (["--format", "png,jpg"], "unknown format 'jpg'"),
-    "no format": (["--format", ","], "unknown format ''"),
+    "no format": (["--format", ","], "the list ',' has an empty name"),
     "comparison": (["--comparisons", "early_lat"], "did you mean 'early_late'?"),
     "not stored": (["--comparisons", "hub"], "holds no data of hub"),
     "no number": (["--width", "wide"], "width wide does not fit: it takes column"),
