@@ -6,9 +6,11 @@ import csv
 import io
 import itertools
 import logging
+import math
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -16,9 +18,10 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.comparisons.figures import style
-from xatlas.comparisons.measures import summary
+from xatlas.drawing import drawn
 from xatlas.errors import XatlasError
 from xatlas.files import explained, sha256, write_atomic
+from xatlas.findings.estimates import BOUND
 from xatlas.results.store import encode, read_unproved
 from xatlas.text import printable, spreadsheet_cell
 
@@ -31,11 +34,11 @@ log = logging.getLogger("xatlas")
 
 #: Ends of the names of all files that a comparison may write; ``nc`` last, for it says what the others show.
 KINDS = ("png", "svg", "csv", "sensitivity.csv", "nc")
-#: Columns of the CSV with numbers under other settings.
-COLUMNS = ("number", "model", "setting", "value", "low", "high", "units", "command")
 
 
-def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str | Path) -> list[Path]:
+def export(
+    name: str, comparison: Comparison, dataset: xr.Dataset, folder: str | Path, formats: Iterable[str] = ()
+) -> list[Path]:
     """Write ``name.png``, ``name.svg``, ``name.nc`` and ``name.csv``; each appears whole or not at all.
 
     ``name.sensitivity.csv`` joins them where the dataset holds numbers under other settings.
@@ -54,6 +57,8 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
         What ``comparison.compare`` returned.
     folder : path
         Made if missing.
+    formats : iterable of str
+        Where some of ``png``, ``svg`` and ``pdf`` are named, these alone are written, drawn anew.
 
     Returns
     -------
@@ -66,7 +71,9 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
         The folder can't be written.
     """
     target = Path(folder)
-    varied = ("sensitivity.csv",) if "sensitivity_status" in dataset else ()
+    if formats:
+        return _images(name, comparison, dataset, target, formats)
+    varied = ("sensitivity.csv",) if "sensitivity" in dataset else ()
     paths = {kind: target / f"{name}.{kind}" for kind in ("png", "svg", "nc", "csv", *varied)}
     table, others = io.StringIO(), io.StringIO()
     write_csv(dataset, table)
@@ -78,19 +85,31 @@ def export(name: str, comparison: Comparison, dataset: xr.Dataset, folder: str |
                 for stray in target.glob(f".{path.name}.*.tmp"):
                     stray.unlink(missing_ok=True)
             _make_room(target, name, dataset)
-            drawn = all(_whole(paths[kind], mark) for kind in ("svg", "png"))
+            whole = all(_whole(paths[kind], mark) for kind in ("svg", "png"))
         write_atomic(paths["csv"], table.getvalue().encode())
         if varied:
             write_sensitivity(dataset, others)
             write_atomic(paths["sensitivity.csv"], others.getvalue().encode())
         write_atomic(paths["nc"], encode(dataset))
-        if not drawn:
-            figure = comparison.plot(dataset)
+        if not whole:
+            figure = drawn(comparison, dataset)
             style.arrange(figure)
             for kind in ("svg", "png"):
                 write_atomic(paths[kind], _sealed(style.image(figure, kind), mark, kind))
     except XatlasError as error:
         raise XatlasError(f"can't write the figure '{name}': {error}") from error
+    return list(paths.values())
+
+
+def _images(name: str, comparison: Comparison, dataset: xr.Dataset, folder: Path, formats: Iterable[str]) -> list[Path]:
+    """Write a figure in some formats, and nothing beside it."""
+    paths = {kind: folder / f"{name}.{kind}" for kind in formats}
+    figure = drawn(comparison, dataset)
+    style.arrange(figure)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for kind, path in paths.items():
+        write_atomic(path, style.image(figure, kind))
     return list(paths.values())
 
 
@@ -180,10 +199,14 @@ def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:
 
 
 def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:
-    """Write every number under every setting as one line; 'not run', and the command, where the atlas lacks it."""
+    """Write every finding's number under every setting that the atlas holds as one line."""
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([_cell(row[name]) for name in COLUMNS] for row in summary.sensitivity_rows(dataset))
+    writer.writerow(["finding", "setting", *BOUND])
+    for i, finding in enumerate(dataset["finding"].values.tolist()):
+        for j, setting in enumerate(dataset["setting"].values.tolist()):
+            bounds = dataset["sensitivity"].values[i, j].tolist()
+            if not math.isnan(bounds[0]):
+                writer.writerow(map(_cell, [finding, setting, *bounds]))
 
 
 def _cell(value: Any) -> Any:

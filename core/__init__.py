@@ -16,6 +16,7 @@ _EXPORTS = {
     "contracts.adapter": "Adapter HeadLayout HookPoint Site",
     "contracts.comparison": "Comparison Finding",
     "contracts.probe": "Inputs Probe ReadingProbe Requirement Variable",
+    "drawing": "plot",
     "errors": "XatlasError",
     "hookspecs": "hookimpl",
     "interventions": "Intervention",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         Requirement as Requirement,
         Variable as Variable,
     )
+    from xatlas.drawing import plot as plot
     from xatlas.errors import XatlasError as XatlasError
     from xatlas.hookspecs import hookimpl as hookimpl
     from xatlas.interventions import Intervention as Intervention

@@ -76,7 +76,7 @@ def _built_in(group: str) -> list[EntryPoint]:
 
 
 def report() -> Callable[..., list[Path]]:
-    """Return what writes a comparison's figure beside its data."""
+    """Return what writes a comparison's figure beside its data, or alone in the formats that are named."""
     function: Callable[..., list[Path]] = _built_in(REPORT)[0].load()
     return function
 

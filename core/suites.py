@@ -93,6 +93,7 @@ class Suite:
     name: str
     prompts: tuple[Prompt, ...]
     whole: Suite | None = field(default=None, repr=False, compare=False)  # of which this one is the first templates
+    file: str = field(default="", compare=False, repr=False)  # that it was read from
 
     def __post_init__(self) -> None:
         unfit = _unfit(self.name) or f"more than {_LONGEST_LABEL} characters" * (len(self.name) > _LONGEST_LABEL)
@@ -194,7 +195,7 @@ def read_suite(path: str | Path) -> Suite:
             prompts.append(prompt)
     if not prompts:
         raise XatlasError(f"{path} holds no prompt: write one JSON object per line with id, family and text.")
-    return Suite(os.fsencode(path.stem).decode("utf-8", "replace"), tuple(prompts))
+    return Suite(os.fsencode(path.stem).decode("utf-8", "replace"), tuple(prompts), file=str(path))
 
 
 def write_suite(suite: Suite, path: str | Path) -> None:

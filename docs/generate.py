@@ -51,7 +51,7 @@ def _argument(item: Any) -> str:
 
 def _option(item: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*item.opts, *item.secondary_opts))
-    value = f" `{item.metavar}`" if item.metavar else ""
+    value = f" `{_cell(item.metavar)}`" if item.metavar else ""
     if item.required:
         default = "required"
     elif item.is_flag or item.default in (None, "", ()) or item.show_default is False:

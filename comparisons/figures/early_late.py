@@ -26,10 +26,10 @@ def draw(dataset: xr.Dataset) -> Figure:
     models = list(map(str, dataset["model"].values))
     palette = style.colours(models)
     with style.context():
-        names = [style.fitted(model, 1.7, _NAMES) for model in models]
+        names = [style.fitted(model, style.within(1.7), _NAMES) for model in models]
         row = max(0.5, 0.25 + style.extra(names, _NAMES))
         made = style.figure(9.2, max(3.4, 1.6 + row * len(models)), dataset.attrs["suite"])
-        left, right = made.subplots(1, 2, width_ratios=[1.35, 1])
+        left, right = style.panels(made, 2, ratios=[1.35, 1])
         _profiles(left, dataset, palette)
         _ratios(right, dataset, palette, names)
         entries = [(model, {"color": palette[model], "marker": "o", "ms": 3}) for model in models]

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from xatlas.drawing import asked_width
 from xatlas.files import sha256
 from xatlas.text import one_line
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Raised whenever figures of the same data look different.
-VERSION = "2"
+VERSION = "3"
 #: Colours of the models that have a name here (Okabe and Ito 2008, Tol 2021).
 FIXED = {
     "lfm2-mini": "#0072B2",
@@ -58,9 +59,14 @@ _RC: dict[str, Any] = {
     "savefig.facecolor": "white",
     "savefig.dpi": 160,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "svg.hashsalt": "xatlas",
     "path.simplify": False,
 }
+#: What differs in figures of a paper, which are shown as large as they are made.
+_PAPER: dict[str, Any] = {"font.size": 8, "axes.titlesize": 8.5, "lines.linewidth": 1.2, "savefig.dpi": 300}
+#: Font size of the footer.
+_FOOT = 7
 
 
 def context() -> AbstractContextManager[None]:
@@ -72,7 +78,7 @@ def context() -> AbstractContextManager[None]:
             self._inner = matplotlib.rc_context()
             self._inner.__enter__()
             matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_RC)
+            matplotlib.rcParams.update(_RC | (_PAPER if asked_width.get() else {}))
 
         def __exit__(self, *error: Any) -> None:
             self._inner.__exit__(*error)
@@ -81,14 +87,39 @@ def context() -> AbstractContextManager[None]:
 
 
 def figure(width: float, height: float, footer: str) -> Figure:
-    """Return an empty figure, sizes in inches, that says at its foot which suite it rests on."""
+    """Return an empty figure, sizes in inches, that says at its foot which suite it rests on.
+
+    Where another width is asked for, it has that one: the type stays as large, so the height does.
+    """
     from matplotlib.figure import Figure
 
+    width = asked_width.get() or width
     made = Figure(figsize=(width, height), layout="constrained")
-    text = fitted(footer, width - 0.2, 6.5, lines=12)
-    made.supxlabel(text, x=0.008, ha="left", fontsize=6.5, color="#666666")
-    grow(made, extra([text], 6.5))
+    text = fitted(footer, width - 0.2, _FOOT, lines=12)
+    made.supxlabel(text, x=0.008, ha="left", fontsize=_FOOT, color="#666666")
+    grow(made, extra([text], _FOOT))
     return made
+
+
+def panels(made: Figure, n: int, *, least: float = 2.4, ratios: Sequence[float] | None = None) -> list[Axes]:
+    """Return ``n`` panels side by side, ``ratios`` as wide; below one another what would be narrower than ``least``.
+
+    The figure's height is that of one row; it grows with every other.
+    """
+    width, height = made.get_size_inches()
+    columns = max(1, min(n, int(width / least)))
+    rows = -(-n // columns)
+    grow(made, (rows - 1) * max(height - 0.8, 1.5))  # legend and footer stand there once
+    drawn = made.subplots(rows, columns, squeeze=False, width_ratios=ratios if columns == n else None).ravel()
+    for unused in drawn[n:]:
+        unused.remove()
+    return list(drawn[:n])
+
+
+def within(inches: float) -> float:
+    """Return the room for a name in a panel: less than usual in a figure that is asked for narrow."""
+    width = asked_width.get()
+    return inches if width is None else min(inches, 0.3 * width)
 
 
 def grow(made: Figure, inches: float) -> None:
@@ -231,10 +262,13 @@ def arrange(made: Figure) -> None:
         made.set_layout_engine("none")
 
 
+#: What each format would say about when and by what it was made.
+_NAMED = {"png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}
+
+
 def image(made: Figure, kind: str) -> bytes:
-    """Return a figure as ``png`` or ``svg``, without dates or versions in it."""
-    named = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    """Return a figure as ``png``, ``svg`` or ``pdf``, without dates or versions in it."""
     drawn = io.BytesIO()
     with context():
-        made.savefig(drawn, format=kind, metadata=named)
+        made.savefig(drawn, format=kind, metadata=dict.fromkeys(_NAMED[kind]))
     return drawn.getvalue()

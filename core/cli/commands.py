@@ -189,6 +189,40 @@ def steer(
         message("the continuations are the same: a larger strength may tell them apart.")
 
 
+@command()
+def figures(
+    path: Annotated[Path, typer.Argument(help="A folder that holds figures/, that folder, or a figure's .nc.")] = Path(
+        "."
+    ),
+    comparisons: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Comparisons, comma-separated; all that are stored when left out.",
+            autocompletion=options.complete("comparisons"),
+            show_default=False,
+        ),
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", metavar="FORMATS", help="png, svg and pdf, comma-separated.")
+    ] = "pdf",
+    width: Annotated[
+        str, typer.Option(metavar="column|page|INCHES", help="Width of the figures: 3.4 in, 7.0 in, or inches.")
+    ] = "page",
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("paper"),
+) -> None:
+    """Draw figures again from the data stored beside them, as wide as a paper wants them; nothing is measured."""
+    from xatlas.drawing import draw
+
+    written, failures = draw(path, out, _names(comparisons), split_names(format_), width)
+    for file in written:
+        echo(str(file))
+    for failure in failures:
+        message(failure)
+    if failures:
+        raise end(f"{len(failures)} of the figures could not be drawn.", FAILED)
+
+
 def _names(texts: Sequence[str] | None) -> list[str]:
     return [name for text in texts or () for name in split_names(text)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +33,11 @@ app.add_typer(models_app, name="models", invoke_without_command=True)
 def show(
     path: Annotated[Path, typer.Argument(help="An atlas, its folder, one of its files, or a figure's .nc.")],
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Of a figure's .nc: every finding under every other setting.")
+        bool,
+        typer.Option(
+            "--sensitivity",
+            help="Of a figure's .nc: every finding under every other setting, and which runs the atlas lacks.",
+        ),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -43,7 +48,14 @@ def show(
         dataset = _figure_data(path) if path.is_file() else None
         if dataset is None or "sensitivity" not in dataset:
             raise XatlasError(f"{path} holds no findings: --sensitivity takes the .nc beside a comparison's figure.")
-        print_rows(_sensitivity(dataset, as_json), as_json)
+        rows, missing = _sensitivity(dataset, as_json), json.loads(dataset.attrs.get("not_run", "[]"))
+        if as_json:
+            print_json({"sensitivity": rows, "not_run": missing})
+            return
+        print_table(rows)
+        if missing:
+            echo("\nNot run")
+            print_table([{name: cell or "–" for name, cell in row.items()} for row in missing])
         return
 
     if not path.is_file():
@@ -103,7 +115,8 @@ def _figure_data(path: Path) -> xr.Dataset | None:
         dataset = read_unproved(path)
     except XatlasError:
         return None
-    return None if RECORD in dataset.attrs else dataset
+    record = json.loads(dataset.attrs.get(RECORD, "{}"))  # a comparison's own, or that of a result
+    return None if record and "comparison" not in record else dataset
 
 
 def _flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from xatlas.findings import readings
 from xatlas.findings.claims import Claim, Evidence, adjusted, verdict
 from xatlas.findings.estimates import BOUND, Statistic, welch
 from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
+from xatlas.findings.sensitivity import not_run
 from xatlas.slugs import training_seed
 from xatlas.stats import DRAWS
 from xatlas.text import interval, number
@@ -58,7 +59,7 @@ class ClaimComparison(Comparison):
     ``operator_type (model, layer)``, and for every claim about a model or a pair: ``finding_number``,
     ``finding_control (finding, bound)``, ``finding_p``, ``finding_p_adjusted``, ``finding_verdict``,
     ``finding_reason``, ``finding_sentence (finding)`` and more, ``sensitivity (finding, setting, bound)`` and
-    ``twin (finding, twin, bound)``.
+    ``twin (finding, twin, bound)``. Its attribute ``not_run`` lists, as JSON, runs that the atlas lacks, with commands.
     """
 
     claims: ClassVar[tuple[Claim, ...]] = ()
@@ -104,7 +105,8 @@ class ClaimComparison(Comparison):
         for first, second in itertools.combinations(named, 2):
             rows += self._pair(sources[first], sources[second], about[first], about[second])
         rows += self._architectures(sources, about)
-        return self._assemble(sources, [row for row in rows if row])
+        missing = not_run(tree, sources.values())
+        return self._assemble(sources, rows).assign_attrs(not_run=json.dumps(missing))
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
         """Return the findings that a dataset holds, as they were decided."""

@@ -18,6 +18,7 @@ from xatlas.config import MeasureConfig, settings
 from xatlas.contracts.comparison import Comparison, Finding
 from xatlas.errors import XatlasError
 from xatlas.files import digest, hash_path, locked, read_hashed, sha256, write_hashed
+from xatlas.findings.sensitivity import as_asked
 from xatlas.loading.names import Resolved
 from xatlas.manager import calling, explain
 from xatlas.results.jobs import Job
@@ -159,7 +160,11 @@ def _compare_one(
         kept = _kept(record, key, figures)  # made while we waited
         if kept:
             return kept
-        dataset = comparison.compare(build_tree(nodes)).assign_attrs(
+        tree = build_tree(nodes)
+        suites = {"suite": plan.config.suite, "reference": plan.config.reference}
+        tree.attrs["xatlas"] = as_asked(suites, str(store.path.parent))
+        dataset = comparison.compare(tree).assign_attrs(
+            comparison=name,
             measured=_measured(comparison, models, plan.config),
             source=source or secrets.token_hex(),  # a figure of another source is drawn again
         )

@@ -1,5 +1,7 @@
 """Numbers that were worked out by hand, or by a plain computation beside the one under test."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -30,10 +32,9 @@ def joint(values):
 def test_early_over_late_with_and_without_layer_0(synthetic, effects, whole, without):
     result = synthetic.layer_result(["conv"] * len(effects), joint(effects))
     dataset = EarlyLate().compare(synthetic.tree_of(a={"layer_ablation": result}))
-    assert dataset["early_over_late"].item() == pytest.approx(whole)
-    excluded = dataset.sel(setting=WITHOUT, model="a")
-    ends = [float(excluded[f"sensitivity{end}"]) for end in ("", "_low", "_high")]
-    assert ends == pytest.approx([without] * 3)
+    found = dataset["sensitivity"].sel(finding="early_over_late|a")
+    assert found.isel(setting=0).values == pytest.approx([whole] * 3)
+    assert found.sel(setting=WITHOUT).values == pytest.approx([without] * 3)
 
 
 @pytest.mark.parametrize("kind", [Hub, EarlyLate, MlpRatio, HeadSpecialisation])
@@ -49,12 +50,11 @@ def test_excluding_layer_0_is_what_a_result_without_it_gives(synthetic, kind):
         result, probe = synthetic.head_result(["attention"] * 8, 4, plant), "head_ablation"
     else:
         result, probe = synthetic.layer_result(TYPES, plant), "layer_ablation"
-    dataset = kind().compare(synthetic.tree_of(a={probe: result}))
-    alone = kind().compare(synthetic.tree_of(a={probe: result.isel(layer=slice(1, None))}))
-    assert dataset["finding"].values.tolist() == alone["finding"].values.tolist() != []
-    without = dataset["sensitivity"].sel(setting=WITHOUT)
-    assert without.sel(bound="value").notnull().all()
-    np.testing.assert_allclose(without, alone["sensitivity"].isel(setting=0))
+    whole = kind().compare(synthetic.tree_of(a={probe: result})).sel(setting=WITHOUT)["sensitivity"]
+    cut = kind().compare(synthetic.tree_of(a={probe: result.isel(layer=slice(1, None))})).isel(setting=0)["sensitivity"]
+    numbers = cut.finding.values[cut.sel(bound="value").notnull().values]
+    assert len(numbers)
+    np.testing.assert_allclose(whole.sel(finding=numbers), cut.sel(finding=numbers), err_msg=str(numbers))
 
 
 def falling(kl):
@@ -66,10 +66,10 @@ def test_early_over_late_is_tested_against_1_and_against_the_control(synthetic):
     """The larger p-value counts: an effect like its control's is none, and one beside a falling control neither."""
     steep, flat = synthetic.layer_result(TYPES, falling), synthetic.layer_result(TYPES)
     steep_alone = EarlyLate().compare(synthetic.tree_of(a={"layer_ablation": steep}))
-    assert steep_alone["p"].item() < 0.01
+    assert steep_alone["finding_p"].item() < 0.01
     for kl, control in ((steep, steep), (flat, steep)):
         result = kl.assign(kl_control=control["kl"])
-        assert EarlyLate().compare(synthetic.tree_of(a={"layer_ablation": result}))["p"].item() > 0.05
+        assert EarlyLate().compare(synthetic.tree_of(a={"layer_ablation": result}))["finding_p"].item() > 0.05
 
 
 def test_one_random_order_of_layers_in_twenty_reaches_the_control_of_two_profiles(synthetic):
@@ -77,7 +77,8 @@ def test_one_random_order_of_layers_in_twenty_reaches_the_control_of_two_profile
     dataset = EarlyLate().compare(
         synthetic.tree_of(**{name: {"layer_ablation": each} for name, each in zip("ab", results, strict=True)})
     )
-    control = float(dataset["profile_correlation_control"].isel(model=0, model_other=1, kind=0))
+    (pair,) = (finding for finding in EarlyLate().findings(dataset) if finding.name == "profile_correlation")
+    control = float(re.search(r"below ([-\d.]+)", pair.sentence)[1])
     depth = np.linspace(0, 1, 8)
     effects = [
         each["kl"].sel(ablation="mean", scope="last", component="joint").mean("prompt").values for each in results

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+import xarray as xr
 
-from xatlas.comparisons.early_late import EarlyLate
-from xatlas.comparisons.measures.summary import halves
+from xatlas.comparisons.early_late import EarlyLate, halves, interpolated
 
 
 def compare(synthetic, **models):
@@ -18,12 +18,14 @@ def falling(base):
     return plant
 
 
+def ratio(dataset, setting=0):
+    return dataset["sensitivity"].sel(finding="early_over_late|a").isel(setting=setting).values
+
+
 def test_an_odd_middle_layer_is_left_out():
-    early, late = halves(np.array([1.0, 3.0, 100.0, 4.0, 6.0]))
+    early, late = halves(xr.DataArray([1.0, 3.0, 100.0, 4.0, 6.0], dims="layer"))
     assert (early, late) == (2.0, 5.0)
-    early, late = halves(np.array([100.0, 1.0, 3.0, 4.0, 6.0]), start=1)
-    assert (early, late) == (2.0, 5.0)
-    assert np.isnan(halves(np.array([1.0]))).all()
+    assert np.isnan(halves(xr.DataArray([1.0], dims="layer"))).all()
 
 
 def test_the_ratio_is_of_mean_joint_effects(synthetic):
@@ -33,7 +35,7 @@ def test_the_ratio_is_of_mean_joint_effects(synthetic):
         return kl
 
     dataset = compare(synthetic, a=synthetic.layer_result(["attention"] * 7, plant))
-    assert dataset["early_over_late"].item() == pytest.approx(6)
+    assert ratio(dataset) == pytest.approx([6] * 3)
 
 
 def test_early_effects_are_supported_and_lost_when_shuffled(synthetic):
@@ -42,7 +44,7 @@ def test_early_effects_are_supported_and_lost_when_shuffled(synthetic):
     (finding,) = EarlyLate().findings(dataset)
     assert finding.verdict == "supported"
     assert finding.low > 1
-    assert "matters more" in finding.sentence
+    assert finding.short == "early layers matter more"
     for seed in range(5):
         shuffled = compare(synthetic, a=synthetic.shuffle_layers(result, seed))
         assert EarlyLate().findings(shuffled)[0].verdict != "supported"
@@ -51,14 +53,15 @@ def test_early_effects_are_supported_and_lost_when_shuffled(synthetic):
 def test_late_effects_are_told_from_early_ones(synthetic):
     (finding,) = EarlyLate().findings(compare(synthetic, a=synthetic.layer_result(["conv"] * 8, falling(0.7))))
     assert finding.verdict == "supported"
-    assert "matters less" in finding.sentence
+    assert finding.short == "late layers matter more"
+    assert finding.high < 1
 
 
 @pytest.mark.parametrize("base", [1.6, 0.6])
 def test_what_the_control_does_too_is_not_supported(synthetic, base):
     result = synthetic.layer_result(["attention"] * 8, falling(base))
     result["kl_control"] = 0.1 * result["kl"] ** 2
-    assert EarlyLate().findings(compare(synthetic, a=result))[0].verdict == "refuted"
+    assert EarlyLate().findings(compare(synthetic, a=result))[0].verdict in ("refuted", "undecided")
 
 
 def test_models_of_different_length_share_a_profile(synthetic):
@@ -68,25 +71,37 @@ def test_models_of_different_length_share_a_profile(synthetic):
         b=synthetic.layer_result(["conv", "attention"] * 6, falling(1.4), seed=1),
         c=synthetic.layer_result(["attention"] * 10, falling(0.7), seed=2),
     )
-    findings = EarlyLate().findings(dataset)[3:]
-    assert [finding.verdict for finding in findings] == ["supported", "refuted", "refuted"]
-    assert findings[0].value > 0.9
-    assert findings[1].value < -0.9
+    found = {f.model + f.model_other: f for f in EarlyLate().findings(dataset) if f.name == "profile_correlation"}
+    assert [found[pair].verdict for pair in ("ab", "ac", "bc")] == ["supported", "refuted", "refuted"]
+    assert found["ab"].value > 0.9
+    assert found["ac"].value < -0.9
 
 
-def test_the_profile_is_interpolated_between_layers(synthetic):
+def test_pairs_of_models_are_told_apart_or_alike_by_the_ratio_of_halves(synthetic):
+    steep, same, flat = (synthetic.layer_result(["attention"] * 8, falling(base)) for base in (1.6, 1.6, 1.0))
+    dataset = compare(synthetic, a=steep, b=same, c=flat)
+    found = {f.model + f.model_other: f for f in EarlyLate().findings(dataset) if f.name == "early_over_late"}
+    assert found["ab"].verdict == found["ac"].verdict == "supported"
+    assert found["ab"].short.endswith("is the same")
+    assert found["ac"].short.endswith("differs")
+    assert found["ac"].value == pytest.approx(found["a"].value / found["c"].value)
+
+
+def test_the_profile_is_interpolated_between_layers_for_correlations_alone(synthetic):
     def plant(kl):
         kl[:] = 1.0
         kl[:, 1] = 3.0
         return kl
 
     dataset = compare(synthetic, a=synthetic.layer_result(["attention"] * 2, plant))
-    np.testing.assert_allclose(dataset["profile"].values[0], np.linspace(0.5, 1.5, 20))
+    np.testing.assert_allclose(dataset["profile"].sel(bound="value").values[0], [0.5, 1.5])
+    np.testing.assert_allclose(interpolated(np.array([0.5, 1.5])), np.linspace(0.5, 1.5, 20))
 
 
 def test_one_layer_has_no_halves(synthetic):
     dataset = compare(synthetic, a=synthetic.layer_result(["conv"]), b=synthetic.layer_result(["conv"] * 4))
-    findings = EarlyLate().findings(dataset)
-    assert [finding.model for finding in findings] == ["a", "b"]
-    assert findings[0].verdict == "undecided"
-    assert EarlyLate().table(dataset)[0]["early / late"] == "–"
+    (alone,) = (
+        finding for finding in EarlyLate().findings(dataset) if finding.model == "a" and not finding.model_other
+    )
+    assert alone.verdict == "undecided"
+    assert "–" in EarlyLate().table(dataset)[0]["value"]

@@ -103,6 +103,16 @@ def test_csv_equals_the_dataset(tree):
     assert {row["layer"] for row in rows if row["variable"] == "hub"} == {""}
 
 
+def test_numbers_under_other_settings_stand_beside_the_figure(tree, tmp_path):
+    dataset = EarlyLate().compare(tree)
+    rows = list(csv.DictReader(report.export("early", Plain(), dataset, tmp_path)[4].open(encoding="utf-8")))
+    assert len(rows) == int(dataset["sensitivity"].sel(bound="value").notnull().sum())
+    where = {"finding": "early_over_late|lfm2-mini", "setting": "zero, last, bos always, quick"}
+    (row,) = (row for row in rows if where.items() <= row.items())
+    for bound in ("value", "low", "high"):
+        assert float(row[bound]) == float(dataset["sensitivity"].sel(bound=bound, **where))
+
+
 def test_unchanged_figures_are_left_alone_and_changed_data_redrawn(tree, tmp_path):
     dataset = Plain().compare(tree)
     paths = report.export("a", Plain(), dataset, tmp_path)

@@ -4,42 +4,70 @@ import json
 
 import pytest
 
-from xatlas.comparisons.measures import readings
-from xatlas.comparisons.measures.settings import Setting, command
+from xatlas.contracts.probe import Requirement
+from xatlas.findings.readings import Source
+from xatlas.findings.sensitivity import as_asked, not_run
+from xatlas.suites import Prompt, Suite, read_suite, write_suite
 from xatlas.vocabulary import TEMPLATE_DATE
 
-
-def told(synthetic, dataset, probe, row, **about):
-    dataset.attrs["xatlas"] = json.dumps({"suite": {"name": "quick"}, "job": {"bos": "always"}, **about})
-    main = readings.find(synthetic.tree_of(a={probe: dataset}), "a", probe)[0]
-    return command(main, Setting(*row, True)).split(" --bos ")[1]
+JOB = {"bos": "always", "dtype": "bfloat16", "attention": "eager", "seed": 3, "draws": 4, "chat_template": True}
 
 
-def test_a_command_starts_from_the_probes_defaults_not_from_the_main_run(synthetic):
+def missing(synthetic, results, asked=None, **about):
+    """Return what varies → the command, of a model that the results were measured of."""
+    tree = synthetic.tree_of(a=results)
+    for probe in results:
+        told = {"suite": {"name": "quick"}, "job": {"bos": "always"}, **about}
+        tree[f"a/{probe.replace('/', '_')}"].attrs["xatlas"] = json.dumps(told)
+    if asked:
+        tree.attrs["xatlas"] = asked
+    probes = dict.fromkeys(probe.partition("@")[0] for probe in results)
+    rows = not_run(tree, [Source(tree, "a", [Requirement(probe) for probe in probes])])
+    assert {row["model"] for row in rows} <= {"a"}
+    return {row["what"]: row["command"] for row in rows}
+
+
+def test_what_is_there_is_not_listed_and_all_probes_of_a_run_are_in_one_command(synthetic):
     layers = synthetic.layer_result(["attention"] * 2, scopes=("last", "all"))
-    row = ("mean", "all", "native", "quick")
-    assert told(synthetic, layers, "layer_ablation", row) == "native --set layer_ablation.scopes=last,all"
-    heads = synthetic.head_result(["attention"] * 2, ablations=("mean", "zero"))
-    row = ("zero", "last", "native", "quick")
-    assert told(synthetic, heads, "head_ablation", row) == "native --set head_ablation.ablations=mean,zero,resample"
+    heads = synthetic.head_result(["attention"] * 2)
+    both = missing(synthetic, {"layer_ablation": layers, "head_ablation": heads})
+    run = "xatlas run a --probes"
+    scopes = "--set layer_ablation.scopes=last,all"  # the probe's default is one scope
+    assert both == {
+        "suite standard": f"{run} layer_ablation,head_ablation --suite standard --bos always",
+        "position 0: bos native": f"{run} layer_ablation,head_ablation --suite quick --bos native",
+        "ablation kind zero, resample": f"{run} head_ablation --suite quick --bos always"
+        " --set head_ablation.ablations=mean,zero,resample",
+        "scope all": f"{run} head_ablation --suite quick --bos always --set head_ablation.scopes=last,all",
+    }
+    job = {"bos": "always", "parameters": {"scopes": ["last", "all"]}}
+    found = missing(synthetic, {"layer_ablation": layers}, job=job)
+    assert set(found) == {"suite standard", "position 0: bos native"}
+    assert found["suite standard"].endswith(scopes)
 
 
 @pytest.mark.parametrize(("reference", "ending"), [("transfer", " --reference transfer"), ("train", ""), ("mine", "")])
 def test_what_may_not_differ_is_said_again(synthetic, reference, ending):
-    job = {"dtype": "bfloat16", "attention": "eager", "seed": 3, "draws": 4, "chat_template": True, "reference": "ab12"}
-    row = ("mean", "last", "native", "quick")
-    found = told(
-        synthetic, synthetic.layer_result(["conv"]), "layer_ablation", row, job=job, reference={"name": reference}
+    found = missing(
+        synthetic,
+        {"layer_ablation": synthetic.layer_result(["conv"])},
+        job=JOB | {"reference": "ab12", "template_date": "2026-05-01"},
+        reference={"name": reference},
     )
-    assert found == f"native --dtype bfloat16 --attention eager --seed 3 --draws 4 --chat-template{ending}"
+    options = "--dtype bfloat16 --attention eager --seed 3 --draws 4 --chat-template --template-date 2026-05-01"
+    start = "xatlas run a --probes layer_ablation --suite quick --bos native"
+    assert found["position 0: bos native"] == f"{start} {options}{ending}"
 
 
-def test_a_date_of_the_chat_template_is_said_where_it_is_not_the_default(synthetic):
-    for date, ending in (("2026-05-01", " --template-date 2026-05-01"), (TEMPLATE_DATE, "")):
-        job = {"chat_template": True, "template_date": date}
-        row = ("mean", "last", "native", "quick")
-        found = told(synthetic, synthetic.layer_result(["conv"]), "layer_ablation", row, job=job)
-        assert found == f"native --chat-template{ending}"
+def test_own_suites_are_named_by_their_file_and_the_folder_is_said(synthetic, tmp_path):
+    write_suite(Suite("mine", (Prompt("p", "f", "a b"),)), tmp_path / "my suite.jsonl")
+    suites = {"suite": read_suite(tmp_path / "my suite.jsonl"), "reference": None}
+    held = {"layer_ablation": synthetic.layer_result(["conv"])}
+    found = missing(synthetic, held, as_asked(suites, "some where"), suite={"name": "my suite"})
+    assert f"--suite '{tmp_path}/my suite.jsonl' --bos native --out 'some where'" in found["position 0: bos native"]
+    assert "--suite standard" in found["suite standard"]
+    made = as_asked({"suite": Suite("my suite", suites["suite"].prompts), "reference": None}, ".")
+    assert missing(synthetic, held, made, suite={"name": "my suite"})["scope all"] == ""  # it stands in no file
 
 
 def test_a_command_gives_only_options_that_the_command_line_has(synthetic):
@@ -48,9 +76,9 @@ def test_a_command_gives_only_options_that_the_command_line_has(synthetic):
     from xatlas.cli import app
 
     known = {option for item in get_command(app).commands["run"].params for option in item.opts}
-    job = {"dtype": "bfloat16", "attention": "eager", "seed": 3, "draws": 4, "chat_template": True, "reference": "ab12"}
     main = synthetic.layer_result(["conv"], ablations=("mean",))
-    found = told(
-        synthetic, main, "layer_ablation", ("mean", "all", "native", "quick"), job=job, reference={"name": "transfer"}
-    )
-    assert {word for word in found.split() if word.startswith("--")} <= known
+    job = JOB | {"reference": "ab12", "template_date": TEMPLATE_DATE}
+    found = missing(synthetic, {"layer_ablation": main}, job=job, reference={"name": "transfer"})
+    assert found
+    for command in found.values():
+        assert {word for word in command.split() if word.startswith("--")} <= known

@@ -1,7 +1,5 @@
 """What every comparison owes its verdicts: kinds without a number don't vote, one wording supports nothing."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,6 @@ from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
-from xatlas.comparisons.verdict import fails
 
 HYBRID = ["conv", "attention"] * 6
 
@@ -42,15 +39,19 @@ def verdicts(synthetic, kind, **results):
 def test_a_kind_that_gave_no_number_does_not_disagree(synthetic, kind):
     """Resample ablation is NaN in every prompt when none has a donor."""
     if kind is HeadSpecialisation:
-        result = synthetic.head_result(["attention"] * 12, 4, few_heads, ablations=("mean", "zero", "resample"))
+        kinds = ("mean", "zero", "resample")
+        result = synthetic.head_result(["attention"] * 12, 4, few_heads, ablations=kinds)
         held = {"head_ablation": result}
     else:
         result = synthetic.layer_result(HYBRID, planted)
         held = {"layer_ablation": result}
-    before = verdicts(synthetic, kind, a=held)[1]
+    dataset, before = verdicts(synthetic, kind, a=held)
     assert "supported" in before
     result["kl"].loc[{"ablation": "resample"}] = np.nan
-    assert verdicts(synthetic, kind, a=held)[1] == before
+    without, after = verdicts(synthetic, kind, a=held)
+    assert after == before
+    settings = [[finding.settings for finding in kind().findings(each)] for each in (dataset, without)]
+    assert max(settings[1]) < max(settings[0])  # nor does it count as agreeing
 
 
 def results(synthetic, kind):
@@ -80,18 +81,13 @@ def test_families_of_one_wording_each_decide_nothing(synthetic, kind):
     assert {finding.verdict for finding in pairs} <= {"undecided"}
     dataset, found = verdicts(synthetic, kind, a=held, b=other)
     assert {"supported", "refuted"} & set(found)  # of the other model
-    findings = [finding for finding in kind().findings(dataset) if finding.model != "b"]
-    findings = [finding for finding in findings if not finding.name.startswith("types_")]  # layers are their sample
+    of_templates = {claim.name for claim in kind.claims if claim.unit == "network"}
+    findings = [
+        finding for finding in kind().findings(dataset) if finding.model != "b" and finding.name in of_templates
+    ]
     assert {finding.verdict for finding in findings} == {"undecided"}
     assert np.isnan([[finding.low, finding.high] for finding in findings]).all()
-    table = kind().table(dataset)
-    rows = [row for row in table if row["model"] == "a"]
-    assert len(rows) == len(table) / 2
+    rows = [row for row in kind().table(dataset) if row["model"] == "a"]
+    assert rows
     assert not [cell for row in rows for cell in map(str, row.values()) if "nan" in cell]
-    assert {cell for row in rows for name, cell in row.items() if name.startswith("P(")} <= {"–"}
     assert kind().plot(dataset).axes
-
-
-def test_an_unknown_interval_fails_nothing():
-    assert not fails(math.nan, math.nan, 1, 0.0)
-    assert fails(-1.0, 1.0, 1, 0.0)

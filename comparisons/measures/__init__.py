@@ -1,1 +1,0 @@
-"""The numbers of the comparisons, and how they find results in a tree."""
