@@ -69,7 +69,7 @@ def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
     for layer, kind in enumerate(model.operator_types):
         seconds += calls[layer] * speed.call[kind] + tokens[layer] * speed.token[kind]
     weights = sum(weight.numel() for weight in model.model.parameters())
-    return seconds / 60, (weights * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
+    return float(seconds) / 60, (weights * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
 
 
 def shortened(plan: Plan, minutes: float, done: Callable[[Step], bool]) -> Plan:

@@ -142,3 +142,26 @@ def test_a_prompt_that_a_result_cannot_hold_is_refused_when_it_is_made(fields, t
     """A result file ends texts at NUL: of two ids one would be left."""
     with pytest.raises(XatlasError, match=told):
         Prompt(**({"id": "a", "family": "f", "text": "x"} | fields))
+
+
+def test_a_part_of_a_suite_is_the_first_templates_of_each_family_in_file_order(tmp_path):
+    made = [
+        ("a1", "a", "x"),
+        ("b1", "b", None),
+        ("a2", "a", "y"),
+        ("a3", "a", "x"),
+        ("b2", "b", None),
+        ("a4", "a", "z"),
+    ]
+    whole = Suite("mine", tuple(Prompt(name, family, "x", template=template) for name, family, template in made))
+    path = tmp_path / "mine.jsonl"
+    write_suite(whole, path)
+    parts = {n: find_suite(f"{path}[{n}]") for n in (1, 2, 3)}
+    assert [[prompt.id for prompt in parts[n]] for n in (1, 2)] == [["a1", "b1", "a3"], ["a1", "b1", "a2", "a3", "b2"]]
+    assert [part.name for part in parts.values()] == ["mine[1]", "mine[2]", "mine"]
+    assert len({part.hash for part in parts.values()}) == 3
+    assert parts[3] == whole
+    assert find_suite("quick[2]").families == find_suite("quick").families
+    for n in (0, 4, -1):
+        with pytest.raises(XatlasError, match=rf"suite 'mine\[{n}\]': .* give a whole number from 1 to 3\."):
+            find_suite(f"{path}[{n}]")

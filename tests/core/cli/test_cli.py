@@ -303,3 +303,21 @@ def test_twins_are_planned_with_their_models_and_named_on_the_command_line(cli):
     assert json.loads(steered.stdout)["model"] == f"{model}~untrained-0"
     refused = cli("plan", "-m", "tiny", "--null", "trained")
     assert (refused.exit_code, "did you mean 'untrained'" in refused.stderr) == (2, True)
+
+
+def test_minutes_choose_a_part_of_the_suite_that_the_footer_names(cli, monkeypatch):
+    from xatlas.run import cost
+
+    monkeypatch.setattr(cost, "estimate", lambda step, config: (len(config.suite) / 4, 1.0))
+    words = ["-m", "tiny", "--probes", "residual_norms", "--comparisons", "hub"]
+    assert "Suite 'suite[1]': 6 prompts of 3 families; about 3.0 min" in cli("plan", *words, "--minutes", "3").stdout
+    assert "Suite 'suite': 12 prompts of 3 families; about 6.0 min" in cli("plan", *words, "--minutes", "6").stdout
+    done = json.loads(cli("run", "tiny", "--probes", "residual_norms", "--minutes", "2", "--json").stdout)
+    planned = json.loads(
+        cli("plan", "-m", "tiny", "--probes", "residual_norms", "--suite", "suite.jsonl[1]", "--json").stdout
+    )
+    assert [(row["key"], row["state"]) for row in planned] == [(done["jobs"][0]["key"], "done")]
+    for minutes in ("0", "-1", "nan"):
+        refused = cli("compare", *words, "--minutes", minutes)
+        assert refused.exit_code == 2
+        assert "it takes a number above 0" in refused.stderr

@@ -102,6 +102,8 @@ def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model
         for change in ({"bos": "native"}, {"seed": 1}, {"dtype": "bfloat16"}):
             go(model, dataclasses.replace(settings, **change), store, "counting")
         longer = suite_file(tmp_path / "longer.jsonl", "abc", 6)
+        part = dataclasses.replace(settings, suite=settings.suite.first_templates(1))
+        go(model, part, store, "counting")  # a part of a suite is not another suite
         both = MeasureConfig.make(suite=longer, reference=settings.reference, bos="native", device="cpu")
         go(model, both, store, "counting")
         stale = tmp_path / "suite.jsonl"
