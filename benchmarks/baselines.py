@@ -31,19 +31,19 @@ class PlainCondition:
         Where values are replaced, or, for a control, looked at: an ``nn.Module``, ``"input"`` or
         ``"output"``, the slice of the last dimension, and the means ``(2, width)`` at position 0 and after.
     control : tuple of (module, side, columns, direction) or None
-        Where the random direction ``(width,)`` is added instead of replacing.
+        Where random directions ``(row, width)`` of norm 1, one for each prompt, are added instead of replacing.
     """
 
     parts: tuple
     control: tuple | None = None
 
 
-def plain_conditions(model, conditions, controls, means, seed):
+def plain_conditions(model, prompts, conditions, controls, means, seed):
     """Turn conditions of mean ablation, and which of them are controls, into tensors and modules.
 
     ``controls[i]`` is the ablation that condition i controls, or None.
     """
-    stub = SimpleNamespace(seed=seed)
+    stub = SimpleNamespace(seed=seed, names=[prompt.prompt.id for prompt in prompts])
     result = []
     for condition, controlled in zip(conditions, controls, strict=True):
         parts = tuple(_part(model, item, means) for item in controlled or condition)
@@ -51,10 +51,11 @@ def plain_conditions(model, conditions, controls, means, seed):
         if controlled:
             (added,) = condition
             module, side, columns = _place(model, added)
-            shape = (columns.stop - columns.start,) if added.heads is None else (1, columns.stop - columns.start)
-            like = next(model.model.parameters())
-            direction = Target(stub, added.site, added.heads).random(shape, "direction 0", like).flatten()
-            control = (module, side, columns, direction / direction.norm())
+            sample = Target(stub, added.site, added.heads).pick(added.change.sample).flatten(1)
+            weights = Target(stub, added.site, added.heads).random_by_prompt(sample.shape[:1], "direction 0", sample)
+            direction = weights @ sample
+            direction = direction / direction.norm(dim=-1, keepdim=True)
+            control = (module, side, columns, direction.to(model.dtype))
         result.append(PlainCondition(parts, control))
     return result
 
@@ -77,8 +78,8 @@ def _part(model, intervention, means):
 
 
 @contextmanager
-def held(condition):
-    """Hold the hooks of one condition."""
+def held(condition, rows):
+    """Hold the hooks of one condition over some of the prompts."""
     changes = []
 
     def replace(means):
@@ -101,7 +102,7 @@ def held(condition):
         def change(value):
             total = changes[0] if len(changes) == 1 else changes[0] + changes[1]
             changes.clear()
-            return value + direction * total.norm(dim=-1, keepdim=True)
+            return value + direction[rows, None] * total.norm(dim=-1, keepdim=True)
 
         return change
 
@@ -157,7 +158,7 @@ def prompt_by_prompt(model, prompts, conditions):
         ids = torch.tensor([prompt.ids], device=model.device)
         clean = model.model(input_ids=ids, use_cache=False).logits[0, -1]
         for column, condition in enumerate(conditions):
-            with held(condition):
+            with held(condition, [row]):
                 logits = model.model(input_ids=ids, use_cache=False).logits[0, -1]
             result[row, column] = _kl(clean, logits).item()
     return result
@@ -175,7 +176,7 @@ def bucketed(model, prompts, conditions):
             ids = torch.tensor([prompts[row].ids for row in some], device=model.device)
             clean = model.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
             for column, condition in enumerate(conditions):
-                with held(condition):
+                with held(condition, some):
                     output = model.model(input_ids=ids, use_cache=False, logits_to_keep=1)
                 result[some, column] = _kl(clean, output.logits[:, -1]).cpu().numpy()
     return result

@@ -18,7 +18,7 @@ class PlainContext:
 
     def __init__(self, call, row):
         self.call, self.seed, prompt = call, call.seed, call.prompts[row]
-        self.prompt, self.length = prompt, len(prompt.ids)
+        self.prompt, self.length, self.names = prompt, len(prompt.ids), [prompt.prompt.id]
         sites = {site for condition in call.conditions for part in condition for site in _looked_at(part)}
         model = call.model
         kinds = [site for site in sorted(sites) if model.has(site)]

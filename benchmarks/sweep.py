@@ -26,7 +26,7 @@ from baselines import bucketed, plain_conditions, prompt_by_prompt
 
 from xatlas.engine.schedule import Budget
 from xatlas.metrics import KL
-from xatlas.probing.means import reference_means
+from xatlas.probing.means import matched, reference_means, streams_needed
 from xatlas.sweep import sweep
 
 SEED = 0
@@ -79,9 +79,8 @@ def measure(case, kind, options):
     """Time the three methods on one model and sweep; returns one row of results."""
     model, device = case.model, case.model.device
     conditions, controls = _subset(*SWEEPS[kind](model), options.conditions)
-    sites = {part.site for i, c in enumerate(conditions) for part in controls[i] or c}
-    means = reference_means(model, case.reference, sites).values
-    plain = plain_conditions(model, conditions, controls, means, SEED)
+    conditions, means = _with_reference(case, conditions, controls)
+    plain = plain_conditions(model, case.prompts, conditions, controls, means, SEED)
     methods = {
         "engine": lambda: sweep(model, case.prompts, conditions, [KL("last")], means=means, seed=SEED)[0],
         "prompt_by_prompt": lambda: prompt_by_prompt(model, case.prompts, plain),
@@ -109,6 +108,14 @@ def _subset(conditions, controls, number):
     wanted = pairs if number == 0 else min(pairs, max(1, number // 2))
     chosen = [2 * int(i * pairs / wanted) + side for i in range(wanted) for side in (0, 1)]
     return [conditions[i] for i in chosen], [controls[i] for i in chosen]
+
+
+def _with_reference(case, conditions, controls):
+    """Return the conditions with matched directions, and the means that they need."""
+    sites = {part.site for i, c in enumerate(conditions) for part in controls[i] or c}
+    streams = streams_needed(case.model, conditions)
+    found = reference_means(case.model, case.reference, sites, streams.values())
+    return matched(conditions, streams, found), found.values
 
 
 def _row(case, kind, n_conditions, times, values, flop, rate, peak):
@@ -149,8 +156,7 @@ def scaling(name, options):
 
 def _engine_alone(case, options):
     conditions, controls = _subset(*SWEEPS["layers"](case.model), options.conditions)
-    sites = {part.site for i, c in enumerate(conditions) for part in controls[i] or c}
-    means = reference_means(case.model, case.reference, sites).values
+    conditions, means = _with_reference(case, conditions, controls)
     machine.reset_peak(case.model.device)
     taken, _ = machine.seconds(
         lambda: sweep(case.model, case.prompts, conditions, [KL("last")], means=means), case.model.device, options.clock

@@ -26,11 +26,11 @@ class HeadSpecialisation(Comparison):
     in each template. ``best_layer``, ``best_head``, ``best_p_rank1``, ``best_tie (model, family)``.
     ``index_wins (model)``: in how many layers the most successful head *index* is the strongest head (layers
     whose two best heads agree numerically have no winner), with the exact chance level; ``index_wins_over_control``
-    counts the same index's layers when heads rank by effect over control. That one index wins is called an
-    artefact when it holds for raw effects only, and undecided when layers can't be told apart by shuffling their
-    labels: layers that are all the same are one witness, not many. ``sensitivity`` and ``sensitivity_wins (model,
-    setting)`` hold the share and that index's wins under other settings: ``head_specialisation.sensitivity.csv``
-    lists them, with commands for what was not run.
+    counts the same index's layers when heads rank by effect over control. Where heads were measured without controls
+    both are NaN and nothing rests on them. That one index wins is called an artefact when it holds for raw effects
+    only, and undecided when layers can't be told apart by shuffling their labels: layers that are all the same are one
+    witness, not many. ``sensitivity`` and ``sensitivity_wins (model, setting)`` hold the share and that index's wins
+    under other settings: ``head_specialisation.sensitivity.csv`` lists them, with commands for what was not run.
     """
 
     name = "head_specialisation"
@@ -122,14 +122,14 @@ def _families_text(one: xr.Dataset) -> str:
 def _share_finding(dataset: xr.Dataset, index: int) -> Finding:
     one = dataset.isel(model=index)
     value, low, high = summary.triple(one, "top_share")
-    control = max(float(one["top_share_control"]), float(one["top_share_chance"]))
+    control = float(np.fmax(one["top_share_control"], one["top_share_chance"]))  # the first is NaN without controls
     p, model = float(one["top_share_p"]), str(one["model"].item())
     clears = low > control and p <= rule.ALPHA
     agree_kinds = all(other[1] > control for other in rule.kinds(dataset, index))
     sentence = (
         f"The five strongest of {int(one['n_heads'])} heads of {model} hold {summary.interval(value, low, high)} "
-        f"of the summed effect; control {summary.number(float(one['top_share_control']))}, shuffled layers "
-        f"{summary.number(float(one['top_share_chance']))}."
+        f"of the summed effect; shuffled layers {summary.number(float(one['top_share_chance']))}"
+        f"{'' if np.isnan(one['top_share_control']) else f', control {summary.number(float(one.top_share_control))}'}."
     )
     verdict = rule.verdict(clears, agree_kinds, against=high < control)
     if int(one["n_heads"]) <= head_measures.TOP:  # five of five hold everything, whatever they do
@@ -143,7 +143,8 @@ def _wins_finding(dataset: xr.Dataset, index: int) -> Finding:
     chance, p, model = float(one["index_wins_chance"]), float(one["index_wins_p"]), str(one["model"].item())
     name = "index_wins_over_control"
     over_low, over_high = summary.triple(one, name)[1:]
-    over = over_low > chance and float(one[f"{name}_p"]) <= rule.ALPHA
+    held = bool(one["control"].notnull().any())
+    over = not held or (over_low > chance and float(one[f"{name}_p"]) <= rule.ALPHA)
     apart = float(one["layers_p"]) <= rule.ALPHA
     raw = low > chance and p <= rule.ALPHA
     verdict = rule.verdict(
@@ -157,10 +158,10 @@ def _wins_finding(dataset: xr.Dataset, index: int) -> Finding:
         verdict = "undecided"
     sentence = (
         f"In {model} head index {int(one['index'])} is the strongest head in {summary.interval(value, low, high)} "
-        f"of {int(one['n_layers_won'])} layers; the luckiest index wins {chance:.1f} by chance, and "
-        f"{float(one[name]):.0f} are its own when heads rank by effect over control."
+        f"of {int(one['n_layers_won'])} layers; the luckiest index wins {chance:.1f} by chance"
+        f"{f', and {float(one[name]):.0f} are its own when heads rank by effect over control' if held else ''}."
     )
-    return Finding(sentence, value, low, high, chance, max(p, float(one[f"{name}_p"])), verdict, model)
+    return Finding(sentence, value, low, high, chance, float(np.fmax(p, one[f"{name}_p"])), verdict, model)
 
 
 @hookimpl

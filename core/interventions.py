@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from xatlas.contracts.adapter import Site
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 class InterventionContext(ABC):
     """What a change may read besides the value it changes: a block of prompts in one run."""
 
-    def __init__(self, means: Mapping[Site, Tensor], seed: int) -> None:
+    def __init__(self, means: Mapping[Site, Tensor], seed: int, names: Sequence[str] = ()) -> None:
         self.means = means
         self.seed = seed
+        self.names = names  # ids of the prompts
 
     @abstractmethod
     def mask(self, positions: str) -> Tensor | None:
@@ -71,11 +72,21 @@ class Target:
 
     def random(self, size: Sequence[int], label: str, like: Tensor) -> Tensor:
         """Return standard normal numbers that depend on the seed, the target and ``label`` alone."""
+        return self._draw(size, label).to(like.device, like.dtype)
+
+    def random_by_prompt(self, size: Sequence[int], label: str, like: Tensor) -> Tensor:
+        """Return numbers as :meth:`random` does ``(prompt, *size)``, each prompt's its own wherever it is run."""
+        import torch
+
+        drawn = [self._draw(size, f"{label}|{name}") for name in self.context.names]
+        return torch.stack(drawn).to(like.device, like.dtype)
+
+    def _draw(self, size: Sequence[int], label: str) -> Tensor:
         import torch
 
         text = f"{self.context.seed}|{self.site}|{self.heads}|{label}"
         generator = torch.Generator().manual_seed(int(sha256(text.encode())[:14], 16))
-        return torch.randn(*size, generator=generator).to(like.device, like.dtype)
+        return torch.randn(*size, generator=generator)
 
 
 class Change(ABC):
@@ -112,15 +123,16 @@ class Intervention:
     site: Site
     change: Change
     heads: tuple[int, ...] | None = None  # which heads, at a ``heads`` site; None changes the whole site
-    positions: str = "all"  # or a position class: ``first``, ``subject``, ``last``, ``other``
+    positions: str = "all"  # or ``rest``, or a position class: ``first``, ``subject``, ``last``, ``other``
 
     def __post_init__(self) -> None:
         if self.site.kind in READ_ONLY:
             raise XatlasError(f"{self.site} can be read, not changed.")
         if self.heads is not None and self.site.kind in SITE_KINDS and self.site.kind != "heads":
             raise XatlasError(f"{self.site} has no heads: name heads only at a 'heads' site.")
-        if self.positions not in ("all", *POSITION_CLASSES):
-            raise XatlasError(f"unknown positions '{self.positions}'. Valid: all, {', '.join(POSITION_CLASSES)}.")
+        valid = ("all", *POSITION_CLASSES, "rest")
+        if self.positions not in valid:
+            raise XatlasError(f"unknown positions '{self.positions}'. Valid: {', '.join(valid)}.")
 
 
 #: Interventions that are measured together.
@@ -201,9 +213,9 @@ class FromRun(Change):
         return frozenset({self.run})
 
 
-def ablation(kind: str, draw: int = 0) -> Change:
-    """Return the change of an ablation kind; ``draw`` picks the donor of ``resample``."""
-    changes: dict[str, Change] = {"zero": Zero(), "mean": Mean(), "one": One(), "resample": FromRun(f"donor {draw}")}
+def ablation(kind: str) -> Change:
+    """Return the change of an ablation kind."""
+    changes: dict[str, Change] = {"zero": Zero(), "mean": Mean(), "one": One(), "resample": FromRun("donor")}
     if kind not in changes:
         raise unknown("ablation", kind, changes)
     return changes[kind]
@@ -221,10 +233,15 @@ class Add(Change):
 
 @dataclass(frozen=True)
 class RandomDirection(Change):
-    """The control of an ablation: a random direction with, at every token, the norm of its change."""
+    """The control of an ablation: a random direction for each prompt with, at every token, the norm of its change.
+
+    It has the covariance of ``sample``, since a combination of centred rows with standard normal weights has it
+    whatever they are; without a sample it is uniform. Where a sample does not vary there is no direction: NaN.
+    """
 
     of: tuple[Intervention, ...]  # the ablation, all at this layer; the norm is that of the summed changes
     draw: int = 0  # which of several directions
+    sample: Tensor | None = field(default=None, compare=False)  # centred values (row, ...) of the site or its stream
 
     def __call__(self, value: Tensor, target: Target) -> Tensor:
         if not self.of:
@@ -235,10 +252,21 @@ class RandomDirection(Change):
             change = edit(part, clean, target.context) - clean
             changes.append(Target(target.context, part.site, part.heads).pick(change))
         norm = sum(changes[1:], changes[0]).flatten(2).norm(dim=-1)  # (prompt, pos)
-        direction = target.random(value.shape[2:], f"direction {self.draw}", value)
-        direction = direction / direction.norm()
-        moved: Tensor = value + direction * norm.reshape(*norm.shape, *[1] * direction.dim())
+        direction = self._direction(value, target)
+        direction = direction / direction.flatten(1).norm(dim=-1).reshape(-1, *[1] * (direction.dim() - 1))
+        norm = norm.reshape(*norm.shape, *[1] * (value.dim() - 2))
+        moved: Tensor = value + (direction[:, None].to(value.dtype) * norm).where(norm != 0, 0)
         return moved
+
+    def _direction(self, value: Tensor, target: Target) -> Tensor:
+        """Return a direction of any length for each prompt ``(prompt, ...)``, in float32."""
+        label, like = f"direction {self.draw}", value[:0].float()
+        if self.sample is None:
+            return target.random_by_prompt(value.shape[2:], label, like)
+        rows = target.pick(self.sample).to(like)  # (row, ...)
+        weights = target.random_by_prompt(rows.shape[:1], label, like)
+        combined: Tensor = weights @ rows.flatten(1)
+        return combined.reshape(-1, *rows.shape[1:])
 
     def reads(self) -> tuple[Intervention, ...]:
         """Return the ablation."""

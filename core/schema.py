@@ -39,6 +39,8 @@ COORDINATES: dict[str, tuple[str, str]] = {
     "ablation": ("what the activations were replaced by", "1"),
     "scope": ("positions at which KL is read", "1"),
     "position": ("class of positions", "1"),
+    "where": ("positions that were changed: the first alone, or all others", "1"),
+    "draw": ("draw of the random direction", "1"),
     "site": ("kind of site", "1"),
 }
 

@@ -19,8 +19,8 @@ Attention = Literal["sdpa", "eager"]
 BosHabit = Literal["always", "native"]
 #: Classes of positions that share none; ``last`` is the readout.
 PositionClass = Literal["first", "subject", "last", "other"]
-#: Where an intervention is made: at one class of positions, or at all.
-Positions = Literal[PositionClass, "all"]
+#: Where an intervention is made: at one class of positions, at all but position 0, or at all.
+Positions = Literal[PositionClass, "rest", "all"]
 #: Where KL is read: at the readout, or the mean over the text.
 Scope = Literal["last", "all"]
 #: Ways to ablate whatever a layer writes.
@@ -35,6 +35,8 @@ ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 BOS_HABITS: tuple[BosHabit, ...] = get_args(BosHabit)
 POSITION_CLASSES: tuple[PositionClass, ...] = get_args(PositionClass)
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+#: The kind that findings rest on: the only one that has controls.
+CONTROLLED: AblationKind = "mean"
 #: Kinds that layers are ablated by unless others are named: those that comparisons show.
 STANDARD_ABLATIONS: tuple[AblationKind, ...] = ("zero", "mean", "resample")
 PATCH_MODES: tuple[PatchMode, ...] = get_args(PatchMode)

@@ -33,14 +33,14 @@ class ActivationPatching(Probe):
 
     Unit: 1 (share of the distance between the two runs).
 
-    Control: ``recovery_control``, a random direction with, at every token, the norm of the change that the
-    patch makes, added at the same site and positions.
+    Control: ``recovery_control``, a random direction of each prompt's own with, at every token, the norm of the
+    change that the patch makes, added at the same site and positions.
 
     Source: Heimersheim & Nanda 2404.15255.
     """
 
     name = "activation_patching"
-    version = 2
+    version = 3
     sites = ("operator_out",)
     _cell = ("prompt", "layer", "site", "position", "mode")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
@@ -63,7 +63,7 @@ class ActivationPatching(Probe):
         from xatlas.probing.patching import NO_PAIRS, Patching
 
         chosen = self.parameters
-        grid = Patching(model, NO_PAIRS, chosen.sites, chosen.positions).grid(draws)
+        grid = Patching(model, NO_PAIRS, chosen.sites, chosen.positions).grid()
         return grid.conditions * len(chosen.modes), [LogitDifference()]
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:

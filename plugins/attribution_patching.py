@@ -60,7 +60,7 @@ class AttributionPatching(Probe):
         from xatlas.probing.patching import NO_PAIRS, Patching
 
         chosen = self.parameters
-        cells = Patching(model, NO_PAIRS, chosen.sites, chosen.positions).grid(0).conditions
+        cells = Patching(model, NO_PAIRS, chosen.sites, chosen.positions).grid(control=False).conditions
         share = min(1, chosen.exact_prompts / len(suite))
         return cells[:: round(1 / share)] if share > 0 else (), [LogitDifference()]
 

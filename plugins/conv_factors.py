@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
 from xatlas.interventions import ablation
 from xatlas.probing.ablation import Cells, matched_control
-from xatlas.vocabulary import FactorAblationKind, Scope
+from xatlas.vocabulary import CONTROLLED, FactorAblationKind, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
@@ -30,14 +30,15 @@ class ConvFactors(AblationProbe):
 
     Unit: nats.
 
-    Control: ``kl_control``, a random direction with, at every token, the norm of the change that the
-    replacement made, added to the same factor.
+    Control: ``kl_control``, of ``mean``: a random direction with, at every token, the norm of the change that the
+    replacement made, added to the same factor. It has the factor's covariance, and is drawn for each prompt and
+    ``draw``.
 
     Source: this toolkit; the kinds of ablation as in Zhang & Nanda 2309.16042.
     """
 
     name = "conv_factors"
-    version = 2
+    version = 3
     sites = tuple(FACTORS.values())
     factors = tuple(FACTORS)
     reasons = {  # noqa: RUF012 - declared ClassVar in the base
@@ -47,7 +48,9 @@ class ConvFactors(AblationProbe):
     _cell = ("prompt", "layer", "factor", "ablation", "scope")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || factor replaced)"),
-        "kl_control": Variable(_cell, "nats", "KL(clean || random change of equal norm)"),
+        "kl_control": Variable(
+            ("prompt", "draw", "layer", "factor", "scope"), "nats", "KL(clean || random change of the norm of mean's)"
+        ),
     }
 
     @dataclass(frozen=True)
@@ -57,12 +60,17 @@ class ConvFactors(AblationProbe):
         ablations: tuple[FactorAblationKind, ...] = ("mean", "one", "resample")  # zero as a check
         scopes: tuple[Scope, ...] = ("last",)
 
+    def measures(self, variable: str) -> bool:
+        """Return whether the ablation that has a control is measured, for the control."""
+        return variable != "kl_control" or CONTROLLED in self.parameters.ablations
+
     def cells(self, model: HookedModel, draw: int) -> Cells:
-        """Yield every factor of every convolution, with its control; the signal is not bypassed."""
+        """Yield every factor of every convolution, with the control of ``mean``; the signal is not bypassed."""
         for (factor, site_kind), kind in product(FACTORS.items(), self.parameters.ablations):
             for site in model.sites(site_kind) if (factor, kind) != ("signal", "one") else ():
-                one = Intervention(site, ablation(kind, draw))
-                yield {"layer": site.layer, "factor": factor, "ablation": kind}, one, matched_control(one, draw)
+                one = Intervention(site, ablation(kind))
+                control = matched_control(one, draw) if kind == CONTROLLED else None
+                yield {"layer": site.layer, "factor": factor, "ablation": kind}, one, control
 
 
 @hookimpl

@@ -60,20 +60,20 @@ class ConvTaps(AblationProbe):
     Unit: nats.
 
     Control: ``kl_control``, a random direction with, at every token, the norm of the change that zeroing the
-    tap made, added to the operator's output.
+    tap made, added to the operator's output. It has the covariance of the stream behind the operator, and is drawn for
+    each prompt and ``draw``.
 
     Source: this toolkit.
     """
 
     name = "conv_taps"
-    version = 1
+    version = 2
     sites = (*_FACTORS, "operator_out")
-    uses_reference = False
     reasons = {"tap": "layers without a convolution have no kernel, and some may have a shorter one"}  # noqa: RUF012
     _cell = ("prompt", "layer", "tap", "scope")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || tap zeroed)"),
-        "kl_control": Variable(_cell, "nats", "KL(clean || random change of equal norm)"),
+        "kl_control": Variable(("prompt", "draw", *_cell[1:]), "nats", "KL(clean || random change of equal norm)"),
     }
 
     @dataclass(frozen=True)

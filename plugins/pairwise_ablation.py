@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from xatlas.interventions import Condition
     from xatlas.metrics import Metric
 
-#: Component → the site that is replaced.
-
 
 class PairwiseAblation(AblationProbe):
     """How much more two components cost together than the sum of what each costs alone.
@@ -88,7 +86,7 @@ class PairwiseAblation(AblationProbe):
 
     def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield singles on the diagonal and pairs on either side of it."""
-        change = ablation(self.parameters.ablation, draw)
+        change = ablation(self.parameters.ablation)
         sites = {name: _site(model, name) for name in self.chosen}
         order = sorted(sites.values(), key=lambda site: (site.layer, forward_order(site.kind)))
         for one, other in product(self.chosen, repeat=2):

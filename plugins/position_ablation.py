@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xatlas import AblationProbe, Intervention, Probe, Variable, hookimpl
 from xatlas.interventions import ablation
 from xatlas.probing.ablation import Cells, matched_control
-from xatlas.vocabulary import COMPONENT_SITES, POSITION_CLASSES, AblationKind, Positions, Scope
+from xatlas.vocabulary import COMPONENT_SITES, CONTROLLED, POSITION_CLASSES, AblationKind, Positions, Scope
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
@@ -26,21 +26,24 @@ class PositionAblation(AblationProbe):
 
     Unit: nats.
 
-    Control: ``kl_control``, a random direction with, at every token of the class, the norm of the change that
-    the ablation made, added at the same site.
+    Control: ``kl_control``, of ``mean``: a random direction with, at every token of the class, the norm of the change
+    that the ablation made, added at the same site. It has the covariance of the stream behind the component, and is
+    drawn for each prompt and ``draw``.
 
     Source: no one's in particular; ablations as in Zhang & Nanda 2309.16042.
     """
 
     name = "position_ablation"
-    version = 2
+    version = 3
     sites = ("operator_out",)
     components = tuple(COMPONENT_SITES)
     reasons = {"mlp": "layers without an MLP"}  # noqa: RUF012 - declared ClassVar in the base
     _cell = ("prompt", "layer", "component", "position", "scope")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || ablated at one class of positions)"),
-        "kl_control": Variable(_cell, "nats", "KL(clean || random change of equal norm there)"),
+        "kl_control": Variable(
+            ("prompt", "draw", *_cell[1:]), "nats", "KL(clean || random change of the norm of mean's there)"
+        ),
     }
 
     @dataclass(frozen=True)
@@ -51,9 +54,13 @@ class PositionAblation(AblationProbe):
         positions: tuple[Positions, ...] = POSITION_CLASSES
         scopes: tuple[Scope, ...] = ("last",)
 
+    def measures(self, variable: str) -> bool:
+        """Return whether the ablation is the one that has a control, for the control."""
+        return variable != "kl_control" or self.parameters.ablation == CONTROLLED
+
     def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield every layer's components at each class of positions, with its control."""
-        change = ablation(self.parameters.ablation, draw)
+        change = ablation(self.parameters.ablation)
         for (component, kind), name in product(COMPONENT_SITES.items(), self.parameters.positions):
             for site in model.sites(kind):
                 one = Intervention(site, change, positions=name)

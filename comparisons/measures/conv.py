@@ -79,6 +79,8 @@ def _values(part: str, main: Reading, variable: str, labels: Sequence[Any], abla
     chosen = main.dataset[variable].sel(scope=SCOPE).reindex({part: labels})
     if "ablation" in chosen.dims:
         chosen = chosen.sel(ablation=ablation)
+    if "draw" in chosen.dims:
+        chosen = chosen.mean("draw", skipna=False)
     return np.asarray(chosen.transpose("prompt", "layer", part).values, dtype=float)
 
 

@@ -194,7 +194,9 @@ def _index(main: Reading) -> dict[str, float]:
     found = {"index": index, "n_layers_won": layers, "index_wins": wins, "index_wins_p": p}
     found |= {"index_wins_low": low, "index_wins_high": high}
     found["index_wins_chance"] = expected_wins(layers, main.dataset.sizes["head"])
+    name = "index_wins_over_control"
+    if "kl_control" not in main.dataset:
+        return found
     ratio = log_ratio(main.values("kl"), main.values("kl_control"))
     wins, low, high, p, _ = index_wins(main, main.clusters.macro(ratio), main.clusters.macro_draws(ratio), index)
-    name = "index_wins_over_control"
     return found | {name: wins, f"{name}_low": low, f"{name}_high": high, f"{name}_p": p}

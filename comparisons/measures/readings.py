@@ -78,8 +78,12 @@ class Reading:
         return frozenset(map(str, self.dataset["scope"].values))
 
     def values(self, variable: str, ablation: str = ABLATION, scope: str = SCOPE) -> Floats:
-        """Return ``(prompt, layer, component or head)`` of one variable."""
-        chosen = self.dataset[variable].sel(ablation=ablation, scope=scope)
+        """Return ``(prompt, layer, component or head)`` of one variable, the mean of its draws; NaN if not measured."""
+        if variable not in self.dataset:
+            return np.full_like(self.values("kl", ablation, scope), np.nan)
+        chosen = self.dataset[variable].sel(scope=scope)
+        chosen = chosen.sel(ablation=ablation) if "ablation" in chosen.dims else chosen
+        chosen = chosen.mean("draw", skipna=False) if "draw" in chosen.dims else chosen
         return np.asarray(chosen.values, dtype=float)
 
     def macro(self, variable: str, ablation: str = ABLATION, scope: str = SCOPE) -> tuple[Floats, Floats]:

@@ -59,7 +59,7 @@ class Inputs:
     results: Mapping[str, xr.Dataset] = field(default_factory=dict)  # of the required probes, by name
     reference: Suite | None = None  # where mean ablation's means and the donors of resample ablation come from
     seed: int = 0  # of every random choice
-    draws: int = 1  # donors and control directions
+    draws: int = 2  # random directions of a control
     checkpoint: Checkpoint = field(default_factory=Checkpoint)  # keeps finished parts
     progress: Callable[[str, int, int], None] = no_progress  # (label, done, total); called often, cheap
 
@@ -81,8 +81,8 @@ class Probe(Parameterised, ABC):
     mutates: ClassVar[bool] = False
     #: Whether means or donors of the reference split are used; then its hash enters the key.
     uses_reference: ClassVar[bool] = False
-    #: Variables that the dataset holds.
-    variables: ClassVar[Mapping[str, Variable]]
+    #: Variables that the dataset holds; an instance may leave out what its parameters don't ask for.
+    variables: Mapping[str, Variable]
 
     @property
     def requires(self) -> tuple[Requirement, ...]:

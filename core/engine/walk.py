@@ -184,6 +184,7 @@ class BucketContext(InterventionContext):
     def __post_init__(self) -> None:
         self.length = self.recorded.final.shape[1]  # positions that are run in every prompt
         self.offset = len(self.prompts[0].ids) - self.length  # positions before the first that is run
+        self.names = [prompt.prompt.id for prompt in self.prompts]
         # the record has all that is read or none of it: each layer is then captured once
         self._read = [] if self.recorded.values else sites_read(self.conditions)
         self._values: dict[Site, Tensor] = {}  # of one layer

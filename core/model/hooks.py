@@ -251,7 +251,7 @@ class HeldContext(InterventionContext):
         return held, held or 0
 
     def mask(self, positions: str) -> Tensor:
-        """Return which tokens are ``all``, ``first`` or ``last`` (the newest), padding never ``(row, pos)``."""
+        """Return which tokens ``(row, pos)`` are ``all``, ``first``, ``rest`` or ``last`` (newest); no padding."""
         if positions == "all":
             return self._real
         if positions == "first":
@@ -259,10 +259,13 @@ class HeldContext(InterventionContext):
                 advice = "run the text from its beginning under the same intervene, or pass use_cache=False."
                 raise XatlasError(f"this model's cache does not count its tokens, so position 0 is not known: {advice}")
             return (self._position == 0) & self._real
+        if positions == "rest":
+            return self._real & ~self.mask("first")
         if positions == "last":
             newest = torch.where(self._real, self._position, -1).amax(1, keepdim=True)
             return (self._position == newest) & self._real
-        raise XatlasError(f"while a text is run, the positions '{positions}' are not known: use all, first or last.")
+        known = "all, first, rest or last"
+        raise XatlasError(f"while a text is run, the positions '{positions}' are not known: use {known}.")
 
     def source(self, site: Site, name: str) -> Tensor:
         raise XatlasError("while a text is run there is no other run to take values from: use zero, mean or add.")

@@ -34,7 +34,8 @@ Cells = Iterator[tuple[Mapping[str, Any], Ablation, Controls]]
 def matched_control(ablated: Ablation, draw: int = 0, at: str | None = None) -> Intervention:
     """Return a control: a random direction with the norm of what an ablation of one layer changes.
 
-    It is added where the ablation's first part is, or at the site kind ``at``; ``draw`` picks one of several.
+    It is added where the ablation's first part is, or at the site kind ``at``; ``draw`` picks one of several. Measured
+    by an :class:`AblationProbe`, it has the covariance of the stream there, or of a head's values.
     """
     condition = _condition(ablated)
     first = condition[0]
@@ -55,40 +56,31 @@ class Grid:
         self.labels = labels  # dimension → its labels
         self.conditions: list[Condition] = []
         self._numbers: dict[Condition, int] = {}
-        self._cells: dict[str, dict[tuple[int, ...], list[int]]] = {name: {} for name in dims}
+        self._cells: dict[str, dict[tuple[int, ...], int]] = {name: {} for name in dims}
 
     def add(self, name: str, cell: Mapping[str, Any], ablated: Ablation) -> None:
-        """Put a condition into a cell of an array, where the numbers of several are averaged."""
+        """Put a condition into a cell of an array, which holds one."""
         condition = _condition(ablated)
         number = self._numbers.setdefault(condition, len(self.conditions))
         if number == len(self.conditions):
             self.conditions.append(condition)
         place = tuple(list(self.labels[dim]).index(cell[dim]) for dim in self.dims[name])
-        numbers = self._cells[name].setdefault(place, [])
-        if number not in numbers:
-            numbers.append(number)
+        if self._cells[name].setdefault(place, number) != number:
+            labels = ", ".join(f"{dim} {cell[dim]}" for dim in self.dims[name])
+            raise XatlasError(f"two conditions go to one cell of '{name}': {labels}.")
 
     def index(self, name: str) -> xr.DataArray:
-        """Return the numbers of the conditions in each cell ``(slot, *dims)``, filled up with -1."""
+        """Return the number of the condition in each cell ``(*dims)``, -1 where there is none."""
         import xarray as xr
 
-        cells = self._cells[name]
-        shape = [len(self.labels[dim]) for dim in self.dims[name]]
-        index = np.full((max(map(len, cells.values()), default=1), *shape), -1)
-        for place, numbers in cells.items():
-            for slot, number in enumerate(numbers):
-                index[(slot, *place)] = number
-        return xr.DataArray(index, dims=("slot", *self.dims[name]))
+        index = np.full([len(self.labels[dim]) for dim in self.dims[name]], -1)
+        for place, number in self._cells[name].items():
+            index[place] = number
+        return xr.DataArray(index, dims=self.dims[name])
 
-    def gather(self, name: str, measured: xr.DataArray, missing: xr.DataArray | None = None) -> xr.DataArray:
-        """Return ``(..., *dims)`` of ``measured (..., condition)``: each cell's mean but for what is ``missing``."""
-        index = self.index(name)  # -1 picks what is padded
-        counted = index >= 0
-        if missing is not None:
-            counted = ~missing.pad(condition=(0, 1), constant_values=True).isel(condition=index)
-        values = measured.pad(condition=(0, 1)).isel(condition=index).where(counted, 0)
-        number = counted.sum("slot")
-        return values.sum("slot", skipna=False) / number.where(number > 0)
+    def gather(self, name: str, measured: xr.DataArray) -> xr.DataArray:
+        """Return ``(..., *dims)`` of ``measured (..., condition)``, NaN in cells without a condition."""
+        return measured.pad(condition=(0, 1)).isel(condition=self.index(name))  # -1 picks what is padded
 
     def absent(self, name: str, reasons: Mapping[str, str]) -> dict[str, str]:
         """Return why cells of an array have no condition: by their labels' or dimensions' names, else in general."""
@@ -96,7 +88,7 @@ class Grid:
 
         dims, rest = self.dims[name], [dim for dim in self.dims[name] if dim != "layer"]
         layers: dict[tuple[Any, ...], list[Any]] = {}  # labels in the other dimensions → layers
-        for place in np.argwhere(self.index(name).values[0] < 0):
+        for place in np.argwhere(self.index(name).values < 0):
             labels = {dim: self.labels[dim][i] for dim, i in zip(dims, place, strict=True)}
             layers.setdefault(tuple(labels[dim] for dim in rest), []).append(labels.get("layer"))
         alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}  # layers → labels in the other dimensions
@@ -122,7 +114,8 @@ class AblationProbe(Probe):
     """A probe that changes something, cell by cell, and reads how far the model moves.
 
     A subclass declares ``variables`` and yields its cells; the base reads the suite, computes reference means and
-    donors, sweeps, averages over draws, and returns a labelled dataset with reasons for what is absent.
+    donors, sweeps, and returns a labelled dataset with reasons for what is absent. Controls are random directions
+    with the covariance of the reference's stream, drawn for each prompt; their ``draw`` is a dimension.
 
     Variables whose name begins with ``kl`` are KL(clean ‖ changed) in nats, at every ``scope`` where they have that
     dimension, else at the readout; ``delta_nll``, ``top1_changed`` and ``delta_logit_diff`` are the metrics of
@@ -131,20 +124,28 @@ class AblationProbe(Probe):
     Raises
     ------
     XatlasError
-        While measuring: a cell fits no variable, or a mean or donor is needed and there is no reference.
+        While measuring: a cell fits no variable, or there is no reference for a mean, a donor or a control.
     """
 
     uses_reference: ClassVar[bool] = True
     #: Label or dimension → why some layers have none of it.
     reasons: ClassVar[Mapping[str, str]] = {}
 
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self.variables = {name: variable for name, variable in self.variables.items() if self.measures(name)}
+
+    def measures(self, variable: str) -> bool:
+        """Return whether the parameters ask for a declared variable; by default all are measured."""
+        return True
+
     @abstractmethod
     def cells(self, model: HookedModel, draw: int) -> Cells:
         """Yield ``({dimension: label}, condition, control)``.
 
-        The numbers go to the variables that have just these dimensions besides ``prompt`` and ``scope``, the
-        control's to the first one's name with ``_control`` behind it. Conditions of one cell are averaged: equal ones
-        are run once, donors and directions of different draws make up the mean.
+        The condition's numbers go to the variables that have just these dimensions besides ``prompt`` and ``scope``,
+        the control's to the first one's name with ``_control`` behind it, which has ``draw`` among its dimensions,
+        and may lack some of the cell's. Cells are yielded for each draw of the controls: conditions don't depend on it.
         """
 
     def labels(self, model: HookedModel | None) -> dict[str, list[Any]]:
@@ -183,11 +184,11 @@ class AblationProbe(Probe):
         tokens, grid = model.read(suite), self._grid(model, inputs.draws)
         held = {name: self._metrics(name, grid.labels["scope"]) for name in self.variables}
         metrics = {name: metric for each in held.values() for name, metric in each.items()}
-        runs, means = sources(model, tokens.prompts, grid.conditions, inputs)
+        runs, means, conditions = sources(model, tokens.prompts, grid.conditions, inputs)
         measured = named_sweep(  # (metric, prompt, condition)
             model,
             tokens.prompts,
-            grid.conditions,
+            conditions,
             metrics,
             runs=runs,
             means=means,
@@ -200,7 +201,7 @@ class AblationProbe(Probe):
         arrays = {}
         for name, each in held.items():
             if each:
-                found = grid.gather(name, measured.sel(metric=list(each)), missing)
+                found = grid.gather(name, measured.sel(metric=list(each)).where(~missing))
                 scoped = "scope" in self.variables[name].dims
                 arrays[name] = found.rename(metric="scope") if scoped else found.isel(metric=0)
                 absent = grid.absent(name, self.reasons) | absent
@@ -217,19 +218,21 @@ class AblationProbe(Probe):
         )
 
     def _grid(self, model: HookedModel, draws: int) -> Grid:
-        """Put every condition and its controls where their numbers go."""
+        """Put every condition, and its controls of every draw, where their numbers go."""
         dims = {name: [dim for dim in v.dims if dim not in ("prompt", "scope")] for name, v in self.variables.items()}
-        grid = Grid(dims, self.labels(model))
-        for draw in range(draws):
+        drawn = any("draw" in each for each in dims.values())
+        grid = Grid(dims, self.labels(model) | ({"draw": list(range(draws))} if drawn else {}))
+        for draw in range(draws if drawn else 1):
             for cell, condition, control in self.cells(model, draw):
-                fitting = [name for name in dims if set(dims[name]) == set(cell)]
+                fitting = [name for name in dims if set(dims[name]) == set(cell) and "control" not in name]
                 if not fitting:
                     raise XatlasError(f"probe '{self.name}' has no variable with the dimensions {', '.join(cell)}.")
                 controls = control if isinstance(control, Mapping) else {f"{fitting[0]}_control": control}
                 for name in fitting:
-                    chosen = controls.get(name) if name in controls or "control" in name else condition
-                    if chosen is not None:
-                        grid.add(name, cell, chosen)
+                    grid.add(name, cell, condition)
+                for name, chosen in controls.items():
+                    if chosen is not None and name in dims and ("draw" in dims[name] or draw == 0):
+                        grid.add(name, {**cell, "draw": draw}, chosen)
         return grid
 
     def _metrics(self, variable: str, scopes: Sequence[str]) -> dict[str, Metric]:

@@ -1,32 +1,38 @@
-"""What ablations take from a reference: means and donors; and how much of a number is mere rounding."""
+"""What ablations take from a reference: means, samples and donors; and how much of a number is mere rounding."""
 
 from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
-from xatlas.interventions import means_needed
+from xatlas.interventions import RandomDirection, means_needed
 from xatlas.metrics import kl_divergence
 from xatlas.model.hooks import exclusive
 from xatlas.prompts.reader import TokenPrompt, TokenSuite, buckets
 
 if TYPE_CHECKING:
-    from xatlas.contracts.adapter import Site
     from xatlas.contracts.probe import Inputs
-    from xatlas.interventions import Condition
+    from xatlas.interventions import Condition, Intervention
     from xatlas.model import HookedModel
 
 #: Fewest tokens after position 0 that a mean may rest on.
 LEAST_TOKENS = 500
 #: Enough tokens: prompts are taken family by family in turn until there are so many.
 ENOUGH_TOKENS = 1500
+#: Tokens whose values make up the covariance of matched directions.
+SAMPLED_TOKENS = 512
+#: Bytes of values that are captured at a time.
+_CAPTURED_BYTES = 128 << 20
+#: What is written at a site → the stream behind it, whose covariance a random change there has.
+_STREAMS = {"operator_out": "resid_mid", "mlp_out": "resid_post"}
 #: Prompts that the noise floor is measured on.
 NOISE_PROMPTS = 8
 
@@ -36,46 +42,84 @@ Run = list[tuple[int, ...] | None]
 
 @dataclass(frozen=True)
 class Means:
-    """Mean values of sites over reference tokens, all families pooled."""
+    """Mean values of sites over reference tokens, all families pooled, and samples of single ones."""
 
     values: dict[Site, Tensor]  # (2, ...): at position 0, and over all other positions
     n_tokens: int  # after position 0
+    samples: dict[Site, Tensor]  # (row, ...): values at single tokens after position 0, centred
 
 
 def sources(
     model: HookedModel, prompts: Sequence[TokenPrompt], conditions: Sequence[Condition], inputs: Inputs
-) -> tuple[dict[str, Run], dict[Site, Tensor]]:
-    """Return the donors' runs and the reference means that conditions look at."""
+) -> tuple[dict[str, Run], dict[Site, Tensor], list[Condition]]:
+    """Return donors' runs, reference means, and the conditions with the samples that match their directions."""
     needed = means_needed(conditions)
     named = any(part.change.runs() for condition in conditions for part in condition)
-    if not needed and not named:
-        return {}, {}
+    streams = streams_needed(model, conditions)
+    if not needed and not named and not streams:
+        return {}, {}, list(conditions)
     if inputs.reference is None:
-        raise XatlasError("mean and resample ablation need a reference suite: pass --reference FILE.")
+        raise XatlasError("mean and resample ablation, and controls, need a reference suite: pass --reference FILE.")
     reference = model.read(inputs.reference)
-    means = reference_means(model, reference, needed).values if needed else {}
-    donors = choose_donors(prompts, reference, inputs.seed, inputs.draws) if named else []
-    return {f"donor {draw}": donor for draw, donor in enumerate(donors)}, means
+    means = Means({}, 0, {})
+    if needed or streams:
+        means = reference_means(model, reference, needed, streams.values())
+    runs = {"donor": choose_donors(prompts, reference, inputs.seed)} if named else {}
+    return runs, means.values, matched(conditions, streams, means)
+
+
+def streams_needed(model: HookedModel, conditions: Sequence[Condition]) -> dict[Site, Site]:
+    """Return site of a random direction → the stream that what is written there goes to, else the site itself."""
+    found = {}
+    for site in {part.site for each in conditions for part in each if isinstance(part.change, RandomDirection)}:
+        stream = Site(site.layer, _STREAMS.get(site.kind, site.kind))
+        found[site] = stream if model.has(stream) else Site(site.layer, "resid_post")
+    return found
+
+
+def matched(conditions: Sequence[Condition], streams: Mapping[Site, Site], means: Means) -> list[Condition]:
+    """Give random directions the samples whose covariance they have."""
+
+    def match(part: Intervention) -> Intervention:
+        if not isinstance(part.change, RandomDirection):
+            return part
+        return replace(part, change=replace(part.change, sample=means.samples[streams[part.site]]))
+
+    return [tuple(map(match, condition)) for condition in conditions]
 
 
 @torch.inference_mode()
-def reference_means(model: HookedModel, reference: TokenSuite, sites: Iterable[Site]) -> Means:
-    """Average sites over the reference prompts' texts, position 0 apart: in float64, stored in float32."""
-    batches = mean_batches(reference)
+def reference_means(
+    model: HookedModel, reference: TokenSuite, sites: Iterable[Site], streams: Iterable[Site] = ()
+) -> Means:
+    """Average sites over the reference prompts' texts, position 0 apart: in float64, stored in float32.
+
+    Of ``streams`` up to 512 tokens are kept as samples, evenly spaced.
+    """
+    averaged, sampled = set(sites), set(streams)
+    every = sorted(averaged | sampled)
+    batches = mean_batches(reference, min(512, _CAPTURED_BYTES // (4 * model.d_model * max(1, len(every)))))
     n_prompts, n_tokens = sum(map(len, batches)), sum(len(prompt.ids) - 1 for batch in batches for prompt in batch)
+    kept = torch.zeros(n_tokens, dtype=torch.bool, device=model.device)
+    kept[torch.arange(SAMPLED_TOKENS) * n_tokens // SAMPLED_TOKENS] = True
+    by_batch = torch.split(kept, [sum(len(prompt.ids) - 1 for prompt in batch) for batch in batches])
     sums: dict[Site, Tensor] = {}
-    for batch in batches:
-        values = model.capture(model.tokens(batch), sorted(set(sites)))
-        for site, value in values.items():
-            value = value.double() if value.device.type != "mps" else value.float()
+    rows: dict[Site, list[Tensor]] = {site: [] for site in sampled}
+    for batch, picked in zip(batches, by_batch, strict=True):
+        values = model.capture(model.tokens(batch), every)
+        for site in sampled:
+            rows[site].append(values[site][:, 1:].flatten(0, 1)[picked].float())
+        for site in averaged:
+            value = values[site].double() if model.device.type != "mps" else values[site].float()
             pair = torch.stack([value[:, 0].sum(0), value[:, 1:].sum((0, 1))])
             sums[site] = sums[site] + pair if site in sums else pair
     means = {site: torch.stack([first / n_prompts, rest / n_tokens]).float() for site, (first, rest) in sums.items()}
-    return Means(means, n_tokens)
+    samples = {site: torch.cat(rows.pop(site)) for site in sampled}
+    return Means(means, n_tokens, {site: sample - sample.mean(0) for site, sample in samples.items()})
 
 
-def mean_batches(reference: TokenSuite) -> list[list[TokenPrompt]]:
-    """Return the reference prompts that means are taken over, in batches of equal length.
+def mean_batches(reference: TokenSuite, at_once: int = 512) -> list[list[TokenPrompt]]:
+    """Return the reference prompts that means are taken over, in batches of equal length of so many tokens.
 
     Prompts are taken family by family in turn until there are enough tokens.
     """
@@ -93,19 +137,19 @@ def mean_batches(reference: TokenSuite) -> list[list[TokenPrompt]]:
         what = f"the reference has {n_tokens} tokens after position 0; a mean needs at least {LEAST_TOKENS}"
         raise XatlasError(f"{what}: give a longer --reference.")
     lengths = [len(prompt.ids) for prompt in chosen]
-    groups = buckets(lengths, {length: max(1, 512 // length) for length in set(lengths)})
+    groups = buckets(lengths, {length: max(1, at_once // length) for length in set(lengths)})
     return [[chosen[i] for i in group] for group in groups]
 
 
-def choose_donors(prompts: Sequence[TokenPrompt], reference: TokenSuite, seed: int, draws: int) -> list[Run]:
-    """Choose donors for resample ablation ``[draw][prompt]``: equal token length, other family, other target.
+def choose_donors(prompts: Sequence[TokenPrompt], reference: TokenSuite, seed: int) -> Run:
+    """Choose each prompt's donor for resample ablation: equal token length, other family, other target.
 
-    A prompt's choice depends on the seed and its id alone; where fewer than ``draws`` fit, the rest are None.
+    The choice depends on the seed and the prompt's id alone; where none fits, it is None.
     """
     by_length: dict[int, list[TokenPrompt]] = {}
     for donor in reference.prompts:
         by_length.setdefault(len(donor.ids), []).append(donor)
-    chosen: list[Run] = [[] for _ in range(draws)]
+    chosen: Run = []
     for prompt in prompts:
         fitting = [
             donor.ids
@@ -113,9 +157,7 @@ def choose_donors(prompts: Sequence[TokenPrompt], reference: TokenSuite, seed: i
             if donor.prompt.family != prompt.prompt.family
             and (prompt.prompt.target is None or donor.prompt.target != prompt.prompt.target)
         ]
-        picked = random.Random(f"{seed}|{prompt.prompt.id}").sample(fitting, min(draws, len(fitting)))
-        for draw, run in enumerate(chosen):
-            run.append(picked[draw] if draw < len(picked) else None)
+        chosen.append(random.Random(f"{seed}|{prompt.prompt.id}").choice(fitting) if fitting else None)
     return chosen
 
 

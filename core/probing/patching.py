@@ -212,7 +212,7 @@ class Patching:
         over that between the runs, 1 where all of the answer moves, by the patch and by a random change of its norm.
         """
         names = ("recovery", "recovery_control") if control else ("recovery",)
-        grid = self.grid(inputs.draws if control else 0)
+        grid = self.grid(control)
         runs = [pair.corrupt for pair in self.pairs.pairs], [pair.clean for pair in self.pairs.pairs]
         into, source = runs if mode == "denoise" else runs[::-1]
         change = named_sweep(
@@ -227,18 +227,18 @@ class Patching:
             label=f"{name}, {mode}",
         ).sel(metric="change", drop=True)
         share = self.pairs.normalised(change if mode == "denoise" else -change)
-        measured = {each: grid.gather(each, share).where(grid.index(each)[0] >= 0, 0) for each in names}
+        measured = {each: grid.gather(each, share).where(grid.index(each) >= 0, 0) for each in names}
         return {each: self._where_there(values) for each, values in measured.items()}
 
-    def grid(self, draws: int) -> Grid:
-        """Return the patches, and so many controls of each."""
+    def grid(self, control: bool = True) -> Grid:
+        """Return the patches, and a control of each."""
         grid = Grid({each: tuple(self.labels) for each in ("recovery", "recovery_control")}, self.labels)
         for site, position in self._effective():
             cell = {"layer": site.layer, "site": site.kind, "position": position}
             patch = Intervention(site, FromRun(_SOURCE), positions=position)
             grid.add("recovery", cell, patch)
-            for draw in range(draws):
-                grid.add("recovery_control", cell, matched_control(patch, draw))
+            if control:
+                grid.add("recovery_control", cell, matched_control(patch))
         return grid
 
     def _effective(self) -> Iterator[tuple[Site, str]]:

@@ -52,7 +52,12 @@ class TokenPrompt:
         return self.target_ids[index] if 0 <= index < len(self.target_ids) else None
 
     def positions(self, name: str) -> tuple[int, ...]:
-        """Return the positions of class ``name``; the classes share none, ``last`` and ``first`` go before."""
+        """Return the positions of class ``name``; the classes share none, ``last`` and ``first`` go before.
+
+        ``rest`` is no class: it is all positions but the first.
+        """
+        if name == "rest":
+            return tuple(range(1, len(self.ids)))
         if name not in POSITION_CLASSES:
             raise XatlasError(f"unknown position class '{name}'. Valid: all, {', '.join(POSITION_CLASSES)}.")
         if name == "first":

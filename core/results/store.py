@@ -368,12 +368,15 @@ def _can_be_read(data: bytes) -> bool:
         return False
 
 
-def _declaring(job: Job) -> type[Probe] | None:
+def _declaring(job: Job) -> Probe | None:
     """Return the probe that declares what the job's result holds; None where this installation lacks that version."""
     probe = manager.probes().get(job.probe)
-    return probe if probe is not None and probe.version == job.version else None
+    if probe is not None and probe.version == job.version:
+        with contextlib.suppress(XatlasError):  # parameters that this installation does not know
+            return probe(**job.parameters)
+    return None
 
 
-def _contract(probe: type[Probe]) -> str:
+def _contract(probe: Probe) -> str:
     """Digest what a probe declares: results sealed under the same one were validated when they were written."""
     return files.digest({name: [list(item.dims), item.units, item.long_name] for name, item in probe.variables.items()})

@@ -40,25 +40,26 @@ def layer_result(types, plant=None, *, seed=0, ablations=("zero", "mean", "resam
     shape = (len(types), 3, 1, 1)
     kl = np.broadcast_to(noise(rng, shape), (N_PROMPTS, len(types), 3, len(ablations), len(scopes))).copy()
     kl *= rng.gamma(200, 1 / 200, size=kl.shape)
-    control = noise(rng, kl.shape[1:], 0.004)
+    control = noise(rng, (2, len(types), 3, len(scopes)), 0.004)
     if plant is not None:
         kl = plant(kl)
-    dataset = xr.Dataset({"kl": (dims, kl), "kl_control": (dims, control)}, attrs=about(**where))
+    drawn = ("prompt", "draw", "layer", "component", "scope")
+    dataset = xr.Dataset({"kl": (dims, kl), "kl_control": (drawn, control)}, attrs=about(**where))
     names = {"component": ["operator", "mlp", "joint"], "ablation": list(ablations), "scope": list(scopes)}
     return labels(dataset.assign_coords(names), types)
 
 
 def head_result(types, n_heads=4, plant=None, *, seed=0, ablations=("mean",), scopes=("last",), **where):
-    """Return a ``head_ablation`` dataset; heads of layers other than attention are NaN."""
+    """Return a ``head_ablation`` dataset with controls; heads of layers other than attention are NaN."""
     rng = np.random.default_rng(seed)
     dims = ("prompt", "layer", "head", "ablation", "scope")
     shape = (len(types), n_heads, len(ablations), len(scopes))
-    kl, control, subspace = noise(rng, shape, 0.02), noise(rng, shape, 0.004), noise(rng, shape, 0.006)
+    kl, control = noise(rng, shape, 0.02), noise(rng, (*shape[:2], len(scopes)), 0.004)
     if plant is not None:
         kl = plant(kl)
-    for array in (kl, control, subspace):
+    for array in (kl, control):
         array[:, [kind != "attention" for kind in types]] = np.nan
-    data = {"kl": (dims, kl), "kl_control": (dims, control), "kl_control_subspace": (dims, subspace)}
+    data = {"kl": (dims, kl), "kl_control": (("prompt", "draw", "layer", "head", "scope"), control[:, None])}
     dataset = xr.Dataset(data, attrs=about(**where))
     names = {"head": np.arange(n_heads), "ablation": list(ablations), "scope": list(scopes)}
     dataset = dataset.assign_coords(names | {"kv_group": ("head", np.arange(n_heads) // 2)})
@@ -80,7 +81,8 @@ def shuffle_layers(dataset, seed=0):
     for i in range(dataset.sizes["prompt"]):
         order = rng.permutation(there)
         for name in dataset.data_vars:
-            shuffled[name].values[i, there] = dataset[name].values[i, order]
+            own = shuffled[name].isel(prompt=i).transpose("layer", ...)
+            own.values[there] = dataset[name].isel(prompt=i).transpose("layer", ...).values[order]
     return shuffled
 
 
@@ -96,10 +98,11 @@ def conv_results(factor=None, tap=None, seed=0, types=CONV_TYPES, kernel=3):
     def dataset(shape, dims, more, coords):
         kl = noise(rng, shape, 0.1)
         kl = kl if more is None else kl * more.reshape(*more.shape, *[1] * (kl.ndim - 3))
-        control = noise(rng, shape, 0.01)
+        control = noise(rng, (*shape[:2], shape[-1]), 0.01)
         for array in (kl, control):
             array[:, absent] = np.nan
-        data = xr.Dataset({"kl": (dims, kl), "kl_control": (dims, control)}, coords=coords, attrs=about())
+        drawn = ("prompt", "draw", *dims[1:3], "scope")
+        data = xr.Dataset({"kl": (dims, kl), "kl_control": (drawn, control[:, None])}, coords=coords, attrs=about())
         return labels(data, types)
 
     factors = dataset(

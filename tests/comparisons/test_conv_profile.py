@@ -85,5 +85,5 @@ def test_zero_ablation_has_no_say(synthetic):
     held = synthetic.conv_results(plant, plant)
     odd = held["conv_factors"].sel(ablation=["mean"]).assign_coords(ablation=["zero"]).copy(deep=True)
     odd["kl"][:] = odd["kl"].values[:, ::-1]
-    held["conv_factors"] = xr.concat([held["conv_factors"], odd], "ablation")
+    held["conv_factors"] = xr.concat([held["conv_factors"], odd], "ablation", data_vars="minimal")
     assert float(ConvProfile().compare(synthetic.tree_of(a=held))["factor_kinds_agree"][0]) == 1

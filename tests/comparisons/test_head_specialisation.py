@@ -131,12 +131,24 @@ def test_wins_of_another_index_over_its_control_do_not_speak_for_the_winner(synt
         return kl
 
     result = synthetic.head_result(["attention"] * 8, plant=plant)
-    result["kl_control"].values[:, :, 0] *= 40
-    result["kl_control"].values[:, :, 2] /= 20
+    result["kl_control"].loc[{"head": 0}] *= 40
+    result["kl_control"].loc[{"head": 2}] /= 20
     dataset = compare(synthetic, result)
     finding = HeadSpecialisation().findings(dataset)[1]
     assert (dataset["index"].item(), finding.value, finding.verdict) == (0, 8, "artefact")
     assert dataset["index_wins_over_control"].item() == 0
+
+
+def test_without_controls_of_heads_nothing_rests_on_them(synthetic):
+    result = synthetic.head_result(["attention"] * 12, plant=same_index).drop_vars("kl_control")
+    dataset = compare(synthetic, result)
+    share, wins = HeadSpecialisation().findings(dataset)
+    assert (wins.value, wins.verdict) == (12, "supported")
+    assert wins.p == pytest.approx(4.0**-11)
+    assert share.control == dataset["top_share_chance"].item()
+    assert not [finding for finding in (share, wins) if "control" in finding.sentence or "nan" in finding.sentence]
+    assert HeadSpecialisation().table(dataset)[0]["control"] == "–"
+    HeadSpecialisation().plot(dataset)
 
 
 def test_another_kind_must_favour_the_same_index(synthetic):

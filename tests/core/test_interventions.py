@@ -33,7 +33,7 @@ class Stage:
     """A context of two prompts and four tokens."""
 
     def __init__(self, seed=0):
-        self.seed = seed
+        self.seed, self.names = seed, ["a", "b"]
         generator = torch.Generator().manual_seed(3)
         self.values = {
             MLP: torch.randn(2, 4, 6, generator=generator),
@@ -99,7 +99,8 @@ def test_a_control_has_the_norm_of_the_change_at_every_token(stage, own):
     control = moved(Intervention(MLP, RandomDirection(own)), stage)
     torch.testing.assert_close(control.norm(dim=-1), moved(own[0], stage).norm(dim=-1))
     unit = control / control.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(unit, unit[:1, :1].expand_as(unit))  # one direction for all tokens
+    torch.testing.assert_close(unit, unit[:, :1].expand_as(unit))  # one direction for all tokens of a prompt
+    assert abs(float(unit[0, 0] @ unit[1, 0])) < 0.99
 
 
 def test_a_joint_control_has_the_norm_of_the_summed_changes(stage):
@@ -116,19 +117,42 @@ def test_a_change_at_some_positions_has_a_control_at_those_only(stage):
     torch.testing.assert_close(control[:, 0].norm(dim=-1), stage.values[MLP][:, 0].norm(dim=-1))
 
 
-def test_directions_depend_on_seed_place_and_draw_and_on_nothing_else():
+@pytest.mark.parametrize("sample", [None, torch.eye(6) - 1 / 6])
+def test_directions_depend_on_seed_place_draw_and_prompt_and_on_nothing_else(sample):
     own = (Intervention(MLP, Zero()),)
 
-    def direction(seed=0, draw=0, site=MLP):
-        change = moved(Intervention(site, RandomDirection(own, draw)), Stage(seed))[0, 0]
+    def direction(seed=0, draw=0, site=MLP, row=0, names=("a", "b")):
+        stage = Stage(seed)
+        stage.names = names
+        change = moved(Intervention(site, RandomDirection(own, draw, sample)), stage)[row, 0]
         return change / change.norm()
 
     torch.manual_seed(1)
     first = direction()
     torch.manual_seed(2)
     assert torch.equal(direction(), first)
-    others = [direction(seed=1), direction(draw=1), direction(site=Site(1, "resid_post"))]
+    torch.testing.assert_close(direction(row=1, names=("c", "a")), first)
+    others = [direction(seed=1), direction(draw=1), direction(site=Site(1, "resid_post")), direction(row=1)]
     assert all((other @ first).abs() < 0.99 for other in others)
+
+
+def test_matched_directions_have_the_covariance_of_their_sample(stage):
+    sample = torch.randn(512, 6, generator=torch.Generator().manual_seed(5)) * torch.tensor([9.0, 3, 1, 1, 0, 0])
+    sample = sample - sample.mean(0)
+    stage.names = [f"p{row}" for row in range(4000)]
+    stage.values[MLP] = torch.ones(4000, 1, 6)
+    change = moved(Intervention(MLP, RandomDirection((Intervention(MLP, Zero()),), 0, sample)), stage)[:, 0]
+    torch.testing.assert_close(change.norm(dim=-1), torch.full((4000,), 6**0.5))
+    drawn = torch.randn(4000, 512, generator=torch.Generator().manual_seed(6)) @ sample
+    expected = (drawn / drawn.norm(dim=-1, keepdim=True)).T.cov() * 6
+    torch.testing.assert_close(change.T.cov(), expected, atol=0.15, rtol=0.1)
+
+
+def test_a_change_of_nothing_has_a_control_of_nothing_even_where_nothing_varies(stage):
+    own = (Intervention(MLP, Zero(), positions="first"),)
+    change = moved(Intervention(MLP, RandomDirection(own, 0, torch.zeros(9, 6))), stage)
+    assert torch.equal(change[:, 1:], torch.zeros(2, 3, 6))
+    assert change[:, 0].isnan().all()
 
 
 def test_a_change_in_a_subspace_stays_in_it(stage):

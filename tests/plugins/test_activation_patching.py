@@ -123,8 +123,8 @@ def test_a_planted_head_is_exactly_what_is_found():
         wanted = np.broadcast_to(expected, found.shape).copy()
         wanted[np.isnan(found.values)] = np.nan
         np.testing.assert_allclose(found, wanted, atol=1e-5)
-    # the control moves as far, in directions that nothing reads
-    assert float(np.abs(dataset["recovery_control"]).max()) < 0.5
+    # the control moves as far, in directions that hardly anything reads, each pair's its own
+    assert float(np.abs(dataset["recovery_control"]).mean()) < 0.1
 
 
 def test_where_no_patch_can_have_an_effect_all_is_0():

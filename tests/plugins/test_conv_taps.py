@@ -19,7 +19,7 @@ from xatlas.model import HookedModel
 from xatlas.plugins.conv_taps import ConvTaps, WithoutTap
 from xatlas.schema import notes, validate
 from xatlas.suites import Suite
-from xatlas.testing import byte_tokenizer, tiny_suite
+from xatlas.testing import byte_tokenizer, tiny_reference, tiny_suite
 
 SUITE = Suite("few", tiny_suite().prompts[::4])
 CONV = [name for name, (_, overrides) in SHAPES.items() if "lfm2" in name and "all-attention" not in name]
@@ -28,7 +28,7 @@ CONV = [name for name, (_, overrides) in SHAPES.items() if "lfm2" in name and "a
 def measure(hf, **parameters):
     probe = ConvTaps(**parameters)
     model = HookedModel(hf, byte_tokenizer())
-    dataset = probe.measure(model, SUITE, Inputs())
+    dataset = probe.measure(model, SUITE, Inputs(reference=tiny_reference()))
     validate(dataset, probe)
     return dataset, model
 

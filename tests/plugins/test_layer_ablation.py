@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +17,11 @@ from models import build, token_prompt
 from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
-from xatlas.interventions import Intervention, Zero
+from xatlas.interventions import Intervention, Target, Zero
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
 from xatlas.plugins.layer_ablation import COMPONENTS, LayerAblation
+from xatlas.probing.means import reference_means
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
@@ -45,6 +50,7 @@ def test_a_layer_of_zero_weights_gives_exactly_0():
     dataset = measure(hf, scopes="last,all")
     assert np.abs(dataset.kl.sel(layer=1)).max() == 0
     assert np.abs(dataset.kl_control.sel(layer=1)).max() == 0
+    assert np.abs(dataset.kl_position.sel(layer=1)).max() == 0
     assert np.abs(dataset.delta_nll.sel(layer=1)).max() == 0
     assert dataset.kl.sel(layer=[0, 2]).mean("prompt").min() > 1e-3
 
@@ -84,13 +90,84 @@ def test_the_probe_gives_the_numbers_of_the_reference_loop(kind):
                 assert ref.agree(found, [numbers[0], *numbers[2:4]])
 
 
-def test_draws_average_donors_and_controls():
+def test_draws_are_directions_of_the_controls_and_none_is_averaged():
     hf = build("llama", **BYTES)
-    one, three = measure(hf, ablations="zero,resample"), measure(hf, draws=3, ablations="zero,resample")
-    zero = {"ablation": "zero"}
-    assert ref.agree(one.kl.sel(zero), three.kl.sel(zero))  # nothing is drawn there
-    assert not ref.agree(one.kl_control.sel(zero), three.kl_control.sel(zero))
-    assert not ref.agree(one.kl.sel(ablation="resample"), three.kl.sel(ablation="resample"))
+    one, three = measure(hf, ablations="mean,resample"), measure(hf, draws=3, ablations="mean,resample")
+    assert ref.agree(one.kl, three.kl)  # one donor, however many directions
+    assert three.draw.values.tolist() == [0, 1, 2]
+    assert ref.agree(one.kl_control.sel(draw=0), three.kl_control.sel(draw=0))
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert not any(ref.agree(*(three.kl_control.sel(draw=draw) for draw in pair)) for pair in pairs)
+
+
+def test_only_mean_has_controls():
+    assert "kl_control" not in measure(build("llama", **BYTES), ablations="zero,resample")
+
+
+@pytest.mark.parametrize("kind", ["llama", "lfm2"])
+def test_controls_give_the_numbers_of_the_reference_loop(kind):
+    """Directions are combinations of 512 tokens of the stream behind the component, written out for each prompt."""
+    hf = build(kind, **BYTES)
+    dataset = measure(hf, draws=2, ablations="mean")
+    model = hooked(hf)
+    layer = 1
+    kinds = {"operator": "operator_out", "mlp": "mlp_out"}
+    streams = {"operator": "resid_mid", "mlp": "resid_post", "joint": "resid_post"}
+    reference = model.read(tiny_reference())
+    means = reference_means(model, reference, [Site(layer, site) for site in kinds.values()]).values
+    samples = reference_means(model, reference, [], [Site(layer, site) for site in streams.values()]).samples
+    for row, prompt in enumerate(model.read(SUITE).prompts[:2]):
+        clean = ref.logits(hf, prompt.ids)
+        changes = {}
+        for component, site in kinds.items():
+            value, (first, others) = ref.values(hf, prompt.ids, layer, site)[0], means[Site(layer, site)]
+            changes[component] = torch.stack([first] + [others] * (len(value) - 1)) - value  # (pos, d_model)
+        changes["joint"] = changes["operator"] + changes["mlp"]
+        for draw, (component, change) in product((0, 1), changes.items()):
+            at = kinds.get(component, "resid_post")
+            sample = samples[Site(layer, streams[component])]
+            context = SimpleNamespace(seed=0, names=[prompt.prompt.id])
+            weights = Target(context, Site(layer, at), None).random_by_prompt(
+                [len(sample)], f"direction {draw}", sample
+            )
+            direction = (weights[0, :, None] * sample).sum(0)
+            added = change.norm(dim=-1, keepdim=True) * direction / direction.norm()
+            edit = (layer, at, lambda value, added=added: value + added)
+            expected = ref.kl(clean[prompt.readout], ref.logits(hf, prompt.ids, [edit])[prompt.readout])
+            ours = dataset.kl_control.isel(prompt=row, scope=0).sel(layer=layer, component=component, draw=draw)
+            assert ref.agree(ours, expected)
+
+
+def test_a_control_is_a_prompts_own_whatever_is_measured_beside_it():
+    hf = build("llama", **BYTES)
+    twin = replace(SUITE.prompts[0], id="twin")
+    alone, together = (
+        measure(hf, Suite("s", prompts), ablations="mean").kl_control
+        for prompts in ([SUITE.prompts[1]], [twin, *SUITE.prompts])
+    )
+    assert ref.agree(alone.isel(prompt=0), together.sel(prompt=SUITE.prompts[1].id))
+    assert not ref.agree(together.sel(prompt="twin"), together.sel(prompt=SUITE.prompts[0].id))
+
+
+def test_position_0_and_the_rest_give_the_numbers_of_the_reference_loop():
+    hf = build("lfm2", **BYTES)
+    dataset = measure(hf, ablations="zero")
+    edits = {"operator": ["operator_out"], "mlp": ["mlp_out"], "joint": ["operator_out", "mlp_out"]}
+
+    def silent(value, where):
+        new = value.clone()
+        new[:, where] = 0
+        return new
+
+    places = {"first": slice(0, 1), "rest": slice(1, None)}
+    for row, prompt in enumerate(hooked(hf).read(SUITE).prompts[:2]):
+        clean = ref.logits(hf, prompt.ids)
+        for layer, (component, kinds), (name, where) in product(range(3), edits.items(), places.items()):
+            edit = [(layer, kind, partial(silent, where=where)) for kind in kinds]
+            expected = ref.measure(hf, prompt, edit, clean)[0]
+            ours = dataset.kl_position.isel(prompt=row).sel(layer=layer, component=component, where=name)
+            assert ref.agree(ours, expected)
+    assert dataset.kl_position.sel(layer=0).min() > 1e-5  # the attention behind it moves either to the readout
 
 
 def test_a_prompt_without_a_donor_is_nan_and_counted():
@@ -116,6 +193,8 @@ def test_without_a_target_there_is_no_delta_nll_and_it_says_so():
     assert told["scope all"] == "1 prompts have no position that it is read at"
     assert notes(dataset, "dropped") == {}
     assert dataset.kl.sel(ablation="resample", scope="last").isel(prompt=slice(-1)).notnull().all()
+    assert told["position rest"] == f"1 of {len(bare)} prompts have no token of this class"
+    assert dataset.kl_position.sel(where="rest").isnull().sum() == 9
 
 
 def test_numbers_that_are_not_finite_are_told_by_prompt():
@@ -141,7 +220,7 @@ def test_what_stands_in_coordinates_and_attributes():
 
 
 def test_mean_ablation_without_a_reference_is_one_clear_line():
-    with pytest.raises(XatlasError, match="mean and resample ablation need a reference suite: pass --reference FILE"):
+    with pytest.raises(XatlasError, match="ablation, and controls, need a reference suite: pass --reference FILE"):
         LayerAblation().measure(hooked(build("llama", **BYTES)), SUITE, Inputs())
 
 

@@ -45,7 +45,7 @@ def test_the_small_suite_has_what_a_suite_can_have():
     assert not tokens.dropped
     assert not {prompt.text for prompt in tiny_suite()} & {prompt.text for prompt in tiny_reference()}
     assert sum(prompt.n_tokens - 1 for prompt in reference.prompts) >= 500
-    assert None not in choose_donors(tokens.prompts, reference, 0, 1)[0]
+    assert None not in choose_donors(tokens.prompts, reference, 0)
     assert all(p.foil_answer is not None and p.subject and p.appended == 1 for p in tokens.prompts)
 
 

@@ -67,6 +67,7 @@ class Plain:
         """Return ``(metric, prompt, case)``."""
         table = np.full((len(METRICS), len(PROMPTS), len(cases)), np.nan)
         for row, (prompt, donor) in enumerate(zip(PROMPTS, DONORS, strict=True)):
+            self.name = prompt.prompt.id
             self.clean = ref.every_value(self.model.model, prompt.ids, self.sites)
             self.donor = donor and ref.every_value(self.model.model, donor, self.sites)
             logits = ref.logits(self.model.model, prompt.ids)
@@ -112,7 +113,7 @@ class Plain:
         else:
             operator, mlp = self.clean[part.layer, "operator_out"], self.clean[part.layer, "mlp_out"]
             change, label = self.mean(Site(part.layer, "mlp_out"), mlp.shape[1]) - mlp - operator, "direction 0"
-        direction = drawn(part, value.shape[2:], label)
+        direction = drawn(part, value.shape[2:], f"{label}|{self.name}")
         unit = direction / direction.square().sum().sqrt()
         norms = change.reshape(*change.shape[:2], -1).square().sum(-1).sqrt()
         return value + torch.stack([torch.stack([n * unit for n in row]) for row in norms])

@@ -184,7 +184,7 @@ def test_edits_are_made_in_the_forwards_order_however_they_are_given(shape):
     [
         (Intervention(Site(1, "heads"), Zero(), heads=(4,)), "head 4 is out of range: layer 1 has heads 0 to 3"),
         (
-            Intervention(Site(0, "mlp_out"), FromRun("donor 0")),
+            Intervention(Site(0, "mlp_out"), FromRun("donor")),
             "no other run to take values from: use zero",
         ),
         (Intervention(Site(0, "mlp_out"), RandomDirection(OWN)), r"no other run|no clean run"),
@@ -202,7 +202,7 @@ def test_what_can_not_be_held_is_refused_at_once(shape, held, told):
 def test_positions_that_only_a_prompt_has_are_refused(shape):
     model = shape("llama")
     with (
-        pytest.raises(XatlasError, match="positions 'subject' are not known: use all, first or last"),
+        pytest.raises(XatlasError, match="positions 'subject' are not known: use all, first, rest or last"),
         model.intervene([Intervention(Site(0, "mlp_out"), Zero(), positions="subject")]),
     ):
         model.model(input_ids=PROMPT)

@@ -8,7 +8,7 @@ from models import token_prompt
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
-from xatlas.probing.means import ENOUGH_TOKENS, LEAST_TOKENS, choose_donors, reference_means
+from xatlas.probing.means import ENOUGH_TOKENS, LEAST_TOKENS, SAMPLED_TOKENS, choose_donors, reference_means
 from xatlas.prompts.reader import TokenSuite
 
 SITES = [Site(0, "mlp_out"), Site(1, "heads")]
@@ -32,6 +32,22 @@ def test_means_are_those_of_all_tokens_position_0_apart(shape):
     for site in SITES:
         expected = torch.stack([torch.stack(first[site]).mean(0), torch.stack(others[site]).mean(0)])
         torch.testing.assert_close(means.values[site], expected.float(), atol=1e-6, rtol=1e-5)
+
+
+def test_samples_are_single_tokens_after_position_0_from_all_of_the_reference(shape):
+    model, reference = shape("llama"), suite(120)
+    samples = reference_means(model, reference, SITES[:1], SITES).samples
+    values = [model.capture(model.tokens([prompt]), SITES) for prompt in reference.prompts]
+    for site in SITES:
+        tokens = [value[site][0, 1:] for value in values]
+        owner = torch.cat([torch.full((len(each),), i) for i, each in enumerate(tokens)])
+        tokens = torch.cat(tokens).flatten(1)
+        assert len(tokens) > SAMPLED_TOKENS == len(samples[site])
+        distance = torch.cdist(samples[site].flatten(1), tokens - tokens.mean(0))
+        offset = samples[site].flatten(1) - (tokens - tokens.mean(0))[distance.argmin(1)]
+        torch.testing.assert_close(offset, offset[:1].expand_as(offset), atol=1e-4, rtol=0)  # the sample's own mean
+        assert len(distance.argmin(1).unique()) == SAMPLED_TOKENS
+        assert len(owner[distance.argmin(1)].unique()) == len(reference.prompts)
 
 
 def test_too_short_a_reference_is_refused(shape):
@@ -61,22 +77,17 @@ def test_donors_have_the_length_and_neither_family_nor_target():
     longer = targeted(token_prompt("longer", 6, seed=2, family="b"), "y")
     same_family = targeted(token_prompt("family", 5, seed=3, family="a"), "y")
     same_target = targeted(token_prompt("target", 5, seed=4, family="b"), "x")
-    assert choose_donors([asked], TokenSuite((longer, same_family, same_target, fits)), 0, 1) == [[fits.ids]]
-    assert choose_donors([asked], TokenSuite((longer, same_family, same_target)), 0, 1) == [[None]]
+    assert choose_donors([asked], TokenSuite((longer, same_family, same_target, fits)), 0) == [fits.ids]
+    assert choose_donors([asked], TokenSuite((longer, same_family, same_target)), 0) == [None]
 
 
-def test_draws_take_different_donors_and_a_choice_depends_on_the_prompt_alone():
+def test_the_choice_of_a_donor_depends_on_seed_and_prompt_alone():
     asked = [token_prompt("p", 5, family="z"), token_prompt("q", 5, seed=9, family="z")]
     reference = TokenSuite(tuple(token_prompt(f"r{i}", 5, seed=i, family="a", subject=()) for i in range(3)))
     reference = TokenSuite(tuple(replace_target(prompt, str(i)) for i, prompt in enumerate(reference.prompts)))
-    drawn = choose_donors(asked, reference, 0, 4)
-    assert [len(draw) for draw in drawn] == [2, 2, 2, 2]
-    for column in range(2):
-        found = [draw[column] for draw in drawn]
-        assert found[3] is None  # only three fit
-        assert len(set(found[:3])) == 3
-    assert choose_donors(asked[1:], reference, 0, 4) == [[draw[1]] for draw in drawn]
-    assert any(choose_donors(asked, reference, seed, 1) != drawn[:1] for seed in (1, 2, 3))
+    chosen = choose_donors(asked, reference, 0)
+    assert choose_donors(asked[1:], reference, 0) == chosen[1:]
+    assert any(choose_donors(asked, reference, seed) != chosen for seed in (1, 2, 3))
 
 
 def replace_target(prompt, target):

@@ -33,7 +33,7 @@ def test_key_is_what_it_always_was():
         {"template_date": "2026-05-01"},
         {"adapter": "xatlas.architectures.llama.LlamaAdapter 2"},
         {"seed": 1},
-        {"draws": 2},
+        {"draws": 3},
     ],
     ids=lambda change: next(iter(change)),
 )
