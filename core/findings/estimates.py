@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ Margin = float | tuple[float, float]
 #: The values of the dimension that holds a number and its interval.
 BOUND = ("value", "low", "high")
 #: Ways of halving the templates that cross-fitted numbers are averaged over.
-SPLITS = 20
+SPLITS = 10
 
 
 def within(value: float, error: float, freedom: float, margin: Margin) -> dict[str, Any]:
@@ -187,11 +188,19 @@ def side(low: float, high: float, mark: float) -> int:
 class Sample:
     """Prompts in templates in families, and the statistics over them.
 
-    The arrays given have a dimension ``prompt`` in this order; what else they have is kept.
+    The arrays given have a dimension ``prompt`` in this order; what else they have is kept. A ``brief`` sample leaves
+    out what a number under another setting does without: permutations (their p is NaN) and cross-fitting.
     """
 
     def __init__(self, families: Sequence[Any], templates: Sequence[Any], seed: int = 0) -> None:
         self.clusters = Clusters(families, templates, seed=seed)
+        self.brief = False
+
+    def briefly(self) -> Sample:
+        """Return the same sample, brief."""
+        found = copy(self)
+        found.brief = True
+        return found
 
     def _linear(self, values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
         import xarray as xr
@@ -266,7 +275,7 @@ class Sample:
 
         families = [name.split("|")[0] for name in self.clusters.names]
         points, errors = [], []
-        for split in self.halves():
+        for split in [] if self.brief else self.halves():
             for chosen, measured in (split, split[::-1]):
                 picked = pick(self.clusters.macro(np.where(chosen[:, None], values, np.nan)))
                 point, change = measure(measured, picked)
@@ -277,7 +286,8 @@ class Sample:
         known = np.isfinite(points)
         value = float(np.mean(np.array(points)[known])) if known.any() else whole
         error = np.array(errors)[known & np.isfinite(errors)]
-        half = float(t_quantile(spread(change, families)[1])) * error.mean() / math.sqrt(2) if error.size else math.nan
+        own, freedom = (float(each) for each in spread(change, families))
+        half = float(t_quantile(freedom)) * (error.mean() / math.sqrt(2) if error.size else own)
         bounds = (value, value - half, value + half)
         value, low, high = (math.exp(each) for each in bounds) if log else bounds
         return value, low, high
@@ -287,6 +297,8 @@ class Sample:
 
         ``statistic`` maps macro means ``(draw, ..., dim)`` to ``(draw)``.
         """
+        if self.brief:
+            return math.nan
         array = values.transpose("prompt", ..., dim)
         parts = self.clusters.parts(array.values)  # (cluster, ..., dim)
         parts = parts[..., np.isfinite(parts).all(tuple(range(parts.ndim - 1)))]

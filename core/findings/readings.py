@@ -82,9 +82,9 @@ class Effects:
     averaged over draws of a control; without layer 0 where the setting says so.
     """
 
-    def __init__(self, reading: Reading, setting: Setting) -> None:
+    def __init__(self, reading: Reading, setting: Setting, *, main: bool = True) -> None:
         self.reading, self.setting = reading, setting
-        self.model, self.sample = reading.model, reading.sample
+        self.model, self.sample = reading.model, reading.sample if main else reading.sample.briefly()
         data = reading.dataset
         if not setting.layer0:
             data = data.isel(layer=slice(1, None))
@@ -167,12 +167,15 @@ class Source:
         """The main result of the first requirement."""
         return self.mains[0]
 
+    @property
+    def usual(self) -> Setting:
+        """The main setting."""
+        return Setting(ABLATION, SCOPE, self.first.bos, self.first.suite)
+
     @cached_property
     def settings(self) -> list[Setting]:
         """Every setting under which there is a result, the main one first."""
-        main = self.first
-        usual = Setting(ABLATION, SCOPE, main.bos, main.suite)
-        found = dict.fromkeys([usual])
+        found = dict.fromkeys([self.usual])
         for reading in self.readings[0]:
             kinds = [kind for kind in ABLATIONS if kind in reading.labels("ablation")] or [ABLATION]
             scopes: list[str] = [scope for scope in SCOPES if scope in reading.labels("scope")] or [SCOPE]
@@ -204,7 +207,7 @@ class Source:
             ]
             if not fitting and not needed.optional:
                 return None
-            found.append(Effects(fitting[0], setting) if fitting else None)
+            found.append(Effects(fitting[0], setting, main=setting == self.usual) if fitting else None)
         return tuple(found)
 
 

@@ -33,6 +33,11 @@ KINDS += ("link", "folder", "pipe", "move", "garbage")
 class Toy(Counting):
     name = "layers"
 
+    @dataclasses.dataclass(frozen=True)
+    class Parameters:
+        ablation: tuple[str, ...] = ()
+        top: int = 0
+
 
 class Renamed(Toy):
     variables: ClassVar = {"other": Counting.variables["value"]}
