@@ -24,7 +24,7 @@ from xatlas.loading.names import Resolved
 from xatlas.manager import calling
 from xatlas.metrics import KL, TokenLogits
 from xatlas.model import HookedModel
-from xatlas.probing.means import NOISE_PROMPTS, mean_batches
+from xatlas.probing.means import NOISE_PROMPTS, mean_batches, streams_needed
 from xatlas.prompts.reader import TokenPrompt, TokenSuite
 from xatlas.run.plan import Plan, Step
 from xatlas.suites import Prompt, Suite
@@ -59,7 +59,7 @@ def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
     if conditions:  # the noise floor: each prompt is run once alone, and once as three
         some = sum(4 * len(prompt.ids) for prompt in prompts[:NOISE_PROMPTS])
         tokens, calls, rows = tokens + some, calls + 2 * len(prompts[:NOISE_PROMPTS]), rows + some
-    if config.reference is not None and means_needed(conditions):
+    if config.reference is not None and (means_needed(conditions) or streams_needed(model, conditions)):
         batches = mean_batches(TokenSuite(tuple(_read(model, config.reference))))
         tokens = tokens + sum(len(prompt.ids) for batch in batches for prompt in batch)
         calls = calls + len(batches)
