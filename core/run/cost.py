@@ -28,6 +28,7 @@ from xatlas.probing.means import NOISE_PROMPTS, mean_batches, streams_needed
 from xatlas.prompts.reader import TokenPrompt, TokenSuite
 from xatlas.run.plan import Plan, Step
 from xatlas.suites import Prompt, Suite
+from xatlas.text import first_line
 from xatlas.vocabulary import DTYPE_BYTES
 
 log = logging.getLogger("xatlas")
@@ -118,7 +119,7 @@ def _from_config(model: Resolved, dtype: torch.dtype, attention: str, layers: in
                     text.layer_types = text.layer_types[:layers]
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     except Exception as error:  # whatever the class made of the config
-        raise XatlasError(f"no model can be made of {where} ({type(error).__name__}: {error}).") from error
+        raise XatlasError(f"no model can be made of {where} ({first_line(error)})") from error
 
 
 def _read(model: HookedModel, suite: Suite) -> list[TokenPrompt]:
