@@ -24,10 +24,11 @@ from xatlas.loading.names import Resolved
 from xatlas.manager import calling
 from xatlas.metrics import KL, TokenLogits
 from xatlas.model import HookedModel
-from xatlas.probing.means import NOISE_PROMPTS, mean_batches
+from xatlas.probing.means import NOISE_PROMPTS, mean_batches, streams_needed
 from xatlas.prompts.reader import TokenPrompt, TokenSuite
 from xatlas.run.plan import Plan, Step
 from xatlas.suites import Prompt, Suite
+from xatlas.text import first_line
 from xatlas.vocabulary import DTYPE_BYTES
 
 log = logging.getLogger("xatlas")
@@ -59,7 +60,7 @@ def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
     if conditions:  # the noise floor: each prompt is run once alone, and once as three
         some = sum(4 * len(prompt.ids) for prompt in prompts[:NOISE_PROMPTS])
         tokens, calls, rows = tokens + some, calls + 2 * len(prompts[:NOISE_PROMPTS]), rows + some
-    if config.reference is not None and means_needed(conditions):
+    if config.reference is not None and (means_needed(conditions) or streams_needed(model, conditions)):
         batches = mean_batches(TokenSuite(tuple(_read(model, config.reference))))
         tokens = tokens + sum(len(prompt.ids) for batch in batches for prompt in batch)
         calls = calls + len(batches)
@@ -118,7 +119,7 @@ def _from_config(model: Resolved, dtype: torch.dtype, attention: str, layers: in
                     text.layer_types = text.layer_types[:layers]
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     except Exception as error:  # whatever the class made of the config
-        raise XatlasError(f"no model can be made of {where} ({type(error).__name__}: {error}).") from error
+        raise XatlasError(f"no model can be made of {where} ({first_line(error)})") from error
 
 
 def _read(model: HookedModel, suite: Suite) -> list[TokenPrompt]:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from models import token_prompt
 
-from xatlas.engine.sweep import _label
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, TokenLogits, Top1Changed, kl_divergence
 
 CLEAN = torch.tensor([[0.0, math.log(3.0), -math.inf], [1.0, 1.0, 1.0]]).clamp(min=-80)
@@ -55,8 +54,8 @@ def test_where_each_metric_reads():
     assert list(KL().positions(long)) == [5]
     assert list(KL("all").positions(long)) == [1, 2, 3]  # the text but its first; the target never
     assert list(DeltaNLL().positions(long)) == [3, 4, 5]
-    assert [_label(long, p) for p in (3, 4, 5)] == list(long.target_ids)
-    assert [_label(long, p) for p in (2, 6)] == [-1, -1]
+    assert [long.target_at(p) for p in (3, 4, 5)] == list(long.target_ids)
+    assert [long.target_at(p) for p in (2, 6)] == [None, None]
     assert list(DeltaNLL().positions(plain)) == []
     assert list(LogitDifference().positions(plain)) == []
     assert list(Top1Changed().positions(long)) == [5]

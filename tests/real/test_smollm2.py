@@ -17,6 +17,7 @@ from xatlas.interventions import Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.model import HookedModel
 from xatlas.model.proof import prove
+from xatlas.probing.means import reference_means
 from xatlas.probing.patching import Patching, read_pairs
 from xatlas.suites import Prompt, Suite
 from xatlas.sweep import sweep
@@ -117,6 +118,20 @@ def test_the_finding_is_more_than_a_matter_of_norm(smollm2, tokens):
     controls = [(Intervention(Site(0, "mlp_out"), RandomDirection(own, draw)),) for draw in range(4)]
     values = sweep(smollm2, tokens, [own, *controls], [KL()])[0]
     assert (values[:, :1] > values[:, 1:]).mean() > 0.7
+
+
+def test_the_mlp_that_writes_the_massive_activation_shows_at_position_0_and_not_by_its_mean(smollm2, tokens):
+    sites = smollm2.sites("mlp_out")
+    written = [smollm2.capture(smollm2.tokens([prompt]), sites) for prompt in tokens]
+    writers = {max(sites, key=lambda site: float(values[site][0, 0].norm())) for values in written}
+    assert writers == {Site(11, "mlp_out")}
+    (writer,) = writers
+    silent = [(Intervention(site, Zero(), positions="first"),) for site in sites]
+    reference = smollm2.read(find_suite("train"))
+    means = reference_means(smollm2, reference, [writer]).values
+    values = sweep(smollm2, tokens, [*silent, (Intervention(writer, Mean()),)], [KL()], means=means)[0].mean(0)
+    assert int(values[:-1].argmax()) == writer.layer
+    assert values[writer.layer] > 10 * values[-1]
 
 
 def test_mean_ablation_at_a_prompts_own_values_is_nothing(smollm2, tokens):

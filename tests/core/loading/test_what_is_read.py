@@ -116,8 +116,8 @@ def test_weights_overwritten_before_they_are_loaded_are_refused(tiny, monkeypatc
     if when == "before":
         overwrite()
     else:
-        tokenizer = loader._tokenizer
-        monkeypatch.setattr(loader, "_tokenizer", lambda *asked: (overwrite(), tokenizer(*asked))[1])
+        tokenizer = loader.load_tokenizer
+        monkeypatch.setattr(loader, "load_tokenizer", lambda *asked: (overwrite(), tokenizer(*asked))[1])
     with pytest.raises(XatlasError, match=f"{folder} changed"):
         loading.load(resolved, device="cpu")
 
