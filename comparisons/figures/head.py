@@ -102,7 +102,9 @@ def _shares(axes: Axes, inches: float, dataset: xr.Dataset, palette: dict[str, s
     axes.set(xlim=(0, 1), ylim=(-len(models) + 0.4, 0.6))
     axes.set_yticks([-i for i in range(len(models))], names, fontsize=_NAMES)
     axes.grid(visible=False, axis="y")
-    told = "share of the summed effect; grey tick: control, black: layers shuffled (95 %)"
+    controlled = bool(dataset["top_share_control"].notnull().any())
+    ticks = ("grey tick: control, " if controlled else "") + "black tick: layers shuffled (95 %)"
+    told = f"share of the summed effect; {ticks}"
     axes.set_xlabel(style.fitted(told, inches - 2.4, 8.5))
     axes.set_title("Top five heads")
 
