@@ -102,6 +102,11 @@ def load(name: Name, **settings: Any) -> HookedModel:
         An alias (``xatlas models`` lists them), a hub id, a folder or a GGUF file.
     **settings
         How the model is loaded and reads texts: see :class:`xatlas.config.MeasureConfig`.
+
+    Raises
+    ------
+    XatlasError
+        The model can't be found or loaded, no adapter fits it, or a check of its hook points fails.
     """
     inspect.signature(load).bind(name, **settings)  # refuses what is no setting
     return load_model(resolve(os.fspath(name)), settings)
@@ -144,6 +149,11 @@ def measure(
     -------
     Dataset
         As the probe declares it.
+
+    Raises
+    ------
+    XatlasError
+        A name is unknown, or the measurement failed.
     """
     chosen = MeasureConfig.make(parameters={probe: dict(parameters or {})}, **settings)
     if not isinstance(model, str | os.PathLike):
@@ -238,6 +248,11 @@ def compare(
     -------
     Report
         Tables, findings, files; failures too: look at them.
+
+    Raises
+    ------
+    XatlasError
+        A name is unknown, or a model can't be found.
     """
     store = store_in(out)
     asked: dict[str, Any] = {"comparisons": comparisons, "probes": probes, "parameters": parameters}

@@ -287,7 +287,7 @@ class InSubspace(Change):
         flat = value.flatten(2)
         basis, _ = qr(target.random((flat.shape[-1], self.width), self.label, flat).float())
         basis = basis.to(flat.dtype)  # (n_heads * d_head, width)
-        difference = (self.change(value, target) - value).flatten(2)
+        difference = (self.change(value.clone(), target) - value).flatten(2)  # it may work in place
         changed: Tensor = flat + difference @ basis @ basis.T
         return changed.reshape(value.shape)
 

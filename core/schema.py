@@ -124,6 +124,11 @@ def label(
         Prompt id → why it was left out.
     noise_floor : mapping of str to float, optional
         Variable → size of a difference that is mere rounding, in its unit.
+
+    Raises
+    ------
+    XatlasError
+        An array is missing, undeclared, or has other dimensions than declared.
     """
     if set(arrays) != set(variables):
         odd = sorted(set(arrays) ^ set(variables))
@@ -186,6 +191,11 @@ def validate(
         What ``probe.measure`` returned, and what declares its variables.
     model, suite : HookedModel, Suite, optional
         What was measured, and on what: layers, heads, operator types, prompts, families and templates are theirs.
+
+    Raises
+    ------
+    XatlasError
+        Names the probe, the variable or coordinate and what is off.
     """
     on_suite = getattr(probe, "measures_on", "suite") == "suite"
     checks = (

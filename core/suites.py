@@ -28,7 +28,13 @@ _MOST_BYTES = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt of a suite; what can't be stored and read back as it is, or does not fit together, is refused."""
+    """One prompt of a suite; what can't be stored and read back as it is, or does not fit together, is refused.
+
+    Raises
+    ------
+    XatlasError
+        A field can't be stored or read back as it is, or does not fit the others.
+    """
 
     id: str  # unique within the suite
     family: str  # kind of task
@@ -88,7 +94,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Suite:
-    """A named, ordered set of prompts: at least one, each with an id of its own."""
+    """A named, ordered set of prompts: at least one, each with an id of its own.
+
+    Raises
+    ------
+    XatlasError
+        Without prompts, or with an id given twice.
+    """
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -173,6 +185,11 @@ def read_suite(path: str | Path) -> Suite:
     path : path
         A file with one JSON object per line: ``id``, ``family``, ``text`` and the optional fields of
         :class:`Prompt`. Empty lines are passed over.
+
+    Raises
+    ------
+    XatlasError
+        The file can't be read, a line is off (its number is said), or no prompt is left.
     """
     path = Path(path)
     try:

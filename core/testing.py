@@ -74,6 +74,11 @@ def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str | None =
     """Return a tiny random model of an adapter's first architecture, with a tokenizer of bytes.
 
     A config that gives each layer a type is made to alternate, so that both kinds of layers are there.
+
+    Raises
+    ------
+    XatlasError
+        transformers does not know the class, it can't be made tiny, or the adapter is wrong.
     """
     import transformers
 
@@ -101,7 +106,13 @@ def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str | None =
 
 
 def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
-    """Return a tiny model of a registered architecture that has all the site kinds asked for."""
+    """Return a tiny model of a registered architecture that has all the site kinds asked for.
+
+    Raises
+    ------
+    XatlasError
+        No registered architecture has them all.
+    """
     wanted = set(kinds)
     attention = "eager" if "attention_pattern" in wanted else None
     found = []

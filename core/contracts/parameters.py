@@ -16,7 +16,13 @@ _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 
 class Parameterised:
-    """What probes and comparisons share: a name, a version, and parameters, given as values or as texts."""
+    """What probes and comparisons share: a name, a version, and parameters, given as values or as texts.
+
+    Raises
+    ------
+    XatlasError
+        A parameter is unknown or does not fit its type.
+    """
 
     #: What it is called, everywhere.
     name: ClassVar[str]

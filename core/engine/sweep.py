@@ -58,6 +58,11 @@ def sweep(
     ndarray of float64
         ``(metric, prompt, condition)``. NaN where the metric does not apply, where a run is missing, and
         where logits were not finite.
+
+    Raises
+    ------
+    XatlasError
+        A site or head does not exist, a mean or run is missing, or a run has another length than its prompt.
     """
     runs, means = dict(runs or {}), dict(means or {})
     check_sweep(model, prompts, conditions, runs, means)

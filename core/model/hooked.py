@@ -76,6 +76,11 @@ class HookedModel:
 
     One thread at a time: what hooks or runs the model holds :attr:`lock`, and other threads wait. Forwards of the
     Hugging Face model itself don't wait; they pass by the hooks of other threads, but not what ``intervene`` holds.
+
+    Raises
+    ------
+    XatlasError
+        No adapter fits the model, or a check of its hook points fails (the module is named).
     """
 
     def __init__(
@@ -196,7 +201,13 @@ class HookedModel:
 
     @exclusive
     def read(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
-        """Tokenise a suite the way this model reads it; some prompts may be dropped, with a reason, but not all."""
+        """Tokenise a suite the way this model reads it; some prompts may be dropped, with a reason, but not all.
+
+        Raises
+        ------
+        XatlasError
+            The model has no tokenizer, or no prompt is left.
+        """
         if self.reader is None:
             raise XatlasError("this model was made without a tokenizer: it can't read text.")
         return self.reader.suite(suite)
@@ -245,6 +256,11 @@ class HookedModel:
         """Return the values of ``sites`` ``(batch, pos, ...)`` in one clean forward.
 
         Of token ids ``(batch, pos)`` without padding, or of one text, read as a prompt is.
+
+        Raises
+        ------
+        XatlasError
+            The model lacks a site, or was not loaded with the attention that gives its patterns.
         """
         values: dict[Site, Tensor] = {}
         with attached([self.hook(site, partial(values.__setitem__, site)) for site in dict.fromkeys(sites)]):
@@ -282,6 +298,11 @@ class HookedModel:
         They hold on the prompt and on every cached decode step, with left padding too. During generation ``last`` is
         the newest token of each step. ``means`` holds reference means ``(2, ...)``, for mean ablation; a change that
         needs another run is refused. Other threads' captures and sweeps wait until the ``with`` block ends.
+
+        Raises
+        ------
+        XatlasError
+            The model lacks a site, a mean is missing, or a change needs another run.
         """
         with self.lock, holding(self, interventions, means or {}, seed):
             yield

@@ -124,6 +124,11 @@ def verify(path: str | Path = "atlas", *, repair: bool = False) -> Iterator[Prob
 
     ``path`` is the atlas, or the folder that holds it. What is wrong is set aside with ``repair``, and what killed runs
     left is removed: the next run measures again what it needs. Jobs that another process is at work on are left out.
+
+    Raises
+    ------
+    XatlasError
+        There is no atlas, or it can't be written to for ``repair``.
     """
     root = atlas_folder(Path(path))
     if not root.is_dir() or not any(_OWN.fullmatch(file.name) for file in root.glob("*/*")):

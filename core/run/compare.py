@@ -48,6 +48,8 @@ def compare(
     """
     if len(plan.models) == 1 and plan.comparisons:
         log.warning("one model is named, '%s': its numbers are shown, and compared with nothing.", plan.models[0].name)
+    if plan.twins and not any(comparison.uses_twins for comparison in plan.comparisons):
+        log.warning("untrained twins are measured and kept, but none of these comparisons shows them.")
     report = run(plan, store, reporter, refresh=refresh)
     with reporting(reporter) as shown:
         for comparison in plan.comparisons:

@@ -11,7 +11,7 @@ from sweeping import METRICS, PROMPTS, VECTOR, Part, Plain, all_cases, editable,
 
 from xatlas.contracts.adapter import Site
 from xatlas.engine.walk import ReadOnlyCache, record_last_position
-from xatlas.interventions import Add, Change, FromRun, Intervention, Mean, RandomDirection, Zero
+from xatlas.interventions import Add, Change, FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, Top1Changed
 from xatlas.model import HookedModel
 from xatlas.sweep import sweep
@@ -93,7 +93,8 @@ def test_a_change_that_works_in_place_changes_only_its_own_value(shape):
     def conditions(change):
         own = [Intervention(Site(1, "heads"), change, heads=heads) for heads in ((0,), (0, 1), (0, 2), None)]
         return [(each,) for each in own] + [
-            (Intervention(each.site, RandomDirection((each,)), heads=each.heads),) for each in own
+            *((Intervention(each.site, RandomDirection((each,)), heads=each.heads),) for each in own),
+            (Intervention(Site(1, "heads"), InSubspace(change, 16, "0")),),
         ]
 
     zero, in_place = (sweep(shape("llama"), PROMPTS, conditions(change), [KL()]) for change in (Zero(), InPlace()))
