@@ -81,7 +81,7 @@ class EarlyLate(ClaimComparison):
         orders = rng.permuted(np.tile(curves[0], (ORDERS, 1)), axis=1)
         chance = correlate_ranks(interpolated(orders), interpolated(curves[1])[None])
         drawn = correlate_ranks(*map(interpolated, draws))
-        drawn = a.sample.stretched(drawn, value, min(_freedom(a), _freedom(b)))
+        drawn = a.sample.stretched(drawn, value, float(np.min([_freedom(a), _freedom(b)])))
         low, high = (float(np.clip(quantile(drawn, q), -1, 1)) for q in (0.025, 0.975))
         limit = float(np.quantile(chance, 0.95))
         return {

@@ -290,7 +290,9 @@ def _named(key: str, values: xr.DataArray, dataset: xr.Dataset) -> xr.DataArray:
 
     A label is one of the coordinate named before it; else, if it is no number, one of whatever coordinate has it.
     """
-    own = [*map(str, values.dims), *(str(name) for name, each in values.coords.items() if each.ndim == 1)]
+    texts = ("text", "target")  # what prompts say is no label
+    held = (str(name) for name, each in values.coords.items() if each.ndim == 1 and name not in texts)
+    own = [*map(str, values.dims), *held]
     labels = {name: _labels(values, name) for name in own}
     others = {*map(str, dataset.dims), *map(str, dataset.data_vars)} - {*own, str(values.name)}
     words = re.split(r"[=\s]+", key, maxsplit=1)

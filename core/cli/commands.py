@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
@@ -265,6 +266,9 @@ def _print_results(report: Report, out: Path) -> None:
     from xatlas.findings.closing import closing, ranked
     from xatlas.run.reporting import describe, judged
 
+    found = [item for result in report.results for item in result.findings]
+    reason, count = Counter(item.reason for item in found).most_common(1)[0] if found else ("", 0)
+    said = reason if 2 * count > len(found) else ""  # what holds for most is said once, at the end
     for result in report.results:
         echo(f"\n{result.name}: {manager.comparisons()[result.name].summary}\n")
         rows, others = fitting(result.table)
@@ -273,11 +277,12 @@ def _print_results(report: Report, out: Path) -> None:
             echo(f"(in the CSV: {', '.join(others)})")
         for item in ranked(result.findings):
             echo(
-                textwrap.fill(f"{judged(item)}: {describe(item)}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+                textwrap.fill(
+                    f"{judged(item, said)}: {describe(item)}", WIDTH, initial_indent="  ", subsequent_indent="    "
+                )
             )
     if not report.results:
         return
-    found = [item for result in report.results for item in result.findings]
     shown = [model.slug for model in report.plan.models]
     echo("\n" + textwrap.fill(closing(found, shown), WIDTH))
     suite = report.plan.config.suite

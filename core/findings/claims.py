@@ -153,6 +153,8 @@ def verdict(
         if about == "claim":
             return ("artefact", evidence.artefact) if evidence.artefact else ("refuted", "equal within the margin")
         return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
+    if not math.isfinite(evidence.number[1]):
+        return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
     decided = p <= ALPHA
     if evidence.side > 0 and decided:
         if kinds is not None and not kinds:

@@ -207,13 +207,12 @@ class ClaimComparison(Comparison):
         for name in data.variables:
             if data[name].dtype == object:  # padding of texts
                 data[name] = data[name].fillna("").astype(str)
+        data = data.assign(_dataset(rows))
         for name, promised in self.variables.items():
-            if name not in data:  # of an optional result that no model has
-                continue
-            data[name].attrs = {"units": promised.units, "long_name": promised.long_name}
-            data[name] = data[name].transpose("model", *promised.dims)
+            if name in data:  # an optional result may be one that no model has
+                data[name] = data[name].transpose("model", *promised.dims)
+                data[name].attrs = {"units": promised.units, "long_name": promised.long_name}
         data["depth"].attrs = {"units": "1", "long_name": "layer / (number of layers - 1)"}
-        data = data.merge(_dataset(rows), combine_attrs="drop")
         about = {
             "comparison": {"name": self.name, "version": self.version, "draws": DRAWS},
             "inputs": {model: json.loads(s.first.dataset.attrs.get("xatlas", "{}")) for model, s in sources.items()},

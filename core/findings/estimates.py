@@ -130,10 +130,13 @@ class Statistic:
 
         own, others = xr.align(self.moved, other.moved, join="outer")
         both = own.fillna(0.0) - others.fillna(0.0)
-        moved = both.where(own.notnull() | others.notnull())
+        known = np.isfinite(self._spread[0]) & np.isfinite(other._spread[0])  # one without an interval has none
+        moved = both.where((own.notnull() | others.notnull()) & known)
         named = [str(name).split("|")[0] for name in moved["cluster"].values]
         moved = moved.assign_coords(family=("cluster", named))
-        return Statistic(self.point - other.point, moved, self.log)
+        gap = self.point - other.point
+        alike = np.isclose(self.point, gap.copy(data=other.point.broadcast_like(gap)), rtol=1e-9, atol=1e-12)
+        return Statistic(gap.where(~alike, 0.0), moved, self.log)  # rounding is no difference
 
     def isel(self, places: Mapping[Hashable, Any]) -> Statistic:
         """Return the numbers at some places."""
@@ -189,7 +192,7 @@ class Sample:
     """Prompts in templates in families, and the statistics over them.
 
     The arrays given have a dimension ``prompt`` in this order; what else they have is kept. A ``brief`` sample leaves
-    out what a number under another setting does without: permutations (their p is NaN) and cross-fitting.
+    out what a number under another setting does without: permutations (their p is NaN).
     """
 
     def __init__(self, families: Sequence[Any], templates: Sequence[Any], seed: int = 0) -> None:
@@ -275,7 +278,7 @@ class Sample:
 
         families = [name.split("|")[0] for name in self.clusters.names]
         points, errors = [], []
-        for split in [] if self.brief else self.halves():
+        for split in self.halves() if self.clusters.resamples else []:
             for chosen, measured in (split, split[::-1]):
                 picked = pick(self.clusters.macro(np.where(chosen[:, None], values, np.nan)))
                 point, change = measure(measured, picked)
@@ -372,7 +375,7 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
         low, high = math.nan, math.nan
     tie = not low > 0 or bool(agree(point[best], point[second])) or not ranked >= 0.95
     rivals = [at for at in order[1:12] if agree(point[at], point[best]) or _reaches(draws, places, best, at)]
-    tied = tuple(labels[at] for at in rivals or [second]) if tie else ()
+    tied = tuple(labels[at] for at in rivals or [second]) if tie and sample.clusters.resamples else ()
 
     def top_two(means: Floats) -> Floats:
         ranked = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")

@@ -76,15 +76,17 @@ class Report:
 
 
 def describe(finding: Finding) -> str:
-    """Return a finding's sentence in one line, with its adjusted p-value."""
-    p = "" if finding.p_adjusted is None else f" (p = {max(finding.p_adjusted, 1e-4):.2g} after Holm)"
-    p = p.replace("= 0.0001", "< 0.0001") if finding.p_adjusted is not None and finding.p_adjusted < 1e-4 else p
+    """Return a finding's sentence in one line, with its adjusted p-value where that has decided."""
+    decides = finding.verdict != "undecided" or finding.reason.startswith("p = ") or not finding.reason
+    p = f" (p = {max(finding.p_adjusted, 1e-4):.2g} after Holm)" if decides and finding.p_adjusted is not None else ""
+    p = p.replace("= 0.0001", "< 0.0001") if p and finding.p_adjusted is not None and finding.p_adjusted < 1e-4 else p
     return one_line(finding.sentence) + p
 
 
-def judged(finding: Finding) -> str:
-    """Return a verdict with its reason."""
-    reason = "" if finding.reason.startswith("p = ") else one_line(finding.reason)  # p stands behind the sentence
+def judged(finding: Finding, said: str = "") -> str:
+    """Return a verdict with its reason, unless that is ``said`` elsewhere."""
+    # p stands behind the sentence
+    reason = "" if finding.reason.startswith("p = ") or finding.reason == said else one_line(finding.reason)
     return f"{finding.verdict} ({reason})" if reason else str(finding.verdict)
 
 

@@ -55,7 +55,7 @@ def test_every_comparison_exports_its_files(kind, tree, tmp_path):
     comparison = kind()
     dataset = comparison.compare(tree)
     paths = report.export(comparison.name, comparison, dataset, tmp_path / "figures")
-    ends = ("png", "svg", "nc", "csv")
+    ends = ("png", "svg", "nc", "csv", "sensitivity.csv")
     assert [path.name for path in paths] == [f"{comparison.name}.{end}" for end in ends]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in paths)
     with xr.open_dataset(paths[2]) as again:
@@ -149,14 +149,14 @@ def test_figures_of_other_models_or_another_suite_are_kept_and_it_is_said(tree, 
     drawn = {}
     for what, dataset in shown.items():
         paths = report.export("a", Plain(), dataset, tmp_path)
-        drawn[what] = {path.suffix: path.read_bytes() for path in paths}
+        drawn[what] = {path.name: path.read_bytes() for path in paths}
     assert caplog.text.count("that is kept as") == 2
     assert len(list(tmp_path.iterdir())) == 3 * len(paths)
     for what, dataset in shown.items():
         first = report.export("a", Plain(), dataset, tmp_path)
-        assert {path.name for path in first} == {f"a.{end}" for end in ("png", "svg", "nc", "csv")}
-        assert {path.suffix: path.read_bytes() for path in first if path.suffix != ".nc"} == {
-            suffix: data for suffix, data in drawn[what].items() if suffix != ".nc"
+        assert {path.name for path in first} == {f"a.{end}" for end in ("png", "svg", "nc", "csv", "sensitivity.csv")}
+        assert {path.name: path.read_bytes() for path in first if path.suffix != ".nc"} == {
+            name: data for name, data in drawn[what].items() if name != "a.nc"
         }
         with xr.open_dataset(tmp_path / "a.nc") as beside:
             assert beside.sizes["model"] == dataset.sizes["model"]

@@ -38,7 +38,7 @@ class Dosed(Comparison):
         return figure
 
     def findings(self, dataset):
-        return [Finding("The dose is 1.", 1.0, 1.0, 1.0, 0.0, float("nan"), "undecided")]
+        return [Finding("The dose is 1.", self.parameters.dose, 1.0, 1.0, 0.0, float("nan"), "undecided")]
 
     def table(self, dataset):
         return [{"model": str(model), "dose": self.parameters.dose} for model in dataset["model"].values]
@@ -68,7 +68,7 @@ def test_parameters_reach_comparisons_in_full_and_in_short(cli):
     base = ["compare", "-m", "tiny", "--comparisons", "dosed", "--json"]
     with plugged(xatlas_probes=[Counting], xatlas_comparisons=[Dosed]):
         shown = [
-            json.loads(cli(*base, *more).stdout)["comparisons"]["dosed"]["table"][0]["dose"]
+            json.loads(cli(*base, *more).stdout)["comparisons"]["dosed"]["findings"][0]["value"]
             for more in ([], ["--set", "dosed.dose=2"], ["--dose", "3"], ["--dose", "3", "--set", "dosed.dose=4"])
         ]
         planned = cli("plan", "-m", "tiny", "--comparisons", "dosed", "--dose", "3", "--json")
@@ -194,7 +194,7 @@ def test_a_name_of_two_things_is_explained_as_both_and_each_takes_its_parameters
         done = json.loads(cli(*words, "--set", "dosed.dose=2", "--set", "dosed.weight=5").stdout)
     assert "probe dosed" in told
     assert "comparison dosed" in told
-    assert done["comparisons"]["dosed"]["table"][0]["dose"] == 2
+    assert done["comparisons"]["dosed"]["findings"][0]["value"] == 2
     job = next(job for job in done["jobs"] if job["probe"] == "dosed")
     assert json.loads(cli("show", job["file"], "--json").stdout)["job"]["parameters"] == {"weight": 5}
 
