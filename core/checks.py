@@ -23,7 +23,7 @@ import xarray as xr
 from xatlas import manager
 from xatlas.contracts.adapter import Adapter
 from xatlas.contracts.comparison import Comparison, Finding, Verdict
-from xatlas.contracts.probe import Checkpoint, Inputs, Probe, Requirement, Variable
+from xatlas.contracts.probe import Checkpoint, Inputs, Probe, ReadingProbe, Requirement, Variable
 from xatlas.engine.sweep import sweep
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Intervention, Zero
@@ -279,8 +279,10 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
 
 
 def _measure_tiny(probe: Probe, model: HookedModel, checkpoint: Checkpoint) -> xr.Dataset:
-    inputs = Inputs(reference=tiny_reference(), checkpoint=checkpoint)
-    return measure_in_memory(probe, model, answered_suite(model), inputs)
+    suite, reference = answered_suite(model), tiny_reference()
+    if isinstance(probe, ReadingProbe):  # it costs little, and may need many tokens
+        suite = Suite(suite.name, (*suite, *reference))
+    return measure_in_memory(probe, model, suite, Inputs(reference=reference, checkpoint=checkpoint))
 
 
 @_checked

@@ -204,6 +204,19 @@ class Reader:
             subject=tuple(i for i, (a, b) in enumerate(offsets) if subject and a < subject[1] and b > subject[0]),
         )
 
+    def tokens_at(self, prompt: Prompt, ends: Sequence[int]) -> list[int | None]:
+        """Return the positions of the tokens that hold a prompt's characters before ``ends``; None where none does."""
+        text, spans = prompt.text, [(end - 1, end) for end in ends]
+        placed: list[tuple[int, int] | None] = list(spans)
+        if self.chat is not None:
+            wrapped = self.chat.wrap(text)
+            if isinstance(wrapped, str) or wrapped.shift is None:
+                return [None] * len(spans)
+            text, placed = wrapped.text, [wrapped.place(span) for span in spans]
+        offsets = list(enumerate(self._encode(text)[1]))
+        held = [[i for i, (a, b) in offsets if span and a < span[1] and b > span[0]] for span in placed]
+        return [positions[-1] if positions else None for positions in held]
+
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return tokens and character spans, the beginning token in front."""
         own_habit = self.bos == "native" and self.chat is None
