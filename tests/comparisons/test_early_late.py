@@ -45,8 +45,8 @@ def test_early_effects_are_supported_and_lost_when_shuffled(synthetic):
     assert finding.verdict == "supported"
     assert finding.low > 1
     assert finding.short == "early layers matter more"
-    shuffled = [compare(synthetic, a=synthetic.shuffle_layers(result, seed)) for seed in range(10)]
-    assert sum(EarlyLate().findings(each)[0].verdict == "supported" for each in shuffled) <= 1  # 5 % of them by luck
+    shuffled = [compare(synthetic, a=synthetic.shuffle_layers(result, seed)) for seed in range(20)]
+    assert sum(EarlyLate().findings(each)[0].verdict == "supported" for each in shuffled) <= 3  # 5 % of them by luck
 
 
 def test_late_effects_are_told_from_early_ones(synthetic):
