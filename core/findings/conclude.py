@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from xatlas.contracts.comparison import Comparison, Finding
-from xatlas.findings import readings
+from xatlas.findings import forest, readings
 from xatlas.findings.claims import Claim, Evidence, adjusted, verdict
 from xatlas.findings.estimates import BOUND, Statistic, welch
 from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
@@ -25,6 +25,7 @@ from xatlas.text import interval, number
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
     from xatlas.contracts.probe import Variable
     from xatlas.findings.readings import Effects
@@ -52,8 +53,8 @@ class ClaimComparison(Comparison):
 
     A subclass gives ``name``, ``version``, ``summary``, ``requires``, ``claims``, and :meth:`estimate`: a dozen lines
     of arithmetic on labelled arrays. Intervals, p-values, verdicts with reasons, sentences, rows of the table,
-    sensitivity to other settings, pairs of models, architectures and untrained twins follow. For a figure it gives
-    :meth:`describe` with ``variables``, and ``plot``.
+    sensitivity to other settings, pairs of models, architectures and untrained twins follow. For another figure than
+    that of these numbers it gives :meth:`describe` with ``variables``, and :meth:`plot`.
 
     :meth:`compare` returns what ``variables`` declares with ``model`` as its first dimension, coordinates ``depth`` and
     ``operator_type (model, layer)``, and for every claim about a model or a pair: ``finding_number``,
@@ -111,6 +112,11 @@ class ClaimComparison(Comparison):
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
         """Return the findings that a dataset holds, as they were decided."""
         return list(findings_of(dataset))
+
+    def plot(self, dataset: xr.Dataset) -> Figure:
+        """Draw every number about a model with its interval."""
+        labels = {claim.name: claim.label or claim.name for claim in self.claims}
+        return forest.draw(self.findings(dataset), labels, self.summary)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return one row per finding about a model."""
