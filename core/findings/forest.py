@@ -34,7 +34,11 @@ def draw(findings: Sequence[Finding], labels: Mapping[str, str], title: str) -> 
             axes.plot(finding.control, row, "x", color="0.5")
         axes.set(yticks=range(len(models)), yticklabels=models, ylim=(len(models) - 0.5, -0.5))
         axes.set_xlabel(labels.get(name, name))
-    marks = {"supported": ("o", "black", "black"), "not supported": ("o", "black", "white"), "control": ("x", "0.5", "0.5")}
+    marks = {
+        "supported": ("o", "black", "black"),
+        "not supported": ("o", "black", "white"),
+        "control": ("x", "0.5", "0.5"),
+    }
     handles = [Line2D([], [], ls="", marker=m, color=c, mfc=f, label=what) for what, (m, c, f) in marks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     return figure
