@@ -1,22 +1,20 @@
-"""Statistics of prompts that come in clusters, numpy only: intervals, sign flips, ranks, shares, Holm."""
+"""Statistics of prompts that come in clusters, numpy only: bootstrap, t intervals, ranks, shares, Holm."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Alternative = Literal["greater", "two-sided"]
 
-#: Added to effects before a logarithm, in nats: effects below it can't be told from rounding.
-EPSILON = 1e-4
+#: Nodes and weights of Gauss-Legendre integration.
+_gauss = cache(np.polynomial.legendre.leggauss)
 #: Numerical agreement of two values, in nats and relative.
 AGREEMENT = (1e-4, 1e-5)
 LEVEL = 0.95
@@ -28,12 +26,6 @@ def agree(a: Any, b: Any) -> NDArray[np.bool_]:
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.abs(a - b) <= AGREEMENT[0] + AGREEMENT[1] * np.maximum(np.abs(a), np.abs(b)))
-
-
-def log_ratio(effect: Any, control: Any) -> Floats:
-    """Return log((effect + ε) / (control + ε)), ε = 1e-4 nat."""
-    above, below = np.asarray(effect, dtype=float) + EPSILON, np.asarray(control, dtype=float) + EPSILON
-    return np.asarray(np.log(above / below))
 
 
 def divide(top: Floats, bottom: Floats) -> Floats:
@@ -53,19 +45,13 @@ def quantile(values: Any, q: float) -> Floats:
     return np.asarray(low + (high - low) * (place - below))
 
 
-def interval(draws: Any, resamples: bool = True) -> tuple[Floats, Floats]:
-    """Return the 95 % interval over the first axis; NaN where nothing could be resampled."""
-    low, high = quantile(draws, (1 - LEVEL) / 2), quantile(draws, (1 + LEVEL) / 2)
-    return (low, high) if resamples else (low * np.nan, high * np.nan)
-
-
 def t_tail(t: Any, df: Any) -> Floats:
     """Return P(|T| ≥ |t|) of Student's t with ``df`` ≥ 1 degrees of freedom, need not be whole; NaN for NaN.
 
     With t = √df tan θ the density is cos^(df-1) θ, which is integrated over what it decays within.
     """
     t, df = np.broadcast_arrays(np.abs(np.asarray(t, dtype=float)), np.asarray(df, dtype=float))
-    nodes, weights = _gauss()
+    nodes, weights = _gauss(60)
     scale = 12.0 / np.sqrt(np.maximum(df, 1.0))
 
     def integral(start: Floats) -> Floats:  # of cos^(df-1) θ / cos^(df-1) start
@@ -76,13 +62,6 @@ def t_tail(t: Any, df: Any) -> Floats:
         return np.asarray((np.exp(power) * weights * half).sum(-1))
 
     return np.where(np.isfinite(df), integral(np.arctan2(t, np.sqrt(df))) / integral(np.zeros(t.shape)), np.nan)
-
-
-@lru_cache(maxsize=1)
-def _gauss() -> tuple[Floats, Floats]:
-    """Return nodes and weights of Gauss-Legendre integration."""
-    nodes, weights = np.polynomial.legendre.leggauss(60)
-    return nodes, weights
 
 
 def t_quantile(df: Any, level: float = LEVEL) -> Floats:
@@ -137,57 +116,6 @@ def probability_first(draws: Floats) -> Floats:
     return np.where(finite.any(0), part.mean(0) if held.any() else np.nan, np.nan)
 
 
-@dataclass(frozen=True)
-class Winner:
-    """The largest item, and how sure that is; intervals are of 95 %."""
-
-    index: int
-    value: float  # its average, with its interval
-    low: float
-    high: float
-    probability: float  # P(rank 1)
-    spread: tuple[float, float]  # interval of the index of the first-ranked item
-    runner_up: int = -1  # the second largest item; -1 when there is none
-    margin: float = math.nan  # lead over the best of all others, with its interval
-    margin_low: float = math.nan
-    margin_high: float = math.nan
-    tie: bool = False  # the margin's interval contains 0 or is unknown, or the two values agree
-    tied: tuple[int, ...] = ()  # items that tie with this one
-
-
-def winner(point: Floats, draws: Floats, *, resamples: bool = True) -> Winner | None:
-    """Find the largest of ``point (item)`` and judge it by ``draws (draw, item)``; None when all is NaN.
-
-    The lead is taken over the best of *all* others in each draw, not over one fixed rival: a lead that
-    two rivals share in eating up is no lead. Without ``resamples`` (draws that can't vary, see
-    :class:`~xatlas.stats.Clusters`) there are no intervals, and nothing is told apart from a tie.
-    """
-    present = np.isfinite(point)
-    if not present.any():
-        return None
-
-    def ends(values: Any) -> tuple[float, float]:
-        low, high = interval(values, resamples)
-        return float(low), float(high)
-
-    best = int(np.nanargmax(point))
-    finite = np.where(np.isfinite(draws), draws, -np.inf)
-    probability = float(probability_first(draws)[best])
-    found = Winner(best, float(point[best]), *ends(draws[:, best]), probability, ends(np.argmax(finite, axis=1)))
-    order = np.argsort(np.where(present, -point, np.inf), kind="stable")[: present.sum()]
-    others = order[order != best]  # the largest first
-    if not others.size:
-        return found
-    second = int(others[0])
-    low, high = ends(draws[:, best] - np.delete(finite, best, axis=1).max(1))
-    tie = not low > 0 or bool(agree(point[second], point[best]))
-    rivals = np.sort(others[:11])  # those whose distance to the winner has 0 in its interval tie with it
-    near = quantile(draws[:, [best]] - draws[:, rivals], (1 - LEVEL) / 2) <= 0
-    tied = (tuple(map(int, rivals[near | agree(point[rivals], point[best])])) or (second,)) if tie else ()
-    margin = float(point[best] - point[second])
-    return replace(found, runner_up=second, margin=margin, margin_low=low, margin_high=high, tie=tie, tied=tied)
-
-
 def chance_of_wins(n_layers: int, n_heads: int, wins: int) -> float:
     """Return P(one index wins in at least ``wins`` of ``n_layers``) when each layer's winner is random.
 
@@ -222,12 +150,10 @@ def _ranks(values: Any) -> Floats:
 class Clusters:
     """How prompts hang together: templates within families, one label each per prompt.
 
-    A prompt without a template is its own cluster. A family of one template is one cluster: it never varies
-    in the bootstrap and has one sign in the flips, since its prompts are not independent and nothing tells
-    how much another wording would differ. Resampling draws T - 1 of a family's T templates with replacement
-    (Rao and Wu 1988), which makes the variance of a family's mean unbiased even for the four or five templates
-    of a small suite; drawing T of T would understate it by 1 / T. The same prompts and seed give the same
-    draws, so that differences are paired.
+    A prompt without a template is its own cluster. A family of one template never varies: nothing tells how much
+    another wording would differ. Resampling draws T - 1 of a family's T templates with replacement (Rao and Wu 1988),
+    which makes the variance of a family's mean unbiased even for the four or five templates of a small suite; drawing T
+    of T would understate it by 1 / T. The same prompts and seed give the same draws, so that differences are paired.
     """
 
     def __init__(self, families: Sequence[Any], templates: Sequence[Any], *, draws: int = DRAWS, seed: int = 0) -> None:
@@ -323,47 +249,3 @@ class Clusters:
         moved = weight * (divide(sums, counts) - divide(total, count)[here])
         moved = np.where(present & kept[here] & (size > 1)[here], moved, np.nan)
         return macro.reshape(shape), moved.reshape(self.size, *shape)
-
-    def interval(self, draws: Floats) -> tuple[Floats, Floats]:
-        """Return the 95 % interval over the first axis; NaN where nothing can be resampled."""
-        return interval(draws, self.resamples)
-
-    def max_t(self, values: Any, *, permutations: int = PERMUTATIONS, alternative: Alternative = "greater") -> Floats:
-        """Test family-macro means of values ``(prompt, *items)`` against 0: p ``(*items)``, NaN without any value.
-
-        Signs are flipped per template, over all items at once: all flips when there are no more than
-        ``permutations``, else so many. The statistic is the mean over its spread under flips (which flips
-        leave unchanged); each item is compared with the largest statistic of all items, so that p-values
-        are adjusted for their number (Westfall and Young 1993).
-        """
-        share = self.parts(values)
-        shape, share = share.shape[1:], share.reshape(self.size, -1)
-        if not np.isfinite(share).any():
-            return np.full(shape, np.nan)
-        spread = np.sqrt((share**2).sum(0))
-        scaled = np.nan_to_num(np.divide(share, spread, out=np.zeros_like(share), where=spread > 0))
-        size = np.abs if alternative == "two-sided" else np.asarray
-        p = _sign_flips(scaled, *_signs(self.size, permutations, self.seed), size)
-        return np.where(np.isfinite(spread), p, np.nan).reshape(shape)
-
-
-@lru_cache(maxsize=8)
-def _signs(clusters: int, permutations: int, seed: int) -> tuple[Floats, bool]:
-    """Return signs ``(flip, cluster)``, and whether they are all there are."""
-    exact: bool = clusters <= 20 and 2**clusters <= permutations
-    if exact:
-        bits = np.arange(2**clusters)[:, None] >> np.arange(clusters) & 1
-    else:
-        bits = np.random.default_rng(seed).integers(0, 2, size=(permutations, clusters))
-    signs: Floats = 2.0 * bits.astype(float) - 1.0
-    return signs, exact
-
-
-def _sign_flips(scaled: Floats, signs: Floats, exact: bool, size: Callable[[Floats], Floats]) -> Floats:
-    """Return p-values of the sums over ``scaled (cluster, item)``: how often the largest of a flip is as large."""
-    observed, reached = size(scaled.sum(0)), np.zeros(scaled.shape[1])
-    for start in range(0, len(signs), 2000):
-        largest = size(signs[start : start + 2000] @ scaled).max(1, initial=-np.inf)
-        # sorted search: as many maxima lie at or above the observed value as don't lie below it
-        reached += len(largest) - np.searchsorted(np.sort(largest), observed - 1e-9)
-    return np.asarray(reached / len(signs) if exact else (1 + reached) / (1 + len(signs)))
