@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from xatlas.errors import XatlasError
@@ -31,6 +32,11 @@ def first_line(error: BaseException) -> str:
     """Return what an error of another library says, cut to one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."
+
+
+def and_more(names: Sequence[str]) -> str:
+    """Return the first of several names, and how many more there are."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def say_on_stderr(line: str) -> None:

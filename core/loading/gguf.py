@@ -21,7 +21,7 @@ from xatlas.contracts.adapter import Adapter, GgufLayout
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import quiet_transformers
 from xatlas.loading.model_files import cache_folder, make_once, missing_parts
-from xatlas.text import first_line
+from xatlas.text import and_more, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -285,5 +285,5 @@ def _weights(file: GgufFile, adapter: type[Adapter], layout: GgufLayout, config:
         value = torch.from_numpy(file.unpack(entry)).reshape(shape)
         weights[name] = layout.tensor(entry.name, value, config).contiguous()
     if missing := sorted(wanted):
-        raise GgufError(f"it lacks the tensor for {missing[0]}" + f" and {len(missing) - 1} more" * (len(missing) > 1))
+        raise GgufError(f"it lacks the tensor for {and_more(missing)}")
     return weights

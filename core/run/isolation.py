@@ -27,6 +27,7 @@ from xatlas.errors import XatlasError
 from xatlas.files import sha256
 from xatlas.manager import calling
 from xatlas.model.hooks import attached
+from xatlas.text import and_more
 
 if TYPE_CHECKING:
     from xatlas.contracts.probe import Inputs, Probe
@@ -65,9 +66,7 @@ class State:
         after = parts | {name: value for name, value in attributes.items() if name in self.attributes}
         odd = [name for name in before | after if before.get(name, _OPAQUE) != after.get(name, _OPAQUE)]
         if odd:
-            more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-            trains = ": a probe that trains declares mutates = True" if odd[0].startswith(_WEIGHTS) else ""
-            fault = f"{odd[0]}{more}{trains}"
+            fault = and_more(odd) + ": a probe that trains declares mutates = True" * odd[0].startswith(_WEIGHTS)
         self.lost = bool(fault)
         self.changed += [fault] if fault else []
 

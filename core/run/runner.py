@@ -269,17 +269,8 @@ def provenance(named: Resolved, model: HookedModel, config: MeasureConfig) -> di
     """Return how and on what results are measured, JSON-ready."""
     import torch
 
-    about = (
-        "name",
-        "slug",
-        "source",
-        "architecture",
-        "revision",
-        "weights_hash",
-        "lora_hash",
-        "untrained",
-        "quantised",
-    )
+    about = ["name", "slug", "source", "architecture", "revision", "weights_hash", "lora_hash"]
+    about += ["untrained", "quantised"]
     return {
         "model": {name: getattr(named, name) for name in about},
         "suite": _about_suite(model, config.suite),

@@ -6,7 +6,7 @@ import pytest
 from test_prompts import tokenizer, words
 
 from xatlas.errors import XatlasError
-from xatlas.prompts import chat
+from xatlas.prompts import reader as prompts_reader
 from xatlas.prompts.reader import Reader
 from xatlas.suites import Prompt
 
@@ -127,7 +127,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
     ids=["loop", "power", "range", "output", "memory", "recursion", "syntax", "brackets", "namespace"],
 )
 def test_a_template_is_bounded_in_time_and_size(template, told, monkeypatch):
-    monkeypatch.setattr(chat, "_SECONDS", 1)
+    monkeypatch.setattr(prompts_reader, "_SECONDS", 1)
     with pytest.raises(XatlasError, match=told) as caught:
         reader(template).suite([Prompt("p", "f", "ab")])
     assert len(str(caught.value)) < 500

@@ -94,7 +94,7 @@ def test_a_comparison_reads_each_result_once(folder, tmp_path, monkeypatch):
 
 
 def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model, tmp_path):
-    from xatlas.run.compare import build_tree, variants
+    from xatlas.run.compare import variants
 
     store = Store(tmp_path)
     with plugged(xatlas_probes=[Counting]):
@@ -112,7 +112,7 @@ def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model
     found = variants(main, settings, store)
     root = f"/{model.slug}/counting"
     assert sorted(found) == [f"{root}@bos=native", f"{root}@bos=native,suite=longer"]
-    tree = build_tree({root: store.file(main), **found})
+    tree = xr.DataTree.from_dict({node: read_result(path) for node, path in {root: store.file(main), **found}.items()})
     assert tree[f"{root}@bos=native,suite=longer"].sizes["prompt"] == 18
 
 
