@@ -194,7 +194,6 @@ class Mean(Change):
         return _at_positions(target.context, "first", first.expand_as(value), others.expand_as(value))
 
     def means(self, site: Site) -> frozenset[Site]:
-        """Return the site itself."""
         return frozenset({site})
 
 
@@ -209,7 +208,6 @@ class FromRun(Change):
         return target.pick(target.context.source(target.site, self.run))
 
     def runs(self) -> frozenset[str]:
-        """Return the run's name."""
         return frozenset({self.run})
 
 
@@ -252,24 +250,19 @@ class RandomDirection(Change):
             change = edit(part, clean, target.context) - clean
             changes.append(Target(target.context, part.site, part.heads).pick(change))
         norm = sum(changes[1:], changes[0]).flatten(2).norm(dim=-1)  # (prompt, pos)
-        direction = self._direction(value, target)
+        label, like = f"direction {self.draw}", value[:0].float()
+        if self.sample is None:
+            direction = target.random_by_prompt(value.shape[2:], label, like)
+        else:
+            rows = target.pick(self.sample).to(like)  # (row, ...)
+            weights = target.random_by_prompt(rows.shape[:1], label, like)
+            direction = (weights @ rows.flatten(1)).reshape(-1, *rows.shape[1:])
         direction = direction / direction.flatten(1).norm(dim=-1).reshape(-1, *[1] * (direction.dim() - 1))
         norm = norm.reshape(*norm.shape, *[1] * (value.dim() - 2))
         moved: Tensor = value + (direction[:, None].to(value.dtype) * norm).where(norm != 0, 0)
         return moved
 
-    def _direction(self, value: Tensor, target: Target) -> Tensor:
-        """Return a direction of any length for each prompt ``(prompt, ...)``, in float32."""
-        label, like = f"direction {self.draw}", value[:0].float()
-        if self.sample is None:
-            return target.random_by_prompt(value.shape[2:], label, like)
-        rows = target.pick(self.sample).to(like)  # (row, ...)
-        weights = target.random_by_prompt(rows.shape[:1], label, like)
-        combined: Tensor = weights @ rows.flatten(1)
-        return combined.reshape(-1, *rows.shape[1:])
-
     def reads(self) -> tuple[Intervention, ...]:
-        """Return the ablation."""
         return self.of
 
 
@@ -292,9 +285,7 @@ class InSubspace(Change):
         return changed.reshape(value.shape)
 
     def runs(self) -> frozenset[str]:
-        """Return the runs that the change in the subspace needs."""
         return self.change.runs()
 
     def means(self, site: Site) -> frozenset[Site]:
-        """Return the means that the change in the subspace needs."""
         return self.change.means(site)

@@ -168,10 +168,10 @@ def suites() -> dict[str, SuiteSpec]:
     return _collect("suite", "xatlas_suites", "SuiteSpec")
 
 
-def pick(kind: str, name: str, registry: dict[str, T], hint: str = "") -> T:
+def pick(kind: str, name: str, registry: dict[str, T]) -> T:
     """Return ``registry[name]``; an unknown name is an error that suggests the nearest one."""
     if name not in registry:
-        raise unknown(kind, name, registry, hint)
+        raise unknown(kind, name, registry)
     return registry[name]
 
 

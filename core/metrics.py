@@ -6,16 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from xatlas.errors import unknown
+from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import SCOPES
-
-if TYPE_CHECKING:
-    from xatlas.prompts.reader import TokenPrompt
 
 
 @dataclass

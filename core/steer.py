@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,10 @@ from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Add, Intervention
 from xatlas.metrics import kl_divergence
+from xatlas.model import HookedModel
 from xatlas.model.hooks import exclusive
 from xatlas.probing.directions import contrasts, median_norms, random_direction, readout_values
-
-if TYPE_CHECKING:
-    from xatlas.model import HookedModel
-    from xatlas.suites import Suite
+from xatlas.suites import Suite
 
 #: A dataset, and which of its directions.
 _DATASET = re.compile(r"(?P<path>.+\.nc)(?::(?P<name>.+))?")

@@ -6,18 +6,16 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from xatlas.contracts.adapter import Adapter
 from xatlas.errors import XatlasError
 from xatlas.manager import adapters
 from xatlas.model import HookedModel
 from xatlas.model.hooks import exclusive
 from xatlas.suites import Prompt, Suite
-
-if TYPE_CHECKING:
-    from xatlas.contracts.adapter import Adapter
 
 #: Sizes, under the names that configs of Hugging Face models have for them.
 _SIZES = {

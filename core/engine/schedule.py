@@ -8,7 +8,7 @@ import pickle
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -27,13 +27,11 @@ from xatlas.engine.walk import (
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
 from xatlas.interventions import Condition, means_needed
+from xatlas.metrics import Metric
+from xatlas.model import HookedModel
 from xatlas.prompts.reader import TokenPrompt, buckets
 from xatlas.suites import template_turns
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
-
-if TYPE_CHECKING:
-    from xatlas.metrics import Metric
-    from xatlas.model import HookedModel
 
 #: Tokens of each other run, by prompt; None where the run has no counterpart of equal length.
 Runs = Mapping[str, Sequence[tuple[int, ...] | None]]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from xatlas.contracts.adapter import Site
@@ -23,13 +24,9 @@ from xatlas.engine.walk import (
 )
 from xatlas.interventions import Condition
 from xatlas.metrics import Metric, TokenLogits
+from xatlas.model import HookedModel
 from xatlas.model.hooks import exclusive, is_held
 from xatlas.prompts.reader import TokenPrompt
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from xatlas.model import HookedModel
 
 
 @exclusive
@@ -111,8 +108,6 @@ def named_sweep(
         ``(metric, prompt, ...)`` with their dimensions in the place of ``condition``, labels in the order in which
         they first come, and NaN in cells that no condition is of.
     """
-    import xarray as xr
-
     names = {"metric": list(metrics), "prompt": [prompt.prompt.id for prompt in prompts]}
     values = sweep(model, prompts, conditions, list(metrics.values()), **options)
     if cells is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,11 @@ from torch import Tensor
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, InterventionContext, edit
+from xatlas.metrics import Metric
+from xatlas.model import HookedModel
 from xatlas.model.hooks import CleanRun, Hook, attached, is_held, record
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
-
-if TYPE_CHECKING:
-    from xatlas.metrics import Metric
-    from xatlas.model import HookedModel
 
 
 def nested(intervention: Intervention) -> list[Intervention]:
@@ -98,7 +96,10 @@ class CleanCache:
 
 @dataclass(frozen=True)
 class ReadOnlyCache:
-    """What a layer takes as its cache for one position: it reads the clean cache and stores nothing."""
+    """What a layer takes as its cache for one position: it reads the clean cache and stores nothing.
+
+    Earlier releases ask for ``has_previous_state``, ``layers[i].conv_states[0]`` and ``layers[i].record_past``.
+    """
 
     clean: CleanCache
     prompts: int  # how many of its rows are used, the first ones
@@ -110,39 +111,30 @@ class ReadOnlyCache:
         return tensor[: self.prompts].repeat(self.copies, *[1] * (tensor.dim() - 1))
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return the clean keys and values with this position's behind them."""
         keys, values = self.clean.keys[layer_idx], self.clean.values[layer_idx]
         return torch.cat([self._rows(keys), key], dim=-2), torch.cat([self._rows(values), value], dim=-2)
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor:
-        """Return a copy of the conv state: the layer updates it in place."""
-        return self._rows(self.clean.conv[layer_idx])
+        return self._rows(self.clean.conv[layer_idx])  # a copy: the layer updates it in place
 
     def is_recording_past(self, layer_idx: int) -> bool:
-        """Return that nothing is kept for going back."""
         return False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many positions went before."""
         return self.clean.length
 
-    # Earlier releases of transformers ask for has_previous_state, layers[i].conv_states[0] and layers[i].record_past.
-
     def has_previous_state(self, layer_idx: int) -> bool:
-        """Return that there is a conv state."""
         return True
 
     @property
     def layers(self) -> ReadOnlyCache:
-        """The cache itself, of which each layer's is a part."""
-        return self
+        return self  # of which each layer's is a part
 
     def __getitem__(self, layer_idx: int) -> ReadOnlyCache:
         return replace(self, layer_idx=layer_idx)
 
     @property
     def conv_states(self) -> list[Tensor]:
-        """The layer's conv state, as the only one."""
         return [self.get_conv_state(self.layer_idx)]
 
 

@@ -42,9 +42,6 @@ class LoadedParts:
 
     model: PreTrainedModel  # in evaluation mode, on its device, parameters without gradients
     tokenizer: PreTrainedTokenizerBase
-    device: str  # ``auto`` resolved, e.g. "cuda:0"
-    dtype: str
-    attention: str
 
 
 def load(
@@ -89,7 +86,7 @@ def load(
             if tensor.device.type == "cpu" and not tensor.untyped_storage().resizable():  # torch doesn't own it
                 tensor.data = tensor.data.clone()
         resolved.refuse_changed()
-    return LoadedParts(model.eval().requires_grad_(False), tokenizer, device, dtype, attention)
+    return LoadedParts(model.eval().requires_grad_(False), tokenizer)
 
 
 def pick_device(device: str = "auto") -> str:

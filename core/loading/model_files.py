@@ -277,12 +277,3 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     """Return the Hugging Face class named in a config, e.g. ``"LlamaForCausalLM"``, or ``""``."""
     named = config.get("architectures")
     return named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-
-
-def context_length_of(config: Mapping[str, Any]) -> int | None:
-    """Return the largest number of tokens that a config allows, or None where it names none."""
-    for scope in (config, config.get("text_config")):
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-            if isinstance(scope, Mapping) and type(scope.get(key)) is int:
-                return int(scope[key])
-    return None

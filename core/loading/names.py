@@ -47,7 +47,6 @@ class Resolved:
     lora_hash: str | None = None  # of the LoRA weights and of the tokenizer beside them
     untrained: int | None = None  # seed of the random weights that it has instead of its own; None for these
     quantised: str | None = None  # what was quantised, in words; None for original weights
-    context_length: int | None = None  # largest number of tokens, where the config says
     chat_template: bool = False  # whether the tokenizer has one; that of the LoRA weights wins
 
     @property
@@ -299,7 +298,6 @@ def _described(name: str, folder: Path, source: str, asked: _Asked, weights_hash
         weights_hash=weights_hash,
         architecture=model_files.architecture_of(config),
         source=source,
-        context_length=model_files.context_length_of(config),
         chat_template=model_files.has_chat_template(model_files.of_tokenizer(folder)),
     )
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from xatlas.contracts.adapter import Site
-from xatlas.prompts.reader import buckets
-
-if TYPE_CHECKING:
-    from xatlas.model import HookedModel
-    from xatlas.prompts.reader import TokenPrompt
+from xatlas.model import HookedModel
+from xatlas.prompts.reader import TokenPrompt, buckets
 
 #: Tokens that are captured at a time.
 _AT_ONCE = 2048

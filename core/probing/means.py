@@ -6,22 +6,19 @@ import copy
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
-from xatlas.interventions import RandomDirection, means_needed
+from xatlas.interventions import Condition, Intervention, RandomDirection, means_needed
 from xatlas.metrics import kl_divergence
+from xatlas.model import HookedModel
 from xatlas.model.hooks import exclusive
 from xatlas.prompts.reader import TokenPrompt, TokenSuite, buckets
-
-if TYPE_CHECKING:
-    from xatlas.contracts.probe import Inputs
-    from xatlas.interventions import Condition, Intervention
-    from xatlas.model import HookedModel
 
 #: Fewest tokens after position 0 that a mean may rest on.
 LEAST_TOKENS = 500

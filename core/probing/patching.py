@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,25 +14,21 @@ import xarray as xr
 from torch import Tensor
 
 from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs, Variable
 from xatlas.engine.schedule import Budget
 from xatlas.engine.sweep import named_sweep
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import FromRun, Intervention
 from xatlas.metrics import LogitDifference
+from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, exclusive
 from xatlas.probing.ablation import Grid, matched_control
 from xatlas.probing.means import noise_floor
 from xatlas.probing.reading import absent_positions, without_tokens
 from xatlas.prompts.reader import TokenPrompt, TokenSuite, buckets
 from xatlas.schema import cells, label, layer_coords, suite_coords
+from xatlas.suites import Suite
 from xatlas.vocabulary import READ_ONLY, PatchMode
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from xatlas.contracts.probe import Inputs, Variable
-    from xatlas.model import HookedModel
-    from xatlas.suites import Suite
 
 #: Smallest demand on what clean and corrupted run prefer, in logits: recovery divides by their difference.
 LEAST_DEMAND = 0.01

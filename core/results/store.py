@@ -18,16 +18,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from xatlas import files, manager
-from xatlas.contracts.probe import Checkpoint
+from xatlas.contracts.probe import Checkpoint, Probe
 from xatlas.errors import XatlasError
 from xatlas.results.jobs import Job, job_key
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
-
-    from xatlas.contracts.probe import Probe
 
 log = logging.getLogger("xatlas")
 
@@ -185,8 +184,6 @@ class FolderCheckpoint(Checkpoint):
     folder: Path
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
-        import numpy as np
-
         data = self._read(key)
         if data is None:
             if os.path.lexists(self._file(key)):
@@ -208,8 +205,6 @@ class FolderCheckpoint(Checkpoint):
         return found[0] if found is not None and found[1] == self._note(key) else None
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        import numpy as np
-
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **{f"_{name}": array for name, array in arrays.items()})
         path = self._file(key)

@@ -27,7 +27,7 @@ from xatlas.model import HookedModel
 from xatlas.probing.means import NOISE_PROMPTS, mean_batches, streams_needed
 from xatlas.prompts.reader import TokenPrompt, TokenSuite
 from xatlas.run.plan import Plan, Step
-from xatlas.suites import Prompt, Suite
+from xatlas.suites import Suite
 from xatlas.text import first_line
 from xatlas.vocabulary import DTYPE_BYTES
 
@@ -108,7 +108,6 @@ def _from_config(model: Resolved, dtype: torch.dtype, attention: str, layers: in
     """Make a model, or its first ``layers``, by the config alone, on the device that has no memory."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    where = model.folder / "config.json"
     try:
         with quiet_transformers(), torch.device("meta"):
             config = copy.deepcopy(AutoConfig.from_pretrained(model.folder, local_files_only=True))
@@ -119,7 +118,7 @@ def _from_config(model: Resolved, dtype: torch.dtype, attention: str, layers: in
                     text.layer_types = text.layer_types[:layers]
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     except Exception as error:  # whatever the class made of the config
-        raise XatlasError(f"no model can be made of {where} ({first_line(error)})") from error
+        raise XatlasError(f"no model can be made of {model.folder / 'config.json'} ({first_line(error)})") from error
 
 
 def _read(model: HookedModel, suite: Suite) -> list[TokenPrompt]:
@@ -127,11 +126,8 @@ def _read(model: HookedModel, suite: Suite) -> list[TokenPrompt]:
     if model.reader is not None:
         return list(model.read(suite).prompts)
 
-    def guessed(prompt: Prompt) -> TokenPrompt:
-        n = 1 + max(1, round(len(prompt.text) / CHARACTERS_PER_TOKEN))
-        return TokenPrompt(prompt, (0,) * n, n, n - 1, 0, 0, (0,), ())
-
-    return [guessed(prompt) for prompt in suite]
+    lengths = [1 + max(1, round(len(prompt.text) / CHARACTERS_PER_TOKEN)) for prompt in suite]
+    return [TokenPrompt(p, (0,) * n, n, n - 1, 0, 0, (0,), ()) for p, n in zip(suite, lengths, strict=True)]
 
 
 @cache

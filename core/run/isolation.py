@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +23,14 @@ from torch import Tensor
 from torch.backends import cuda, cudnn
 
 from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs, Probe
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
 from xatlas.manager import calling
+from xatlas.model import HookedModel
 from xatlas.model.hooks import attached
+from xatlas.suites import Suite
 from xatlas.text import and_more
-
-if TYPE_CHECKING:
-    from xatlas.contracts.probe import Inputs, Probe
-    from xatlas.model import HookedModel
-    from xatlas.suites import Suite
 
 
 class State:

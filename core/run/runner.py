@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from xatlas.run.isolation import State
     from xatlas.suites import Suite
 
-#: Packages whose minor versions may change numbers.
-_COMPUTING = ("torch", "transformers")
-
 log = logging.getLogger("xatlas")
 
 
@@ -302,7 +299,7 @@ def _warn_of_other_versions(steps: Sequence[Step], store: Store) -> None:
     def minor(number: str) -> list[str]:
         return str(number).split(".")[:2]
 
-    now = {name: version(name) for name in _COMPUTING}
+    now = {name: version(name) for name in ("torch", "transformers")}
     found: dict[str, list[str]] = {}
     for step in steps:
         held = read_entry(store.file(step.job)).provenance.get("versions") or {}
