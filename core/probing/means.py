@@ -6,19 +6,21 @@ import copy
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from xatlas.contracts.adapter import Site
-from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, RandomDirection, means_needed
 from xatlas.metrics import kl_divergence
 from xatlas.model import HookedModel
 from xatlas.model.hooks import exclusive
 from xatlas.prompts.reader import TokenPrompt, TokenSuite, buckets
+
+if TYPE_CHECKING:
+    from xatlas.contracts.probe import Inputs
 
 #: Fewest tokens after position 0 that a mean may rest on.
 LEAST_TOKENS = 500
