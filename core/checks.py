@@ -120,6 +120,7 @@ def check_adapter(model: Any, tokenizer: Any = None) -> None:
     for layer in range(hooked.n_layers):
         _check_layer(hooked.adapter, layer)
     _check_shapes(hooked)
+    _check_patterns(hooked)
     if hooked.dtype == torch.float32:
         _check_engine(hooked)
     if hooked.reader is not None:
@@ -164,6 +165,25 @@ def _check_shapes(model: HookedModel) -> None:
         names, shape = dims[site.kind], tuple(value.shape)
         fits = len(names) == len(shape) and all(sizes.get(d, n) == n for d, n in zip(names, shape, strict=True))
         _must(fits, f"{site} (module {model.point(site).module}) has the shape {shape}, not ({', '.join(names)}).")
+
+
+def _check_patterns(model: HookedModel) -> None:
+    """Check attention weights: a pattern per head, none of a later token, and a window that is just what is seen."""
+    n = 9
+    ids = torch.arange(n, device=model.device)[None] % model.adapter.vocabulary
+    place = torch.arange(n, device=model.device)
+    back = place[:, None] - place
+    for site, pattern in model.capture(ids, model.sites("attention_pattern")).items():
+        layout, window = model.head_layouts[site.layer], model.adapter.window(site.layer)
+        heads = layout.n_heads if layout is not None else 0
+        shape, who = tuple(pattern.shape), f"{site} (module {model.point(site).module})"
+        _must(shape == (1, heads, n, n), f"{who} has the shape {shape}, not {(1, heads, n, n)}: one pattern per head.")
+        weight = pattern.amax((0, 1))  # (query, key)
+        _must(not weight[back < 0].any(), f"{who} has weights on tokens that come later: it is no causal pattern.")
+        seen = int(back[weight > 0].max()) + 1
+        wanted = n if window is None else min(window, n)
+        said = f"{type(model.adapter).__name__}.window({site.layer}) is {window}"
+        _must(seen == wanted, f"{said}, but a query of {site} sees {seen} of {n} tokens.")
 
 
 @exclusive

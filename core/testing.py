@@ -112,11 +112,10 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
         No registered architecture has them all.
     """
     wanted = set(kinds)
-    attention = "eager" if "attention_pattern" in wanted else None
     found = []
     for adapter in dict.fromkeys(adapters().values()):
         try:
-            model = tiny_model(adapter, seed=seed, attention=attention)
+            model = tiny_model(adapter, seed=seed)
         except XatlasError:  # the adapter's own check names the fault; here another architecture may do
             continue
         if all(model.sites(kind) for kind in wanted):

@@ -13,7 +13,7 @@ from xatlas.errors import XatlasError, unknown
 
 #: Number formats of weights and activations.
 Dtype = Literal["float32", "bfloat16", "float16"]
-#: Attention implementations; only ``eager`` gives attention patterns.
+#: Attention implementations; only ``eager`` gives attention patterns, so that these are read in a pass of their own.
 Attention = Literal["sdpa", "eager"]
 #: What stands at position 0: always a beginning token, or what the tokenizer does of itself.
 BosHabit = Literal["always", "native"]

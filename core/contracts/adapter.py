@@ -217,6 +217,10 @@ class Adapter(ABC):
         """
         return None
 
+    def window(self, layer: int) -> int | None:
+        """Return how many of the latest tokens, its own included, a query of this layer sees; None: all there are."""
+        return None
+
     def conv_path(self, layer: int) -> str | None:
         """Return the path of the depthwise causal convolution that this layer applies, where there is one."""
         return None
@@ -259,6 +263,12 @@ class PreNormAdapter(Adapter):
             n_kv_heads=self.module(f"{path}.k_proj").out_features // d_head,
             d_head=d_head,
         )
+
+    def window(self, layer: int) -> int | None:
+        if self.operator_type(layer) != "attention":
+            return None
+        found = getattr(self.module(self.operator_path(layer)), "sliding_window", None)
+        return None if found is None else int(found)
 
     def output_projection(self, layer: int) -> str | None:
         attends = self.operator_type(layer) == "attention"

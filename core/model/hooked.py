@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from threading import RLock
 from typing import Any
@@ -25,6 +25,7 @@ from xatlas.model.hooks import (
     LayerCall,
     SiteFunction,
     attached,
+    attention_weights,
     exclusive,
     holding,
     rebuild,
@@ -255,15 +256,18 @@ class HookedModel:
     def capture(self, ids: Tensor | str, sites: Sequence[Site]) -> dict[Site, Tensor]:
         """Return the values of ``sites`` ``(batch, pos, ...)`` in one clean forward.
 
-        Of token ids ``(batch, pos)`` without padding, or of one text, read as a prompt is.
+        Of token ids ``(batch, pos)`` without padding, or of one text, read as a prompt is. Where attention patterns
+        are among them the forward is an eager one, whatever attention the model was loaded with.
 
         Raises
         ------
         XatlasError
-            The model lacks a site, or was not loaded with the attention that gives its patterns.
+            The model lacks a site, or gives no attention weights even with eager attention.
         """
         values: dict[Site, Tensor] = {}
-        with attached([self.hook(site, partial(values.__setitem__, site)) for site in dict.fromkeys(sites)]):
+        hooks = [self.hook(site, partial(values.__setitem__, site)) for site in dict.fromkeys(sites)]
+        patterns = any(site.kind == "attention_pattern" for site in sites)
+        with attention_weights(self.model) if patterns else nullcontext(), attached(hooks):
             self.run(ids)
         return values
 

@@ -55,6 +55,20 @@ def attached(hooks: Iterable[Hook], *, every_thread: bool = False) -> Iterator[N
         yield
 
 
+@contextmanager
+def attention_weights(model: nn.Module) -> Iterator[None]:
+    """Let a Hugging Face model return its attention weights, as only eager attention does; then all is as it was."""
+    configs = [module.config for module in model.modules() if hasattr(module, "config")]  # a whole before its parts
+    before = [(config, config._attn_implementation) for config in configs if hasattr(config, "_attn_implementation")]
+    try:
+        for config, _ in before:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+
+
 def _attach(module: nn.Module, point: HookPoint, function: SiteFunction, thread: int | None) -> RemovableHandle:
     def replaced(tensor: Tensor) -> Tensor | None:
         """Return the module's tensor with the site's new value; None where it stays."""

@@ -1,8 +1,9 @@
-"""Reading: one streamed capture pass that feeds all reading probes, and which prompts have a class of positions."""
+"""Reading: one streamed pass that feeds all reading probes, an eager one for attention patterns; position classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,36 +15,51 @@ from xatlas.prompts.reader import buckets
 if TYPE_CHECKING:
     import xarray as xr
 
+    from xatlas.contracts.adapter import Site
     from xatlas.contracts.probe import Inputs, ReadingProbe
     from xatlas.model import HookedModel
     from xatlas.prompts.reader import TokenPrompt
     from xatlas.suites import Suite
 
+#: The site kind that only eager attention has a value for.
+PATTERN = "attention_pattern"
+
 
 def read_together(
     probes: Sequence[ReadingProbe], model: HookedModel, suite: Suite, inputs: Sequence[Inputs]
 ) -> list[xr.Dataset]:
-    """Run every prompt once and show each probe the sites that it declares; return a dataset for each."""
+    """Run every prompt once and show each probe the sites that it declares; return a dataset for each.
+
+    Probes that read attention patterns are shown a second pass, an eager one, with all of their sites in it.
+    """
     for probe, given in zip(probes, inputs, strict=True):
         probe.start(model, suite, given)
     prompts = model.read(suite).prompts
-    wanted = [[site for kind in probe.sites for site in model.sites(kind)] for probe in probes]
-    every = sorted({site for sites in wanted for site in sites})
-    budget = Budget.for_device(model.device)
+    attending = [PATTERN in probe.sites for probe in probes]
+    done, total = 0, len(prompts) * len(set(attending))
+    for eager in sorted(set(attending)):
+        shown = [probe for probe, reads in zip(probes, attending, strict=True) if reads == eager]
+        wanted = [[site for kind in probe.sites for site in model.sites(kind)] for probe in shown]
+        for batch in captured(model, prompts, {site for sites in wanted for site in sites}):
+            for probe, sites in zip(shown, wanted, strict=True):
+                # A copy each, free of inference mode: what one probe does to it in place is not shown to the next.
+                probe.update(replace(batch, values={site: batch.values[site].clone() for site in sites}))
+            done += len(batch.prompts)
+            inputs[0].progress("reading", done, total)
+    return [probe.finish() for probe in probes]
+
+
+def captured(model: HookedModel, prompts: Sequence[TokenPrompt], sites: Collection[Site]) -> Iterator[Capture]:
+    """Run prompts in buckets of one length, as many at a time as the memory budget holds values of, and yield these."""
+    budget, every = Budget.for_device(model.device), sorted(set(sites))
     lengths = [len(prompt.ids) for prompt in prompts]
-    row = 4 * model.d_model * max(1, len(every))
-    most = {n: max(1, min(budget.tile_tokens // n, budget.stream_bytes // (row * n))) for n in set(lengths)}
-    done = 0
+    heads = [layout.n_heads for site in every if site.kind == PATTERN and (layout := model.head_layouts[site.layer])]
+    others = model.d_model * max(1, len(every) - len(heads))
+    row = {n: 4 * n * (others + sum(heads) * n) for n in set(lengths)}  # bytes of one prompt's values
+    most = {n: max(1, min(budget.tile_tokens // n, budget.stream_bytes // row[n])) for n in row}
     for group in buckets(lengths, most):
         rows = tuple(prompts[i] for i in group)
-        values = model.capture(model.tokens(rows), every)
-        for probe, sites in zip(probes, wanted, strict=True):
-            # A copy each, free of inference mode: what one probe does to it in place is not shown to the next.
-            shown = {site: values[site].clone() for site in sites}
-            probe.update(Capture(rows, tuple(int(i) for i in group), shown))
-        done += len(group)
-        inputs[0].progress("reading", done, len(prompts))
-    return [probe.finish() for probe in probes]
+        yield Capture(rows, tuple(int(i) for i in group), model.capture(model.tokens(rows), every))
 
 
 def without_tokens(prompts: Sequence[TokenPrompt], positions: Iterable[str]) -> dict[str, np.ndarray]:

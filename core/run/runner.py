@@ -57,7 +57,7 @@ def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: b
         store.prepare()
     with reporting(reporter, len(missing)) as shown:
         # Consecutive steps only: sorting would pull a step ahead of one that it rests on.
-        for _, group in groupby(missing, key=lambda step: (step.job.model, step.job.attention)):
+        for _, group in groupby(missing, key=lambda step: (step.job.model, _loaded_with(step, plan.config))):
             _Worker(store, shown, report, refresh).work(list(group))
     return report
 
@@ -96,7 +96,7 @@ class _Worker:
 
         self._unload()
         self.reporter.loading(step.job.model)
-        self.model = load_model(step.model, vars(self.config) | {"attention": step.job.attention})
+        self.model = load_model(step.model, vars(self.config) | {"attention": _loaded_with(step, self.config)})
         with calling(manager.adapters().get(step.model.architecture)):
             self.state = State(self.model)
         if self.clean is not None and not self.state.agrees(self.clean):
@@ -209,6 +209,11 @@ class _Worker:
         failure = Failure(what, explain(error))
         self.report.failures.append(failure)
         self.reporter.fail(failure)
+
+
+def _loaded_with(step: Step, config: MeasureConfig) -> str:
+    """Return the attention to load a model with: probes that read patterns get them in a pass of their own."""
+    return config.attention if isinstance(step.probe, ReadingProbe) else step.job.attention
 
 
 def load_model(model: Resolved, given: Mapping[str, Any]) -> HookedModel:

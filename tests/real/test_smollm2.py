@@ -17,6 +17,7 @@ from xatlas.interventions import Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, DeltaNLL, LogitDifference, Top1Changed
 from xatlas.model import HookedModel
 from xatlas.model.proof import prove
+from xatlas.plugins.attention_patterns import AttentionPatterns
 from xatlas.probing.means import reference_means
 from xatlas.probing.patching import Patching, read_pairs
 from xatlas.suites import Prompt, Suite
@@ -155,3 +156,31 @@ def test_the_capital_moves_with_the_patch(smollm2):
     assert readout[0] < 0.1
     assert readout[-2] > 0.9
     assert subject[-2] < 0.1
+
+
+def test_an_induction_head_loses_its_score_with_its_pattern(smollm2):
+    """Its queries set to zero, it looks at all tokens alike: that is the head, and of its layer no other."""
+    suite, (layer, head) = Suite("two", tuple(PROMPTS[:2])), (18, 6)
+    period = AttentionPatterns().parameters.period
+
+    def scores():
+        return AttentionPatterns().measure(smollm2, suite, Inputs())["induction_score"].mean("prompt")
+
+    before = scores()
+    assert [int(before.argmax(...)[dim]) for dim in ("layer", "head")] == [layer, head]
+    assert float(before.max()) > 0.6
+    d_head = smollm2.head_layouts[layer].d_head
+    queries = smollm2.adapter.module(smollm2.adapter.roles(layer)["attention.q"]).weight
+    own = slice(head * d_head, (head + 1) * d_head)
+    kept = queries[own].clone()
+    try:
+        with torch.no_grad():
+            queries[own] = 0
+        after = scores()
+    finally:
+        with torch.no_grad():
+            queries[own] = kept
+    even = np.mean([1 / (query + 1) for query in range(period + 1, 2 * period + 1)])
+    assert float(after[layer, head]) == pytest.approx(even, rel=1e-3)
+    others = [other for other in range(before.sizes["head"]) if other != head]
+    np.testing.assert_allclose(after[: layer + 1, others], before[: layer + 1, others], rtol=1e-4, atol=1e-6)

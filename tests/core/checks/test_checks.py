@@ -72,6 +72,10 @@ def bad_adapter(**members):
             "roles 'mlp.up' and 'mlp.gate' of layer 0 name the same module",
         ),
         (bad_adapter(head_layout=lambda self, layer: HeadLayout(4, 4, 8)), "k_proj gives 16 numbers"),
+        (
+            bad_adapter(window=lambda self, layer: 4),
+            r"Bad\.window\(0\) is 4, but a query of L0\.attention_pattern sees 9",
+        ),
     ],
 )
 def test_a_wrong_adapter_is_refused(adapter, told):

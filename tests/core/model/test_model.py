@@ -8,6 +8,7 @@ import torch
 from models import SHAPES, build
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from xatlas import manager
 from xatlas.api import load
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
@@ -15,6 +16,7 @@ from xatlas.interventions import Intervention, Zero
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached, count_hooks, one_row
 from xatlas.suites import Prompt
+from xatlas.testing import tiny_model
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
 
 IDS = torch.tensor([[5, 17, 60, 3, 44], [9, 2, 71, 30, 8]])
@@ -66,16 +68,35 @@ def test_an_edit_that_fails_leaves_no_hook(shape):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.model.modules())
 
 
-def test_attention_patterns_are_read_with_eager_attention_and_refused_without():
-    hf = build("llama")
+@pytest.mark.parametrize("name", sorted(manager.adapters()))
+def test_attention_patterns_are_hugging_faces_own(name):
+    """Of every registered adapter, layer by layer; and the model attends as before afterwards."""
+    model = tiny_model(manager.adapters()[name])
+    before = model.model.config._attn_implementation
+    assert before != "eager"
+    patterns = model.capture(IDS, model.sites("attention_pattern"))
+    assert model.model.config._attn_implementation == before
+    model.model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        theirs = [each for each in model.model(IDS, output_attentions=True).attentions if each is not None]
+    assert len(theirs) == len(patterns) == model.operator_types.count("attention")
+    for own, other in zip(patterns.values(), theirs, strict=True):
+        torch.testing.assert_close(own, other)
+        torch.testing.assert_close(own.sum(-1), torch.ones(own.shape[:-1]))
+
+
+def test_a_model_attends_as_before_when_reading_patterns_fails(monkeypatch):
+    model = HookedModel(build("llama"), None)
+    before = model.model.config._attn_implementation
+    monkeypatch.setattr(model, "run", lambda ids: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.capture(IDS, [Site(0, "attention_pattern")])
+    assert model.model.config._attn_implementation == before
+
+
+def test_outside_of_a_capture_patterns_need_eager_attention(shape):
     with pytest.raises(XatlasError, match=r"layers\.0\.self_attn returns no attention weights.*--attention eager"):
-        HookedModel(hf, None).capture(IDS, [Site(0, "attention_pattern")])
-    eager = build("llama")
-    eager.set_attn_implementation("eager")
-    pattern = HookedModel(eager, None).capture(IDS, [Site(0, "attention_pattern")])[Site(0, "attention_pattern")]
-    assert pattern.shape == (2, 4, 5, 5)
-    torch.testing.assert_close(pattern.sum(-1), torch.ones(2, 4, 5))
-    assert pattern.triu(1).abs().max() == 0
+        shape("llama").record(IDS, [Site(0, "attention_pattern")])
 
 
 def test_sites_that_are_not_there_are_named(shape):

@@ -20,6 +20,7 @@ from xatlas.errors import XatlasError
 from xatlas.probing.reading import read_together
 from xatlas.results.atlas import verify
 from xatlas.results.store import Store, read_entry
+from xatlas.run import runner
 from xatlas.run.plan import Plan
 from xatlas.run.runner import run
 
@@ -165,6 +166,20 @@ def test_reading_probes_share_one_pass_and_a_bad_one_spoils_no_other(model, sett
         outcome = go(model, settings, Store(tmp_path / "b"), "bad", "one")
     assert [step.job.probe for step in outcome.measured] == ["one"]
     assert [failure.what for failure in outcome.failures] == [f"bad on {model.slug}"]
+
+
+def test_patterns_are_read_of_the_model_as_it_is_loaded(model, settings, tmp_path, monkeypatch):
+    """Beside other probes: it is loaded once, with the attention asked for, and the job says what was eager."""
+    loaded = []
+    original = runner.load_model
+    monkeypatch.setattr(
+        runner, "load_model", lambda named, given: loaded.append(given["attention"]) or original(named, given)
+    )
+    outcome = go(model, settings, Store(tmp_path), "attention_patterns", "residual_norms", "layer_ablation")
+    assert not outcome.failures
+    assert loaded == ["sdpa"]
+    kinds = {step.job.probe: step.job.attention for step in outcome.measured}
+    assert kinds == {"attention_patterns": "eager", "residual_norms": "sdpa", "layer_ablation": "sdpa"}
 
 
 def test_a_model_that_cannot_be_loaded_does_not_stop_the_next(model, settings, tmp_path):
