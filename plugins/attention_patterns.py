@@ -105,7 +105,7 @@ class AttentionPatterns(ReadingProbe):
             },
             absent=self._absent(),
             dropped=self.tokens.dropped,
-        )
+        ).assign_attrs(period=period)
 
     def _put(self, name: str, capture: Capture, layer: int, values: np.ndarray) -> None:
         self.scores[name][list(capture.index), layer, : values.shape[1]] = values

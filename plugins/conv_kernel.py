@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xatlas import Inputs, ReadingProbe, Site, Suite, Variable, hookimpl
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
     from torch import Tensor
 
     from xatlas import HookedModel, Probe
     from xatlas.model import Capture
+    from xatlas.prompts.reader import TokenPrompt
 
 #: Taps of the usual kernel.
 TAPS = 3
@@ -28,8 +29,10 @@ class ConvKernel(ReadingProbe):
     suite's tokens but position 0 (which is one constant); ``dominant_share`` the share of channels in which the tap has
     the largest absolute weight (taps that are equally large share a channel; where all weights are zero, none has it).
     Taps are named by the token they look at: 0 is the current one, -1 the one before. A causal convolution is
-    padded on its left alone: its last tap is the current token's, and none looks ahead. Every convolution that the
-    model's adapter names has a kernel; one that has no gate and signal has no effective size.
+    padded on its left alone: its last tap is the current token's, and none looks ahead. ``ahead`` holds that against
+    the model: with another last token, the largest change of what the layer's operator writes at earlier ones over
+    that at the last. Every convolution that the model's adapter names has a kernel; one that has no gate and signal has
+    no effective size.
 
     Unit: ``weight_size`` that of the weights, ``effective_size`` that of the convolution's output; else none.
 
@@ -46,11 +49,12 @@ class ConvKernel(ReadingProbe):
         "weight_size": Variable(_CELL, "1", "mean absolute weight of the tap"),
         "effective_size": Variable(_CELL, "1", "mean of absolute weight times standard deviation of gate · signal"),
         "dominant_share": Variable(_CELL, "1", "share of channels in which the tap has the largest weight"),
+        "ahead": Variable(("layer",), "1", "change at earlier tokens over that at a last token that is another"),
     }
 
     def start(self, model: HookedModel, suite: Suite, inputs: Inputs) -> None:
-        """Find the kernels."""
-        self.model, self.dropped = model, model.read(suite).dropped
+        """Find the kernels, and whether any of them looks ahead."""
+        self.model, self.tokens = model, model.read(suite)
         paths = {layer: model.adapter.conv_path(layer) for layer in range(model.n_layers)}
         self.kernels = {  # (channel, tap), oldest tap first
             layer: model.adapter.module(path).weight[:, 0].detach().double().cpu().abs()
@@ -58,6 +62,7 @@ class ConvKernel(ReadingProbe):
             if path is not None
         }
         self.moments: dict[int, tuple[int, Tensor, Tensor]] = {}  # tokens, mean and summed squares about it (channel)
+        self.ahead = _ahead(model, max(self.tokens.prompts, key=lambda prompt: len(prompt.ids)), list(self.kernels))
 
     def update(self, capture: Capture) -> None:
         """Take in what enters the convolutions, about its own mean: sums of squares would cancel."""
@@ -82,7 +87,7 @@ class ConvKernel(ReadingProbe):
         from xatlas.schema import label, layer_coords
 
         width = max((kernel.shape[1] for kernel in self.kernels.values()), default=TAPS)
-        sizes = {name: np.full((self.model.n_layers, width), np.nan) for name in self.variables}
+        sizes = {name: np.full((self.model.n_layers, width), np.nan) for name in self.variables if name != "ahead"}
         for layer, kernel in self.kernels.items():
             own = slice(width - kernel.shape[1], None)
             largest = (kernel == kernel.amax(1, keepdim=True)) & (kernel > 0)
@@ -92,9 +97,11 @@ class ConvKernel(ReadingProbe):
                 number, _, about = self.moments[layer]
                 sizes["effective_size"][layer, own] = (kernel * (about / number).sqrt()[:, None]).mean(0)
         coords = {**layer_coords(self.model.operator_types), "tap": list(range(1 - width, 1))}
-        return label(self.variables, sizes, coords, absent=self._absent(sizes), dropped=self.dropped)
+        ahead = np.array([self.ahead.get(layer, np.nan) for layer in range(self.model.n_layers)])
+        given, absent = {**sizes, "ahead": ahead}, self._absent(width)
+        return label(self.variables, given, coords, absent=absent, dropped=self.tokens.dropped)
 
-    def _absent(self, sizes: dict[str, np.ndarray]) -> dict[str, str]:
+    def _absent(self, width: int) -> dict[str, str]:
         """Return why sizes are NaN: no convolution, a shorter kernel, nothing named that enters it."""
         from xatlas.schema import cells
 
@@ -102,7 +109,6 @@ class ConvKernel(ReadingProbe):
         bare = [layer for layer in range(self.model.n_layers) if layer not in self.kernels]
         if bare:
             absent[cells(layer=bare)] = "layers without a convolution have no kernel"
-        width = sizes["weight_size"].shape[1]
         for layer, kernel in self.kernels.items():
             if kernel.shape[1] < width:
                 absent[cells(layer=[layer], tap=range(1 - width, 1 - kernel.shape[1]))] = "the kernel is shorter"
@@ -110,7 +116,21 @@ class ConvKernel(ReadingProbe):
         if blind:
             listed = ", ".join(map(str, blind))
             absent["effective_size"] = f"gate and signal of layers {listed} are not named, or no text has two tokens"
+        if len(self.ahead) < len(self.kernels):
+            absent["ahead"] = "no text has two tokens, or another last token changes nothing"
         return absent
+
+
+def _ahead(model: HookedModel, prompt: TokenPrompt, layers: list[int]) -> dict[int, float]:
+    """Return layer → what another last token changes of what operators write before it, over what it changes there."""
+    *before, last = prompt.ids
+    ids = model.tokens([prompt, replace(prompt, ids=(*before, (last + 1) % model.adapter.vocabulary))])
+    found = {}
+    for site, (one, other) in model.capture(ids, [Site(layer, "operator_out") for layer in layers]).items():
+        *earlier, at_last = (other - one).abs().amax(-1).tolist()
+        if earlier and at_last:
+            found[site.layer] = max(earlier) / at_last
+    return found
 
 
 @hookimpl

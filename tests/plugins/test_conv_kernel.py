@@ -48,6 +48,7 @@ def test_sizes_are_weights_and_what_they_are_multiplied_with(name):
         np.testing.assert_allclose(own["effective_size"], (kernel * spread[:, None]).mean(0), rtol=1e-5)
         won = np.bincount(kernel.argmax(1), minlength=width) / len(kernel)
         np.testing.assert_allclose(own["dominant_share"], won)
+        assert own["ahead"] < 1e-5
 
 
 @pytest.mark.parametrize("tap", [-2, -1, 0])
@@ -66,7 +67,7 @@ def test_the_effective_kernel_and_the_causal_tap_agree(tap):
         sizes = sizes.sel(layer=0).squeeze()
         assert int(sizes.idxmax("tap")) == tap
         assert float(sizes.drop_sel(tap=tap).max()) == 0
-    assert dataset.sel(layer=1).to_array().max() == 0  # a kernel of zeros: no tap has its channels
+    assert dataset.drop_vars("ahead").sel(layer=1).to_array().max() == 0  # a kernel of zeros: no tap has its channels
 
 
 def test_where_weight_and_effective_size_differ_the_causal_tap_is_the_effective_one():
@@ -82,6 +83,16 @@ def test_where_weight_and_effective_size_differ_the_causal_tap_is_the_effective_
     found["causal"] = causal.sel(layer=0).squeeze()
     leads = {name: int(sizes.idxmax("tap")) for name, sizes in found.items()}
     assert leads == {"weight_size": -2, "effective_size": -1, "causal": -1}
+
+
+def test_what_looks_ahead_is_seen():
+    """No convolution of LFM2 does; one that is shifted by a token does."""
+    hf = build("lfm2", vocab_size=260)
+    assert measure(hf)[0]["ahead"].sel(layer=[0, 2]).max() < 1e-6
+    hf.model.layers[2].conv.register_forward_hook(lambda module, args, output: output.roll(-1, 1))
+    ahead = ConvKernel().measure(HookedModel(hf, byte_tokenizer(), prove=False), tiny_suite(), Inputs())["ahead"]
+    assert ahead.sel(layer=0) < 1e-6
+    assert ahead.sel(layer=2) > 0.5
 
 
 def test_a_convolution_without_gate_and_signal_has_weights_alone(monkeypatch):
