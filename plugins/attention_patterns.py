@@ -82,7 +82,7 @@ class AttentionPatterns(ReadingProbe):
 
     def finish(self) -> xr.Dataset:
         """Run the repeated tokens, and return the scores ``(prompt, layer, head)``."""
-        from xatlas.probing.ablation import head_coords_of
+        from xatlas.probing.ablation import model_heads
         from xatlas.probing.attention import induction_score
         from xatlas.probing.reading import captured
         from xatlas.schema import label, layer_coords, suite_coords
@@ -101,7 +101,7 @@ class AttentionPatterns(ReadingProbe):
             {
                 **suite_coords(self.tokens),
                 **layer_coords(self.model.operator_types),
-                **head_coords_of(self.model, range(self.heads)),
+                **model_heads(self.model, range(self.heads)),
             },
             absent=self._absent(),
             dropped=self.tokens.dropped,

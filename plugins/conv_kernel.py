@@ -31,7 +31,7 @@ class ConvKernel(ReadingProbe):
     Taps are named by the token they look at: 0 is the current one, -1 the one before. A causal convolution is
     padded on its left alone: its last tap is the current token's, and none looks ahead. ``ahead`` holds that against
     the model: with another last token, the largest change of what the layer's operator writes at earlier ones over
-    that at the last. Every convolution that the model's adapter names has a kernel; one that has no gate and signal has
+    the largest at any. Every convolution that the model's adapter names has a kernel; one that has no gate and signal has
     no effective size.
 
     Unit: ``weight_size`` that of the weights, ``effective_size`` that of the convolution's output; else none.
@@ -49,7 +49,7 @@ class ConvKernel(ReadingProbe):
         "weight_size": Variable(_CELL, "1", "mean absolute weight of the tap"),
         "effective_size": Variable(_CELL, "1", "mean of absolute weight times standard deviation of gate · signal"),
         "dominant_share": Variable(_CELL, "1", "share of channels in which the tap has the largest weight"),
-        "ahead": Variable(("layer",), "1", "change at earlier tokens over that at a last token that is another"),
+        "ahead": Variable(("layer",), "1", "change at earlier tokens over that at any, with another last token"),
     }
 
     def start(self, model: HookedModel, suite: Suite, inputs: Inputs) -> None:
@@ -122,14 +122,14 @@ class ConvKernel(ReadingProbe):
 
 
 def _ahead(model: HookedModel, prompt: TokenPrompt, layers: list[int]) -> dict[int, float]:
-    """Return layer → what another last token changes of what operators write before it, over what it changes there."""
+    """Return layer → what another last token changes of an operator's output before it, over the most that it changes."""
     *before, last = prompt.ids
     ids = model.tokens([prompt, replace(prompt, ids=(*before, (last + 1) % model.adapter.vocabulary))])
     found = {}
     for site, (one, other) in model.capture(ids, [Site(layer, "operator_out") for layer in layers]).items():
         *earlier, at_last = (other - one).abs().amax(-1).tolist()
-        if earlier and at_last:
-            found[site.layer] = max(earlier) / at_last
+        if earlier and (most := max(*earlier, at_last)):
+            found[site.layer] = max(earlier) / most
     return found
 
 

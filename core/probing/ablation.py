@@ -207,7 +207,7 @@ class AblationProbe(Probe):
                 absent = grid.absent(name, self.reasons) | absent
         coords = suite_coords(tokens) | layer_coords(model.operator_types)
         if "head" in grid.labels:
-            coords |= head_coords_of(model, grid.labels["head"])
+            coords |= model_heads(model, grid.labels["head"])
         return label(
             self.variables,
             self.derive(arrays),
@@ -283,7 +283,7 @@ class AblationProbe(Probe):
         return xr.DataArray(missing, dims=("prompt", "condition")), absent, dropped
 
 
-def head_coords_of(model: HookedModel, heads: Sequence[int]) -> dict[str, Any]:
+def model_heads(model: HookedModel, heads: Sequence[int]) -> dict[str, Any]:
     """Return the coordinates of heads; -1 stands for the group of a head that reads another one in another layer."""
     layouts = [layout for layout in model.head_layouts if layout is not None]
     groups = [{layout.kv_group(head) for layout in layouts if head < layout.n_heads} for head in heads]
