@@ -31,8 +31,8 @@ class ConvKernel(ReadingProbe):
     Taps are named by the token they look at: 0 is the current one, -1 the one before. A causal convolution is
     padded on its left alone: its last tap is the current token's, and none looks ahead. ``ahead`` holds that against
     the model: with another last token, the largest change of what the layer's operator writes at earlier ones over
-    the largest at any. Every convolution that the model's adapter names has a kernel; one that has no gate and signal has
-    no effective size.
+    the largest at any. Every convolution that the adapter names has a kernel; one without gate and signal has no
+    effective size.
 
     Unit: ``weight_size`` that of the weights, ``effective_size`` that of the convolution's output; else none.
 
@@ -122,7 +122,7 @@ class ConvKernel(ReadingProbe):
 
 
 def _ahead(model: HookedModel, prompt: TokenPrompt, layers: list[int]) -> dict[int, float]:
-    """Return layer → what another last token changes of an operator's output before it, over the most that it changes."""
+    """Return layer → how much another last token changes an operator's earlier outputs, over the most it changes."""
     *before, last = prompt.ids
     ids = model.tokens([prompt, replace(prompt, ids=(*before, (last + 1) % model.adapter.vocabulary))])
     found = {}
