@@ -82,10 +82,7 @@ def explained(path: Path, folder: Path | None = None, advice: str = _OTHER_FOLDE
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``path`` and its folder so that a reader, or a power cut, sees the old file or the new one.
-
-    Two writers of one path must hold a lock.
-    """
+    """Write ``path``, whole or not at all, and its folder; two writers of one path must hold a lock."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)

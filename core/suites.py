@@ -155,10 +155,7 @@ class Suite:
 
 
 def template_turns(prompts: Iterable[Prompt]) -> list[int]:
-    """Return for each prompt which of its family's templates its own is, from 0, in order of first appearance.
-
-    A prompt without a template counts as its own.
-    """
+    """Return which of its family's templates, from 0, each prompt is of; one without a template counts as its own."""
     known: dict[str, dict[str, int]] = {}
     turns = []
     for prompt in prompts:

@@ -174,10 +174,7 @@ def tiny_reference() -> Suite:
 
 
 def answered_suite(model: HookedModel) -> Suite:
-    """Return the tiny suite with answers that the model gives, as a trained one would: random weights know none.
-
-    Targets and foils are letters: the target is preferred after the text, the foil after its twin, as much as can be.
-    """
+    """Return the tiny suite with letters for answers: the model prefers the target, after the twin the foil."""
     prompts = []
     for prompt in tiny_suite():
         texts = (prompt.text, prompt.corrupt_text or prompt.text)

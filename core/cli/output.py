@@ -104,10 +104,7 @@ def summarised(dataset: xr.Dataset) -> Rows:
 
 
 def print_table(rows: Rows) -> None:
-    """Print rows under their column names, numbers to the right; nothing where there is no row.
-
-    On a terminal, cells are wrapped between words where the table is too wide; elsewhere a row is a line.
-    """
+    """Print rows under their column names, numbers to the right; on a terminal, cells are wrapped between words."""
     from rich.box import Box
     from rich.console import Console
     from rich.table import Table

@@ -71,10 +71,8 @@ class Budget:
 
 
 def up_to_readout(prompts: Sequence[TokenPrompt], metrics: Sequence[Metric]) -> list[TokenPrompt]:
-    """Return what is run of prompts: all of them, or up to the readout where nothing after it is read.
-
-    By causality nothing there matters before it.
-    """
+    """Return what is run of prompts: up to the readout where nothing after it is read, else all of them."""
+    # by causality nothing behind it matters
     if all(set(metric.positions(prompt)) <= {prompt.readout} for metric in metrics for prompt in prompts):
         return [replace(prompt, ids=prompt.ids[: prompt.readout + 1]) for prompt in prompts]
     return list(prompts)

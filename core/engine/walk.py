@@ -36,10 +36,7 @@ def sites_read(conditions: Iterable[Condition]) -> list[Site]:
 
 
 def needed_positions(model: HookedModel, read: int) -> list[int | None]:
-    """Return how many of each layer's last input positions decide the last ``read`` outputs; None for all.
-
-    A convolution at the end needs a few positions, and only attention needs them all.
-    """
+    """Return how many of each layer's last input positions decide the last ``read`` outputs; None (attention): all."""
     needed: int | None = read
     found: list[int | None] = []
     for layer in reversed(range(model.n_layers)):
@@ -71,10 +68,7 @@ def is_last_position(part: Intervention) -> bool:
 
 
 def runs_last_position(model: HookedModel, prompts: Sequence[TokenPrompt], metrics: Sequence[Metric]) -> bool:
-    """Whether the last position of prompts of equal length can be run on its own.
-
-    Nothing else is read, other positions stand before it, and Hugging Face's cache can count them.
-    """
+    """Whether the last position can be run alone: nothing else is read, and a cache counts the positions before it."""
     if is_held(model):  # what is held at the newest token would be held at those before it
         return False
     last = len(prompts[0].ids) - 1
@@ -159,10 +153,7 @@ def record_last_position(model: HookedModel, ids: Tensor, sites: Sequence[Site] 
 
 @dataclass(eq=False)
 class BucketContext(InterventionContext):
-    """The context of one bucket: prompts of equal length, and the other runs that changes read.
-
-    Values that the clean run didn't keep are captured by one more call of the clean layer, one layer's at a time.
-    """
+    """The context of one bucket: prompts of equal length, and the other runs that changes read."""
 
     model: HookedModel
     prompts: Sequence[TokenPrompt]
@@ -204,6 +195,7 @@ class BucketContext(InterventionContext):
         return self._captured(site)[: len(self.prompts)]
 
     def _captured(self, site: Site) -> Tensor:
+        """Return what the clean run kept; what it didn't is captured by one more call, a layer's sites at a time."""
         if site in self.recorded.values:
             return self.recorded.values[site]
         if site not in self._values:

@@ -196,10 +196,7 @@ def is_converted(sha256: str, *, weighted: bool = True) -> bool:
 
 
 def convert(path: Path, sha256: str, say: Callable[[str], None], *, weighted: bool = True) -> None:
-    """Convert a GGUF file to a folder of float32 safetensors, config and tokenizer, once: all of it or nothing.
-
-    Where the folder is not to be ``weighted``, the file's header alone is read.
-    """
+    """Convert a GGUF file to float32 safetensors (where ``weighted``), config and tokenizer, once: all or nothing."""
     if find_spec("gguf") is None:
         raise XatlasError(f"reading {path.name} needs the 'gguf' extra: pip install 'xatlas-lm[gguf]'.")
 

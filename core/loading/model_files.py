@@ -49,10 +49,7 @@ def cache_folder() -> Path:
 
 
 def make_once(target: Path, ready: Callable[[], bool], make: Callable[[Path], Path]) -> None:
-    """Put what ``make`` leaves in a folder of its own at ``target`` in the cache, whole or not at all.
-
-    Of several processes one makes it, and the others wait.
-    """
+    """Put what ``make`` leaves in a folder at ``target`` in the cache, whole or not at all; other processes wait."""
     lock, partial = target.with_name(f"{target.name}.lock"), f".partial-{target.name}-"
     waiting = f"another process is making {target}: waiting for it."
     with locked(lock, waiting, _CACHE_ADVICE), explained(target, advice=_CACHE_ADVICE):
@@ -212,10 +209,7 @@ def missing_parts(folder: Path, *, weighted: bool = True) -> list[str]:
 
 
 def check_folder(folder: Path, lora: Path | None = None, *, weighted: bool = True) -> dict[str, Any]:
-    """Return the config of a folder that can be loaded, with the LoRA weights asked for; refuse any other folder.
-
-    Of one that is not to be ``weighted`` no weights are looked at.
-    """
+    """Return the config of a folder that can be loaded, with the LoRA weights asked for; refuse any other folder."""
     where = folder / "config.json"
     if (folder / LORA_CONFIG).is_file():
         if not where.is_file():

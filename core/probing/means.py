@@ -118,16 +118,13 @@ def reference_means(
 
 
 def mean_batches(reference: TokenSuite, at_once: int = 512) -> list[list[TokenPrompt]]:
-    """Return the reference prompts that means are taken over, in batches of equal length of so many tokens.
-
-    Prompts are taken family by family in turn until there are enough tokens.
-    """
+    """Return the reference prompts that means are taken over, in batches of equal length of so many tokens."""
     families: dict[str, list[TokenPrompt]] = {}
     for prompt in reference.prompts:
         families.setdefault(prompt.prompt.family, []).append(prompt)
     chosen: list[TokenPrompt] = []
     n_tokens = 0
-    for turn in range(max(map(len, families.values()), default=0)):
+    for turn in range(max(map(len, families.values()), default=0)):  # family by family, until there are enough
         if n_tokens >= ENOUGH_TOKENS:
             break
         chosen += [members[turn] for members in families.values() if turn < len(members)]
@@ -141,10 +138,7 @@ def mean_batches(reference: TokenSuite, at_once: int = 512) -> list[list[TokenPr
 
 
 def choose_donors(prompts: Sequence[TokenPrompt], reference: TokenSuite, seed: int) -> Run:
-    """Choose each prompt's donor for resample ablation: equal token length, other family, other target.
-
-    The choice depends on the seed and the prompt's id alone; where none fits, it is None.
-    """
+    """Choose donors for resample ablation: of equal token length, other family, other target; None where none fits."""
     by_length: dict[int, list[TokenPrompt]] = {}
     for donor in reference.prompts:
         by_length.setdefault(len(donor.ids), []).append(donor)

@@ -292,10 +292,7 @@ class Patching:
 def gradients(
     model: HookedModel, prompts: Sequence[TokenPrompt], sites: Sequence[Site]
 ) -> dict[Site, tuple[Tensor, Tensor]]:
-    """Return sites' values and the gradient of target's minus foil's logit by each, ``(prompt, pos, ...)`` both.
-
-    Prompts are of equal length and end at the readout. Weights get no gradient.
-    """
+    """Return site → value, and gradient by it of the last position's logit difference, ``(prompt, pos, ...)`` both."""
     values: dict[Site, Tensor] = {}
     leaves: dict[Site, Tensor] = {}
     final: list[Tensor] = []

@@ -124,10 +124,7 @@ class Store:
         return read_result(self.file(job))
 
     def write(self, job: Job, dataset: xr.Dataset, provenance: Mapping[str, Any]) -> Path:
-        """Keep the job's result and drop its finished parts; a damaged predecessor is set aside.
-
-        The dataset must be valid for the job's probe, and the provenance (see :class:`Entry`) JSON-ready.
-        """
+        """Keep the job's result and drop its finished parts; a damaged predecessor is set aside."""
         path, contract = self.file(job), None
         probe = _declaring(job)
         if probe is not None:
@@ -235,10 +232,8 @@ def atlas_folder(path: Path) -> Path:
 
 
 def encode(dataset: xr.Dataset) -> bytes:
-    """Return ``dataset`` as netCDF-4: numbers compressed, every chunk with its checksum.
-
-    It is made in memory, so that a full disk is met by plain writing, which fails cleanly.
-    """
+    """Return ``dataset`` as netCDF-4: numbers compressed, every chunk with its checksum."""
+    # in memory, so that a full disk is met by plain writing, which fails cleanly
     packed = {"zlib": True, "complevel": 4, "shuffle": True, "fletcher32": True}
     encoding: dict[Any, Any] = {
         name: packed

@@ -68,8 +68,7 @@ def compare(
 def collect(comparison: Comparison, plan: Plan, store: Store) -> tuple[dict[str, Path], list[Resolved], list[str]]:
     """Return tree node → file of all that the comparison may read, the models that it can show, and who is left out.
 
-    Nodes are ``/{model}/{probe}``, or with ``@`` and what differs. Models that lack something are left out, and their
-    twins with them; twins are there for comparisons that use them.
+    Nodes are ``/{model}/{probe}``, or with ``@`` and what differs; with a model, its twins are left out.
     """
     nodes: dict[str, Path] = {}
     shown: list[Resolved] = []
@@ -223,11 +222,7 @@ def _kept(record: Path | None, key: str, figures: Path) -> ComparisonResult | No
 
 
 def _result(content: dict[str, Any], figures: Path) -> ComparisonResult:
-    """Return what a record says: the same when it was just made and when it was kept.
-
-    It raises LookupError, TypeError, ValueError or AttributeError where it is no record, or a cell is neither text nor
-    number.
-    """
+    """Return what a record says, just made or kept; raises where it is none, or a cell is neither text nor number."""
     findings = [Finding(**item) for item in content["findings"]]
     cells = [cell for row in content["table"] for cell in row.values()]
     texts = [text for item in findings for text in (item.sentence, item.verdict, item.model)]

@@ -74,10 +74,7 @@ def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
 
 
 def shortened(plan: Plan, minutes: float, done: Callable[[Step], bool]) -> Plan:
-    """Return the plan on as many of each family's templates as fit the minutes; at least on the first of each.
-
-    What is ``done`` costs nothing.
-    """
+    """Return the plan on as many templates of each family as fit, one at least; what is ``done`` costs nothing."""
     if not (math.isfinite(minutes) and minutes > 0):
         raise XatlasError(f"minutes = {minutes:g} does not fit: it takes a number above 0.")
     whole, most = plan, plan.config.suite.most_templates

@@ -33,9 +33,9 @@ class Step:
 class Plan:
     """What a command measures and compares: made once, and passed on to all that work on it.
 
-    Models are shown in the order given; probes are measured besides what the comparisons require, and all of it on
-    untrained ``twins`` too, which are shown by comparisons that use them. What can't be
-    measured is refused: unknown names, probes in a circle, models without adapter, parameters of what nobody asks for.
+    Models are shown in the order given; ``probes`` are measured besides what comparisons require, all of it on
+    untrained ``twins``, too. What can't be measured is refused: unknown names, circles of probes, models without
+    adapter, parameters of what nobody asks for.
     """
 
     def __init__(
