@@ -20,6 +20,7 @@ import numpy as np
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
 from xatlas.suites import Prompt, Suite
+from xatlas.text import printable
 from xatlas.vocabulary import POSITION_CLASSES, TEMPLATE_DATE, BosHabit, check_date
 
 #: Tokens that end documents in base models, and may end turns too in what was tuned from them.
@@ -223,6 +224,14 @@ class Reader:
         offsets = list(enumerate(self._encode(text)[1]))
         held = [[i for i, (a, b) in offsets if span and a < span[1] and b > span[0]] for span in placed]
         return [positions[-1] if positions else None for positions in held]
+
+    def text_of(self, token: int) -> str:
+        """Return a token's text, its space in front included; its name where it is no text of its own."""
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        text: str = self.tokenizer.decode([token])
+        if isinstance(name, str) and name.startswith("▁") and not text.startswith(" "):
+            text = f" {text}"
+        return printable(name or f"<{token}>" if not text or "\ufffd" in text else text)
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return tokens and character spans, the beginning token in front."""

@@ -184,3 +184,26 @@ def test_an_induction_head_loses_its_score_with_its_pattern(smollm2):
     assert float(after[layer, head]) == pytest.approx(even, rel=1e-3)
     others = [other for other in range(before.sizes["head"]) if other != head]
     np.testing.assert_allclose(after[: layer + 1, others], before[: layer + 1, others], rtol=1e-4, atol=1e-6)
+
+
+def test_writes_sum_to_the_logit_difference_and_the_lens_ends_in_the_output(smollm2):
+    """In a stream with massive coordinates, too: what the norm scales down is a thousand times what tells answers."""
+    from xatlas.plugins.direct_logit_attribution import DirectLogitAttribution
+    from xatlas.plugins.logit_lens import LogitLens
+    from xatlas.probing.reading import read_together
+
+    suite = Suite("real", tuple(PROMPTS))
+    lens, parts = read_together([LogitLens(), DirectLogitAttribution()], smollm2, suite, [Inputs(), Inputs()])
+    total = (parts.embedding + parts.attribution.sum(["layer", "component"])).values
+    heads = parts.attribution_head.sum("head") - parts.attribution.sel(component="operator", drop=True)
+    size = float(abs(parts.attribution).max())
+    assert float(abs(heads).max()) < 1e-4 * size
+    for row, prompt in enumerate(smollm2.read(suite).prompts):
+        own = ref.logits(smollm2.model, list(prompt.ids))[prompt.readout].double()
+        gap = float(own[prompt.answer] - own[prompt.foil_answer])
+        assert abs(total[row] - gap) < 1e-4 * max(size, abs(gap))
+        last = lens.isel(prompt=row).sel(layer=smollm2.n_layers - 1, site="resid_post")
+        np.testing.assert_allclose(last.target_logprob, own.log_softmax(-1)[prompt.answer], atol=1e-4, rtol=1e-4)
+    rank = lens.target_rank.mean("prompt")
+    before, after = rank.sel(layer=0, site="resid_pre"), rank.sel(layer=smollm2.n_layers - 1, site="resid_post")
+    assert before > 100 * after
