@@ -112,6 +112,46 @@ def load(name: Name, **settings: Any) -> HookedModel:
     return load_model(resolve(os.fspath(name)), settings)
 
 
+@takes_settings("of_model")
+def lens(model: Name | HookedModel, text: str, *, target: str | None = None, **settings: Any) -> xr.Dataset:
+    """Return what a model would say after each layer, at every token of a text: the logit lens.
+
+    Parameters
+    ----------
+    model : str, path or HookedModel
+    text : str
+        What the model reads.
+    target : str, optional
+        One token that may follow the text, whose rank and probability are wanted.
+    **settings
+        As in :func:`load`; none for a loaded model.
+
+    Returns
+    -------
+    Dataset
+        ``top_token``, ``top_probability``, ``entropy``, ``kl_to_final (site, position)``; with a target
+        ``target_probability`` and ``target_rank``, too.
+
+    Raises
+    ------
+    XatlasError
+        The text is empty, the target is not one token, or the model can't be loaded.
+    """
+    from xatlas import views
+
+    views.check_text(text)
+    return views.lens(_loaded(model, settings), text, target)
+
+
+def _loaded(model: Name | HookedModel, settings: dict[str, Any]) -> HookedModel:
+    """Return a model that is loaded with these settings, or was before."""
+    if isinstance(model, str | os.PathLike):
+        return load(model, **settings)
+    if settings:
+        raise XatlasError(f"the loaded model has its settings already: leave out {', '.join(settings)}.")
+    return model
+
+
 @takes_settings()
 def measure(
     model: Name | HookedModel,

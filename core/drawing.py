@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from xatlas.contracts.comparison import Comparison
 
+#: Attribute that tells the data of a view of one text from a comparison's: which view it is.
+VIEW = "view"
 #: Widths of a paper's figures by name, in inches.
 WIDTHS = {"column": 3.4, "page": 7.0}
 FORMATS = ("png", "svg", "pdf")
@@ -144,12 +146,16 @@ def draw(
             except XatlasError as error:
                 failures.append(f"{file}: {error}")
     if not written and not failures:
-        raise XatlasError(f"{path} holds no data of {', '.join(comparisons)}: 'xatlas compare' makes them.")
+        raise XatlasError(
+            f"{path} holds no data of {', '.join(comparisons) or 'comparisons'}: 'xatlas compare' makes them."
+        )
     return written, failures
 
 
 def _draw_one(file: Path, out: Path, comparisons: Sequence[str], formats: Sequence[str]) -> list[Path]:
     dataset = read_unproved(file)
+    if VIEW in dataset.attrs:  # of one text: nothing that was compared
+        return []
     if comparisons and _origin(dataset)[0] not in comparisons:
         return []
     comparison = maker(dataset)

@@ -1,0 +1,89 @@
+"""The commands that show one text or one model: a table on the terminal, a figure with its data beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xatlas.cli import options
+from xatlas.cli.app import command
+from xatlas.cli.output import WIDTH, echo, print_json
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Model = Annotated[str, typer.Argument(help="Name or path of a model.", autocompletion=options.complete("models"))]
+Text = Annotated[str, typer.Argument(help="What the model reads.")]
+Figures = Annotated[Path, typer.Option(help="Folder for figures/.")]
+
+#: Marks of a probability, and from where on each stands.
+_SHADES = {0.9: "█", 0.6: "▓", 0.3: "▒", 0.1: "░", 0.0: " "}
+
+
+@command()
+@options.configured("attention", "draws", "seed", "suite", "reference")
+def lens(
+    model: Model,
+    text: Text,
+    target: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="Show this token's rank in place of the likeliest token.")
+    ] = None,
+    *,
+    out: Figures = Path("."),
+    as_json: options.Json = False,
+    **config: Any,
+) -> None:
+    """Show what a model would say after each layer, at every token of a text (the logit lens)."""
+    from xatlas import api, views
+
+    dataset = api.lens(model, text, target=target, **config)
+    files = views.save(views.draw_lens(dataset), dataset, out / api.FIGURES)
+    if as_json:
+        print_json({**dataset.to_dict(), "files": files})
+        return
+    first = _print_lens(dataset)
+    said = (
+        "the target's rank, shaded by its probability"
+        if target
+        else "the likeliest next token, shaded by its probability"
+    )
+    marks = ", ".join(f"{mark} from {100 * share:.0f} %" for share, mark in reversed(_SHADES.items()) if share)
+    echo(
+        f"\nAfter each layer, {said} ({marks}).\n"
+        f"The last row is the model's output. At the last position {views.settled(dataset)}."
+    )
+    if first:
+        echo(f"Positions before {first} are in the figure's data.")
+    echo(f"Figure and data: {files[0]}, and beside it .svg, .nc and .csv.")
+
+
+def _print_lens(dataset: xr.Dataset) -> int:
+    """Print layers over as many of the last positions as fit; return the first of them."""
+    from rich.cells import cell_len, set_cell_size
+
+    from xatlas.views import visible
+
+    ranked = "target_rank" in dataset
+    chance = dataset["target_probability" if ranked else "top_probability"].values
+    values = dataset["target_rank" if ranked else "top_token"].values
+    cells = [[f"{value:.0f}" if ranked else visible(str(value)) for value in row] for row in values]
+    names = ["embedding", *(f"{layer} {kind}" for layer, kind in enumerate(dataset["operator_type"].values[1:]))]
+    heads = [visible(str(token)) for token in dataset["token"].values]
+    label = max(map(len, names))
+    width = min(WIDTH, os.get_terminal_size(sys.stdout.fileno()).columns or WIDTH) if sys.stdout.isatty() else WIDTH
+    wide = min(9, max(6, *(cell_len(cell) for row in cells for cell in row)))
+    first = max(0, len(heads) - max(1, (width - label) // (wide + 2)))
+
+    def fitted(text: str) -> str:
+        return set_cell_size(text if cell_len(text) <= wide else f"{set_cell_size(text, wide - 1)}…", wide)
+
+    lines = [" " * (label + 1) + "  ".join(map(fitted, heads[first:]))]
+    for name, row, shares in zip(names, cells, chance, strict=True):
+        marks = [next(mark for least, mark in _SHADES.items() if share >= least) for share in shares[first:]]
+        lines.append(f"{name:<{label}} " + " ".join(map("".join, zip(map(fitted, row[first:]), marks, strict=True))))
+    echo("\n".join(line.rstrip() for line in lines))
+    return first

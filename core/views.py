@@ -1,0 +1,205 @@
+"""What a model makes of one text: datasets, and the figures that show them."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from xatlas.contracts.adapter import Site
+from xatlas.drawing import VIEW
+from xatlas.errors import XatlasError
+from xatlas.files import digest, write_atomic
+from xatlas.model.hooks import exclusive
+from xatlas.probing.lens import lens as read_lens
+from xatlas.results.store import encode
+from xatlas.schema import CONVENTIONS
+from xatlas.suites import Prompt
+from xatlas.text import one_line, printable, spreadsheet_cell
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from xatlas.model import HookedModel
+
+#: Most positions that a figure shows, and most characters of a token in it.
+_POSITIONS, _CHARACTERS = 32, 9
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "xatlas",
+}
+
+
+def check_text(text: str) -> None:
+    """Refuse a text that holds nothing."""
+    if not text:
+        raise XatlasError("the text is empty: write what the model is to read.")
+
+
+@exclusive
+@torch.inference_mode()
+def lens(model: HookedModel, text: str, target: str | None = None) -> xr.Dataset:
+    """Return what the logit lens says at every position of a text, of the embedding and after every layer.
+
+    ``top_token``, ``top_probability``, ``entropy``, ``kl_to_final (site, position)``; with a target, one token that
+    may follow the text, ``target_probability`` and ``target_rank``, too. The last site is the model's own output.
+    """
+    import xarray as xr
+
+    check_text(text)
+    reader = model.reader
+    if reader is None:
+        raise XatlasError("this model was made without a tokenizer: it can't read text.")
+    prompt = reader.prompt(Prompt("text", "text", text))
+    if isinstance(prompt, str):
+        raise XatlasError(f"the text can't be read: {prompt}.")
+    asked = -1 if target is None else _one_token(model, text, target)
+    layers = range(model.n_layers)
+    sites = [Site(0, "resid_pre"), *(Site(layer, "resid_post") for layer in layers)]
+    values = model.capture(model.tokens([prompt]), sites)
+    streams = [values[site][0] for site in sites]
+    found = read_lens(model, streams, streams[-1], torch.full((len(prompt.ids),), asked, device=model.device))
+    texts = {token: reader.text_of(token) for token in {*prompt.ids, *found.top.flatten().tolist()}}
+    at = ("site", "position")
+    top = [[texts[token] for token in row] for row in found.top.tolist()]
+    data: dict[str, Any] = {"top_token": (at, np.array(top), {"units": "1", "long_name": "likeliest token"})}
+    given = {
+        "top_probability": (found.top_logprob.exp(), "1", "probability of the likeliest token"),
+        "entropy": (found.entropy, "nats", "entropy of the lens"),
+        "kl_to_final": (found.kl, "nats", "KL(output || lens)"),
+    }
+    if target is not None:
+        given["target_probability"] = found.logprob.exp(), "1", f"probability of {target!r}"
+        given["target_rank"] = found.rank, "1", f"rank of {target!r}, from 1"
+    for name, (values_of, units, long_name) in given.items():
+        array = values_of.double().cpu().numpy()
+        data[name] = (at, array, {"units": units, "long_name": printable(long_name)})
+    coords = {
+        "site": list(map(str, sites)),
+        "operator_type": ("site", ["embedding", *model.operator_types]),
+        "position": np.arange(len(prompt.ids)),
+        "token": ("position", [texts[token] for token in prompt.ids]),
+    }
+    about = {VIEW: "lens", "model": model.slug, "text": printable(text), "target": printable(target or "")}
+    settings = ", ".join(f"{name} {value}" for name, value in model.settings.items())
+    return xr.Dataset(data, coords, {**about, "settings": settings, "Conventions": CONVENTIONS})
+
+
+def _one_token(model: HookedModel, text: str, target: str) -> int:
+    """Return the id of a target of one token."""
+    assert model.reader is not None
+    read = model.reader.prompt(Prompt("text", "text", text, target=target)) if target else "it is empty"
+    if isinstance(read, str):
+        raise XatlasError(f"the target {target!r} does not fit: {read}.")
+    if len(read.target_ids) > 1:
+        parts = ", ".join(repr(model.reader.text_of(token)) for token in read.target_ids)
+        raise XatlasError(f"the target {target!r} is {len(read.target_ids)} tokens ({parts}): name one of them.")
+    return read.target_ids[0]
+
+
+def settled(dataset: xr.Dataset) -> str:
+    """Say from which layer on, to the end, the output's first token or the target is first at the last position."""
+    last = dataset.isel(position=-1)
+    if "target_rank" in dataset:
+        token, first = dataset.attrs["target"], last["target_rank"].values == 1
+    else:
+        token = str(last["top_token"].values[-1])
+        first = last["top_token"].values == token
+    if not first[-1]:
+        return f"{visible(token)} ends at rank {last['target_rank'].values[-1]:.0f}"
+    since = len(first) - int(np.argmin(first[::-1]) or len(first))
+    where = f"layer {since - 1} of 0 to {len(first) - 2} on" if since else "the embedding on"
+    return f"{visible(token)} is the likeliest from {where}"
+
+
+def visible(token: str) -> str:
+    """Return a token with its spaces, line breaks and marks that show nothing to be seen."""
+    signs = {" ": "·", "\n": "⏎", "\t": "→"}
+    shown = (signs.get(mark, mark) for mark in token)
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in shown)
+
+
+def shortened(token: str, most: int = _CHARACTERS) -> str:
+    """Return a token's beginning, visible."""
+    token = visible(token)
+    return token if len(token) <= most else f"{token[: most - 1]}…"
+
+
+def draw_lens(dataset: xr.Dataset) -> Figure:
+    """Draw a lens as layers over positions, the output on top: tokens or ranks, shaded by their probability."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ranked = "target_rank" in dataset
+    shown = dataset.isel(position=slice(-_POSITIONS, None))
+    chance = shown["target_probability" if ranked else "top_probability"].values
+    words = (
+        [[f"{rank:.0f}" for rank in row] for row in shown["target_rank"].values]
+        if ranked
+        else [[shortened(str(token)) for token in row] for row in shown["top_token"].values]
+    )
+    rows, columns = chance.shape
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        figure = Figure(figsize=(max(5.0, 1.9 + 0.62 * columns), 1.3 + 0.21 * rows), layout="constrained")
+        axes = figure.subplots()
+        mesh = axes.pcolormesh(
+            np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, chance, cmap="Blues", vmin=0, vmax=1
+        )
+        for row, column in np.ndindex(rows, columns):
+            ink = "white" if chance[row, column] > 0.55 else "#222222"
+            text: dict[str, Any] = {"ha": "center", "va": "center", "color": ink, "parse_math": False}
+            axes.text(column, row, words[row][column], fontsize=6.5, **text)
+        heads = [shortened(str(token)) for token in shown["token"].values]
+        axes.set_xticks(range(columns), heads, fontsize=6.5)
+        axes.set_yticks(range(rows), ["embedding", *map(str, range(rows - 1))], fontsize=7.5)
+        for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            tick.set_parse_math(False)
+        axes.tick_params(length=0)
+        axes.set_xlabel("token that is read")
+        axes.set_ylabel("after layer")
+        figure.colorbar(mesh, ax=axes, label="probability", aspect=30, pad=0.01)
+        what = f"rank of {visible(dataset.attrs['target'])}" if ranked else "likeliest next token"
+        left = dataset.sizes["position"] - columns
+        more = f" (the last {columns} of {left + columns} positions)" if left else ""
+        title = f"{dataset.attrs['model']}: {what} by layer{more}\n{settled(dataset)}"
+        axes.set_title(title, loc="left", fontsize=8.5, fontweight="bold", parse_math=False)
+    return figure
+
+
+def save(figure: Figure, dataset: xr.Dataset, folder: Path) -> list[Path]:
+    """Write a view's figure as PNG and SVG, and the data beside it as netCDF and CSV; return the files.
+
+    Their name is the view's, the model's, and the text's beginning, with a digest of all that makes the view: another
+    text is another file.
+    """
+    import matplotlib
+
+    attrs = {name: str(value) for name, value in dataset.attrs.items()}
+    words = re.sub(r"[^a-z0-9]+", "-", one_line(attrs.get("text", "")).lower()).strip("-")[:24].rstrip("-")
+    stem = "-".join(filter(None, (attrs[VIEW], attrs["model"], words, digest(attrs)[:6])))
+    made: dict[str, bytes] = {}
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        for kind, named in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=kind, metadata=dict.fromkeys(named))
+            made[kind] = drawn.getvalue()
+    table = dataset.to_dataframe().reset_index().map(spreadsheet_cell)
+    made |= {"csv": table.to_csv(index=False, lineterminator="\n").encode(), "nc": encode(dataset)}
+    paths = {kind: folder / f"{stem}.{kind}" for kind in made}
+    for kind, path in paths.items():
+        write_atomic(path, made[kind])
+    return list(paths.values())
