@@ -79,6 +79,8 @@ class Probe(Parameterised, ABC):
     replicate: ClassVar[Literal["prompt", "seed"] | None] = "prompt"
     #: Training probes have the model to themselves: nothing else is measured on the weights that they leave.
     mutates: ClassVar[bool] = False
+    #: Whether the values of weights are read; else shapes are enough, and a config without weights is measured too.
+    needs_weights: ClassVar[bool] = True
     #: Whether means or donors of the reference split are used; then its hash enters the key.
     uses_reference: ClassVar[bool] = False
     #: Variables that the dataset holds; an instance may leave out what its parameters don't ask for.

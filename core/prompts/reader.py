@@ -43,6 +43,7 @@ class TokenPrompt:
     foil_answer: int | None  # and in the foil
     target_ids: tuple[int, ...]  # all tokens of the target
     subject: tuple[int, ...]  # positions of the tokens that overlap the marked span
+    n_bytes: int = 0  # bytes of the text in UTF-8, without those of a token of it at position 0, which nothing predicts
 
     @property
     def n_tokens(self) -> int:
@@ -210,6 +211,7 @@ class Reader:
             foil_answer=foil_ids[split] if foil_ids else None,
             target_ids=target_ids,
             subject=tuple(i for i, (a, b) in enumerate(offsets) if subject and a < subject[1] and b > subject[0]),
+            n_bytes=len(text.encode()) - self._bytes_of_first(text, ids, offsets),
         )
 
     def tokens_at(self, prompt: Prompt, ends: Sequence[int]) -> list[int | None]:
@@ -232,6 +234,17 @@ class Reader:
         if isinstance(name, str) and name.startswith("▁") and not text.startswith(" "):
             text = f" {text}"
         return printable(name or f"<{token}>" if not text or "\ufffd" in text else text)
+
+    def _bytes_of_first(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> int:
+        """Return how many bytes of the text the token at position 0 stands for."""
+        if not ids or offsets[0][1] == 0:  # a beginning token, which stands for none
+            return 0
+        before = len(text[: offsets[0][1]].encode())
+        if len(ids) == 1 or offsets[1][0] >= offsets[0][1]:
+            return before
+        # The next token goes on within the same character: tokens of single bytes, or a letter for each byte.
+        token = self.tokenizer.convert_ids_to_tokens(ids[0])
+        return min(1 if re.fullmatch(r"<0x[0-9A-F]{2}>", token) else len(token), before)
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return tokens and character spans, the beginning token in front."""
