@@ -21,10 +21,12 @@ class ResidualNorms(ReadingProbe):
 
     Definition: ``norm`` is the mean over the class's tokens of each token's L2 norm; ``top_share`` the mean
     share of the largest coordinate in the squared norm; ``jump_layer`` the layer with the largest ratio of
-    the norm leaving it to the norm entering it. A norm over a whole prompt would show one spike at the first
-    token as an explosion of the stream, so tokens are never pooled before the norm is taken.
+    the norm leaving it to the norm entering it. A norm over a whole prompt shows one spike at the first
+    token as an explosion of the stream, so tokens are not pooled before the norm is taken. It is stored as well,
+    for that is how norms are often published: ``frobenius``, with ``token_share``, the share of its square that the
+    token with the largest norm holds.
 
-    Unit: ``norm`` in units of the stream; the others without.
+    Unit: ``norm`` and ``frobenius`` in units of the stream; the others without.
 
     Control: none; position classes stand beside each other.
 
@@ -32,7 +34,7 @@ class ResidualNorms(ReadingProbe):
     """
 
     name = "residual_norms"
-    version = 2
+    version = 3
     sites = SITES
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "norm": Variable(("prompt", "layer", "site", "position"), "1", "L2 norm of the stream at a token"),
@@ -40,6 +42,10 @@ class ResidualNorms(ReadingProbe):
             ("prompt", "layer", "site", "position"), "1", "share of the largest coordinate in the squared norm"
         ),
         "jump_layer": Variable(("prompt", "position"), "1", "layer with the largest ratio of norms"),
+        "frobenius": Variable(("prompt", "layer", "site"), "1", "norm of the stream over all tokens of a prompt"),
+        "token_share": Variable(
+            ("prompt", "layer", "site"), "1", "share of the token with the largest norm in the prompt's squared norm"
+        ),
     }
 
     def start(self, model: HookedModel, suite: Suite, inputs: Inputs) -> None:
@@ -52,6 +58,7 @@ class ResidualNorms(ReadingProbe):
         self.tokens = model.read(suite)
         shape = (len(self.tokens), model.n_layers, len(SITES), len(POSITION_CLASSES))
         self.norm, self.share = np.full(shape, np.nan), np.full(shape, np.nan)
+        self.whole, self.token_share = np.full(shape[:-1], np.nan), np.full(shape[:-1], np.nan)
 
     def update(self, capture: Capture) -> None:
         """Take norms at every token, then means over each class of positions."""
@@ -61,6 +68,9 @@ class ResidualNorms(ReadingProbe):
             squared = value.double().square() if value.device.type != "mps" else value.float().square()
             total = squared.sum(-1)
             norm, share = total.sqrt().cpu().numpy(), (squared.amax(-1) / total).cpu().numpy()
+            whole, largest = total.sum(-1), total.amax(-1)
+            cells = (list(capture.index), site.layer, SITES.index(site.kind))
+            self.whole[cells], self.token_share[cells] = whole.sqrt().cpu(), (largest / whole).cpu()
             for row, (prompt, index) in enumerate(zip(capture.prompts, capture.index, strict=True)):
                 for p, name in enumerate(POSITION_CLASSES):
                     positions = list(prompt.positions(name))
@@ -83,10 +93,17 @@ class ResidualNorms(ReadingProbe):
             if bare:
                 absent[cells(site=[kind], layer=bare)] = f"the block has no {kind}"
         if (np.isnan(self.share) & ~np.isnan(self.norm)).any():
-            absent |= dict.fromkeys(("top_share", "jump_layer"), "there are tokens at which the stream is zero")
+            zero = ("top_share", "jump_layer", "token_share")
+            absent |= dict.fromkeys(zero, "there are tokens at which the stream is zero")
         return label(
             self.variables,
-            {"norm": self.norm, "top_share": self.share, "jump_layer": _jump(self.norm)},
+            {
+                "norm": self.norm,
+                "top_share": self.share,
+                "jump_layer": _jump(self.norm),
+                "frobenius": self.whole,
+                "token_share": self.token_share,
+            },
             {
                 **suite_coords(self.tokens),
                 **layer_coords(self.model.operator_types),

@@ -191,3 +191,35 @@ def patching_result(types, arrives, *, seed=0, share=0.6, rows=N_PROMPTS):
     dataset = xr.Dataset(data, attrs={**about(), "dropped": json.dumps({"gone": "no foil or no corrupt twin"})})
     names = {"site": list(SITES), "position": list(POSITIONS), "mode": ["denoise", "noise"]}
     return labels(dataset.assign_coords(names), types).isel(prompt=slice(rows))
+
+
+def norm_result(growth, first=None, *, seed=0, jitter=0.05, n_tokens=10):
+    """Return a ``residual_norms`` dataset: ``growth (layer)`` or ``(prompt, layer)`` of the norm at all but position 0.
+
+    ``first (layer)`` is that at position 0, by default the same.
+    """
+    rng = np.random.default_rng(seed)
+    growth = np.broadcast_to(growth, (N_PROMPTS, np.shape(growth)[-1]))
+    n = growth.shape[1]
+
+    def stream(each):
+        """Return norms entering and leaving every layer ``(prompt, layer, site)``."""
+        noisy = each * np.exp(jitter * rng.normal(size=(N_PROMPTS, n)))
+        after = np.exp(0.1 * rng.normal(size=(N_PROMPTS, 1))) * np.cumprod(noisy, axis=1)
+        return np.stack([after / noisy, after, after], -1)
+
+    readout, other = stream(growth), stream(growth)
+    own = np.broadcast_to(growth.mean(0) if first is None else first, (n,))
+    at_first = np.cumprod(own)
+    position0 = np.broadcast_to(np.stack([at_first / own, at_first, at_first], -1), readout.shape)
+    squares = np.stack([position0, readout, other * np.sqrt(n_tokens - 2)], -1) ** 2
+    single = np.stack([position0, readout, other], -1) ** 2
+    norm = np.stack([position0, other, readout, other], -1)  # first, subject, last, other
+    dims = ("prompt", "layer", "site", "position")
+    data = {
+        "norm": (dims, norm),
+        "frobenius": (dims[:3], np.sqrt(squares.sum(-1))),
+        "token_share": (dims[:3], single.max(-1) / squares.sum(-1)),
+    }
+    coords = {"site": ["resid_pre", "resid_mid", "resid_post"], "position": ["first", "subject", "last", "other"]}
+    return labels(xr.Dataset(data, coords=coords, attrs=about()), ["attention"] * n)

@@ -15,10 +15,11 @@ from xatlas.comparisons.figures import style
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
+from xatlas.comparisons.norm_profile import NormProfile
 from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
 
-ALL = [Hub, MlpRatio, EarlyLate, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile]
+ALL = [Hub, MlpRatio, EarlyLate, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile, NormProfile]
 LONG = "HuggingFaceTB--SmolLM2-135M-Instruct-quantised-to-4-bits@main+my-lora-{}$0123${}abcd"
 DEEP = ["conv", "attention"] * 16
 
@@ -32,6 +33,10 @@ def results(synthetic, kind, seed):
     if kind is SteeringProfile:
         strengths = (-1.0, -0.25, 0.1, 0.25, 0.5, 1.0)
         return {"steering": synthetic.steering_result(growth=1.2, seed=seed, strengths=strengths)}
+    if kind is NormProfile:
+        growth = np.full(len(types), 1.1)
+        growth[3 + seed % 4] = 4
+        return {"residual_norms": synthetic.norm_result(growth, growth**1.5, seed=seed)}
     if kind is HeadSpecialisation:
         return {"head_ablation": synthetic.head_result(types, 16, seed=seed)}
     return {"layer_ablation": synthetic.layer_result(types, seed=seed)}

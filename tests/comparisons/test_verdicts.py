@@ -8,6 +8,7 @@ from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
+from xatlas.comparisons.norm_profile import NormProfile
 from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
 
@@ -63,13 +64,15 @@ def results(synthetic, kind):
         return {"activation_patching": synthetic.patching_result(HYBRID, 7)}
     if kind is SteeringProfile:
         return {"steering": synthetic.steering_result(family=1.5 ** -np.arange(8.0), growth=1.3, matched=20)}
+    if kind is NormProfile:
+        return {"residual_norms": synthetic.norm_result(np.array([1.2, 1.2, 5.0, 1.2]))}
     if kind is HeadSpecialisation:
         return {"head_ablation": synthetic.head_result(["attention"] * 12, 4, few_heads, ablations=("mean", "zero"))}
     return {"layer_ablation": synthetic.layer_result(HYBRID, planted)}
 
 
 @pytest.mark.parametrize(
-    "kind", [Hub, EarlyLate, MlpRatio, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile]
+    "kind", [Hub, EarlyLate, MlpRatio, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile, NormProfile]
 )
 def test_families_of_one_wording_each_decide_nothing(synthetic, kind):
     held = results(synthetic, kind)

@@ -46,6 +46,23 @@ def test_norms_are_means_over_the_tokens_of_a_class():
                 np.testing.assert_allclose(found.top_share, share, rtol=1e-5)
 
 
+def test_the_norm_over_a_prompt_and_who_holds_it():
+    """What is often published: here one token's, which the norms of single tokens show."""
+    model = hooked()
+    dataset, tokens = measure(model), model.read(SUITE)
+    for row, prompt in enumerate(tokens.prompts):
+        site = Site(2, "resid_mid")
+        value = model.capture(model.tokens([prompt]), [site])[site][0]
+        found = dataset.isel(prompt=row).sel(layer=2, site="resid_mid")
+        np.testing.assert_allclose(found.frobenius, value.norm(), rtol=1e-5)
+        np.testing.assert_allclose(found.token_share, (value.norm(dim=-1).max() / value.norm()) ** 2, rtol=1e-5)
+    with torch.no_grad():
+        model.model.model.embed_tokens.weight[model.reader.first_token] *= 1000
+    spiked = measure(model).sel(layer=0, site="resid_pre")
+    assert (spiked.token_share > 0.99).all()
+    np.testing.assert_allclose(spiked.frobenius, spiked.norm.sel(position="first"), rtol=0.01)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_planted_jump_and_a_planted_massive_coordinate_are_found(dtype):
     """Also where the coordinate's square is more than the number format holds."""
