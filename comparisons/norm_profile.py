@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import norm as figure
 from xatlas.findings import RATIO_MARGIN, SHARE_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic
-from xatlas.findings.claims import ALPHA, Bounds
+from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
 from xatlas.findings.conclude import in_short
 from xatlas.findings.estimates import bounds_of
-from xatlas.stats import PERMUTATIONS, Floats, divide
+from xatlas.stats import PERMUTATIONS, Floats, dealt, divide
 from xatlas.text import number
 
 if TYPE_CHECKING:
@@ -328,22 +326,24 @@ def _dependence(one: Effects, before: xr.DataArray, after: xr.DataArray) -> Evid
     alike = share[kept] @ share[kept].T  # (template, template): how often two share the layer
     np.fill_diagonal(alike, 0.0)
     average = np.repeat(np.eye(len(rows)) / sizes, sizes, axis=1)  # (family, template)
+
+    def difference(order: Any) -> float:
+        within, apart = _within_and_apart(alike[order][:, order] @ average.T, sizes)
+        return float((average @ (within - apart)).mean())
+
     within, apart = _within_and_apart(alike @ average.T, sizes)  # of each template
     point = float((average @ (within - apart)).mean())
     moved = np.full(clusters.size, np.nan)
     moved[kept] = 2 * (within - apart - np.repeat(average @ (within - apart), sizes))
     names = {"cluster": list(clusters.names), "family": ("cluster", [name.split("|")[0] for name in clusters.names])}
     statistic = Statistic(xr.DataArray(point), xr.DataArray(moved, dims="cluster", coords=names), log=False)
-    dealt = np.array([] if one.sample.brief else list(_dealt(alike, average, sizes, clusters.seed)))
-    words = {"within": f"{(average @ within).mean():.2f}", "apart": f"{(average @ apart).mean():.2f}"}
-    found = statistic.evidence(two_sided=False, margin=SHARE_MARGIN)
-    chance = np.quantile(dealt, (0.025, 0.975)).tolist() if dealt.size else (math.nan, math.nan)
+    chance, least = dealt(sizes.tolist(), difference, 0 if one.sample.brief else DEALT, clusters.seed)
     return replace(
-        found,
-        p=(1 + int((dealt >= point - 1e-12).sum())) / (1 + len(dealt)) if dealt.size else math.nan,
-        control=(float(dealt.mean()) if dealt.size else 0.0, *chance),
-        least_p=max(1 / (1 + DEALT), 1 / _arrangements(sizes.tolist())),
-        words=words,
+        statistic.evidence(two_sided=False, margin=SHARE_MARGIN),
+        p=(1 + int((chance >= point - 1e-12).sum())) / (1 + len(chance)) if chance.size else math.nan,
+        control=(float(chance.mean()), *np.quantile(chance, (0.025, 0.975)).tolist()) if chance.size else UNKNOWN,
+        least_p=least,
+        words={"within": f"{(average @ within).mean():.2f}", "apart": f"{(average @ apart).mean():.2f}"},
     )
 
 
@@ -355,21 +355,6 @@ def _within_and_apart(shared: Floats, sizes: NDArray[np.int64]) -> tuple[Floats,
     own = np.repeat(np.eye(len(sizes), dtype=bool), sizes, axis=0)
     within = np.where(own, shared, 0.0).sum(-1) * np.repeat(sizes / (sizes - 1), sizes)
     return within, np.where(own, 0.0, shared).sum(-1) / (len(sizes) - 1)
-
-
-def _dealt(alike: Floats, average: Floats, sizes: NDArray[np.int64], seed: int) -> Iterator[float]:
-    """Yield the difference when templates are dealt out to families at random."""
-    rng = np.random.default_rng(seed)
-    for _ in range(DEALT):
-        order = rng.permutation(len(alike))
-        within, apart = _within_and_apart(alike[order][:, order] @ average.T, sizes)
-        yield float((average @ (within - apart)).mean())
-
-
-def _arrangements(sizes: list[int]) -> float:
-    """Return in how many ways templates can be dealt out to families; families of one size may change places."""
-    same = math.prod(math.factorial(count) for count in Counter(sizes).values())
-    return float(math.factorial(sum(sizes)) // math.prod(map(math.factorial, sizes)) // same)
 
 
 @hookimpl

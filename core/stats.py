@@ -133,6 +133,18 @@ def expected_wins(n_layers: int, n_heads: int) -> float:
     return sum(chance_of_wins(n_layers, n_heads, wins) for wins in range(1, n_layers + 1))
 
 
+def dealt(sizes: Sequence[int], statistic: Callable[[Any], float], draws: int, seed: int = 0) -> tuple[Floats, float]:
+    """Return a statistic when templates are dealt out to families of these sizes at random, and its least p.
+
+    ``statistic`` is called with an order of all templates; the first family gets the first of them.
+    """
+    rng = np.random.default_rng(seed)
+    found = np.array([statistic(rng.permutation(sum(sizes))) for _ in range(draws)])
+    alike = math.prod(math.factorial(list(sizes).count(size)) for size in set(sizes))  # families may change places
+    ways = math.factorial(sum(sizes)) // math.prod(map(math.factorial, sizes)) // alike
+    return found, max(1 / (1 + draws) if draws else 0.0, float(1 / ways))
+
+
 def correlate_ranks(a: Floats, b: Floats) -> Floats:
     """Return Spearman's rank correlation over the last axis; NaN where one side is constant or absent."""
     x, y = (ranks - ranks.mean(-1, keepdims=True) for ranks in (_ranks(a), _ranks(b)))

@@ -125,6 +125,7 @@ def _families(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: d
     axes.set_xlabel("shared more often in families")
     axes.set_title(_counted("The family tells it in", dataset, "family"))
     _rows(axes, _places(names))
+    axes.set_yticklabels([])  # as in the panel before; colours tell models, too
 
 
 def _places(names: dict[str, str]) -> dict[str, float]:

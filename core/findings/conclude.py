@@ -218,7 +218,8 @@ class ClaimComparison(Comparison):
             if name in data:  # an optional result may be one that no model has
                 data[name] = data[name].transpose("model", *promised.dims)
                 data[name].attrs = {"units": promised.units, "long_name": promised.long_name}
-        data["depth"].attrs = {"units": "1", "long_name": "layer / (number of layers - 1)"}
+        if "depth" in data:
+            data["depth"].attrs = {"units": "1", "long_name": "layer / (number of layers - 1)"}
         about = {
             "comparison": {"name": self.name, "version": self.version, "draws": DRAWS},
             "inputs": {model: json.loads(s.first.dataset.attrs.get("xatlas", "{}")) for model, s in sources.items()},

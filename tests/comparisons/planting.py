@@ -223,3 +223,14 @@ def norm_result(growth, first=None, *, seed=0, jitter=0.05, n_tokens=10):
     }
     coords = {"site": ["resid_pre", "resid_mid", "resid_post"], "position": ["first", "subject", "last", "other"]}
     return labels(xr.Dataset(data, coords=coords, attrs=about()), ["attention"] * n)
+
+
+def loss_result(bits, guess=4.0, *, seed=0, spread=0.1):
+    """Return a ``token_loss`` dataset: ``bits (family)`` per byte, times what differs between templates and prompts."""
+    rng = np.random.default_rng(seed)
+    shared = np.repeat(np.exp(spread * rng.normal(size=FAMILIES * TEMPLATES)), EACH)
+    each = np.repeat(np.broadcast_to(bits, FAMILIES), TEMPLATES * EACH) * shared
+    each = each * np.exp(spread / 4 * rng.normal(size=N_PROMPTS))
+    data = {"nll": each, "bits_per_byte": each, "bits_per_byte_uniform": np.full(N_PROMPTS, guess)}
+    dataset = xr.Dataset({name: ("prompt", values) for name, values in data.items()}, attrs=about())
+    return labels(dataset, ["attention"]).drop_vars(["layer", "depth", "operator_type"])

@@ -14,12 +14,23 @@ from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
+from xatlas.comparisons.loss_profile import LossProfile
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.norm_profile import NormProfile
 from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
 
-ALL = [Hub, MlpRatio, EarlyLate, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile, NormProfile]
+ALL = [
+    Hub,
+    MlpRatio,
+    EarlyLate,
+    HeadSpecialisation,
+    ConvProfile,
+    PatchingProfile,
+    SteeringProfile,
+    NormProfile,
+    LossProfile,
+]
 LONG = "HuggingFaceTB--SmolLM2-135M-Instruct-quantised-to-4-bits@main+my-lora-{}$0123${}abcd"
 DEEP = ["conv", "attention"] * 16
 
@@ -37,6 +48,8 @@ def results(synthetic, kind, seed):
         growth = np.full(len(types), 1.1)
         growth[3 + seed % 4] = 4
         return {"residual_norms": synthetic.norm_result(growth, growth**1.5, seed=seed)}
+    if kind is LossProfile:
+        return {"token_loss": synthetic.loss_result(np.linspace(0.5, 3, 6), seed=seed)}
     if kind is HeadSpecialisation:
         return {"head_ablation": synthetic.head_result(types, 16, seed=seed)}
     return {"layer_ablation": synthetic.layer_result(types, seed=seed)}

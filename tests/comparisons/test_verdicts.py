@@ -7,6 +7,7 @@ from xatlas.comparisons.conv_profile import ConvProfile
 from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
+from xatlas.comparisons.loss_profile import LossProfile
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.norm_profile import NormProfile
 from xatlas.comparisons.patching_profile import PatchingProfile
@@ -66,13 +67,26 @@ def results(synthetic, kind):
         return {"steering": synthetic.steering_result(family=1.5 ** -np.arange(8.0), growth=1.3, matched=20)}
     if kind is NormProfile:
         return {"residual_norms": synthetic.norm_result(np.array([1.2, 1.2, 5.0, 1.2]))}
+    if kind is LossProfile:
+        return {"token_loss": synthetic.loss_result(np.linspace(0.5, 3, 6))}
     if kind is HeadSpecialisation:
         return {"head_ablation": synthetic.head_result(["attention"] * 12, 4, few_heads, ablations=("mean", "zero"))}
     return {"layer_ablation": synthetic.layer_result(HYBRID, planted)}
 
 
 @pytest.mark.parametrize(
-    "kind", [Hub, EarlyLate, MlpRatio, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile, NormProfile]
+    "kind",
+    [
+        Hub,
+        EarlyLate,
+        MlpRatio,
+        HeadSpecialisation,
+        ConvProfile,
+        PatchingProfile,
+        SteeringProfile,
+        NormProfile,
+        LossProfile,
+    ],
 )
 def test_families_of_one_wording_each_decide_nothing(synthetic, kind):
     held = results(synthetic, kind)
