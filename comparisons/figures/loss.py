@@ -27,6 +27,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         per_family = max(0.24, 0.075 * len(models) + 0.06)
         height = 1.5 + max((0.3 + style.extra(names, _NAMES)) * len(models), per_family * len(families), 1.4)
         made = style.figure(9.2, height, dataset.attrs["suite"])
+        made.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr] # names stand at the edge
         left, right = style.panels(made, 2, ratios=[1, 1.3])
         _overall(left, dataset, palette, names)
         _families(right, dataset, palette, families)
@@ -45,7 +46,7 @@ def _overall(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: li
     axes.set_yticks([-row for row in range(len(names))], names, fontsize=_NAMES)
     axes.set_ylim(-len(names) + 0.4, 0.6)
     _bits(axes)
-    axes.set_title("All texts")
+    axes.set_title(style.counted("All texts: beyond guessing in", dataset, "loss"))
 
 
 def _families(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], families: list[str]) -> None:
@@ -64,7 +65,7 @@ def _families(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], families
     axes.set_yticks([-row for row in range(len(order))], [families[family] for family in order], fontsize=_NAMES)
     axes.set_ylim(-len(order) + 0.5, 0.5)
     _bits(axes)
-    axes.set_title("Family by family, the hardest first")
+    axes.set_title(style.counted("By family: one is the hardest in", dataset, "hardest"))
 
 
 def _bits(axes: Axes) -> None:

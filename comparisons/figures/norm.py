@@ -35,7 +35,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         *norms, share, layers, says = style.panels(made, 6, least=3.2)
         for axes, (curve, (title, claim)) in zip(norms, _PANELS.items(), strict=True):
             _norms(axes, dataset, curve, palette)
-            axes.set_title(_counted(title, dataset, claim))
+            axes.set_title(style.counted(title, dataset, claim))
         low = min(axes.get_ylim()[0] for axes in norms)
         high = max(axes.get_ylim()[1] for axes in norms)
         for axes in norms:
@@ -51,13 +51,6 @@ def draw(dataset: xr.Dataset) -> Figure:
         entries += [("templates dealt out at random", {"color": style.CONTROL, "lw": 4, "alpha": 0.5})]
         style.legend(made, entries)
     return made
-
-
-def _counted(title: str, dataset: xr.Dataset, claim: str) -> str:
-    """Return a title that says of how many models a claim is supported."""
-    about = (dataset["finding_name"] == claim) & (dataset["finding_model_other"] == "")
-    supported = int((about & (dataset["finding_verdict"] == "supported")).sum())
-    return f"{title} {supported} of {dataset.sizes['model']}" if claim else title
 
 
 def _norms(axes: Axes, dataset: xr.Dataset, curve: str, palette: dict[str, str]) -> None:
@@ -89,7 +82,7 @@ def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("depth (layer / last layer)")
     axes.set_ylabel("share of the prompt's squared norm")
-    axes.set_title(_counted("One token's: most of a jump in", dataset, "one_token"))
+    axes.set_title(style.counted("One token's: most of a jump in", dataset, "one_token"))
 
 
 def _layers(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: dict[str, str]) -> None:
@@ -123,7 +116,7 @@ def _families(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: d
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -0.25), max(high, 0.5))
     axes.set_xlabel("shared more often in families")
-    axes.set_title(_counted("The family tells it in", dataset, "family"))
+    axes.set_title(style.counted("The family tells it in", dataset, "family"))
     _rows(axes, _places(names))
     axes.set_yticklabels([])  # as in the panel before; colours tell models, too
 

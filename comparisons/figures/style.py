@@ -198,6 +198,13 @@ def finding(dataset: xr.Dataset, name: str, model: str) -> xr.Dataset | None:
     return dataset.isel(finding=int(at.values.argmax())) if bool(at.any()) else None
 
 
+def counted(title: str, dataset: xr.Dataset, claim: str) -> str:
+    """Return a title that ends in how many of the models a claim is supported of; as it is without a claim."""
+    about = (dataset["finding_name"] == claim) & (dataset["finding_model_other"] == "")
+    supported = int((about & (dataset["finding_verdict"] == "supported")).sum())
+    return f"{title} {supported} of {dataset.sizes['model']}" if claim else title
+
+
 def marker(operator_type: str) -> str:
     """Return the marker of an operator type."""
     return MARKERS.get(operator_type, "D")
