@@ -27,7 +27,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         per_family = max(0.24, 0.075 * len(models) + 0.06)
         height = 1.5 + max((0.3 + style.extra(names, _NAMES)) * len(models), per_family * len(families), 1.4)
         made = style.figure(9.2, height, dataset.attrs["suite"])
-        made.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr] # names stand at the edge
+        made.set_layout_engine("constrained", w_pad=0.1)  # names stand at the edge
         left, right = style.panels(made, 2, ratios=[1, 1.3])
         _overall(left, dataset, palette, names)
         _families(right, dataset, palette, families)
