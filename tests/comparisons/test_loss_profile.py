@@ -17,7 +17,7 @@ def findings(synthetic, **models):
 
 def test_losses_are_judged_beside_guessing(synthetic):
     dataset, found = findings(
-        synthetic, a=synthetic.loss_result(HARD), b=synthetic.loss_result(4.1, seed=1), c=synthetic.loss_result(4.8)
+        synthetic, a=synthetic.loss_result(HARD), b=synthetic.loss_result(4.0, seed=1), c=synthetic.loss_result(4.8)
     )
     assert found["loss", "a"].verdict == "supported"
     assert found["loss", "a"].value == pytest.approx(HARD.mean(), rel=0.1)
