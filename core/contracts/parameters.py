@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -17,6 +16,9 @@ _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 class Parameterised:
     """What probes and comparisons share: a name, a version, and parameters, given as values or as texts.
+
+    Every parameter has a default and one of the types ``int``, ``float``, ``str``, ``bool``, ``Literal[...]``,
+    ``tuple[T, ...]`` (as text: ``a,b,c``) or one of these ``| None``.
 
     Raises
     ------
@@ -34,36 +36,22 @@ class Parameterised:
         """No parameters."""
 
     def __init__(self, **parameters: Any) -> None:
-        self.parameters: Any = build(self.Parameters, parameters, self.name)
+        hints, names = typing.get_type_hints(self.Parameters), {field.name for field in fields(self.Parameters)}
+        values: dict[str, Any] = {}
+        for name, value in parameters.items():
+            if name not in names:
+                raise unknown(f"parameter of {self.name}", name, names)
+            try:
+                values[name] = _convert(value, hints[name])
+            except (LookupError, TypeError, ValueError, OverflowError):
+                what = f"{self.name}.{name} = {value!r:.60} does not fit"
+                raise XatlasError(f"{what}: it takes {_say(hints[name])}.") from None
+        self.parameters: Any = self.Parameters(**values)
 
     def canonical_parameters(self) -> dict[str, Any]:
-        """Return every parameter with its value, JSON-ready."""
-        return canonical(self.parameters)
-
-
-def build(cls: type[Any], given: Mapping[str, Any], owner: str) -> Any:
-    """Make the parameter dataclass ``cls`` from values or texts; ``owner`` is named in errors.
-
-    Every field has a default and one of the types ``int``, ``float``, ``str``, ``bool``, ``Literal[...]``,
-    ``tuple[T, ...]`` (as text: ``a,b,c``) or one of these ``| None``.
-    """
-    hints = typing.get_type_hints(cls)
-    names = {field.name for field in fields(cls)}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in names:
-            raise unknown(f"parameter of {owner}", name, names)
-        try:
-            values[name] = _convert(value, hints[name])
-        except (LookupError, TypeError, ValueError, OverflowError):
-            raise XatlasError(f"{owner}.{name} = {value!r:.60} does not fit: it takes {_say(hints[name])}.") from None
-    return cls(**values)
-
-
-def canonical(parameters: Any) -> dict[str, Any]:
-    """Return the parameters as JSON-ready values (tuples become lists), every default written out."""
-    values = {field.name: getattr(parameters, field.name) for field in fields(parameters)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        """Return every parameter with its value, JSON-ready: defaults written out, tuples as lists."""
+        values = {field.name: getattr(self.parameters, field.name) for field in fields(self.parameters)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def as_text(value: Any) -> str:

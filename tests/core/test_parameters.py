@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from xatlas.contracts.parameters import build, canonical
+from xatlas.contracts.parameters import Parameterised
 from xatlas.errors import XatlasError
 
 
@@ -21,6 +21,11 @@ class Parameters:
     layers: tuple[int, ...] = ()
     limit: int | None = None
     mode: Literal["fast", "exact"] = "fast"
+
+
+class Owner(Parameterised):
+    name = "probe"
+    Parameters = Parameters
 
 
 @pytest.mark.parametrize(
@@ -44,7 +49,7 @@ class Parameters:
 )
 def test_texts_become_what_the_type_says(given, value):
     (name,) = given
-    found = getattr(build(Parameters, given, "probe"), name)
+    found = getattr(Owner(**given).parameters, name)
     assert found == value
     assert type(found) is type(value)
 
@@ -71,12 +76,12 @@ def test_texts_become_what_the_type_says(given, value):
 )
 def test_what_does_not_fit_is_one_clear_line(given, told):
     with pytest.raises(XatlasError, match=told):
-        build(Parameters, given, "probe")
+        Owner(**given)
 
 
 def test_canonical_parameters_do_not_depend_on_how_they_were_written():
     """They enter the job's key: the same measure must not be made twice under two keys."""
-    texts = build(Parameters, {"kinds": "x", "count": "3", "layers": ""}, "probe")
-    assert canonical(texts) == canonical(Parameters())
-    assert canonical(texts)["kinds"] == ["x"]
-    assert set(canonical(texts)) == set(Parameters.__dataclass_fields__)
+    texts = Owner(kinds="x", count="3", layers="").canonical_parameters()
+    assert texts == Owner().canonical_parameters()
+    assert texts["kinds"] == ["x"]
+    assert set(texts) == set(Parameters.__dataclass_fields__)
