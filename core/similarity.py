@@ -87,9 +87,11 @@ class Grams:
         found = np.zeros((draws, len(a), len(b)))
         for draw in found:
             order = np.concatenate([own[places[group]] for group in rng.permutation(len(places))])
-            for start in range(0, len(order), _ROWS):
-                rows = slice(start, start + _ROWS)
-                draw += _products(a[:, rows], np.take(b[:, order[rows]], order, axis=2))
+            for start in range(0, len(order), _ROWS):  # below the diagonal counts twice
+                end = min(start + _ROWS, len(order))
+                below = np.take(b[:, order[start:end]], order[:end], axis=2)
+                draw += 2 * _products(a[:, start:end, :end], below)
+                draw -= _products(a[:, start:end, start:end], below[:, :, start:])
         return divide(found, np.broadcast_to(np.outer(_size(self.values), _size(other.values)), found.shape))
 
     def without(self, other: Grams) -> Floats:

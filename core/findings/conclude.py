@@ -104,7 +104,8 @@ class ClaimComparison(Comparison):
         about = {model: self._about(source, twins[model]) for model, source in sources.items()}
         rows = [row for each in about.values() for row in each]
         for first, second in itertools.combinations(named, 2):
-            rows += self._pair(sources[first], sources[second], about[first], about[second])
+            beside = list(zip(twins[first], twins[second], strict=False))
+            rows += self._pair(sources[first], sources[second], about[first], about[second], beside)
         rows += self._architectures(sources, about)
         missing = not_run(tree, sources.values())
         return self._assemble(sources, rows).assign_attrs(not_run=json.dumps(missing))
@@ -156,8 +157,15 @@ class ClaimComparison(Comparison):
             rows.append(_Row(claim, (source.model,), main[claim.name], kinds, settings, near))
         return rows
 
-    def _pair(self, one: Source, two: Source, first: Sequence[_Row], second: Sequence[_Row]) -> list[_Row]:
-        """Return the claims about two models: differences of their numbers, and what ``between`` says."""
+    def _pair(
+        self,
+        one: Source,
+        two: Source,
+        first: Sequence[_Row],
+        second: Sequence[_Row],
+        twins: Sequence[tuple[Source, Source]],
+    ) -> list[_Row]:
+        """Return the claims about two models: differences of their numbers, and what ``between`` says of them."""
         shared = [setting for setting in one.settings if setting in two.settings]
         rows = []
         for a, b in itertools.product(first, second):
@@ -170,11 +178,13 @@ class ClaimComparison(Comparison):
                     kinds = _kinds(a.claim, one, settings)
                     rows.append(_Row(a.claim, (one.model, two.model), main, kinds, settings))
         under = {s: self.between(one.effects(s) or (), two.effects(s) or ()) for s in shared}  # type: ignore[arg-type]
+        beside = [self.between(*(each.effects(each.settings[0], brief=True) or () for each in pair)) for pair in twins]  # type: ignore[arg-type]
         for claim in self.claims:
             settings = {s: _evidence(each[claim.name], claim) for s, each in under.items() if claim.name in each}
             if settings and one.settings[0] in settings:
-                main = settings[one.settings[0]]
-                rows.append(_Row(claim, (one.model, two.model), main, _kinds(claim, one, settings), settings))
+                main, kinds = settings[one.settings[0]], _kinds(claim, one, settings)
+                near = [_evidence(each[claim.name], claim) for each in beside if claim.name in each]
+                rows.append(_Row(claim, (one.model, two.model), main, kinds, settings, near))
         return rows
 
     def _architectures(self, sources: Mapping[str, Source], about: Mapping[str, Sequence[_Row]]) -> list[_Row]:
@@ -213,7 +223,7 @@ class ClaimComparison(Comparison):
         for name in data.variables:
             if data[name].dtype == object:  # padding of texts
                 data[name] = data[name].fillna("").astype(str)
-        data = data.assign(_dataset(rows))
+        data = data.merge(_dataset(rows), compat="override")  # assigning would lose ``twin``: its dimension's name
         for name, promised in self.variables.items():
             if name in data:  # an optional result may be one that no model has
                 data[name] = data[name].transpose("model", *promised.dims)

@@ -194,7 +194,7 @@ class Source:
             return None
         return {each.ablation: each for each in self.settings[1:] if replace(each, ablation=main.ablation) == main}
 
-    def effects(self, setting: Setting) -> tuple[Effects | None, ...] | None:
+    def effects(self, setting: Setting, *, brief: bool = False) -> tuple[Effects | None, ...] | None:
         """Return the results under a setting, one a requirement; None where one that is needed lacks it."""
         found: list[Effects | None] = []
         for needed, readings in zip(self.requires, self.readings, strict=True):
@@ -207,7 +207,7 @@ class Source:
             ]
             if not fitting and not needed.optional:
                 return None
-            found.append(Effects(fitting[0], setting, main=setting == self.usual) if fitting else None)
+            found.append(Effects(fitting[0], setting, main=setting == self.usual and not brief) if fitting else None)
         return tuple(found)
 
 

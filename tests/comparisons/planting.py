@@ -5,6 +5,8 @@ import json
 import numpy as np
 import xarray as xr
 
+from xatlas.similarity import Grams, gram
+
 FAMILIES, TEMPLATES, EACH = 6, 4, 2
 N_PROMPTS = FAMILIES * TEMPLATES * EACH
 
@@ -234,3 +236,23 @@ def loss_result(bits, guess=4.0, *, seed=0, spread=0.1):
     data = {"nll": each, "bits_per_byte": each, "bits_per_byte_uniform": np.full(N_PROMPTS, guess)}
     dataset = xr.Dataset({name: ("prompt", values) for name, values in data.items()}, attrs=about())
     return labels(dataset, ["attention"]).drop_vars(["layer", "depth", "operator_type"])
+
+
+def cka_result(features, trimmed=None, *, draws=20):
+    """Return a ``cka`` dataset of ``features (layer, sample, feature)``: five samples a prompt, in their order."""
+    prompts = np.repeat([f"p{i}" for i in range(N_PROMPTS)], 5)
+    variants, grams, values = ["all", "trimmed"], [], []
+    for each in (features, features if trimmed is None else trimmed):
+        grams.append(np.array([gram(layer) for layer in each]))
+        values.append(Grams(grams[-1], prompts))
+    lower = np.where(np.tri(len(prompts), dtype=bool), np.array(grams, dtype=np.float32), np.nan)
+    maps = ("variant", "layer", "layer_other")
+    data = {
+        "gram": (("variant", "layer", "sample", "sample_other"), lower),
+        "cka": (maps, np.array([each.cka(each) for each in values])),
+        "cka_null_q95": (maps, np.array([np.quantile(each.null(each, draws), 0.95, axis=0) for each in values])),
+    }
+    names = [f"{prompt}:{5 + at % 5}" for at, prompt in enumerate(prompts)]
+    coords = {"variant": variants, "sample": names, "sample_other": names, "sample_prompt": ("sample", prompts)}
+    coords["layer_other"] = np.arange(len(features))
+    return labels(xr.Dataset(data, coords, about()), ["attention"] * len(features))

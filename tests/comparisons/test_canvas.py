@@ -9,6 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from xatlas.comparisons.cka_map import CKAMap
 from xatlas.comparisons.conv_profile import ConvProfile
 from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.figures import style
@@ -30,6 +31,7 @@ ALL = [
     SteeringProfile,
     NormProfile,
     LossProfile,
+    CKAMap,
 ]
 LONG = "HuggingFaceTB--SmolLM2-135M-Instruct-quantised-to-4-bits@main+my-lora-{}$0123${}abcd"
 DEEP = ["conv", "attention"] * 16
@@ -50,6 +52,9 @@ def results(synthetic, kind, seed):
         return {"residual_norms": synthetic.norm_result(growth, growth**1.5, seed=seed)}
     if kind is LossProfile:
         return {"token_loss": synthetic.loss_result(np.linspace(0.5, 3, 6), seed=seed)}
+    if kind is CKAMap:
+        streams = np.random.default_rng(seed).normal(size=(min(len(types), 16 if seed < 2 else 5), 240, 48)).cumsum(0)
+        return {"cka": synthetic.cka_result(streams)}
     if kind is HeadSpecialisation:
         return {"head_ablation": synthetic.head_result(types, 16, seed=seed)}
     return {"layer_ablation": synthetic.layer_result(types, seed=seed)}
@@ -60,6 +65,8 @@ def datasets(synthetic, kind, names):
     dataset = kind().compare(synthetic.tree_of(**{f"m{i}": result for i, result in enumerate(held)}))
     coords = {name: list(names) for name in ("model", "model_other") if name in dataset.coords}
     called = dict(zip(map(str, dataset["model"].values), names, strict=True))
+    if "pair" in dataset:
+        coords["pair"] = ["|".join(called[name] for name in pair.split("|")) for pair in dataset["pair"].values]
     for name in ("finding_model", "finding_model_other"):
         if name in dataset:
             dataset[name] = ("finding", [called.get(str(model), "") for model in dataset[name].values])
