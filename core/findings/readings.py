@@ -71,7 +71,9 @@ class Reading:
 
 
 def sample_of(dataset: xr.Dataset) -> Sample:
-    """Return the templates within families of a dataset's prompts."""
+    """Return the templates within families of a dataset's prompts; of a result without prompts, none."""
+    if "prompt" not in dataset.dims:
+        return Sample((), ())
     return Sample(dataset["family"].values.tolist(), dataset["template"].values.tolist())
 
 

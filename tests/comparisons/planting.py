@@ -256,3 +256,50 @@ def cka_result(features, trimmed=None, *, draws=20):
     coords = {"variant": variants, "sample": names, "sample_other": names, "sample_prompt": ("sample", prompts)}
     coords["layer_other"] = np.arange(len(features))
     return labels(xr.Dataset(data, coords, about()), ["attention"] * len(features))
+
+
+def attention_result(types, n_heads=4, *, first=0.3, previous=(), induction=(), seed=0, tokens=10, **where):
+    """Return an ``attention_patterns`` dataset; ``previous`` and ``induction`` are ``(layer, head, score)`` each."""
+    rng = np.random.default_rng(seed)
+    shape = (len(types), n_heads)
+    data = {
+        "first_weight": first * noise(rng, shape, 1.0).clip(0.5, 1.5),
+        "previous_score": noise(rng, shape, 0.15),
+        "induction_score": noise(rng, shape, 0.03),
+        "entropy": noise(rng, shape, 1.0),
+        "distance": noise(rng, shape, 4.0),
+    }
+    for name, planted in (("previous_score", previous), ("induction_score", induction)):
+        for layer, head, score in planted:
+            data[name][:, layer, head] = score * rng.beta(80, 20, size=N_PROMPTS) / 0.8
+    for values in data.values():
+        values[:, [kind != "attention" for kind in types]] = np.nan
+    dims = ("prompt", "layer", "head")
+    dataset = xr.Dataset({name: (dims, values) for name, values in data.items()}, attrs=about(**where) | {"period": 24})
+    names = {"head": np.arange(n_heads), "kv_group": ("head", np.arange(n_heads) // 2)}
+    return labels(dataset.assign_coords(names), types).assign_coords(n_tokens=("prompt", [tokens] * N_PROMPTS))
+
+
+def kernel_results(types=CONV_TYPES, weight=None, effective=None, causal=None, *, ahead=0.0, seed=0, kernel=3):
+    """Return results of ``conv_taps`` and ``conv_kernel``; sizes are ``(tap)`` or ``(layer, tap)``, 5 % of noise."""
+    rng = np.random.default_rng(seed)
+    shape, absent = (len(types), kernel), [kind != "conv" for kind in types]
+    plain = np.ones(kernel)
+    sizes = {
+        f"{name}_size": np.broadcast_to(plain if given is None else given, shape) * rng.gamma(400, 1 / 400, size=shape)
+        for name, given in (("weight", weight), ("effective", effective))
+    }
+    data = {name: (("layer", "tap"), values) for name, values in sizes.items()}
+    data["dominant_share"] = ("layer", "tap"), sizes["weight_size"] / sizes["weight_size"].sum(1, keepdims=True)
+    data["ahead"] = "layer", ahead * rng.gamma(100, 1 / 100, size=len(types))
+    for _, values in data.values():
+        values[absent] = np.nan
+    coords = {
+        "tap": list(range(1 - kernel, 1)),
+        "layer": np.arange(len(types)),
+        "operator_type": ("layer", list(types)),
+    }
+    coords["depth"] = "layer", np.arange(len(types)) / max(len(types) - 1, 1)
+    more = np.broadcast_to(plain if causal is None else causal, shape)
+    taps = conv_results(tap=more, seed=seed, types=types, kernel=kernel)["conv_taps"]
+    return {"conv_taps": taps, "conv_kernel": xr.Dataset(data, coords, about())}

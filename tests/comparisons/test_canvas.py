@@ -9,12 +9,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from xatlas.comparisons.attention_profile import AttentionProfile
 from xatlas.comparisons.cka_map import CKAMap
 from xatlas.comparisons.conv_profile import ConvProfile
 from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
+from xatlas.comparisons.kernel_profile import KernelProfile
 from xatlas.comparisons.loss_profile import LossProfile
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.norm_profile import NormProfile
@@ -32,6 +34,8 @@ ALL = [
     NormProfile,
     LossProfile,
     CKAMap,
+    AttentionProfile,
+    KernelProfile,
 ]
 LONG = "HuggingFaceTB--SmolLM2-135M-Instruct-quantised-to-4-bits@main+my-lora-{}$0123${}abcd"
 DEEP = ["conv", "attention"] * 16
@@ -41,6 +45,10 @@ def results(synthetic, kind, seed):
     types = DEEP if seed % 2 else DEEP[:10]
     if kind is ConvProfile:
         return synthetic.conv_results(seed=seed, types=types, kernel=4)
+    if kind is KernelProfile:
+        return synthetic.kernel_results(types, seed=seed, kernel=4)
+    if kind is AttentionProfile:
+        return {"attention_patterns": synthetic.attention_result(types, 16, induction=[(3, 2, 0.8)], seed=seed)}
     if kind is PatchingProfile:
         return {"activation_patching": synthetic.patching_result(types, 3, seed=seed)}
     if kind is SteeringProfile:
