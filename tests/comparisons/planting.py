@@ -303,3 +303,23 @@ def kernel_results(types=CONV_TYPES, weight=None, effective=None, causal=None, *
     more = np.broadcast_to(plain if causal is None else causal, shape)
     taps = conv_results(tap=more, seed=seed, types=types, kernel=kernel)["conv_taps"]
     return {"conv_taps": taps, "conv_kernel": xr.Dataset(data, coords, about())}
+
+
+def lens_result(appears, *, layers=8, wrong=0, flicker=0.0, types=None, seed=0):
+    """Return a ``logit_lens`` dataset in which answers are on top from layer ``appears`` on, give or take one."""
+    layers = len(types) if types else layers
+    rng, n = np.random.default_rng(seed), N_PROMPTS
+    from_layer = np.clip(appears + rng.integers(-1, 2, n), 0, layers - 1)
+    rank = np.where(np.arange(layers) >= from_layer[:, None], 1.0, rng.integers(2, 200, (n, layers)))
+    rank[:, :-1] = np.where(rng.random((n, layers - 1)) < flicker, 1.0, rank[:, :-1])
+    rank[:wrong] = np.maximum(rank[:wrong], 2)
+    final = np.where(rank == 1, 1.0, 0.0)
+    final[:, -1] = 1.0
+    data = {
+        name: (("prompt", "layer", "site"), np.repeat(each[..., None], 3, 2))
+        for name, each in (("target_rank", rank), ("top_is_final", final))
+    }
+    dataset = xr.Dataset(
+        data, coords={"site": ["resid_pre", "resid_mid", "resid_post"]}, attrs={**about(), "vocabulary": 1000}
+    )
+    return labels(dataset, types or ["attention"] * layers)

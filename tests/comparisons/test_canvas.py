@@ -17,6 +17,7 @@ from xatlas.comparisons.figures import style
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.kernel_profile import KernelProfile
+from xatlas.comparisons.lens_profile import LensProfile
 from xatlas.comparisons.loss_profile import LossProfile
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.norm_profile import NormProfile
@@ -36,6 +37,7 @@ ALL = [
     CKAMap,
     AttentionProfile,
     KernelProfile,
+    LensProfile,
 ]
 LONG = "HuggingFaceTB--SmolLM2-135M-Instruct-quantised-to-4-bits@main+my-lora-{}$0123${}abcd"
 DEEP = ["conv", "attention"] * 16
@@ -51,6 +53,8 @@ def results(synthetic, kind, seed):
         return {"attention_patterns": synthetic.attention_result(types, 16, induction=[(3, 2, 0.8)], seed=seed)}
     if kind is PatchingProfile:
         return {"activation_patching": synthetic.patching_result(types, 3, seed=seed)}
+    if kind is LensProfile:
+        return {"logit_lens": synthetic.lens_result(6, types=types, seed=seed, wrong=48 if seed == 4 else 9)}
     if kind is SteeringProfile:
         strengths = (-1.0, -0.25, 0.1, 0.25, 0.5, 1.0)
         return {"steering": synthetic.steering_result(growth=1.2, seed=seed, strengths=strengths)}

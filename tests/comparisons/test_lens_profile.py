@@ -1,0 +1,94 @@
+"""The depth at which the lens shows the answer: where it was planted, against chance, twins and other models."""
+
+import math
+
+import numpy as np
+import pytest
+
+from xatlas.comparisons.lens_profile import LensProfile
+
+
+def compare(synthetic, **models):
+    return LensProfile().compare(synthetic.tree_of(**{name: {"logit_lens": each} for name, each in models.items()}))
+
+
+def findings(dataset):
+    return {finding.model + finding.model_other: finding for finding in LensProfile().findings(dataset)}
+
+
+def test_the_planted_depth_is_found_and_supported(synthetic):
+    result = synthetic.lens_result(4)
+    found = findings(compare(synthetic, a=result))["a"]
+    top = result.target_rank.sel(site="resid_post") == 1
+    assert found.value == pytest.approx(float(top.argmax("layer").mean()) / 7)
+    assert found.low < found.value < found.high
+    assert found.verdict == "supported"
+    assert "48 of 48 prompts" in found.sentence
+    assert found.value < found.control
+
+
+def test_chance_is_what_the_layers_give_in_random_order(synthetic):
+    """By drawing orders: k hits among the layers before the last, and how many of them end the row."""
+    result = synthetic.lens_result(4, flicker=0.3)
+    found = findings(compare(synthetic, a=result))["a"]
+    rng, depths = np.random.default_rng(1), []
+    for top in (result.target_rank.sel(site="resid_post") == 1).values:
+        orders = rng.permuted(np.tile(top[:-1], (2000, 1)), axis=1)
+        depths.append((7 - np.logical_and.accumulate(orders[:, ::-1], axis=1).sum(1)).mean() / 7)
+    assert found.control == pytest.approx(np.mean(depths), abs=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_answers_on_top_after_any_layers_are_not_supported(synthetic, seed):
+    result = synthetic.lens_result(99, flicker=0.5, seed=seed)
+    found = findings(compare(synthetic, a=result))["a"]
+    assert found.verdict == "undecided" or found.p_adjusted > 0.01
+    assert found.value == pytest.approx(found.control, abs=0.08)
+
+
+def test_an_answer_that_only_the_output_gives_is_no_finding(synthetic):
+    found = findings(compare(synthetic, a=synthetic.lens_result(99)))["a"]
+    assert (found.value, found.control) == (1.0, 1.0)
+    assert found.verdict == "undecided"
+
+
+def test_prompts_that_a_model_gets_wrong_do_not_count(synthetic):
+    """Nor do they where two models are compared; without a right one nothing is said."""
+    some, all_wrong = synthetic.lens_result(4, wrong=20), synthetic.lens_result(4, wrong=48)
+    dataset = compare(synthetic, a=some, b=all_wrong, c=synthetic.lens_result(4))
+    found = findings(dataset)
+    assert "28 of 48 prompts" in found["a"].sentence
+    top = some.target_rank.sel(site="resid_post").isel(prompt=slice(20, None)) == 1
+    assert found["a"].value == pytest.approx(float(top.argmax("layer").mean()) / 7, abs=0.03)
+    assert found["b"].reason == "it gets no prompt right"
+    assert "ab" not in found
+    assert found["ac"].value == 0  # the same network on the prompts that both get right
+    assert float(dataset["right"].sel(model="a")) == 28
+    assert math.isnan(float(dataset["on_top"].sel(model="b", layer=0, bound="value")))
+
+
+def test_half_a_layer_of_the_shallower_is_the_same_depth(synthetic):
+    early, same, late = (synthetic.lens_result(4, layers=8, seed=s) for s in (0, 1, 2))
+    late = synthetic.lens_result(12, layers=16, seed=3)
+    found = findings(compare(synthetic, a=early, b=same, c=late))
+    assert found["ab"].verdict == "supported"
+    assert found["ab"].short.endswith("is the same")
+    assert found["ac"].short.endswith("differs")
+
+
+def test_what_twins_settle_on_as_early_is_not_learnt(synthetic):
+    trained, early, late = (
+        synthetic.lens_result(4),
+        synthetic.lens_result(4, seed=5),
+        synthetic.lens_result(7, seed=6),
+    )
+    for twin in (early, late):  # nothing of theirs is right; their own first token comes first from some layer on
+        twin["target_rank"][:] = 500.0
+    learnt = {}
+    for name, twin in (("early", early), ("late", late)):
+        tree = {"net": {"logit_lens": trained}, **{f"net~untrained_{seed}": {"logit_lens": twin} for seed in range(3)}}
+        dataset = LensProfile().compare(synthetic.tree_of(**tree))
+        (found,) = LensProfile().findings(dataset)
+        learnt[name] = found.learnt
+        assert dataset["twin"].sizes == {"finding": 1, "twin": 3, "bound": 3}
+    assert learnt == {"early": False, "late": True}
