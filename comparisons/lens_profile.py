@@ -117,11 +117,11 @@ class LensProfile(ClaimComparison):
 
         (one,) = effects
         rank, right = _after(one, "target_rank"), _right(one)
-        ranks = one.sample.mean(np.log(rank).where(right)).bounds()
+        ranks = one.sample.mean(rank.copy(data=np.log(rank.values)).where(right)).bounds()
         counts = {"right": right.sum(), "prompts": right.size, "vocabulary": one.dataset.attrs["vocabulary"]}
         return {
             "on_top": one.sample.mean((rank == 1).astype(float).where(right)).bounds(),
-            "rank": np.exp(ranks),
+            "rank": ranks.copy(data=np.exp(ranks.values)),
             "settled": one.sample.mean(_depth(_after(one, "top_is_final") == 1)).bounds(),
             **{name: xr.DataArray(float(count)) for name, count in counts.items()},
         }

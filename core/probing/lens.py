@@ -59,7 +59,7 @@ def lens(model: HookedModel, streams: Sequence[Tensor], final: Tensor, tokens: T
     columns = []
     for row in range(0, len(final), rows):
         part = slice(row, row + rows)
-        output = model.logits(final[part])
+        output = model.logits(final[part]).log_softmax(-1)
         read = [
             _read(model, torch.stack([stream[part] for stream in streams[at : at + sites]]), output, tokens[part])
             for at in range(0, len(streams), sites)
@@ -69,18 +69,19 @@ def lens(model: HookedModel, streams: Sequence[Tensor], final: Tensor, tokens: T
 
 
 def _read(model: HookedModel, streams: Tensor, output: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Return the fields of a :class:`Lens` for streams ``(site, row, d_model)`` beside the output's logits."""
+    """Return the fields of a :class:`Lens` for streams ``(site, row, d_model)`` beside the output's (logarithms)."""
     logits = model.logits(streams)  # (site, row, vocabulary)
     index = tokens.clamp(min=0)[None, :, None].expand(len(logits), -1, 1)
     own = logits.gather(-1, index)
-    rank = 1 + (logits > own).sum(-1) + ((logits == own).sum(-1) - 1) / 2
+    likelier, alike = ((found.to(torch.float32).sum(-1)) for found in (logits > own, logits == own))
+    rank = 1 + likelier + (alike - 1) / 2
     # as logarithms, whose largest is near zero: an entropy near zero is a difference of what is far larger otherwise
-    logp, output = logits.log_softmax(-1), output.log_softmax(-1)
+    logp = logits.log_softmax(-1)
     lse = torch.zeros_like(rank)
     kl = kl_divergence(output, logp, lse[0], lse)
     highest, top = logp.max(-1)
     same = top == output.argmax(-1)
-    entropy = -torch.linalg.vecdot(logp.exp(), logp)
+    entropy = -torch.linalg.vecdot(logits.softmax(-1), logp)  # faster than exp(logp), whose tail is denormal
     logprob = logp.gather(-1, index)[..., 0]
     logprob, rank = (torch.where(tokens >= 0, value, torch.nan) for value in (logprob, rank))
     return logprob, rank, kl, entropy, top, highest, same
