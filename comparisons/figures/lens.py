@@ -96,5 +96,5 @@ def _depths(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: lis
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("depth (layer / last layer)")
     ends = sorted({f"{value:.2f}" for value in (min(shown, default=math.nan), max(shown, default=math.nan))})
-    axes.set_title(f"It stays so from depth {' to '.join(ends)} on" if shown else "From where on it stays so")
+    axes.set_title(f"For good from depth {'–'.join(ends)}" if shown else "For good")
     return twins
