@@ -68,7 +68,7 @@ def _title(dataset: xr.Dataset, model: str, size: float) -> str:
     if not np.isfinite(value) or size < _NUMBERED:
         return _two(value) if np.isfinite(value) else "nothing to compare"
     block = f"{inside[0]}–{inside[-1]}" if inside.size else "none"
-    locked_in = {"supported": f"{block} locked in", "undecided": f"{block}: open"}
+    locked_in = {"supported": f"{block} locked in", "undecided": f"block {block} undecided"}
     return f"mean CKA {_two(value)}; {locked_in.get(said, 'no layers locked in')}"
 
 
