@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "api": "compare lens load measure open",
+    "api": "attention compare lens load measure open",
     "checks": "check_adapter check_comparison check_probe check_source check_suite",
     "contracts.adapter": "Adapter HeadLayout HookPoint Site",
     "contracts.comparison": "Comparison Finding",
@@ -29,7 +29,14 @@ _HOME = {name: module for module, names in _EXPORTS.items() for name in names.sp
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from xatlas.api import compare as compare, lens as lens, load as load, measure as measure, open as open
+    from xatlas.api import (
+        attention as attention,
+        compare as compare,
+        lens as lens,
+        load as load,
+        measure as measure,
+        open as open,
+    )
     from xatlas.checks import (
         check_adapter as check_adapter,
         check_comparison as check_comparison,

@@ -143,6 +143,36 @@ def lens(model: Name | HookedModel, text: str, *, target: str | None = None, **s
     return views.lens(_loaded(model, settings), text, target)
 
 
+@takes_settings("of_model")
+def attention(model: Name | HookedModel, text: str, layer: int, **settings: Any) -> xr.Dataset:
+    """Return where each head of a layer looks, token by token of a text.
+
+    Parameters
+    ----------
+    model : str, path or HookedModel
+    text : str
+        What the model reads.
+    layer : int
+        From 0.
+    **settings
+        As in :func:`load`; none for a loaded model.
+
+    Returns
+    -------
+    Dataset
+        ``pattern (head, query, key)``; ``entropy``, ``distance``, ``first_weight``, ``previous_score (head)``.
+
+    Raises
+    ------
+    XatlasError
+        The text is empty or too long, the layer is none or has no attention, or the model can't be loaded.
+    """
+    from xatlas import views
+
+    views.check_text(text)
+    return views.attention(_loaded(model, settings), text, layer)
+
+
 def _loaded(model: Name | HookedModel, settings: dict[str, Any]) -> HookedModel:
     """Return a model that is loaded with these settings, or was before."""
     if isinstance(model, str | os.PathLike):

@@ -16,6 +16,7 @@ from xatlas.drawing import VIEW
 from xatlas.errors import XatlasError
 from xatlas.files import digest, write_atomic
 from xatlas.model.hooks import exclusive
+from xatlas.probing.attention import SCORES, head_scores
 from xatlas.probing.lens import lens as read_lens
 from xatlas.results.store import encode
 from xatlas.schema import CONVENTIONS
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from xatlas.model import HookedModel
+    from xatlas.prompts.reader import Reader, TokenPrompt
 
 #: Most positions that a figure shows, and most characters of a token in it.
 _POSITIONS, _CHARACTERS = 32, 9
+#: Most tokens of a text whose attention is shown, and most that stand on the axes of its maps.
+LONGEST, _TOKENS = 200, 16
+#: Most maps of heads side by side.
+_MAPS = 6
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -45,6 +51,17 @@ def check_text(text: str) -> None:
         raise XatlasError("the text is empty: write what the model is to read.")
 
 
+def _read(model: HookedModel, text: str) -> tuple[Reader, TokenPrompt]:
+    """Return a model's reader and a text as it reads it."""
+    check_text(text)
+    if model.reader is None:
+        raise XatlasError("this model was made without a tokenizer: it can't read text.")
+    prompt = model.reader.prompt(Prompt("text", "text", text))
+    if isinstance(prompt, str):
+        raise XatlasError(f"the text can't be read: {prompt}.")
+    return model.reader, prompt
+
+
 @exclusive
 @torch.inference_mode()
 def lens(model: HookedModel, text: str, target: str | None = None) -> xr.Dataset:
@@ -55,13 +72,7 @@ def lens(model: HookedModel, text: str, target: str | None = None) -> xr.Dataset
     """
     import xarray as xr
 
-    check_text(text)
-    reader = model.reader
-    if reader is None:
-        raise XatlasError("this model was made without a tokenizer: it can't read text.")
-    prompt = reader.prompt(Prompt("text", "text", text))
-    if isinstance(prompt, str):
-        raise XatlasError(f"the text can't be read: {prompt}.")
+    reader, prompt = _read(model, text)
     asked = -1 if target is None else _one_token(model, text, target)
     layers = range(model.n_layers)
     sites = [Site(0, "resid_pre"), *(Site(layer, "resid_post") for layer in layers)]
@@ -175,6 +186,117 @@ def draw_lens(dataset: xr.Dataset) -> Figure:
         title = f"{dataset.attrs['model']}: {what} by layer{more}\n{settled(dataset)}"
         axes.set_title(title, loc="left", fontsize=8.5, fontweight="bold", parse_math=False)
     return figure
+
+
+@exclusive
+@torch.inference_mode()
+def attention(model: HookedModel, text: str, layer: int) -> xr.Dataset:
+    """Return where each head of a layer looks, token by token of a text.
+
+    ``pattern (head, query, key)``, and ``entropy``, ``distance``, ``first_weight``, ``previous_score (head)``: means
+    over queries from the third token on, NaN where there is none, or a window hides the key.
+    """
+    import xarray as xr
+
+    _check_layer(model, layer)
+    reader, prompt = _read(model, text)
+    n = len(prompt.ids)
+    if n > LONGEST:
+        raise XatlasError(f"the text has {n} tokens: a pattern is shown of {LONGEST} at most.")
+    site = Site(layer, "attention_pattern")
+    pattern = model.capture(model.tokens([prompt]), [site])[site][0].float()
+    found = head_scores(pattern, model.adapter.window(layer))
+    data: dict[str, Any] = {
+        "pattern": (("head", "query", "key"), pattern.cpu().numpy(), {"units": "1", "long_name": "weight"})
+    }
+    for name, (units, long_name) in SCORES.items():
+        data[name] = ("head",), found[name].cpu().numpy(), {"units": units, "long_name": long_name}
+    texts, layout = [reader.text_of(token) for token in prompt.ids], model.head_layouts[layer]
+    heads = range(len(pattern))
+    coords = {
+        "head": list(heads),
+        "kv_group": ("head", [layout.kv_group(head) if layout is not None else head for head in heads]),
+        "query": np.arange(n),
+        "key": np.arange(n),
+        "query_token": ("query", texts),
+        "key_token": ("key", texts),
+    }
+    about = {VIEW: "attention", "model": model.slug, "text": printable(text), "layer": layer}
+    settings = ", ".join(f"{name} {value}" for name, value in model.settings.items() if name != "attention")
+    return xr.Dataset(data, coords, {**about, "settings": settings, "Conventions": CONVENTIONS})
+
+
+def _check_layer(model: HookedModel, layer: int) -> None:
+    """Refuse a layer that has no attention patterns."""
+    reads = [site.layer for site in model.sites("attention_pattern")]
+    if not reads:
+        kinds = ", ".join(sorted(set(model.operator_types)))
+        raise XatlasError(f"{model.slug} has no attention: its layers are {kinds}.")
+    model.point(Site(layer, "resid_post"))  # raises where the layer is out of range
+    if layer not in reads:
+        kind, others = model.operator_types[layer], ", ".join(map(str, reads))
+        raise XatlasError(f"layer {layer} of {model.slug} is a {kind} layer, without attention: choose from {others}.")
+
+
+def draw_attention(dataset: xr.Dataset) -> Figure:
+    """Draw a map for each head, queries over keys, in one scale; tokens stand on the axes where they fit."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    pattern = dataset["pattern"].values
+    heads, n, _ = pattern.shape
+    rows = -(-heads // _MAPS)
+    columns = -(-heads // rows)
+    words = [shortened(str(token)) for token in dataset["key_token"].values]
+    tokens = n <= _TOKENS
+    size = max(1.5, 0.13 * n) if tokens else 1.5
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        height = 1.2 + rows * (size + 0.3) + 0.5 * tokens
+        figure = Figure(figsize=(max(4.5, 1.4 + columns * (size + 0.15)), height), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        shown = np.where(np.tri(n, dtype=bool), pattern, np.nan)
+        for axes, head, values in zip(grid.ravel(), dataset["head"].values, shown, strict=False):
+            mesh = axes.pcolormesh(np.arange(n + 1) - 0.5, np.arange(n + 1) - 0.5, values, cmap="Blues", vmin=0, vmax=1)
+            axes.set(aspect="equal", facecolor="#F4F4F4", ylim=(n - 0.5, -0.5))
+            axes.set_title(f"head {head}: {_looks(dataset.sel(head=head))}", fontsize=7.5)
+            axes.tick_params(length=0, labelsize=6)
+            for axis in (axes.xaxis, axes.yaxis) if tokens else ():
+                axis.set_ticks(range(n), words)
+        for axes in grid.ravel()[heads:]:
+            axes.set_visible(False)
+        for column in range(columns):
+            lowest = grid[(heads - 1 - column) // columns, column]
+            lowest.tick_params(labelbottom=True, labelrotation=0)
+            if tokens:
+                lowest.tick_params(axis="x", labelrotation=90)
+        for axes in figure.axes if tokens else ():
+            for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+                tick.set_parse_math(False)
+        figure.colorbar(mesh, ax=list(grid.ravel()), label="attention weight", fraction=0.03, pad=0.01)
+        figure.supxlabel("token looked at" if tokens else "position looked at", fontsize=8)
+        figure.supylabel("looking token" if tokens else "looking position", fontsize=8)
+        attrs = dataset.attrs
+        title = f"{attrs['model']}, layer {attrs['layer']}: {drawn_to(dataset)}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, fontweight="bold", parse_math=False)
+    return figure
+
+
+def _looks(one: xr.Dataset) -> str:
+    """Say in two words which of position 0 and the previous token a head looks at more, and with what weight."""
+    scores = {"position 0": float(one["first_weight"]), "the previous": float(one["previous_score"])}
+    known = {name: score for name, score in scores.items() if np.isfinite(score)}
+    best = max(known, key=known.__getitem__, default="")
+    return f"{known[best]:.2f} on {best}" if best else "–"
+
+
+def drawn_to(dataset: xr.Dataset) -> str:
+    """Say how much of a layer's attention lies on position 0 and on the previous token."""
+    first, previous = (float(dataset[name].mean()) for name in ("first_weight", "previous_score"))
+    if not np.isfinite([first, previous]).all():
+        return "the text is too short to say where heads look"
+    return f"position 0 draws {first:.2f} of its heads' attention, the previous token {previous:.2f}"
 
 
 def save(figure: Figure, dataset: xr.Dataset, folder: Path) -> list[Path]:

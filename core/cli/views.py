@@ -11,7 +11,7 @@ import typer
 
 from xatlas.cli import options
 from xatlas.cli.app import command
-from xatlas.cli.output import WIDTH, echo, print_json
+from xatlas.cli.output import WIDTH, echo, print_json, print_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -87,3 +87,46 @@ def _print_lens(dataset: xr.Dataset) -> int:
         lines.append(f"{name:<{label}} " + " ".join(map("".join, zip(map(fitted, row[first:]), marks, strict=True))))
     echo("\n".join(line.rstrip() for line in lines))
     return first
+
+
+@command()
+@options.configured("attention", "draws", "seed", "suite", "reference")
+def attention(
+    model: Model,
+    text: Text,
+    layer: Annotated[int, typer.Option(help="Layer whose heads are shown, from 0.")],
+    *,
+    out: Figures = Path("."),
+    as_json: options.Json = False,
+    **config: Any,
+) -> None:
+    """Show where each head of a layer looks in one text: scores as a table, patterns as a figure."""
+    from xatlas import api, views
+
+    dataset = api.attention(model, text, layer, **config)
+    files = views.save(views.draw_attention(dataset), dataset, out / api.FIGURES)
+    if as_json:
+        print_json({**dataset.to_dict(), "files": files})
+        return
+    tokens = [views.shortened(str(token), 14) for token in dataset["key_token"].values]
+    rows: list[dict[str, Any]] = []
+    for head in dataset["head"].values.tolist():
+        one = dataset.sel(head=head)
+        last = one["pattern"].isel(query=-1).values
+        most = sorted(range(len(tokens)), key=lambda key: -last[key])[:2]
+        rows.append(
+            {
+                "head": head,
+                "group": one["kv_group"].item(),
+                "position 0": float(one["first_weight"]),
+                "previous": float(one["previous_score"]),
+                "distance": float(one["distance"]),
+                "entropy": float(one["entropy"]),
+                "last token looks at": ", ".join(f"{tokens[key]} ({key}) {last[key]:.2f}" for key in most),
+            }
+        )
+    print_table(rows)
+    echo(
+        f"\nMeans over tokens from the third on; entropy in nats.\nIn layer {layer} {views.drawn_to(dataset)}.\n"
+        f"Figure and data: {files[0]}, and beside it .svg, .nc and .csv."
+    )
