@@ -14,6 +14,7 @@ from xatlas.stats import AGREEMENT, PERMUTATIONS
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Names of the dimensions that are looked at.
@@ -102,9 +103,9 @@ class ConvProfile(ClaimComparison):
             found[f"{part}_p_rank1"] = xr.DataArray(_chance(one, first))
         return found
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
+    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         """Draw factors and taps over the layers of each model that has convolutions."""
-        return figure.draw(dataset)
+        return figure.draw(dataset, ax)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return one row per finding about a model; one with dashes for a model without conv layers."""

@@ -16,6 +16,7 @@ from xatlas.stats import Floats, correlate_ranks, quantile
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Where curves of models with different layer counts are interpolated to be correlated, and for nothing else.
@@ -106,9 +107,9 @@ class EarlyLate(ClaimComparison):
             found["profile_control"] = control.bounds().sel(bound="value", drop=True) / level
         return found
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
+    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         """Draw the profiles over depth and the ratios with their controls."""
-        return figure.draw(dataset)
+        return figure.draw(dataset, ax)
 
 
 def halves(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:

@@ -26,6 +26,7 @@ from xatlas.stats import (
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: How many heads count as "a few".
@@ -149,9 +150,9 @@ class HeadSpecialisation(ClaimComparison):
                     rows.append({"model": model, "number": f"head {layer}.{head}, families", "value": value, **nothing})
         return rows
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
+    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         """Draw a map of heads per model with the top five ringed, and the shares."""
-        return figure.draw(dataset)
+        return figure.draw(dataset, ax)
 
 
 def with_heads(values: xr.DataArray) -> xr.DataArray:

@@ -20,6 +20,7 @@ from xatlas.text import interval
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Claim → the component whose hub it names.
@@ -161,9 +162,9 @@ class Hub(ClaimComparison):
                     rows.append({**row, "control": "–", "verdict": "–", "sensitivity": "–"})
         return rows
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
+    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         """Draw effects over the layers with bands and controls, and P(rank 1) below."""
-        return figure.draw(dataset)
+        return figure.draw(dataset, ax)
 
 
 def _hub(one: Effects, component: str) -> HubEvidence | None:

@@ -20,6 +20,7 @@ from xatlas.stats import PERMUTATIONS, Floats, divide, probability_first, quanti
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: What a test of layer types is of: claim → how the sentence begins.
@@ -133,9 +134,9 @@ class MlpRatio(ClaimComparison):
             rows.append({"model": finding.model, "number": label, **in_short(finding)})
         return rows
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
+    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         """Draw the ratio over depth, and what was found beside it."""
-        return figure.draw(dataset)
+        return figure.draw(dataset, ax)
 
 
 def parts(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:

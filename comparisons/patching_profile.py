@@ -19,6 +19,7 @@ from xatlas.vocabulary import PATCH_MODES, POSITION_CLASSES
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SITES = ("resid_post", "operator_out", "mlp_out")
@@ -127,9 +128,9 @@ class PatchingProfile(ClaimComparison):
         found["dropped"] = xr.DataArray(float(len(notes(one.dataset, "dropped"))))
         return found
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
+    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         """Draw the handover from subject to readout, and layer × position maps of stream, operators and MLPs."""
-        return figure.draw(dataset)
+        return figure.draw(dataset, ax)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return one row per finding about a model, with the layer that it names."""

@@ -16,6 +16,7 @@ from xatlas.stats import Floats, quantile
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: ``matched``: random with the stream's covariance; ``family``: the prompt's own family's direction; ``off_task``:
@@ -137,9 +138,9 @@ class SteeringProfile(ClaimComparison):
             "dose_shown": xr.DataArray(shown),
         }
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
+    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         """Draw effects over depth at both scales, over doses, and the rank of families' directions."""
-        return figure.draw(dataset)
+        return figure.draw(dataset, ax)
 
     def _dose(self, one: Effects) -> float:
         """Return the dose nearest, as a ratio, to the one that is asked for."""

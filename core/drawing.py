@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from xatlas.results.store import RECORD, read_unproved
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from xatlas.contracts.comparison import Comparison
@@ -29,7 +31,13 @@ _LEAST, _MOST = 2.0, 40.0
 asked_width: ContextVar[float | None] = ContextVar("asked_width", default=None)
 
 
-def plot(dataset: xr.Dataset, *, width: float | str | None = None) -> Figure:
+def plot(
+    dataset: xr.Dataset,
+    *,
+    width: float | str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
     """Draw what a comparison made.
 
     Parameters
@@ -37,20 +45,43 @@ def plot(dataset: xr.Dataset, *, width: float | str | None = None) -> Figure:
     dataset : Dataset
         What a comparison's ``compare`` returned, or the data beside a figure (``xarray.open_dataset``).
     width : float or str, optional
-        Inches, ``column`` (3.4) or ``page`` (7.0); by default as the comparison draws it.
+        Inches, ``column`` (3.4) or ``page`` (7.0); by default as the comparison draws it. The height follows.
+    figsize : tuple of float, optional
+        Width and height in inches, instead.
+    ax : Axes, optional
+        Draw one model's first panel into these axes; of several models take ``dataset.sel(model=[name])``.
 
     Returns
     -------
     Figure
-        Matplotlib's, to be changed and saved.
+        Matplotlib's, to be changed and saved; with ``ax`` the one that holds it.
 
     Raises
     ------
     XatlasError
-        No comparison that is installed made the dataset, or the width is none.
+        No comparison that is installed made the dataset, the width is none, or axes are given for several models.
     """
-    with at_width(width):
-        return drawn(maker(dataset), dataset)
+    comparison = maker(dataset)
+    if ax is not None:
+        return _into(ax, comparison, dataset)
+    if figsize is not None:
+        _inches(figsize[1])
+    with at_width(width if figsize is None else figsize[0]):
+        figure = drawn(comparison, dataset)
+    if figsize is not None:
+        figure.set_size_inches(figsize)
+    return figure
+
+
+def _into(ax: Axes, comparison: Comparison, dataset: xr.Dataset) -> Figure:
+    models = dataset["model"].values.tolist() if "model" in dataset.dims else []
+    if len(models) != 1:
+        raise XatlasError(
+            f"axes hold one model, and the data {len(models) or 'no such dimension'}: give dataset.sel(model=[NAME])."
+        )
+    if "ax" not in inspect.signature(comparison.plot).parameters:
+        raise XatlasError(f"{comparison.name} does not draw into axes: leave out ax.")
+    return comparison.plot(dataset, ax=ax)  # type: ignore[call-arg]
 
 
 def drawn(comparison: Comparison, dataset: xr.Dataset) -> Figure:

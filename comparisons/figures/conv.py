@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import curves, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,44 +16,48 @@ if TYPE_CHECKING:
 
 #: Colours of factors and taps, current token first; they are no models, so they take other colours.
 _COLOURS = ("#004488", "#BB5566", "#DDAA33", "#44AA99", "#999933", "#882255")
-_HOW = {"factor": "set to their mean", "tap": "zeroed"}
-_CONTROL: dict[str, Any] = {"marker": "_", "ls": "none", "color": style.CONTROL, "ms": 9, "mew": 1.4}
-_CLIPPED: dict[str, Any] = {"marker": "v", "ls": "none", "mfc": "none", "ms": 5}
+_MARKS = {"factor": "o", "tap": "s"}
+_CONTROL: dict[str, Any] = {"marker": "_", "ls": "none", "color": style.CONTROL, "ms": 7, "mew": 1.4}
 
 
-def draw(dataset: xr.Dataset) -> Figure:
-    """Draw one row per model that has conv layers: factors on the left, taps on the right."""
+def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
+    """Draw factors, and taps below them, of each model that has conv layers."""
     there = dataset["factor_effect"].notnull().any(("layer", "factor", "bound")).values
     models = [str(model) for model, conv in zip(dataset["model"].values, there, strict=True) if conv]
+    without = [str(model) for model, conv in zip(dataset["model"].values, there, strict=True) if not conv]
+    if without:
+        dataset = dataset.assign_attrs(suite=f"no conv layers: {', '.join(without)}; {dataset.attrs['suite']}")
     with style.context():
-        titles = [[_title(dataset.sel(model=model), part) for part in _HOW] for model in models]
-        height = sum(2.5 + style.extra(row, 9.5) for row in titles) or 2.5
-        made = style.figure(9.2, 1.6 + height, dataset.attrs["suite"])
         if not models:
+            made = style.figure(5.6, 1.5, dataset.attrs["suite"])
             axes = made.subplots()
             axes.set_axis_off()
             axes.text(0.5, 0.5, "no model here has conv layers", ha="center", va="center", color="#666666")
             return made
-        grid = made.subplots(len(models), 2, squeeze=False, sharey="row")
+    said = [_said(dataset.sel(model=model), "factor") for model in models]
+    if ax is not None:
+        return style.alone(ax, dataset, _factors, said[0], _entries(dataset))
+    with style.context():
+        made, panels, _ = style.blocks(dataset, models, said, (1.5, 1.5))
         clipped = False
-        for row, model, above in zip(grid, models, titles, strict=True):
-            for axes, part, title in zip(row, _HOW, above, strict=True):
-                clipped |= _effects(axes, dataset.sel(model=model), part)
-                axes.set_title(title)
-            row[0].set_ylabel("KL, nats")
-        for axes, part in zip(grid[-1], _HOW, strict=True):
-            axes.set_xlabel(f"conv layer ({part}s {_HOW[part]})")
-        style.legend(made, [*_entries(dataset), *([(f"below {style.FLOOR:g}", _CLIPPED)] if clipped else [])])
+        for model, (top, below) in zip(models, panels, strict=True):
+            one = dataset.sel(model=model)
+            clipped |= _factors(top, one, "")
+            clipped |= _effects(below, one, "tap")
+            below.set_title(style.fitted(_said(one, "tap"), 2.4, 8), fontsize=8, fontweight="normal")
+            low = min(top.get_ylim()[0], below.get_ylim()[0])
+            high = max(top.get_ylim()[1], below.get_ylim()[1])
+            for axes in (top, below):
+                axes.set_ylim(low, high)
+        style.legend(made, [*_entries(dataset), *([(f"below {style.FLOOR:g}", style.BEYOND)] if clipped else [])])
     return made
 
 
-def _title(one: xr.Dataset, part: str) -> str:
+def _said(one: xr.Dataset, part: str) -> str:
     """Say who leads, as far as can be told."""
-    lead, model = str(one[f"{part}_lead"].item()), str(one["model"].item())
-    ranked = float(one[f"{part}_p_rank1"])
+    lead, sure = str(one[f"{part}_lead"].item()), float(one[f"{part}_p_rank1"])
     named = f"tap {lead}" if part == "tap" else lead
-    told = f"{named} leads, P(rank 1) {ranked:.2f}" if ranked >= 0.95 else f"no {part} leads"
-    return style.fitted(f"{model}: {told}", 3.9, 9.5, bold=True)
+    return f"{named} leads, P(rank 1) {sure:.2f}" if sure >= 0.95 else f"no {part} leads"
 
 
 def _labels(dataset: xr.Dataset, part: str) -> list[Any]:
@@ -61,38 +66,37 @@ def _labels(dataset: xr.Dataset, part: str) -> list[Any]:
     return sorted(labels, reverse=True) if part == "tap" else labels
 
 
-def _entries(dataset: xr.Dataset) -> list[tuple[str, dict[str, Any]]]:
-    found: list[tuple[str, dict[str, Any]]] = []
-    for part in _HOW:
+def _entries(dataset: xr.Dataset) -> style.Entries:
+    found: style.Entries = []
+    for part, mark in _MARKS.items():
         for number, label in enumerate(_labels(dataset, part)):
-            named = f"tap {label}" if part == "tap" else str(label)
-            marker = "s" if part == "tap" else "o"
-            found.append((named, {"marker": marker, "ls": "none", "ms": 5, "color": _COLOURS[number % 6]}))
+            named = f"tap {label}, zeroed" if part == "tap" else f"{label}, set to its mean"
+            found.append((named, {"marker": mark, "ls": "none", "ms": 5, "color": _COLOURS[number % 6]}))
     return [*found, ("random change of equal norm", _CONTROL)]
 
 
+def _factors(axes: Axes, one: xr.Dataset, _: str) -> bool:
+    return _effects(axes, one, "factor")
+
+
 def _effects(axes: Axes, one: xr.Dataset, part: str) -> bool:
-    """Draw points with intervals beside each other, layer by layer; tell whether any lies below the floor."""
-    layers = np.flatnonzero(one[f"{part}_effect"].notnull().any((part, "bound")).values)
-    place, labels, clipped = np.arange(len(layers)), _labels(one, part), False
+    """Draw points with intervals beside each other, layer by layer; return whether any is clipped."""
+    one = one.isel(layer=np.flatnonzero(one[f"{part}_effect"].notnull().any((part, "bound")).values))
+    place, labels, clipped = np.arange(one.sizes["layer"]), _labels(one, part), False
     for number, label in enumerate(labels):
         x = place + (number - (len(labels) - 1) / 2) * min(0.22, 0.8 / len(labels))
-        colour = _COLOURS[number % len(_COLOURS)]
-        at = one.sel({part: label}).isel(layer=layers)
-        value, low, high = (
-            np.maximum(at[f"{part}_effect"].sel(bound=b).values, style.FLOOR) for b in one["bound"].values
-        )
-        axes.vlines(x, low, high, color=colour, lw=1.6)
-        gid = f"{part}-{label}-{one['model'].item()}"
-        axes.plot(x, value, "s" if part == "tap" else "o", color=colour, ms=4, gid=gid)
-        below = value <= style.FLOOR
-        axes.plot(x[below], value[below], **{"color": colour} | _CLIPPED)
-        chance = at[f"{part}_control"].sel(bound="value").values
-        axes.plot(x, np.where(chance > style.FLOOR, chance, np.nan), **_CONTROL)
-        clipped |= bool(below.any())
+        at = one.sel({part: label}).transpose("bound", "layer", ...)
+        bounds, look = at[f"{part}_effect"].values, {"ls": "none", "marker": _MARKS[part], "ms": 4}
+        axes.vlines(x, *np.maximum(bounds[1:], style.FLOOR), color=_COLOURS[number % 6], lw=1.4)
+        edges = (style.FLOOR, math.inf)
+        clipped |= curves.draw(axes, x, bounds[0], _COLOURS[number % 6], edges=edges, **look, gid=f"{part}-{label}")
+        control = at[f"{part}_control"].sel(bound="value").values
+        axes.plot(x, np.where(control > style.FLOOR, control, np.nan), **_CONTROL)
     style.log_axis(axes)
-    step = 1 + len(layers) // 20
-    axes.set_xticks(place[::step], [str(layer) for layer in layers[::step]])
-    axes.set_xlim(-0.6, len(layers) - 0.4)
+    step = 1 + len(place) // 10
+    axes.set_xticks(place[::step], [str(layer) for layer in one["layer"].values[::step]])
+    axes.set_xlim(-0.6, len(place) - 0.4)
     axes.grid(visible=False, axis="x")
+    axes.set_xlabel("conv layer")
+    style.label_y(axes, "KL, nats")
     return clipped

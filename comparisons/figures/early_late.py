@@ -1,81 +1,79 @@
-"""The figure of early and late layers: profiles over depth, and the ratio with its control."""
+"""The figure of early and late layers: each model's profile over depth, and the ratios of the halves below."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import curves, forest, style
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Font size of the models' names beside the ratios.
-_NAMES = 8
 #: Smallest relative effect drawn.
 _FLOOR = 1e-3
-_SMALL = {"marker": "|", "ls": "none", "ms": 9}
-_HOLLOW = {"marker": "o", "ls": "none", "mfc": "none", "mec": style.CONTROL}
+_KINDS: dict[str, Any] = {"marker": "|", "ls": "none", "ms": 9, "color": style.INK}
+_OTHERS: dict[str, Any] = {"color": "#CCCCCC", "lw": 0.7, "marker": ".", "ms": 1.5}
+_HALF = {"marker": "s", "ls": "none", "ms": 7, "color": "#EDEDED"}
 
 
-def draw(dataset: xr.Dataset) -> Figure:
-    """Draw each model's effects relative to its mean layer over depth, and early over late beside it."""
+def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
+    """Draw each model's effects relative to its mean layer over depth, and early over late below."""
     models = list(map(str, dataset["model"].values))
+    said = style.said(dataset, "early_over_late", models, "one layer: no halves")
+    if ax is not None:
+        return style.alone(ax, dataset, _profile, said[0], [*style.kinds(dataset), ("first half", _HALF)])
     palette = style.colours(models)
     with style.context():
-        names = [style.fitted(model, style.within(1.7), _NAMES) for model in models]
-        row = max(0.5, 0.25 + style.extra(names, _NAMES))
-        made = style.figure(9.2, max(3.4, 1.6 + row * len(models)), dataset.attrs["suite"])
-        left, right = style.panels(made, 2, ratios=[1.35, 1])
-        _profiles(left, dataset, palette)
-        _ratios(right, dataset, palette, names)
-        entries = [(model, {"color": palette[model], "marker": "o", "ms": 3}) for model in models]
-        style.legend(made, [*entries, ("other ablation kinds", _SMALL), ("control", _HOLLOW)])
+        made, panels, below = style.blocks(dataset, models, said, (1.7,), forest.height(models))
+        assert below is not None
+        clipped = False
+        for model, (axes,) in zip(models, panels, strict=True):
+            for other in models:
+                if other != model:
+                    one = style.layers(dataset.sel(model=other))
+                    values = one["profile"].sel(bound="value")
+                    axes.plot(one["depth"], values.where(values >= _FLOOR), **_OTHERS, gid="other")
+            clipped |= _profile(axes, dataset.sel(model=model), palette[model])
+        ends = np.array([axes.get_ylim() for (axes,) in panels])
+        for (axes,) in panels:
+            style.log_axis(axes, about=(ends.min(), ends.max()))
+        clipped |= _ratios(below, dataset, palette)
+        entries: style.Entries = [*style.kinds(dataset), ("first half", _HALF)]
+        entries += [("the other models", _OTHERS)] if len(models) > 1 else []
+        entries += [*forest.entries(dataset, "ratio"), ("other ablation kinds", _KINDS)]
+        style.legend(made, [*entries, *([("beyond the panel", style.BEYOND)] if clipped else [])])
     return made
 
 
-def _profiles(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
-    axes.axvspan(-0.02, 0.5, color="#F4F4F4", lw=0, zorder=0)
+def _profile(axes: Axes, one: xr.Dataset, colour: str) -> bool:
+    one = style.layers(one)
+    axes.axvspan(-0.03, 0.5, color="#F4F4F4", lw=0, zorder=0)
     axes.axhline(1, color=style.CONTROL, lw=1)
-    for model, colour in palette.items():
-        one = dataset.sel(model=model)
-        depth = one["depth"].values
-        value, low, high = (np.maximum(one["profile"].sel(bound=b).values, _FLOOR) for b in one["bound"].values)
-        axes.fill_between(depth, low, high, color=colour, alpha=0.18, lw=0)
-        axes.plot(depth, value, color=colour, marker="o", ms=3, gid=f"profile-{model}")
-    style.log_axis(axes)
-    style.plain_ticks(axes)
-    axes.set_xlim(-0.02, 1.02)
+    profile, types = one["profile"].transpose("bound", "layer").values, one["operator_type"].values.astype(str)
+    clipped = curves.draw(axes, one["depth"], profile, colour, types=types, edges=(_FLOOR, math.inf), gid="profile")
+    style.log_axis(axes, about=(0.5, 2))
+    axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("depth (layer / last layer)")
-    axes.set_ylabel("effect over the mean layer's")
-    axes.set_title("Joint ablation over depth")
+    style.label_y(axes, "over mean layer's effect")
+    return clipped
 
 
-def _ratios(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> None:
+def _ratios(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> bool:
     axes.axvline(1, color=style.CONTROL, lw=1)
-    findings = dataset.sel(finding=dataset["finding_name"] == "early_over_late")
     usual = (dataset["setting_layer0"] == 1) & (dataset["setting_scope"] == dataset["setting_scope"][0])
-    for model, colour in palette.items():
-        y = -list(map(str, dataset["model"].values)).index(model)
-        one = findings.sel(finding=(findings["finding_model"] == model) & (findings["finding_model_other"] == ""))
-        if not one.sizes["finding"] or np.isnan(one["finding_number"].values[0, 0]):
-            axes.text(1, y, "  one layer: no halves", va="center", fontsize=7.5, color="#666666")
-            continue
-        value, low, high = one["finding_number"].values[0]
-        axes.plot([low, high], [y, y], color=colour, lw=2.5, solid_capstyle="butt")
-        axes.plot([value], [y], "o", color=colour, ms=6, gid=f"ratio-{model}")
-        for other in one["sensitivity"].isel(finding=0).sel(setting=usual, bound="value").values[1:]:
-            axes.plot([other], [y], "|", color=style.INK, ms=9)
-        middle, *ends = one["finding_control"].values[0]
-        axes.plot([middle], [y - 0.25], "o", mfc="none", mec=style.CONTROL, ms=5)
-        axes.plot(ends, [y - 0.25] * 2, color=style.CONTROL, lw=1)
-    style.log_axis(axes, "x")
-    style.plain_ticks(axes, "x")
-    axes.set_ylim(-len(names) + 0.4, 0.6)
-    axes.set_yticks([-i for i in range(len(names))], names, fontsize=_NAMES)
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("early over late, ratio")
-    axes.set_title("First half over second half")
+    rows: list[forest.Row] = []
+    for y, (model, colour) in enumerate(palette.items()):
+        found = style.finding(dataset, "early_over_late", model)
+        rows.append((model, colour, "one layer: no halves" if found is None else found))
+        if found is not None:
+            others = found["sensitivity"].sel(setting=usual, bound="value").values[1:]
+            axes.plot(others, [y] * len(others), **_KINDS)
+    clipped = forest.draw(axes, rows)
+    style.log_axis(axes, "x", about=(0.5, 2))
+    axes.set_xlabel("first half over second half, ratio")
+    return clipped

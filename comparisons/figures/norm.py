@@ -40,7 +40,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         high = max(axes.get_ylim()[1] for axes in norms)
         for axes in norms:
             axes.set_ylim(low, high)
-            style.plain_ticks(axes)
+            style.log_axis(axes, about=(0.5, 2))
         _shares(share, dataset, palette)
         _layers(layers, dataset, palette, names)
         _families(says, dataset, palette, names)

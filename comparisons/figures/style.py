@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from xatlas.drawing import asked_width
 from xatlas.files import sha256
@@ -15,10 +18,12 @@ from xatlas.text import one_line
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
 
 #: Raised whenever figures of the same data look different.
-VERSION = "3"
+VERSION = "4"
 #: Colours of the models that have a name here (Okabe and Ito 2008, Tol 2021).
 FIXED = {
     "lfm2-mini": "#0072B2",
@@ -35,13 +40,22 @@ CONTROL = "#8A8A8A"
 INK = "#222222"
 #: Markers by operator type; any other type takes a diamond.
 MARKERS = {"attention": "o", "conv": "^", "ssm": "s"}
+#: Mark of what lies beyond a panel.
+BEYOND: dict[str, Any] = {"marker": "v", "ls": "none", "mfc": "none", "ms": 5}
+#: Models side by side, at most; inches that each takes at least; font size of titles.
+COLUMNS, _LEAST, _TITLE = 3, 2.2, 9.0
+_INNER = "inner"
+#: Label and line properties of what a legend explains.
+Entries = list[tuple[str, dict[str, Any]]]
+#: Draws one model's data in one colour; returns whether any of it is clipped.
+Panel = Callable[["Axes", "xr.Dataset", str], bool]
 #: Where effects end in logarithmic plots, in nats: below, they are 0 within numerical agreement.
 FLOOR = 1e-4
 
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 9,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
@@ -64,7 +78,7 @@ _RC: dict[str, Any] = {
     "path.simplify": False,
 }
 #: What differs in figures of a paper, which are shown as large as they are made.
-_PAPER: dict[str, Any] = {"font.size": 8, "axes.titlesize": 8.5, "lines.linewidth": 1.2, "savefig.dpi": 300}
+_PAPER: dict[str, Any] = {"font.size": 8, "axes.titlesize": 8, "lines.linewidth": 1.2, "savefig.dpi": 300}
 #: Font size of the footer.
 _FOOT = 7
 
@@ -101,6 +115,66 @@ def figure(width: float, height: float, footer: str) -> Figure:
     return made
 
 
+def blocks(
+    dataset: xr.Dataset, models: Sequence[str], said: Sequence[str], parts: Sequence[float], below: float = 0.0
+) -> tuple[Figure, list[list[Axes]], Axes | None]:
+    """Return a figure, the panels of each model below one another, ``parts`` inches high, and one below all of them.
+
+    Models stand side by side as far as the width goes. The first panel of each says its name and what was found.
+    """
+    asked, most = asked_width.get(), min(len(models), COLUMNS)
+    columns = most if asked is None else max(1, min(most, int(asked / _LEAST)))
+    width = asked or max(0.8 + 3.5 * columns, 5.6)
+    room, rows = width / columns - 0.8, -(-len(models) // columns)
+    parts = [part * (0.8 if columns == 1 < len(models) else 1) for part in parts]
+    titles = [
+        "\n".join(fitted(text, room, _TITLE, bold=True) for text in pair) for pair in zip(models, said, strict=True)
+    ]
+    height = rows * (sum(parts) + 0.2 + 0.3 * len(parts) + extra(titles, _TITLE))
+    made = figure(width, 0.5 + height + below, dataset.attrs["suite"])
+    top, bottom = np.asarray(made.subfigures(2, 1, height_ratios=[height, below])) if below else (made, None)
+    grid = top.add_gridspec(rows * len(parts), columns, height_ratios=list(parts) * rows)
+    panels, palette = [], colours(models)
+    for i, model in enumerate(models):
+        row, column = divmod(i, columns)
+        places = [grid[len(parts) * row + part, column] for part in range(len(parts))]
+        panels.append([top.add_subplot(place, gid=_INNER if column else None) for place in places])
+        panels[-1][0].set_title(titles[i], color=palette[model])
+    return made, panels, bottom.subplots() if bottom else None
+
+
+def alone(axes: Axes, dataset: xr.Dataset, panel: Panel, said: str, entries: Entries) -> Figure:
+    """Draw the first panel of the one model that a dataset holds into axes of the user's."""
+    model = str(dataset["model"].values[0])
+    with context():
+        clipped = panel(axes, dataset.isel(model=0), colours([model])[model])
+        axes.set_title(fitted(f"{model}: {said}", 4.0, _TITLE), fontsize=_TITLE)
+        axes.legend(handles=_handles([*entries, *([("beyond the panel", BEYOND)] if clipped else [])]), fontsize=7)
+    return axes.get_figure(root=True)  # type: ignore[return-value]
+
+
+def scale(panels: Sequence[Axes], colours_of: ScalarMappable, label: str, *, beyond: bool) -> Colorbar:
+    """Explain the colours of maps below them; pointed ends say that values lie beyond."""
+    holder, inches = panels[0].figure, asked_width.get() or 9.0
+    bar = holder.colorbar(
+        colours_of,
+        ax=list(panels),
+        label=label,
+        extend="both" if beyond else "neither",
+        location="bottom",
+        shrink=0.6,
+        aspect=6 * inches,
+    )
+    bar.minorticks_off()
+    return bar
+
+
+def label_y(axes: Axes, text: str) -> None:
+    """Label the y axis, but of panels that have their like to the left."""
+    if axes.get_gid() != _INNER:
+        axes.set_ylabel(text)
+
+
 def panels(made: Figure, n: int, *, least: float = 2.4, ratios: Sequence[float] | None = None) -> list[Axes]:
     """Return ``n`` panels side by side, ``ratios`` as wide; below one another what would be narrower than ``least``.
 
@@ -117,9 +191,8 @@ def panels(made: Figure, n: int, *, least: float = 2.4, ratios: Sequence[float] 
 
 
 def within(inches: float) -> float:
-    """Return the room for a name in a panel: less than usual in a figure that is asked for narrow."""
-    width = asked_width.get()
-    return inches if width is None else min(inches, 0.3 * width)
+    """Return the room for a name beside a panel: less than usual in a figure that is asked for narrow."""
+    return min(inches, 0.3 * (asked_width.get() or 40.0))
 
 
 def grow(made: Figure, inches: float) -> None:
@@ -174,11 +247,12 @@ def extra(texts: Sequence[str], size: float) -> float:
 
 
 def colours(models: Iterable[str]) -> dict[str, str]:
-    """Return a colour per model slug: the fixed one, or one derived from the slug.
+    """Return a colour per model slug, in their order: the fixed one, or one derived from the slug.
 
     A model keeps its colour from figure to figure, unless two unnamed models in one figure would share it:
     then the one later in the alphabet takes the next.
     """
+    models = list(models)
     found: dict[str, str] = {}
     for model in sorted(set(models)):
         if model in FIXED:
@@ -187,7 +261,7 @@ def colours(models: Iterable[str]) -> dict[str, str]:
         start = int(sha256(model.encode()), 16) % len(OTHERS)
         order = [*OTHERS[start:], *OTHERS[:start]]
         found[model] = next((colour for colour in order if colour not in found.values()), order[0])
-    return found
+    return {model: found[model] for model in models}
 
 
 def finding(dataset: xr.Dataset, name: str, model: str) -> xr.Dataset | None:
@@ -205,15 +279,43 @@ def counted(title: str, dataset: xr.Dataset, claim: str) -> str:
     return f"{title} {supported} of {dataset.sizes['model']}" if claim else title
 
 
+def said(dataset: xr.Dataset, name: str, models: Sequence[str], absent: str) -> list[str]:
+    """Return what was found about each model, in a few words."""
+    told = []
+    for model in models:
+        found = finding(dataset, name, model)
+        if found is None or math.isnan(found["finding_number"].values[0]):
+            told.append(absent if found is None else str(found["finding_reason"].item()) or absent)
+            continue
+        short, verdict, reason = (str(found[f"finding_{part}"].item()) for part in ("short", "verdict", "reason"))
+        told.append(f"{short}: {verdict}" + (f" ({reason})" if verdict == "undecided" else ""))
+    return told
+
+
+def kinds(dataset: xr.Dataset) -> Entries:
+    """Return what explains the markers of operator types."""
+    types = sorted(set(dataset["operator_type"].values.ravel().tolist()) - {""})
+    return [(f"{kind} layer", {"marker": marker(kind), "ls": "none", "ms": 4}) for kind in types]
+
+
+def layers(one: xr.Dataset) -> xr.Dataset:
+    """Return the data of a model's own layers, without those that only others have."""
+    return one.isel(layer=np.flatnonzero(np.isfinite(one["depth"].values)))
+
+
 def marker(operator_type: str) -> str:
     """Return the marker of an operator type."""
     return MARKERS.get(operator_type, "D")
 
 
-def legend(made: Figure, entries: Iterable[tuple[str, dict[str, Any]]]) -> None:
-    """Explain marks once for all panels, above them: ``(label, line properties)`` each."""
+def _handles(entries: Entries) -> list[Any]:
     from matplotlib.lines import Line2D
 
+    return [Line2D([], [], **({"color": INK} | look), label=text) for text, look in entries]
+
+
+def legend(made: Figure, entries: Entries) -> None:
+    """Explain marks once for all panels, above them: ``(label, line properties)`` each."""
     size, width = _RC["legend.fontsize"], made.get_size_inches()[0] - 0.3
     shown = [(fitted(label, min(width - 0.5, 3.0), size), look) for label, look in entries]
     wide = [max(_inches(line, size) for line in text.split("\n")) + 4.2 * size / 72 for text, _ in shown]
@@ -225,8 +327,7 @@ def legend(made: Figure, entries: Iterable[tuple[str, dict[str, Any]]]) -> None:
 
     fit = (n for n in range(len(shown), 1, -1) if sum(max(wide[part]) for part in columns(n)) <= width)
     count = next(fit, 1)
-    handles = [Line2D([], [], **({"color": INK} | look), label=text) for text, look in shown]
-    made.legend(handles=handles, loc="outside upper right", ncols=count, columnspacing=1.2)
+    made.legend(handles=_handles(shown), loc="outside upper right", ncols=count, columnspacing=1.2)
     rows = [sum(1 + text.count("\n") for text, _ in shown[part]) for part in columns(count)]
     grow(made, (max(rows) - 1) * size * 1.65 / 72)
 
@@ -239,32 +340,35 @@ def layer_axis(axes: Axes, n_layers: int) -> None:
     axes.set_xlim(-room, n_layers - 1 + room)
 
 
-def log_axis(axes: Axes, which: str = "y") -> None:
-    """Make an axis logarithmic without minor ticks: those take most of the time to draw."""
+def log_axis(axes: Axes, which: str = "y", about: tuple[float, float] | None = None) -> None:
+    """Make an axis that holds its marks logarithmic, with round ticks; of ratios it reaches from and to ``about``."""
     from matplotlib.ticker import NullLocator
 
     axes.set(**{f"{which}scale": "log"})
-    getattr(axes, f"{which}axis").set_minor_locator(NullLocator())
-
-
-def round_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2, 5, 10, … between two numbers; powers of ten only where that would be many."""
-    steps = (1, 2, 5) if high / low < 400 else (1,)
-    return [step * 10.0**power for power in range(-9, 10) for step in steps if low <= step * 10.0**power <= high]
-
-
-def plain_ticks(axes: Axes, which: str = "y") -> None:
-    """Give a logarithmic axis of ratios ticks at 1, 2, 5, 10, … and room to at least 0.5 and 2."""
+    getattr(axes, f"{which}axis").set_minor_locator(NullLocator())  # those take most of the time to draw
     low, high = getattr(axes, f"get_{which}lim")()
-    low, high = min(low, 0.5), max(high, 2.0)
+    if about:
+        low, high = min(low, about[0]), max(high, about[1])
     ticks = round_ticks(low, high)
     axes.set(**{f"{which}lim": (low, high)})
     getattr(axes, f"set_{which}ticks")(ticks, [f"{tick:g}" for tick in ticks])
 
 
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2, 5, 10, … between two numbers; powers of ten where that would be many, more where it would be few."""
+    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8)):
+        found = [step * 10.0**power for power in range(-9, 10) for step in steps if low <= step * 10.0**power <= high]
+        if len(found) > 2:
+            break
+    return found
+
+
 def arrange(made: Figure) -> None:
     """Lay a finished figure out, once: saving it in two formats need not do it four times."""
+    import matplotlib
+
     with context():
+        made.set_dpi(matplotlib.rcParams["savefig.dpi"])  # letters are as wide as they are saved
         made.draw_without_rendering()
         made.set_layout_engine("none")
 

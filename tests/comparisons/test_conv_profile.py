@@ -122,9 +122,9 @@ def test_the_figure_shows_conv_layers_only(synthetic):
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "1", "3", "5"]
     lines = {line.get_gid(): line.get_ydata() for each in axes for line in each.lines}
     np.testing.assert_allclose(
-        lines["tap-0-a"], dataset["tap_effect"].sel(model="a", tap=0, bound="value").values[[0, 1, 3, 5]]
+        lines["tap-0"], dataset["tap_effect"].sel(model="a", tap=0, bound="value").values[[0, 1, 3, 5]]
     )
-    assert lines["factor-carrier-a"].argmax() == 2
+    assert lines["factor-carrier"].argmax() == 2
 
 
 def zeroed(held, values):

@@ -329,12 +329,14 @@ def test_the_figure_marks_hub_control_and_what_is_clipped(synthetic):
 
     dataset = compare(synthetic, a=synthetic.layer_result(TYPES, plant))
     top, below = Hub().plot(dataset).axes
-    assert top.get_title(loc="left") == "a\nhub: layer 4, supported"
+    assert top.get_title(loc="left") == "a\nthe hub is layer 4: supported"
     assert top.get_yscale() == "log"
     rings = [line for line in top.lines if line.get_gid() == "hub"]
     assert [ring.get_xdata().tolist() for ring in rings] == [[4]]
     assert any(line.get_color() == style.CONTROL for line in top.lines)
     clipped = [line for line in top.lines if line.get_marker() == "v"]
-    assert [line.get_xdata().tolist() for line in clipped] == [[5]]
+    assert [line.get_xdata().tolist() for line in clipped] == [[5]] * 3  # operator, MLP, joint
+    curve = next(line for line in top.lines if line.get_gid() == "joint")
+    assert np.isnan(curve.get_ydata()).tolist() == [layer == 5 for layer in range(len(TYPES))]
     heights = [bar.get_height() for bar in below.patches]
     np.testing.assert_array_equal(heights, joint(dataset)["p_rank1"])

@@ -191,8 +191,8 @@ def test_models_share_the_ratio_or_do_not(synthetic):
 
 def test_the_figure_marks_operator_types_and_findings(synthetic):
     dataset = compare(synthetic, HYBRID, conv_times(3.0))
-    curves, right = MlpRatio().plot(dataset).axes
+    curves, below = MlpRatio().plot(dataset).axes
     assert {line.get_marker() for line in curves.lines} >= {"o", "^"}
-    assert curves.get_yscale() == right.get_xscale() == "log"
-    drawn = {line.get_gid(): line for line in right.lines}
-    assert drawn["a-types_mlp"].get_xdata()[0] == found(dataset, "types_mlp").value
+    assert curves.get_yscale() == below.get_xscale() == "log"
+    drawn = {line.get_gid(): line for line in below.lines}
+    assert drawn["types_mlp-a"].get_xdata()[0] == found(dataset, "types_mlp").value

@@ -166,10 +166,9 @@ def test_the_figure_shows_the_maps_and_where_it_arrives(synthetic):
     )
     made = PatchingProfile().plot(dataset)
     meshes = {m.get_gid(): m for axes in made.axes for m in axes.collections if str(m.get_gid()).startswith("map-")}
-    assert set(meshes) == {f"map-{site}" for site in SITES}
-    last = next(axes for axes in made.axes if axes.get_title() == "" and axes.lines)  # titles stand at the left
-    rings = [line for line in last.lines if line.get_gid() == "onset"]
-    assert [ring.get_xdata()[0] for ring in rings] == [5]
+    assert set(meshes) == {"map-operator_out", "map-mlp_out"}  # the stream's curves stand above
+    rings = [line for axes in made.axes for line in axes.lines if line.get_gid() == "onset"]
+    assert [ring.get_xdata()[0] for ring in rings] == [5, 3]
     shown = np.asarray(meshes["map-operator_out"].get_array()).reshape(4, -1)
     own = dataset["recovery"].sel(model="b", site="operator_out", position="last", mode="denoise", bound="value")
     np.testing.assert_allclose(shown[3], own.values[:14])

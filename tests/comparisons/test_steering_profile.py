@@ -139,8 +139,8 @@ def test_the_figure_shows_both_scales_and_marks_what_lies_below_the_floor(synthe
     one["kl"].loc[{"strength": 0.1}] = 1e-6
     figure = SteeringProfile().plot(compare(synthetic, a=one))
     gids = {line.get_gid(): line for axes in figure.axes for line in axes.lines}
-    absolute, relative = (gids[f"matched-{scale}-a"].get_ydata() for scale in ("absolute", "relative"))
+    absolute, relative = (gids[f"family-{scale}"].get_ydata() for scale in ("absolute", "relative"))
     assert absolute[0] > 5 * absolute[-1]
     assert relative[0] < 2 * relative[-1]
-    assert np.isnan(gids["dose-family-a"].get_ydata()).tolist() == [True, False, False]
+    assert np.isnan(gids["dose-family"].get_ydata()).tolist() == [True, False, False]
     assert any(text.get_text().startswith("below") for text in figure.legends[0].get_texts())

@@ -1,0 +1,48 @@
+"""Curves through what was measured, with what lies beyond a panel marked."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas.comparisons.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw(
+    axes: Axes,
+    x: Any,
+    bounds: Any,
+    colour: str,
+    *,
+    types: Any = None,
+    edges: tuple[float, float] = (0.0, math.inf),
+    **look: Any,
+) -> bool:
+    """Draw a band ``(3, x)`` and a curve through what was measured, with markers; return whether any is clipped.
+
+    ``types`` are operator types, which have markers of their own. What lies beyond ``edges`` is marked there, as not
+    measured: with a hollow triangle, and no line leads to it.
+    """
+    bounds = np.asarray(bounds)
+    value, *band = bounds if bounds.ndim > 1 else [bounds]
+    x, inside = np.asarray(x), (value >= edges[0]) & (value <= edges[1])
+    if band:
+        ends = [np.where(inside, np.clip(end, *edges), np.nan) for end in band]
+        axes.fill_between(x, *ends, color=colour, alpha=0.18, lw=0)
+        if len(x) == 1:  # a band of one point can't be seen
+            axes.vlines(x, *ends, color=colour, lw=1)
+    marks = {"lw": 1.4, "ms": 3, "marker": "." if types is None else ""}
+    axes.plot(x, np.where(inside, value, np.nan), **(marks | look | {"color": colour}))
+    for kind in sorted(set(types if types is not None else ()) - {""}):
+        at = inside & (np.asarray(types) == kind)
+        axes.plot(x[at], value[at], style.marker(kind), color=colour, ms=4)
+    for beyond, mark, edge in ((value > edges[1], "^", edges[1]), (value < edges[0], "v", edges[0])):
+        if beyond.any():
+            look = style.BEYOND | {"marker": mark, "color": colour, "clip_on": False}
+            axes.plot(x[beyond], np.full(int(beyond.sum()), edge), **look)
+    return bool((np.isfinite(value) & ~inside).any())
