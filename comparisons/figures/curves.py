@@ -32,10 +32,10 @@ def draw(
     value, *band = bounds if bounds.ndim > 1 else [bounds]
     x, inside = np.asarray(x), (value >= edges[0]) & (value <= edges[1])
     if band:
-        ends = [np.where(inside, np.clip(end, *edges), np.nan) for end in band]
-        axes.fill_between(x, *ends, color=colour, alpha=0.18, lw=0)
+        low, high = (np.where(inside, np.clip(end, *edges), np.nan) for end in band)
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         if len(x) == 1:  # a band of one point can't be seen
-            axes.vlines(x, *ends, color=colour, lw=1)
+            axes.vlines(x, low, high, color=colour, lw=1)
     marks = {"lw": 1.4, "ms": 3, "marker": "." if types is None else ""}
     axes.plot(x, np.where(inside, value, np.nan), **(marks | look | {"color": colour}))
     for kind in sorted(set(types if types is not None else ()) - {""}):

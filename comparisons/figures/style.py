@@ -311,7 +311,8 @@ def marker(operator_type: str) -> str:
 def _handles(entries: Entries) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    return [Line2D([], [], **({"color": INK} | look), label=text) for text, look in entries]
+    looks: list[tuple[str, dict[str, Any]]] = [(text, {"color": INK} | look) for text, look in entries]
+    return [Line2D([], [], label=text, **look) for text, look in looks]
 
 
 def legend(made: Figure, entries: Entries) -> None:
