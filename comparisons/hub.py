@@ -236,8 +236,7 @@ def where(values: xr.DataArray, index: int) -> str:
 def _effect(one: Effects, values: xr.DataArray, place: Place) -> tuple[Bounds, bool]:
     """Return the effect of the largest, cross-fitted where halves of the templates choose otherwise, and whether so."""
     array = values.transpose("prompt", ...).values
-    macro = one.sample.clusters.macro
-    picked = (macro(np.where(half[:, None], array, np.nan)) for halves in one.sample.halves() for half in halves)
+    picked = one.sample.half_means(array)
     if {int(np.nanargmax(means)) for means in picked if np.isfinite(means).any()} == {place.index}:
         return bounds_of(one.sample.mean(values.isel({values.dims[-1]: place.index}), log=True)), False
     array = np.column_stack([array[:, np.isfinite(array).any(0)], np.ones(len(array))])

@@ -77,6 +77,7 @@ class MlpRatio(ClaimComparison):
                 f"In {{model}} {text}, depth aside",
                 short=SHORT[name],
                 unit="layer type",
+                contrast="type",
             )
             for name, text in TYPES.items()
         ),
