@@ -94,7 +94,7 @@ class Statistic:
     def _spread(self) -> tuple[xr.DataArray, xr.DataArray]:
         """Return the standard error and the degrees of freedom."""
         moved = self.moved.transpose("cluster", ...)
-        error, known = spread(moved.values, moved["cluster"].values)
+        error, known = spread(moved.values, moved["cluster"].values.tolist())
         return self.point.copy(data=error), self.point.copy(data=known)
 
     def freedom(self) -> float:
