@@ -242,7 +242,7 @@ def _effect(one: Effects, values: xr.DataArray, place: Place) -> tuple[Bounds, b
     array = np.column_stack([array[:, np.isfinite(array).any(0)], np.ones(len(array))])
 
     def pick(means: Floats) -> Floats:
-        return np.eye(len(means))[[int(np.nanargmax(means[:-1])), -1]]
+        return np.eye(len(means))[[int(np.nan_to_num(means[:-1], nan=-1.0).argmax()), -1]]
 
     return one.sample.cross_fit(array, pick, log=True), True
 
@@ -335,7 +335,8 @@ def _head_over_layer(layers: Effects, heads: Effects) -> xr.DataArray:
     if n and len(whole) == layers["kl"].sizes["prompt"]:
 
         def pick(means: Floats) -> Floats:
-            return np.eye(len(means))[[int(np.nanargmax(means[:n])), n + int(np.nanargmax(means[n:]))]]
+            known = np.nan_to_num(means, nan=-1.0)
+            return np.eye(len(means))[[int(known[:n].argmax()), n + int(known[n:].argmax())]]
 
         bounds = layers.sample.cross_fit(np.column_stack([each, whole]), pick, log=True)
     return xr.DataArray(list(bounds), dims="bound", coords={"bound": list(BOUND)})
