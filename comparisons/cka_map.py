@@ -265,7 +265,7 @@ def _locked(one: Effects) -> tuple[Evidence, tuple[int, int]]:
     words = dict(_NONE)
     if len(layers) < 3 or not np.isfinite(cka).all():
         return Evidence(blocked="too few layers" if len(layers) < 3 else _BARE, words=words), (0, 0)
-    first, second = one.sample.halves(1)[0]
+    first, second = one.sample.halves[:2]
     samples, names = _there(one, "trimmed"), one.dataset["sample_prompt"].values
     chosen_on, measured_on = (
         samples[np.isin(names[samples], one.dataset["prompt"].values[half])] for half in (first, second)

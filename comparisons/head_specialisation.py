@@ -183,7 +183,7 @@ def _share(one: Effects, values: xr.DataArray, more: str) -> Evidence:
     low, high = (float(quantile(random, q)) for q in (0.025, 0.975))
     control = (float(random.mean()), low, high)
     reached = (1 + int((random >= observed * (1 - 1e-9)).sum())) / (1 + len(random))
-    equal = one.sample.permuted(values, "head", lambda means: top_share(_flat(means)), DRAWS)
+    equal = one.sample.permuted(values, "head", lambda means: top_share(_flat(means)), DRAWS, ["layer"])
     number = _crossed(one, values)
     blocked = "no more than five heads" if heads <= TOP else ""
     return Evidence(

@@ -237,14 +237,13 @@ def where(values: xr.DataArray, index: int) -> str:
 def _effect(one: Effects, values: xr.DataArray, place: Place) -> tuple[Bounds, bool]:
     """Return the effect of the largest, cross-fitted where halves of the templates choose otherwise, and whether so."""
     array = values.transpose("prompt", ...).values
-    macro = one.sample.clusters.macro
-    picked = (macro(np.where(half[:, None], array, np.nan)) for halves in one.sample.halves() for half in halves)
+    picked = one.sample.half_means(array)
     if {int(np.nanargmax(means)) for means in picked if np.isfinite(means).any()} == {place.index}:
         return bounds_of(one.sample.mean(values.isel({values.dims[-1]: place.index}), log=True)), False
     array = np.column_stack([array[:, np.isfinite(array).any(0)], np.ones(len(array))])
 
     def pick(means: Floats) -> Floats:
-        return np.eye(len(means))[[int(np.nanargmax(means[:-1])), -1]]
+        return np.eye(len(means))[[int(np.nan_to_num(means[:-1], nan=-1.0).argmax()), -1]]
 
     return one.sample.cross_fit(array, pick, log=True), True
 
@@ -337,7 +336,8 @@ def _head_over_layer(layers: Effects, heads: Effects) -> xr.DataArray:
     if n and len(whole) == layers["kl"].sizes["prompt"]:
 
         def pick(means: Floats) -> Floats:
-            return np.eye(len(means))[[int(np.nanargmax(means[:n])), n + int(np.nanargmax(means[n:]))]]
+            known = np.nan_to_num(means, nan=-1.0)
+            return np.eye(len(means))[[int(known[:n].argmax()), n + int(known[n:].argmax())]]
 
         bounds = layers.sample.cross_fit(np.column_stack([each, whole]), pick, log=True)
     return xr.DataArray(list(bounds), dims="bound", coords={"bound": list(BOUND)})

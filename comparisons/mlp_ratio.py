@@ -78,6 +78,7 @@ class MlpRatio(ClaimComparison):
                 f"In {{model}} {text}, depth aside",
                 short=SHORT[name],
                 unit="layer type",
+                contrast="type",
             )
             for name, text in TYPES.items()
         ),
@@ -250,7 +251,7 @@ def _largest(one: Effects, mlp: xr.DataArray, operator: xr.DataArray, at: Statis
     n, chosen = int(held.sum()), set()
 
     def pick(means: Floats) -> Floats:
-        layer = int(np.nanargmax(divide(means[:n], means[n:])))
+        layer = int(np.nan_to_num(divide(means[:n], means[n:]), nan=-1.0).argmax())
         chosen.add(layer)
         return np.eye(2 * n)[[layer, n + layer]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -67,13 +67,11 @@ def t_tail(t: Any, df: Any) -> Floats:
 def t_quantile(df: Any, level: float = LEVEL) -> Floats:
     """Return the half-width, in standard errors, of a two-sided t interval; NaN where ``df`` is."""
     each, inverse = np.unique(np.asarray(df, dtype=float), return_inverse=True)
-    low, high = np.zeros(each.shape), np.full(each.shape, math.log(1e3))  # of log t, so that few steps suffice
-    for _ in range(40):
-        middle = (low + high) / 2
-        inside = t_tail(np.exp(middle), each) > 1 - level
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    high = np.exp(high)
-    return np.where(np.isfinite(each), high, np.nan)[inverse].reshape(np.shape(df))
+    t = np.full(each.shape, NormalDist().inv_cdf((1 + level) / 2))  # as it is for many degrees of freedom
+    for _ in range(5):  # secants of log P over log t, which is nearly straight
+        here, there = np.log(t_tail(t, each)), np.log(t_tail(t * 1.0001, each))
+        t *= np.exp((math.log(1 - level) - here) / (there - here) * math.log(1.0001))
+    return np.asarray(t[inverse].reshape(np.shape(df)))
 
 
 def wilson(passed: int, total: int, level: float = LEVEL) -> tuple[float, float]:
@@ -93,12 +91,20 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, tail / float(2 ** max(total - 1, 0)) if total else 1.0)
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's step-down method (Holm 1979), in the order given; NaN stays."""
+def holm(p: Sequence[float], contrasts: Sequence[str] | None = None) -> list[float]:
+    """Return p-values adjusted by Holm's step-down method (Holm 1979), in the order given; NaN stays.
+
+    Those with one name in ``contrasts`` are of the three differences between three numbers: where one is not zero,
+    at most one of the others is, so that they count once from there on (Shaffer 1986).
+    """
+    named = contrasts or [""] * len(p)
     known = sorted((value, index) for index, value in enumerate(p) if not math.isnan(value))
     adjusted, largest = [math.nan] * len(p), 0.0
     for rank, (value, index) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * value))
+        before = {named[i] for _, i in known[:rank]} - {""}
+        left = [named[i] for _, i in known[rank:]]
+        count = sum(name not in before for name in left) + len(before.intersection(left))
+        largest = max(largest, min(1.0, count * value))
         adjusted[index] = largest
     return adjusted
 
@@ -159,6 +165,13 @@ def _ranks(values: Any) -> Floats:
     return np.where(np.isfinite(values), below + (equal - 1) / 2.0, np.nan)
 
 
+@lru_cache(maxsize=8)
+def orders(rows: tuple[int, ...], count: int, seed: int) -> NDArray[np.int16]:
+    """Return random orders of ``count`` things ``(*rows, count)``."""
+    every = np.broadcast_to(np.arange(count, dtype=np.int16), (*rows, count))
+    return np.random.default_rng(seed).permuted(every, axis=-1)
+
+
 class Clusters:
     """How prompts hang together: templates within families, one label each per prompt.
 
@@ -179,7 +192,8 @@ class Clusters:
         self.member = np.zeros((len(names), len(labels)))  # (cluster, prompt), 1 where the prompt belongs to it
         self.member[[names.index(label) for label in labels], np.arange(len(labels))] = 1
         self._family = np.array([self.families.index(family) for family, _ in names], dtype=int)  # (cluster,)
-        self.rows = [np.flatnonzero(self._family == index) for index in range(len(self.families))]
+        self._of_family = (self._family == np.arange(len(self.families))[:, None]).astype(float)  # (family, cluster)
+        self.rows = list(map(np.flatnonzero, self._of_family))
         rng = np.random.default_rng(seed)
         sizes = map(len, self.rows)
         drawn = [rng.multinomial(max(size - 1, 1), np.full(size, 1 / size), size=draws) for size in sizes]
@@ -196,13 +210,10 @@ class Clusters:
         finite = np.isfinite(flat)
         return self.member @ np.where(finite, flat, 0.0), self.member @ finite, array.shape[1:]
 
-    def _by_family(self, values: Floats) -> Floats:
-        return np.array([values[rows].sum(0) for rows in self.rows])
-
     def family_means(self, values: Any) -> Floats:
         """Return means ``(family, *items)`` of values ``(prompt, *items)``."""
         sums, counts, shape = self._sums(values)
-        return divide(self._by_family(sums), self._by_family(counts)).reshape(len(self.rows), *shape)
+        return divide(self._of_family @ sums, self._of_family @ counts).reshape(len(self.rows), *shape)
 
     def macro(self, values: Any) -> Floats:
         """Return the mean over families ``(*items)`` of values ``(prompt, *items)``."""
@@ -239,7 +250,7 @@ class Clusters:
     def parts(self, values: Any) -> Floats:
         """Return ``(cluster, *items)``, which sums to the family-macro average; NaN for items without any value."""
         sums, counts, shape = self._sums(values)
-        total = self._by_family(counts)
+        total = self._of_family @ counts
         share = np.nan_to_num(divide(sums, total[self._family]))
         return divide(share, np.broadcast_to((total > 0).sum(0), share.shape)).reshape(self.size, *shape)
 
@@ -252,8 +263,8 @@ class Clusters:
         """
         sums, counts, shape = self._sums(values)
         present = counts > 0
-        size = self._by_family(present.astype(float))  # (family, item)
-        total, count = self._by_family(sums), self._by_family(counts)
+        size = self._of_family @ present  # (family, item)
+        total, count = self._of_family @ sums, self._of_family @ counts
         kept = np.where((size > 1).any(0), size > 1, size > 0)
         macro = divide(np.where(kept, divide(total, count), 0.0).sum(0), kept.sum(0).astype(float))
         here = self._family

@@ -65,6 +65,9 @@ class Claim:
         evidence's ``words``; by default that ``pair`` is the same in both.
     kinds : bool
         Whether every other ablation kind that was measured has to give the same answer.
+    contrast : str
+        A name that three claims have in common when each number is the difference of the other two: if one differs
+        from 0, at most one of the others does not, and p-values are adjusted for no more than can be so.
     units : str
         Unit of the number.
     """
@@ -79,6 +82,7 @@ class Claim:
     pair: str = ""
     alike: str = ""
     kinds: bool = True
+    contrast: str = ""
     units: str = "1"
 
 
@@ -171,12 +175,14 @@ def verdict(
     return "undecided", "the interval includes the control"
 
 
-def adjusted(evidence: Sequence[Evidence], least: bool = False) -> list[float]:
+def adjusted(
+    evidence: Sequence[Evidence], contrasts: Sequence[str] | None = None, *, least: bool = False
+) -> list[float]:
     """Return p-values after Holm, over the claims of one comparison about one model or pair."""
     from xatlas.stats import holm
 
     raw = [math.nan if each.blocked else each.least_p if least else _stated(each) for each in evidence]
-    return holm(raw)
+    return holm(raw, contrasts)
 
 
 def _stated(evidence: Evidence) -> float:

@@ -267,8 +267,9 @@ def decide(rows: Iterable[Any]) -> list[Finding]:
         groups.setdefault((row.models, row.claim.unit == "architecture"), []).append(row)
     found = []
     for group in groups.values():
-        evidence = [row.evidence for row in group]
-        for row, p, least in zip(group, adjusted(evidence), adjusted(evidence, least=True), strict=True):
+        evidence, contrasts = [row.evidence for row in group], [row.claim.contrast for row in group]
+        ps, leasts = (adjusted(evidence, contrasts, least=least) for least in (False, True))
+        for row, p, least in zip(group, ps, leasts, strict=True):
             found.append(_finding(replace_evidence(row, least), p))
     return found
 

@@ -23,6 +23,7 @@ from xatlas.stats import (
     Floats,
     agree,
     divide,
+    orders,
     probability_first,
     quantile,
     t_quantile,
@@ -38,6 +39,8 @@ Margin = float | tuple[float, float]
 BOUND = ("value", "low", "high")
 #: Ways of halving the templates that cross-fitted numbers are averaged over.
 SPLITS = 10
+#: Permuted labels that are held at once.
+AT_ONCE = 2_000_000
 
 
 def within(value: float, error: float, freedom: float, margin: Margin) -> dict[str, Any]:
@@ -57,19 +60,18 @@ def within(value: float, error: float, freedom: float, margin: Margin) -> dict[s
     return {"near": near, "equal_p": max(tails), "equal": bool(low <= value - half and value + half <= high)}
 
 
-def spread(moved: Floats, families: Sequence[str]) -> tuple[Floats, Floats]:
+def spread(moved: Floats, clusters: Sequence[str]) -> tuple[Floats, Floats]:
     """Return standard errors and degrees of freedom ``(...)`` of ``moved (cluster, ...)``; see :class:`Statistic`."""
-    variance, fourth, count = (np.zeros(moved.shape[1:]) for _ in range(3))
-    labels = np.asarray(families)
-    for family in dict.fromkeys(families):
-        own = moved[labels == family]
-        size = np.isfinite(own).sum(0).astype(float)
-        counted = size > 1
-        each = divide(np.nansum(own**2, 0), np.where(counted, size * (size - 1), 0.0))
-        variance, count = variance + np.where(counted, each, 0.0), count + counted
-        fourth = fourth + np.where(counted, divide(each**2, size - 1), 0.0)
+    flat = moved.reshape(len(moved), -1)
+    families = [str(name).split("|")[0] for name in clusters]
+    own = (np.array(families) == np.unique(families)[:, None]).astype(float)  # (family, cluster)
+    size = own @ np.isfinite(flat)
+    each = np.nan_to_num(divide(own @ np.nan_to_num(flat) ** 2, np.where(size > 1, size * (size - 1), 0.0)))
+    variance, count = each.sum(0), (size > 1).sum(0)
+    fourth = np.nan_to_num(divide(each**2, size - 1)).sum(0)
     freedom = np.where(fourth > 0, divide(variance**2, fourth), 1e6)  # nothing varies: the error is 0
-    return divide(np.sqrt(variance), count), np.where(count > 0, freedom, np.nan)
+    error, freedom = divide(np.sqrt(variance), count), np.where(count > 0, freedom, np.nan)
+    return error.reshape(moved.shape[1:]), freedom.reshape(moved.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +93,8 @@ class Statistic:
     @cached_property
     def _spread(self) -> tuple[xr.DataArray, xr.DataArray]:
         """Return the standard error and the degrees of freedom."""
-        moved = self.moved.transpose("cluster", ...).values
-        error, known = spread(moved, self.moved["family"].values.tolist())
+        moved = self.moved.transpose("cluster", ...)
+        error, known = spread(moved.values, moved["cluster"].values.tolist())
         return self.point.copy(data=error), self.point.copy(data=known)
 
     def freedom(self) -> float:
@@ -106,12 +108,10 @@ class Statistic:
 
     def bounds(self, level: float = LEVEL) -> xr.DataArray:
         """Return ``(*dims, bound)``: value, lower and upper end of the interval."""
-        import xarray as xr
-
-        half = self.half(level)
-        ends = xr.concat([self.point, self.point - half, self.point + half], "bound")
-        ends = ends.assign_coords(bound=list(BOUND)).transpose(..., "bound")
-        return ends.copy(data=np.exp(ends.values)) if self.log else ends
+        half, value = self.half(level).values, self.point.values
+        ends = np.stack([value, value - half, value + half], axis=-1)
+        found = self.point.expand_dims(bound=list(BOUND), axis=-1)
+        return found.copy(data=np.exp(ends) if self.log else ends)
 
     def p(self, null: float = 0.0) -> xr.DataArray:
         """Return the two-sided p-value against ``null``, on the scale of inference."""
@@ -129,11 +129,9 @@ class Statistic:
         import xarray as xr
 
         own, others = xr.align(self.moved, other.moved, join="outer")
-        both = own.fillna(0.0) - others.fillna(0.0)
         known = np.isfinite(self._spread[0]) & np.isfinite(other._spread[0])  # one without an interval has none
-        moved = both.where((own.notnull() | others.notnull()) & known)
-        named = [str(name).split("|")[0] for name in moved["cluster"].values]
-        moved = moved.assign_coords(family=("cluster", named))
+        moved = own.fillna(0.0) - others.fillna(0.0)
+        moved = moved.where((own.notnull() | others.notnull()) & known)
         gap = self.point - other.point
         alike = np.isclose(self.point, gap.copy(data=other.point.broadcast_like(gap)), rtol=1e-9, atol=1e-12)
         return Statistic(gap.where(~alike, 0.0), moved, self.log)  # rounding is no difference
@@ -205,27 +203,19 @@ class Sample:
         found.brief = True
         return found
 
-    def _linear(self, values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    def mean(self, values: xr.DataArray, *, log: bool = False) -> Statistic:
+        """Return family-macro means; with ``log`` the interval is that of the logarithm (of what is positive)."""
         import xarray as xr
 
         values = values.transpose("prompt", ...)
-        macro, moved = self.clusters.linear(values.values)
+        point, moved = self.clusters.linear(values.values)
+        if log:
+            positive = np.where(point > 0, point, np.nan)
+            point, moved = np.log(positive), moved / positive
         dims = values.dims[1:]
         coords: dict[Hashable, Any] = {dim: values[dim] for dim in dims if dim in values.coords}
-        named = list(self.clusters.names)
-        families = ("cluster", [name.split("|")[0] for name in named])
-        return (
-            xr.DataArray(macro, dims=dims, coords=coords),
-            xr.DataArray(moved, dims=("cluster", *dims), coords={**coords, "cluster": named, "family": families}),
-        )
-
-    def mean(self, values: xr.DataArray, *, log: bool = False) -> Statistic:
-        """Return family-macro means; with ``log`` the interval is that of the logarithm (of what is positive)."""
-        point, moved = self._linear(values)
-        if not log:
-            return Statistic(point, moved, False)
-        positive = point.where(point > 0)
-        return Statistic(positive.copy(data=np.log(positive.values)), moved / positive, True)
+        clusters = {**coords, "cluster": list(self.clusters.names)}
+        return Statistic(xr.DataArray(point, coords, dims), xr.DataArray(moved, clusters, ("cluster", *dims)), log)
 
     def effects(self, values: xr.DataArray) -> xr.DataArray:
         """Return macro means ``(*dims, bound)`` of what is never negative: 0 where nothing changed in any prompt."""
@@ -240,24 +230,33 @@ class Sample:
     def share(self, part: xr.DataArray, whole: xr.DataArray) -> Statistic:
         """Return ratios of macro means on their own scale, as is right for shares."""
         both = part.notnull() & whole.notnull()
-        (top, top_moved), (bottom, bottom_moved) = (self._linear(values.where(both)) for values in (part, whole))
-        bottom = bottom.where(bottom > 0)
-        share = top / bottom
-        return Statistic(share, (top_moved - share * bottom_moved) / bottom, False)
+        top, bottom = (self.mean(values.where(both)) for values in (part, whole))
+        positive = bottom.point.where(bottom.point > 0)
+        share = top.point / positive
+        return Statistic(share, (top.moved - share * bottom.moved) / positive, False)
 
-    def halves(self, splits: int = SPLITS) -> list[tuple[Any, Any]]:
-        """Return ways of putting the templates of each family into two halves, as two masks over prompts."""
+    @cached_property
+    def halves(self) -> Floats:
+        """Prompts ``(half, prompt)`` of halves of each family's templates, followed each by the other half."""
         rng = np.random.default_rng(self.clusters.seed)
         found = []
-        member = self.clusters.member  # (cluster, prompt)
-        for _ in range(splits):
+        for _ in range(SPLITS):
             first = np.zeros(self.clusters.size, dtype=bool)
             for rows in self.clusters.rows:
                 order = rng.permutation(rows)
                 extra = int(rng.integers(2)) if len(rows) % 2 else 0
                 first[order[: len(rows) // 2 + extra]] = True
-            found.append(((member[first] > 0).any(0), (member[~first] > 0).any(0)))
-        return found
+            found += [first @ self.clusters.member > 0, ~first @ self.clusters.member > 0]
+        return np.array(found)
+
+    def half_means(self, values: Floats) -> Floats:
+        """Return macro means ``(half, item)`` of values ``(prompt, item)`` over each half; the last over all."""
+        return self.clusters.macro(np.where(self._chosen.T[:, :, None], values[:, None], np.nan))
+
+    @property
+    def _chosen(self) -> Any:
+        everything = np.ones((1, self.clusters.member.shape[1]), dtype=bool)
+        return np.concatenate([self.halves, everything]) if self.clusters.resamples else everything
 
     def cross_fit(self, values: Floats, pick: Callable[[Floats], Floats], *, log: bool) -> Bounds:
         """Return a quotient of what was chosen by looking: chosen on half of the templates, measured on the others.
@@ -266,52 +265,53 @@ class Sample:
         denominator. Points are averaged over ways of halving (logarithms, with ``log``); the interval is as wide as all
         templates would make it. It describes: the verdict needs a test.
         """
-
-        def measure(chosen: Any, weights: Floats) -> tuple[float, Floats]:
-            sums = values @ weights.T  # (prompt, 2)
-            (top, bottom), moved = self.clusters.linear(np.where(chosen[:, None], sums, np.nan))
-            if not bottom > 0 or (log and not top > 0):
-                return math.nan, moved[:, 0]
-            share = top / bottom
-            change = moved[:, 0] / top - moved[:, 1] / bottom if log else (moved[:, 0] - share * moved[:, 1]) / bottom
-            return (math.log(share) if log else share), change
-
-        families = [name.split("|")[0] for name in self.clusters.names]
-        points, errors = [], []
-        for split in self.halves() if self.clusters.resamples else []:
-            for chosen, measured in (split, split[::-1]):
-                picked = pick(self.clusters.macro(np.where(chosen[:, None], values, np.nan)))
-                point, change = measure(measured, picked)
-                points.append(point)
-                errors.append(float(spread(change, families)[0]))
-        everything = np.ones(len(values), dtype=bool)
-        whole, change = measure(everything, pick(self.clusters.macro(values)))
-        known = np.isfinite(points)
-        value = float(np.mean(np.array(points)[known])) if known.any() else whole
-        error = np.array(errors)[known & np.isfinite(errors)]
-        own, freedom = (float(each) for each in spread(change, families))
-        half = float(t_quantile(freedom)) * (error.mean() / math.sqrt(2) if error.size else own)
+        picked = np.array([pick(means) for means in self.half_means(values)])  # (half, 2, item)
+        sums = np.einsum("pi,hki->phk", values, picked)
+        others = self._chosen.copy()
+        others[:-1] ^= True  # what was chosen on one half is measured on the other
+        (top, bottom), (moved, below) = (
+            np.moveaxis(each, -1, 0) for each in self.clusters.linear(np.where(others.T[..., None], sums, np.nan))
+        )
+        bottom = np.where((bottom > 0) & ((top > 0) | (not log)), bottom, np.nan)
+        share = top / bottom
+        change = moved / top - below / bottom if log else (moved - share * below) / bottom
+        points = np.log(share) if log else share
+        errors, freedom = spread(change, self.clusters.names)
+        known, measured = np.isfinite(points[:-1]), np.isfinite(points[:-1]) & np.isfinite(errors[:-1])
+        value = float(points[:-1][known].mean() if known.any() else points[-1])
+        error = float(errors[:-1][measured].mean() / math.sqrt(2) if measured.any() else errors[-1])
+        half = float(t_quantile(freedom[-1])) * error
         bounds = (value, value - half, value + half)
         value, low, high = (math.exp(each) for each in bounds) if log else bounds
         return value, low, high
 
-    def permuted(self, values: xr.DataArray, dim: Hashable, statistic: Callable[[Floats], Floats], draws: int) -> float:
+    def permuted(
+        self,
+        values: xr.DataArray,
+        dim: Hashable,
+        statistic: Callable[[Floats], Floats],
+        draws: int,
+        each: Sequence[Hashable] = (),
+    ) -> float:
         """Return how often ``statistic`` is as large when the labels of ``dim`` are permuted in each template.
 
-        ``statistic`` maps macro means ``(draw, ..., dim)`` to ``(draw)``.
+        ``statistic`` maps macro means ``(draw, *each, ..., dim)`` to ``(draw)``. Labels of ``each`` are permuted by
+        themselves; along other dimensions values move together.
         """
         if self.brief:
             return math.nan
-        array = values.transpose("prompt", ..., dim)
-        parts = self.clusters.parts(array.values)  # (cluster, ..., dim)
+        array = values.transpose("prompt", *each, ..., dim)
+        parts = self.clusters.parts(array.values)  # (cluster, *each, ..., dim)
         parts = parts[..., np.isfinite(parts).all(tuple(range(parts.ndim - 1)))]
         observed = float(statistic(parts.sum(0)[None])[0])
-        rng, reached = np.random.default_rng(self.clusters.seed), 0
-        for start in range(0, draws, 500):
-            number = min(500, draws - start)
-            total = np.zeros((number, *parts.shape[1:]))
-            for part in parts:
-                total += rng.permuted(np.broadcast_to(part, total.shape), axis=-1)
+        rows, count = parts.shape[: 1 + len(each)], parts.shape[-1]
+        together = (1,) * (parts.ndim - len(rows) - 1)
+        most = max(1, AT_ONCE // max(math.prod(rows) * count, 1))
+        reached = 0
+        for start in range(0, draws, most):
+            order = orders((min(most, draws - start), *rows), count, self.clusters.seed + start)
+            order = order.reshape(*order.shape[:-1], *together, count)
+            total = np.take_along_axis(parts[None], order, axis=-1).sum(1)
             reached += int((statistic(total) >= observed * (1 - 1e-9)).sum())
         return (1 + reached) / (1 + draws)
 
@@ -365,17 +365,19 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
         alone = (math.nan, math.nan, math.nan)
         return Place(best, labels[best], None, 1.0, math.nan, alone, (labels[best],) * 2, alone, (), first)
     second = int(order[1])
-    lead_of = statistic.isel({dim: best}) - statistic.isel({dim: second})
     own = places.index(best)
     lead = draws[:, own] - np.delete(draws, own, axis=1).max(1)
     value = float(point[best] - point[second])
-    lead = sample.stretched(lead, value, lead_of.freedom())
+    moved = statistic.moved.values
+    lead = sample.stretched(lead, value, spread(moved[:, best] - moved[:, second], sample.clusters.names)[1])
     low, high = (float(quantile(lead, q)) for q in (0.025, 0.975))
     if not sample.clusters.resamples:
         low, high = math.nan, math.nan
     tie = not low > 0 or bool(agree(point[best], point[second])) or not ranked >= 0.95
-    rivals = [at for at in order[1:12] if agree(point[at], point[best]) or _reaches(draws, places, best, at)]
-    tied = tuple(labels[at] for at in rivals or [second]) if tie and sample.clusters.resamples else ()
+    rivals = order[1:12]
+    near = quantile(draws[:, [own]] - draws[:, np.searchsorted(present, rivals)], 0.025) <= 0
+    rivals = rivals[near | agree(point[rivals], point[best])]
+    tied = tuple(labels[rivals] if rivals.size else labels[[second]]) if tie and sample.clusters.resamples else ()
 
     def top_two(means: Floats) -> Floats:
         ranked = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")
@@ -395,10 +397,6 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
     )
 
 
-def _reaches(draws: Floats, places: list[int], best: int, other: int) -> bool:
-    return bool(np.quantile(draws[:, places.index(best)] - draws[:, places.index(other)], 0.025) <= 0)
-
-
 def layer_types(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[str, str]) -> Evidence:
     """Test whether the log effects of layers of one type exceed those of another, depth aside.
 
@@ -409,12 +407,9 @@ def layer_types(effects: Floats, types: Sequence[str], depth: Floats, pair: tupl
     """
     full = _one_type(effects, types, depth, pair)
     later = _one_type(effects[1:], types[1:], depth[1:], pair)
-    if full.blocked:
-        return full
-    if not later.blocked and full.side != later.side:
-        words = {**full.words, "without": f"without layer 0: {later.number[0]:.3g}"}
-        return replace(full, side=0, blocked="not so without layer 0" if full.side else "", words=words)
-    return replace(full, p=float(np.nanmax([full.p, later.p])))
+    if full.side and not full.blocked and (later.side, later.answer) != (full.side, full.answer):
+        return replace(full, side=0, blocked="not so without layer 0")
+    return full
 
 
 def _one_type(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[str, str]) -> Evidence:
@@ -443,9 +438,7 @@ def _one_type(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[
 
     residual = y - reduced_hat @ y
     coefficient, error = (float(each[0]) for each in fitted(residual[None]))
-    rng = np.random.default_rng(0)
-    draws = rng.permuted(np.tile(residual, (PERMUTATIONS, 1)), axis=1)
-    shuffled, errors = fitted(draws)
+    shuffled, errors = fitted(residual[orders((PERMUTATIONS,), len(y), 0)])
     reached = (np.abs(shuffled / errors) >= abs(coefficient / error) * (1 - 1e-9)).sum()
     half = float(t_quantile(freedom)) * error
     low, high = coefficient - half, coefficient + half

@@ -163,3 +163,8 @@ def test_a_draw_that_met_absent_values_only_takes_the_familys_mean():
     clusters = Clusters(["a"] * 3 + ["b"] * 3, ["1", "2", "3"] * 2, draws=200)
     drawn = clusters.macro_draws(np.array([1.0, np.nan, np.nan, 3.0, 3.0, 3.0]))
     assert np.allclose(drawn, 2.0)
+
+
+def test_of_three_differences_of_which_one_is_real_one_at_most_is_not():
+    assert holm([0.01, 0.04, 0.5], ["x"] * 3) == pytest.approx([0.03, 0.04, 0.5])
+    assert holm([0.01, 0.04, 0.5, 0.03], ["x", "x", "x", ""]) == pytest.approx([0.04, 0.06, 0.5, 0.06])
