@@ -148,7 +148,7 @@ class LossProfile(ClaimComparison):
             if not finding.model_other:
                 loss = dataset["loss"].sel(model=finding.model, bound="value")
                 family = str(loss["family"][int(loss.argmax("family"))].item())
-                label = labels[finding.name] if finding.name == "loss" else f"{family}, the hardest, over the next"
+                label = labels[finding.name] if finding.name == "loss" else f"{family} / next family"
                 rows.append({"model": finding.model, "number": label, **in_short(finding)})
         return rows
 
