@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +75,7 @@ def card(model: Model, *, out: Figures = Path("."), as_json: options.Json = Fals
         return
     for each in results:
         print_table(fitting([{name: cell for name, cell in row.items() if name != "model"} for row in each.table])[0])
-        echo("\n" + "\n".join(finding.sentence for finding in each.findings))
+        echo("\n" + "\n".join(textwrap.fill(finding.sentence, WIDTH) for finding in each.findings))
         echo(f"Figure and data: {next(iter(each.files))}, and beside it .svg, .nc and .csv.")
 
 
