@@ -110,7 +110,7 @@ class LossProfile(ClaimComparison):
             return {}
         rng = np.random.default_rng(0)
         chance = correlate_ranks(rng.permuted(np.tile(means[0], (DRAWS, 1)), axis=1), means[1][None])
-        freedom = min(each.sample.mean(each["bits_per_byte"]).freedom() for each in (a, b))
+        freedom = float(np.min([each.sample.mean(each["bits_per_byte"]).freedom() for each in (a, b)]))  # NaN wins
         drawn = a.sample.stretched(correlate_ranks(*draws), value, freedom)
         low, high = (float(np.clip(quantile(drawn, q), -1, 1)) for q in (0.025, 0.975))
         return {
@@ -148,7 +148,7 @@ class LossProfile(ClaimComparison):
             if not finding.model_other:
                 loss = dataset["loss"].sel(model=finding.model, bound="value")
                 family = str(loss["family"][int(loss.argmax("family"))].item())
-                label = labels[finding.name] if finding.name == "loss" else f"{family}, the hardest, over the next"
+                label = labels[finding.name] if finding.name == "loss" else f"{family} / next family"
                 rows.append({"model": finding.model, "number": label, **in_short(finding)})
         return rows
 

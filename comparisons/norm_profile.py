@@ -38,7 +38,7 @@ class NormProfile(ClaimComparison):
     with the largest ratio at the readout token depends on the family: pairs of templates of one family share that layer
     more often than pairs of different families, against templates dealt out to families at random; and that the stream
     at position 0 is longer than at the readout. The first and third are artefacts where they hold for the norm over a
-    prompt and are refuted for single tokens.
+    prompt, one token holds most of that, and they are refuted at the readout.
 
     ``norm (model, curve, layer, bound)``: the stream leaving a layer over the stream entering layer 0; ``growth``: that
     leaving a layer over that entering it; ``phase (model, curve, layer)`` counts the jumps up to a layer; ``token_share
@@ -194,10 +194,11 @@ def _phases(one: Effects, jump: float) -> Evidence:
 
 
 def _artefact(one: Effects) -> str:
-    """Say why the norm over a prompt shows what single tokens don't."""
+    """Say why the norm over a prompt shows what the readout token does not; empty where no token holds most of it."""
     before, after = curve(one, "prompt")
     held = _at(one["token_share"], "resid_post").where(before["layer"] == _jumps(before, after)).max("layer")
-    return _WHOLE.format(share=float(one.sample.mean(held).point))
+    share = float(one.sample.mean(held).point)
+    return _WHOLE.format(share=share) if share > 0.5 else ""
 
 
 def _largest(one: Effects, name: str) -> tuple[float, str]:

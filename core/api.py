@@ -16,9 +16,9 @@ from xatlas.errors import XatlasError
 from xatlas.loading.names import Fetch, Resolved, resolve
 from xatlas.results.atlas import open_atlas
 from xatlas.results.store import Store
-from xatlas.run.compare import compare as compare_planned
+from xatlas.run.compare import compare as compare_planned, of_shapes
 from xatlas.run.plan import Plan, part_parameters, pick_comparisons
-from xatlas.run.reporting import Report, ReporterChoice, reporting
+from xatlas.run.reporting import ComparisonResult, Report, ReporterChoice, reporting
 from xatlas.run.runner import load_model, measure_in_memory, run
 from xatlas.slugs import TWIN_SEEDS
 from xatlas.text import split_names
@@ -329,3 +329,26 @@ def compare(
     kept = None if refresh else store
     planned = plan(models, **asked, null=null, minutes=minutes, store=kept, **settings)
     return compare_planned(planned, store, Path(out) / FIGURES, reporter, refresh=refresh)
+
+
+def card(model: Name, *, out: str | Path = ".") -> list[ComparisonResult]:
+    """Show what a model consists of; its config is enough, weights are not loaded.
+
+    Parameters
+    ----------
+    model : str or path
+        A name or path; of a hub model, the config in the local cache will do, and of a folder ``config.json``.
+    out : path
+        Folder for ``figures/``.
+
+    Returns
+    -------
+    list of ComparisonResult
+        Of each comparison that needs the shapes of weights alone: table, findings, files.
+
+    Raises
+    ------
+    XatlasError
+        The model can't be found, or no adapter fits it.
+    """
+    return of_shapes(resolve(os.fspath(model), fetch="shapes"), Path(out) / FIGURES)

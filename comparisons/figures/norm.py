@@ -31,7 +31,9 @@ def draw(dataset: xr.Dataset) -> Figure:
     palette = style.colours(models)
     with style.context():
         names = {model: style.fitted(model, style.within(1.6), _NAMES) for model in models}
-        made = style.figure(11.0, 3.9 + max(0.0, 0.11 * len(models) - 0.4), dataset.attrs["suite"])
+        row = 0.16 + style.extra(list(names.values()), _NAMES)
+        height = max(3.9 + max(0.0, 0.11 * len(models) - 0.4), 1.4 + row * len(models))
+        made = style.figure(11.0, height, dataset.attrs["suite"])
         *norms, share, layers, says = style.panels(made, 6, least=3.2)
         for axes, (curve, (title, claim)) in zip(norms, _PANELS.items(), strict=True):
             _norms(axes, dataset, curve, palette)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from xatlas.cli import options
 from xatlas.cli.app import command
-from xatlas.cli.output import WIDTH, echo, print_json, print_table
+from xatlas.cli.output import WIDTH, echo, fitting, print_json, print_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,6 +60,23 @@ def lens(
     if first:
         echo(f"Positions before {first} are in the figure's data.")
     echo(f"Figure and data: {files[0]}, and beside it .svg, .nc and .csv.")
+
+
+@command()
+def card(model: Model, *, out: Figures = Path("."), as_json: options.Json = False) -> None:
+    """Show what a model consists of, layer by layer: operators, kernels, heads, parameters. Its config is enough."""
+    from xatlas import api
+
+    results = api.card(model, out=out)
+    if as_json:
+        print_json(
+            {each.name: {"table": each.table, "findings": each.findings, "files": each.files} for each in results}
+        )
+        return
+    for each in results:
+        print_table(fitting([{name: cell for name, cell in row.items() if name != "model"} for row in each.table])[0])
+        echo("\n" + "\n".join(textwrap.fill(finding.sentence, WIDTH) for finding in each.findings))
+        echo(f"Figure and data: {next(iter(each.files))}, and beside it .svg, .nc and .csv.")
 
 
 def _print_lens(dataset: xr.Dataset) -> int:

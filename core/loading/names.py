@@ -19,8 +19,9 @@ from xatlas.loading import download, gguf, model_files
 from xatlas.slugs import trained_slug, twin_slug
 from xatlas.text import say_on_stderr
 
-#: What is fetched of a model that is not on this machine; of a hub model ``config`` is enough for a plan.
-Fetch = Literal["all", "config", "nothing"]
+#: What is fetched of a model that is not on this machine; of a hub model ``config`` is enough for a plan. So it is for
+#: ``shapes``, and of a local folder, too.
+Fetch = Literal["all", "config", "shapes", "nothing"]
 State = Literal["local", "cached", "needs download", "missing"]
 #: Hex digits of the hash that tell apart local folders of the same name.
 _SHORT = 8
@@ -224,7 +225,10 @@ def _source(alias: str) -> download.ModelSource | None:
 
 
 def _from_folder(name: str, folder: Path, asked: _Asked) -> Resolved:
-    found = _described(name, folder, f"folder {folder.resolve()}", asked)
+    source = f"folder {folder.resolve()}"
+    if asked.fetch == "shapes" and model_files.missing_parts(folder):
+        return replace(_described(name, folder, source, asked, ""), slug=_safe(folder.resolve().name))
+    found = _described(name, folder, source, asked)
     digest = found.weights_hash
     if not asked.weighted and not model_files.missing_parts(folder):  # filed beside its model
         digest = model_files.files_hash(model_files.of_model(folder))
@@ -260,7 +264,9 @@ def _from_wheel(source: download.ModelSource, asked: _Asked) -> Resolved:
 
 
 def _from_hub(name: str, repo: str, revision: str, asked: _Asked) -> Resolved:
-    parts: download.Parts = "unweighted" if not asked.weighted else "config" if asked.fetch == "config" else "all"
+    parts: download.Parts = (
+        "unweighted" if not asked.weighted else "config" if asked.fetch in ("config", "shapes") else "all"
+    )
     folder = download.cached_snapshot(repo, revision or None, parts)
     try:
         if folder is None and asked.fetch == "nothing":

@@ -18,6 +18,7 @@ from typing import Any
 from xatlas import __version__, manager
 from xatlas.config import MeasureConfig, settings
 from xatlas.contracts.comparison import Comparison, Finding
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.files import digest, hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.findings.sensitivity import as_asked
@@ -63,6 +64,33 @@ def compare(
                 shown.fail(failure)
             report.failures += failures
     return report
+
+
+def of_shapes(named: Resolved, figures: Path) -> list[ComparisonResult]:
+    """Make the comparisons that rest on shapes of weights alone, of one model; its config is enough."""
+    import xarray as xr
+
+    from xatlas.run.cost import shapes
+    from xatlas.schema import validate
+
+    model, suite, made = shapes(named), MeasureConfig.make().suite, []
+    for comparison in (kind() for kind in manager.comparisons().values()):
+        probes = [manager.probes()[each.probe](**each.parameters) for each in comparison.requires if not each.optional]
+        if any(probe.needs_weights for probe in probes):
+            continue
+        nodes = {}
+        for probe in probes:
+            with calling(type(probe)):
+                nodes[f"/{named.slug}/{probe.name}"] = probe.measure(model, suite, Inputs())
+            validate(nodes[f"/{named.slug}/{probe.name}"], probe, model)
+        with calling(type(comparison)):
+            dataset = comparison.compare(xr.DataTree.from_dict(nodes))
+            about = {"comparison": comparison.name, "source": source_of(type(comparison)) or secrets.token_hex()}
+            dataset = dataset.assign_attrs(about)
+            table, findings = comparison.table(dataset), comparison.findings(dataset)
+            files = manager.report()(f"{comparison.name}-{named.slug}", comparison, dataset, figures)
+        made.append(ComparisonResult(comparison.name, table, findings, files))
+    return made
 
 
 def collect(comparison: Comparison, plan: Plan, store: Store) -> tuple[dict[str, Path], list[Resolved], list[str]]:

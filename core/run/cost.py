@@ -96,6 +96,11 @@ def outline(model: Resolved, **texts: Any) -> HookedModel:
     """Return a model without weights, and without a tokenizer where none is here; ``texts`` are how it reads them."""
     with quiet_transformers():
         tokenizer = None if missing_parts(model.folder, weighted=False) else load_tokenizer(model)
+    return shapes(model, tokenizer, **texts)
+
+
+def shapes(model: Resolved, tokenizer: Any = None, **texts: Any) -> HookedModel:
+    """Return a model whose weights have shapes, and no values."""
     made = _from_config(model, torch.float32, "sdpa")
     with calling(manager.adapters().get(model.architecture)):
         return HookedModel(made, tokenizer, slug=model.slug, prove=False, **texts)

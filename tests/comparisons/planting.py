@@ -323,3 +323,35 @@ def lens_result(appears, *, layers=8, wrong=0, flicker=0.0, types=None, seed=0):
         data, coords={"site": ["resid_pre", "resid_mid", "resid_post"]}, attrs={**about(), "vocabulary": 1000}
     )
     return labels(dataset, types or ["attention"] * layers)
+
+
+def card_result(types, mlp=4000.0, tied=True):
+    """Return a ``model_card`` dataset: conv layers have kernels, others heads, and other operators."""
+    n = len(types)
+    conv = np.array([kind == "conv" for kind in types])
+    roles = ["attention.q", "attention.out", "conv.in", "mlp.up", "norm"]
+    own = [np.where(conv, np.nan, 900.0), np.where(conv, np.nan, 300.0), np.where(conv, 2000.0, np.nan)]
+    parameters = np.stack([*own, np.full(n, mlp), np.full(n, 20.0)], -1)
+    outside = np.array([5000.0, np.nan if tied else 5000.0, 10.0])
+    total = float(np.nansum(parameters) + np.nansum(outside))
+    data = {
+        "parameters": (("layer", "role"), parameters),
+        "outside": ("part", outside),
+        "total": total,
+        "tied": float(tied),
+        "kernel": ("layer", np.where(conv, 3.0, np.nan)),
+        "n_heads": ("layer", np.where(conv, np.nan, 8.0)),
+        "n_kv_heads": ("layer", np.where(conv, np.nan, 2.0)),
+        "d_model": 32.0,
+        "vocabulary": 260.0,
+        "bytes": ("dtype", np.array([4, 2]) * total),
+    }
+    coords = {
+        "role": roles,
+        "part": ["embedding", "unembedding", "other"],
+        "dtype": ["float32", "bfloat16"],
+        "layer": np.arange(n),
+        "depth": ("layer", np.arange(n) / max(n - 1, 1)),
+        "operator_type": ("layer", list(types)),
+    }
+    return xr.Dataset(data, coords=coords, attrs=about())

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from xatlas.comparisons.attention_profile import AttentionProfile
+from xatlas.comparisons.card import Card
 from xatlas.comparisons.cka_map import CKAMap
 from xatlas.comparisons.conv_profile import ConvProfile
 from xatlas.comparisons.early_late import EarlyLate
@@ -34,6 +35,7 @@ ALL = [
     SteeringProfile,
     NormProfile,
     LossProfile,
+    Card,
     CKAMap,
     AttentionProfile,
     KernelProfile,
@@ -62,6 +64,8 @@ def results(synthetic, kind, seed):
         growth = np.full(len(types), 1.1)
         growth[3 + seed % 4] = 4
         return {"residual_norms": synthetic.norm_result(growth, growth**1.5, seed=seed)}
+    if kind is Card:
+        return {"model_card": synthetic.card_result(types)}
     if kind is LossProfile:
         return {"token_loss": synthetic.loss_result(np.linspace(0.5, 3, 6), seed=seed)}
     if kind is CKAMap:

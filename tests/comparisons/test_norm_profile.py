@@ -119,6 +119,9 @@ def test_a_dependence_of_the_first_tokens_spike_is_an_artefact(synthetic):
     whole.loc[site] = grown
     whole.loc[dict(site="resid_pre")] = np.column_stack([np.ones(len(grown)), grown[:, :-1]])
     _, found = findings(synthetic, a=result)
+    assert found["family", "a"].verdict == "refuted"  # no token holds most of that norm
+    result["token_share"] = result["token_share"] * 0 + 0.9
+    _, found = findings(synthetic, a=result)
     assert found["family", "a"].verdict == "artefact"
 
 

@@ -1,0 +1,63 @@
+"""Cards side by side: equal layers are folded, shares sum to all, and a count needs no interval."""
+
+import numpy as np
+import pytest
+
+from xatlas.comparisons.card import Card
+
+TYPES = ["conv", "conv", "attention", "conv", "attention", "attention"]
+
+
+def compare(synthetic, **models):
+    return Card().compare(synthetic.tree_of(**{name: {"model_card": card} for name, card in models.items()}))
+
+
+def test_runs_of_equal_layers_are_one_row_and_shares_sum_to_all(synthetic):
+    dataset = compare(synthetic, a=synthetic.card_result(TYPES))
+    rows = Card().table(dataset)
+    assert [row["layers"] for row in rows] == ["0 to 1", "2", "3", "4 to 5", "embedding", "unembedding", "other", "all"]
+    assert [row["operator"] for row in rows[:4]] == ["conv", "attention", "conv", "attention"]
+    assert [row["kernel or heads"] for row in rows[:2]] == ["kernel 3", "8 heads, 2 groups"]
+    assert rows[0]["parameters"] == "6.02 k"
+    shares = [float(row["share"].rstrip("%")) for row in rows if row["share"] != "–"]
+    assert sum(shares[:-1]) == pytest.approx(100, abs=0.3)
+    assert rows[5]["kernel or heads"] == "tied"
+    np.testing.assert_allclose(dataset["share"].sum("part_of_all"), 1)
+
+
+def test_a_layer_that_differs_in_one_thing_is_a_row_of_its_own(synthetic):
+    for name, value in (("kernel", 4.0), ("n_heads", 4.0)):
+        card = synthetic.card_result(["conv"] * 3 if name == "kernel" else ["attention"] * 3)
+        card[name][1] = value
+        assert [row["layers"] for row in Card().table(compare(synthetic, a=card))[:3]] == ["0", "1", "2"]
+    wider = synthetic.card_result(["conv"] * 3)
+    wider["parameters"].loc[{"layer": 2, "role": "mlp.up"}] = 9.0
+    assert [row["layers"] for row in Card().table(compare(synthetic, a=wider))[:2]] == ["0 to 1", "2"]
+
+
+def test_models_of_different_length_stand_side_by_side_with_equal_layers_folded(synthetic):
+    dataset = compare(synthetic, a=synthetic.card_result(TYPES), b=synthetic.card_result(["attention"] * 9, tied=False))
+    rows = {model: [row for row in Card().table(dataset) if row["model"] == model] for model in "ab"}
+    assert [row["layers"] for row in rows["a"][:2]] == ["3 × layer 0", "3 × layer 2"]
+    assert [row["layers"] for row in rows["b"][:3]] == ["9 × layer 0", "embedding", "unembedding"]
+    assert list(dataset["operator_type"].sel(model="a").values[6:]) == [""] * 3
+    np.testing.assert_allclose(dataset["share"].sum("part_of_all"), 1)
+    assert float(dataset["share"].sel(model="b", part_of_all="conv")) == 0
+    assert list(dataset["part_of_all"].values) == [
+        "embedding",
+        "conv",
+        "attention",
+        "mlp",
+        "norm",
+        "rest",
+        "unembedding",
+    ]
+
+
+def test_that_mlps_hold_most_is_counted(synthetic):
+    most, less = (synthetic.card_result(TYPES, mlp=size) for size in (4000.0, 500.0))
+    found = {finding.model: finding for finding in Card().findings(compare(synthetic, a=most, b=less))}
+    assert [found[model].verdict for model in "ab"] == ["supported", "refuted"]
+    own = 3 * (4000 + 2020) + 3 * (4000 + 1220)
+    assert found["a"].value == pytest.approx(6 * 4000 / own)
+    assert "3 conv, 3 attention layers" in found["a"].sentence
