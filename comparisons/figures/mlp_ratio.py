@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Ratios drawn at the edge when they lie beyond.
-EDGES = (0.02, 50.0)
+EDGES = (0.005, 200.0)
 #: Rows of one model below the curves: claim, and what it is of.
 _ROWS = {
     "mlp_over_operator": "MLP / operator",

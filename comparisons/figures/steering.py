@@ -87,6 +87,6 @@ def _doses(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     shown = one["dose"].values
     far = [dose for at, dose in enumerate(shown) if at == 0 or dose / shown[at - 1] > 1.35]
     axes.set_xticks(far, [f"{dose:g}" for dose in far])
-    axes.set_xlabel("dose: strength over the stream's norm")
+    axes.set_xlabel("dose (strength over norm)")
     style.label_y(axes, "KL, mean layer,\nnats")
     return clipped

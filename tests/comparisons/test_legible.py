@@ -139,9 +139,10 @@ def test_no_text_is_clipped_hidden_or_too_small(synthetic, kind, count, width):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_marks_are_explained_findings_stated_and_nothing_is_drawn_twice(synthetic, kind):
-    figure = xatlas.plot(datasets(synthetic, kind, SHORT))
+    names = SHORT[:2]  # of a third the data are those of the first
+    figure = xatlas.plot(datasets(synthetic, kind, names))
     assert marks([line for axes in figure.axes for line in axes.lines]) <= marks(figure.legends[0].get_lines())
-    for name in SHORT:
+    for name in names:
         assert any(axes.get_title(loc="left").startswith(f"{name}\n") for axes in figure.axes)
     curves = {}
     for axes in figure.axes:
