@@ -85,7 +85,9 @@ def _doses(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     style.log_axis(axes)
     style.log_axis(axes, "x")
     shown = one["dose"].values
-    far = [dose for at, dose in enumerate(shown) if at == 0 or dose / shown[at - 1] > 1.35]
+    far = list(shown[-1:])
+    for dose in shown[-2::-1]:  # labels have room
+        far += [dose] if far[-1] / dose > max(1.35, (shown[-1] / shown[0]) ** 0.2) else []
     axes.set_xticks(far, [f"{dose:g}" for dose in far])
     axes.set_xlabel("dose (strength over norm)")
     style.label_y(axes, "KL, mean layer,\nnats")

@@ -156,9 +156,10 @@ def alone(axes: Axes, dataset: xr.Dataset, panel: Panel, said: str, entries: Ent
 def scale(panels: Sequence[Axes], colours_of: ScalarMappable, label: str, *, beyond: bool) -> Colorbar:
     """Explain the colours of maps below them; pointed ends say that values lie beyond."""
     holder, inches = panels[0].figure, asked_width.get() or 9.0
+    rows = [axes.get_subplotspec().rowspan.stop for axes in panels]  # type: ignore[union-attr]
     bar = holder.colorbar(
         colours_of,
-        ax=list(panels),
+        ax=[axes for axes, row in zip(panels, rows, strict=True) if row == max(rows)],
         label=label,
         extend="both" if beyond else "neither",
         location="bottom",
