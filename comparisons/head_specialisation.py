@@ -11,8 +11,8 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import head as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence
 from xatlas.findings.claims import ALPHA, Bounds
-from xatlas.findings.conclude import in_short
 from xatlas.findings.estimates import side
+from xatlas.findings.sentences import in_short
 from xatlas.stats import (
     PERMUTATIONS,
     Floats,

@@ -12,9 +12,9 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import hub as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
-from xatlas.findings.conclude import in_short
 from xatlas.findings.estimates import BOUND, bounds_of, side
 from xatlas.findings.readings import ABLATION
+from xatlas.findings.sentences import in_short
 from xatlas.stats import Floats, probability_first
 from xatlas.text import interval
 

@@ -12,8 +12,8 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import loss as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, largest
-from xatlas.findings.conclude import in_short
 from xatlas.findings.estimates import bounds_of
+from xatlas.findings.sentences import in_short
 from xatlas.stats import PERMUTATIONS, correlate_ranks, dealt, quantile
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
-from xatlas.findings.conclude import in_short
 from xatlas.findings.estimates import bounds_of, side
+from xatlas.findings.sentences import in_short
 from xatlas.stats import PERMUTATIONS, Floats, divide, probability_first, quantile
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import norm as figure
 from xatlas.findings import RATIO_MARGIN, SHARE_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
-from xatlas.findings.conclude import in_short
 from xatlas.findings.estimates import bounds_of
+from xatlas.findings.sentences import in_short
 from xatlas.stats import PERMUTATIONS, Floats, dealt, divide
 from xatlas.text import number
 

@@ -166,7 +166,7 @@ def explain(
         "suite": manager.suites(),
         "architecture": manager.adapters(),
     }
-    from xatlas.findings.claims import VERDICTS
+    from xatlas.findings.verdict import VERDICTS
 
     found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
     if name in ("verdict", "verdicts", *VERDICTS):

@@ -2,9 +2,12 @@
 
 from xatlas.findings.claims import RATIO_MARGIN, SHARE_MARGIN, Claim, Evidence
 from xatlas.findings.closing import closing, ranked
-from xatlas.findings.conclude import ClaimComparison, Estimates, findings_of
-from xatlas.findings.estimates import Place, Sample, Statistic, largest, layer_types
+from xatlas.findings.comparison import ClaimComparison, Estimates
+from xatlas.findings.estimates import Sample, Statistic
+from xatlas.findings.groups import layer_types
+from xatlas.findings.places import Place, largest
 from xatlas.findings.readings import Effects
+from xatlas.findings.sentences import findings_of
 
 __all__ = [
     "RATIO_MARGIN",

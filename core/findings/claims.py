@@ -1,13 +1,11 @@
-"""What a comparison claims, what speaks for it, and the one rule that turns this into a verdict."""
+"""What a comparison claims, and what speaks for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
-
-from xatlas.contracts.comparison import Verdict
 
 if TYPE_CHECKING:
     from xatlas.findings.estimates import Statistic
@@ -18,19 +16,8 @@ ALPHA = 0.05
 #: Ratios within it count as equal; so do correlations, shares and probabilities that differ by less.
 RATIO_MARGIN, SHARE_MARGIN = (0.80, 1.25), 0.10
 
-#: What the sample of a claim consists of: templates, layers of a type, training seeds.
+#: What a claim is about, and the test of: a network, the layers of a type, an architecture.
 Unit = Literal["network", "layer type", "architecture"]
-SAMPLES: dict[str, str] = {"network": "templates", "layer type": "layers", "architecture": "training seeds"}
-#: What each verdict means, for ``xatlas explain``.
-VERDICTS: dict[Verdict, str] = {
-    "supported": "p, adjusted over the claims about the same model, is at most 0.05; the 95 % interval of the effect, "
-    "and that of effect over control, lie on the claimed side; every other ablation kind that was run gives the same "
-    "answer. Equality of two models is supported when the 90 % interval of their difference lies within the margin.",
-    "refuted": "the interval lies on the other side, or the numbers are equal within the margin.",
-    "undecided": "anything else; the reason says what is missing: too few templates, layers, heads or seeds (no p of "
-    "theirs could be at most 0.05), a tie, kinds that disagree, one kind alone, an interval that includes the control.",
-    "artefact": "holds as it is usually published, and not as it is defined here.",
-}
 #: Value, lower and upper end of a 95 % interval.
 Bounds = tuple[float, float, float]
 UNKNOWN: Bounds = (math.nan, math.nan, math.nan)
@@ -121,70 +108,3 @@ class Evidence:
     def compared(self) -> Bounds:
         """What is compared with untrained twins."""
         return self.number if math.isnan(self.scale_free[0]) else self.scale_free
-
-
-def verdict(
-    evidence: Evidence,
-    p: float,
-    kinds: Mapping[str, Any] | None = None,
-    *,
-    unit: Unit = "network",
-    about: str = "claim",
-) -> tuple[Verdict, str]:
-    """Judge a claim: the only place where it is decided.
-
-    Parameters
-    ----------
-    evidence : Evidence
-    p : float
-        Adjusted for the other claims of the comparison about the same model.
-    kinds : mapping, optional
-        What there is under the other ablation kinds that were measured; None where there are no kinds.
-    unit : {'network', 'layer type', 'architecture'}
-    about : {'claim', 'pair'}
-        Of a pair, either of two claims can be supported: that the numbers are equal, or that they differ.
-
-    Returns
-    -------
-    verdict, reason
-        ``supported``, ``refuted``, ``undecided`` or ``artefact``, and why in words (empty where it is supported).
-    """
-    known = not math.isnan(evidence.number[0]) and evidence.answer is not None
-    if not known or evidence.blocked:
-        return "undecided", evidence.blocked or "nothing was measured"
-    differing = sorted(kind for kind, other in (kinds or {}).items() if not evidence.agrees(other))
-    if evidence.equal:
-        if about == "claim":
-            return ("artefact", evidence.artefact) if evidence.artefact else ("refuted", "equal within the margin")
-        return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
-    if not math.isfinite(evidence.number[1]):
-        return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
-    decided = p <= ALPHA
-    if evidence.side > 0 and decided:
-        if kinds is not None and not kinds:
-            return "undecided", "one kind"
-        return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
-    if evidence.artefact:
-        return "artefact", evidence.artefact
-    if evidence.side < 0:
-        return "refuted", "the interval lies on the other side"
-    if evidence.least_p > ALPHA or math.isnan(p):
-        return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
-    if evidence.side > 0:
-        return "undecided", f"p = {p:.2g}"
-    return "undecided", "the interval includes the control"
-
-
-def adjusted(
-    evidence: Sequence[Evidence], contrasts: Sequence[str] | None = None, *, least: bool = False
-) -> list[float]:
-    """Return p-values after Holm, over the claims of one comparison about one model or pair."""
-    from xatlas.stats import holm
-
-    raw = [math.nan if each.blocked else each.least_p if least else _stated(each) for each in evidence]
-    return holm(raw, contrasts)
-
-
-def _stated(evidence: Evidence) -> float:
-    """Return the p-value of what is stated: equality, where that holds."""
-    return evidence.equal_p if evidence.equal else evidence.p

@@ -5,7 +5,6 @@ Values are xarray arrays with a dimension ``prompt``; all other dimensions are k
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
@@ -18,14 +17,10 @@ import numpy as np
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds, Evidence
 from xatlas.stats import (
     LEVEL,
-    PERMUTATIONS,
     Clusters,
     Floats,
-    agree,
     divide,
     orders,
-    probability_first,
-    quantile,
     t_quantile,
     t_tail,
 )
@@ -318,168 +313,3 @@ class Sample:
     def stretched(self, draws: Floats, point: Any, freedom: Any) -> Floats:
         """Return bootstrap draws ``(draw, ...)`` stretched about the point by t(.975, df) / 1.96."""
         return np.asarray(point + (draws - point) * np.asarray(t_quantile(freedom)) / 1.959964)
-
-
-@dataclass(frozen=True)
-class Place:
-    """The item with the largest mean, and how sure that is."""
-
-    index: int
-    label: Any
-    runner_up: Any  # None for the only one there is
-    p_rank1: float
-    p: float  # of items permuted within templates
-    margin: Bounds  # lead over the best of all others
-    spread: tuple[Any, Any]  # labels within the 95 % interval of the first-ranked
-    over_next: Bounds  # quotient of the two largest means, cross-fitted
-    tied: tuple[Any, ...]
-    draws: Floats  # index of the first-ranked item in each bootstrap draw
-
-    @property
-    def tie(self) -> bool:
-        """Whether another item may be the largest."""
-        return bool(self.tied)
-
-
-def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Place | None:
-    """Find the item with the largest macro mean; None where nothing is known.
-
-    It ties when the margin's 95 % interval contains 0, two means agree numerically, or P(rank 1) < 0.95.
-    The lead is taken over the best of *all* others in each draw.
-    """
-    values = values.transpose("prompt", dim)
-    statistic = sample.mean(values)
-    point = statistic.point.values
-    present = np.flatnonzero(np.isfinite(point))
-    places = present.tolist()
-    if not places:
-        return None
-    labels = values[dim].values if dim in values.coords else np.arange(values.sizes[dim])
-    order = present[np.argsort(-point[present], kind="stable")]
-    best = int(order[0])
-    raw = sample.clusters.macro_draws(values.values)[:, present]
-    draws = np.where(np.isfinite(raw), raw, -np.inf)
-    ranked = probability_first(raw)[places.index(best)]
-    first = present[draws.argmax(1)]
-    if len(present) == 1:
-        alone = (math.nan, math.nan, math.nan)
-        return Place(best, labels[best], None, 1.0, math.nan, alone, (labels[best],) * 2, alone, (), first)
-    second = int(order[1])
-    own = places.index(best)
-    lead = draws[:, own] - np.delete(draws, own, axis=1).max(1)
-    value = float(point[best] - point[second])
-    moved = statistic.moved.values
-    lead = sample.stretched(lead, value, spread(moved[:, best] - moved[:, second], sample.clusters.names)[1])
-    low, high = (float(quantile(lead, q)) for q in (0.025, 0.975))
-    if not sample.clusters.resamples:
-        low, high = math.nan, math.nan
-    tie = not low > 0 or bool(agree(point[best], point[second])) or not ranked >= 0.95
-    rivals = order[1:12]
-    near = quantile(draws[:, [own]] - draws[:, np.searchsorted(present, rivals)], 0.025) <= 0
-    rivals = rivals[near | agree(point[rivals], point[best])]
-    tied = tuple(labels[rivals] if rivals.size else labels[[second]]) if tie and sample.clusters.resamples else ()
-
-    def top_two(means: Floats) -> Floats:
-        ranked = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")
-        return np.eye(len(means))[ranked[:2]]
-
-    return Place(
-        index=best,
-        label=labels[best],
-        runner_up=labels[second],
-        p_rank1=float(ranked),
-        p=sample.permuted(values, dim, lambda means: means.max(-1), PERMUTATIONS // 5),
-        margin=(value, min(low, value), max(high, value)) if math.isfinite(low) else (value, low, high),
-        spread=(labels[int(np.quantile(first, 0.025))], labels[int(np.quantile(first, 0.975))]),
-        over_next=sample.cross_fit(values.values[:, present], top_two, log=True),
-        tied=tied,
-        draws=first,
-    )
-
-
-def layer_types(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[str, str]) -> Evidence:
-    """Test whether the log effects of layers of one type exceed those of another, depth aside.
-
-    Log effects ``(layer)`` are regressed on type and on depth, linear and quadratic; residuals of the model without
-    type are permuted (Freedman and Lane 1983), and t values of type compared. The number is the exponential of the
-    coefficient; its interval is that of the regression. The claim needs five layers of each type, and has to
-    hold without layer 0, too.
-    """
-    full = _one_type(effects, types, depth, pair)
-    later = _one_type(effects[1:], types[1:], depth[1:], pair)
-    if full.side and not full.blocked and (later.side, later.answer) != (full.side, full.answer):
-        return replace(full, side=0, blocked="not so without layer 0")
-    return full
-
-
-def _one_type(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[str, str]) -> Evidence:
-    kinds, known = np.asarray(types), np.isfinite(effects)
-    chosen = known & np.isin(kinds, pair)
-    counts = [int((chosen & (kinds == each)).sum()) for each in pair]
-    if not min(counts):
-        return Evidence(blocked="one operator type only")
-    y = effects[chosen]
-    kind = (kinds[chosen] == pair[0]).astype(float)
-    x = np.asarray(depth, dtype=float)[chosen]
-    reduced = np.column_stack([np.ones(len(y)), x, x**2])
-    reduced_hat = reduced @ np.linalg.pinv(reduced)
-    own = kind - reduced_hat @ kind  # type, with depth taken out
-    freedom = len(y) - 4
-    size = float(own @ own)
-    if freedom < 1 or size < 1e-9:
-        return Evidence(blocked="too few layers")
-
-    def fitted(each: Floats) -> tuple[Floats, Floats]:
-        """Return coefficients and their standard errors for residuals ``(draw, layer)`` of the model without type."""
-        each = each - each @ reduced_hat
-        coefficient = each @ own / size
-        left = (each**2).sum(-1) - coefficient**2 * size
-        return coefficient, np.sqrt(np.maximum(left, 1e-300) / freedom / size)
-
-    residual = y - reduced_hat @ y
-    coefficient, error = (float(each[0]) for each in fitted(residual[None]))
-    shuffled, errors = fitted(residual[orders((PERMUTATIONS,), len(y), 0)])
-    reached = (np.abs(shuffled / errors) >= abs(coefficient / error) * (1 - 1e-9)).sum()
-    half = float(t_quantile(freedom)) * error
-    low, high = coefficient - half, coefficient + half
-    enough = min(counts) >= 5
-    value, below, above = np.exp([coefficient, low, high]).tolist()
-    return Evidence(
-        number=(value, below, above),
-        p=(1 + int(reached)) / (1 + PERMUTATIONS),
-        side=abs(side(low, high, 0.0)),
-        answer=int(np.sign(coefficient)),
-        control=(1.0, math.nan, math.nan),
-        blocked="" if enough else "too few layers",
-    )
-
-
-def welch(first: Sequence[float], second: Sequence[float], *, log: bool, margin: Margin | None = None) -> Evidence:
-    """Compare the numbers of two architectures' training seeds.
-
-    All ways of dealing the seeds out to the two are enumerated for the p-value of the difference in means; the interval
-    is Welch's. With ``log`` the numbers are logarithms, and what is shown is a ratio.
-    """
-    one, two = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    together = np.concatenate([one, two])
-    chosen = np.array(list(itertools.combinations(range(len(together)), len(one))))
-    sums = together[chosen].sum(1)
-    gaps = sums / len(one) - (together.sum() - sums) / len(two)
-    gap = float(one.mean() - two.mean())
-    p = float((np.abs(gaps) >= abs(gap) * (1 - 1e-9)).mean())
-    parts = [each.var(ddof=1) / len(each) if len(each) > 1 else math.nan for each in (one, two)]
-    error = math.sqrt(sum(parts)) if np.isfinite(parts).all() else math.nan
-    fourth = sum(part**2 / (len(each) - 1) for part, each in zip(parts, (one, two), strict=True) if len(each) > 1)
-    freedom = sum(parts) ** 2 / fourth if fourth else math.nan
-    half = float(t_quantile(freedom)) * error
-    ends = (gap, gap - half, gap + half)
-    value, low, high = (math.exp(each) if log else each for each in ends)
-    return Evidence(
-        number=(value, low, high),
-        p=p,
-        side=abs(side(low, high, 1.0 if log else 0.0)),
-        answer=int(np.sign(gap)),
-        control=(1.0 if log else 0.0, math.nan, math.nan),
-        **(within(gap, error, freedom, margin) if margin is not None else {}),
-        least_p=float((np.abs(gaps) >= np.abs(gaps).max() * (1 - 1e-9)).mean()),
-    )

@@ -12,7 +12,9 @@ from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
-from xatlas.findings.estimates import Sample, largest, layer_types, welch
+from xatlas.findings.estimates import Sample
+from xatlas.findings.groups import layer_types, welch
+from xatlas.findings.places import largest
 
 VALUES = st.sampled_from([0.0, 1e-9, 1e-3, 0.1, 0.1, 0.1000001, 1.0, 7.0, math.nan])
 

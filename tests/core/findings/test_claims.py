@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from xatlas.findings.claims import Evidence, adjusted, verdict
+from xatlas.findings.claims import Evidence
+from xatlas.findings.verdict import adjusted, verdict
 
 CLEAR = Evidence(number=(2.0, 1.5, 2.5), p=0.001, side=1, answer=1)
 SAME = Evidence(answer=1, number=(1.8, math.nan, math.nan))

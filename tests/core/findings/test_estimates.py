@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xatlas.findings.estimates import Sample, largest, layer_types, welch
+from xatlas.findings.estimates import Sample
+from xatlas.findings.groups import layer_types, welch
+from xatlas.findings.places import largest
 from xatlas.stats import t_quantile, t_tail
 
 TYPES = ["conv", *["conv", "attention"] * 6, "conv"]

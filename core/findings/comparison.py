@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
 
 from xatlas.contracts.comparison import Comparison, Finding
 from xatlas.findings import forest, readings
-from xatlas.findings.claims import Claim, Evidence, adjusted, verdict
-from xatlas.findings.estimates import BOUND, Statistic, welch
+from xatlas.findings.claims import Claim, Evidence
+from xatlas.findings.estimates import Statistic
+from xatlas.findings.groups import welch
 from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
 from xatlas.findings.sensitivity import not_run
+from xatlas.findings.sentences import Row, dataset_of, findings_of, robustness
 from xatlas.slugs import training_seed
 from xatlas.stats import DRAWS
-from xatlas.text import interval, number
+from xatlas.text import interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,18 +32,6 @@ if TYPE_CHECKING:
 Estimates = Mapping[str, Evidence | Statistic]
 #: Training seeds of each architecture that a sentence about architectures needs.
 SEEDS = 5
-
-
-@dataclass
-class _Row:
-    """A claim about a model or a pair on its way to a finding."""
-
-    claim: Claim
-    models: tuple[str, ...]
-    evidence: Evidence
-    kinds: dict[str, Evidence] | None = None  # under other ablation kinds
-    settings: dict[Setting, Evidence] = field(default_factory=dict)
-    twins: list[Evidence] = field(default_factory=list)
 
 
 class ClaimComparison(Comparison):
@@ -142,7 +128,7 @@ class ClaimComparison(Comparison):
             for name, each in found.items()
         }
 
-    def _about(self, source: Source, twins: Sequence[Source]) -> list[_Row]:
+    def _about(self, source: Source, twins: Sequence[Source]) -> list[Row]:
         """Return the claims about one model."""
         under = {setting: self._under(source, setting) for setting in source.settings}
         beside = [self._under(twin, twin.settings[0]) for twin in twins]
@@ -154,17 +140,17 @@ class ClaimComparison(Comparison):
             settings = {setting: each[claim.name] for setting, each in under.items() if claim.name in each}
             kinds = _kinds(claim, source, settings)
             near = [each[claim.name] for each in beside if claim.name in each]
-            rows.append(_Row(claim, (source.model,), main[claim.name], kinds, settings, near))
+            rows.append(Row(claim, (source.model,), main[claim.name], kinds, settings, near))
         return rows
 
     def _pair(
         self,
         one: Source,
         two: Source,
-        first: Sequence[_Row],
-        second: Sequence[_Row],
+        first: Sequence[Row],
+        second: Sequence[Row],
         twins: Sequence[tuple[Source, Source]],
-    ) -> list[_Row]:
+    ) -> list[Row]:
         """Return the claims about two models: differences of their numbers, and what ``between`` says of them."""
         shared = [setting for setting in one.settings if setting in two.settings]
         rows = []
@@ -176,7 +162,7 @@ class ClaimComparison(Comparison):
                 main = self.pair(a.claim, a.evidence, b.evidence)
                 if main is not None:
                     kinds = _kinds(a.claim, one, settings)
-                    rows.append(_Row(a.claim, (one.model, two.model), main, kinds, settings))
+                    rows.append(Row(a.claim, (one.model, two.model), main, kinds, settings))
         under = {s: self.between(one.effects(s) or (), two.effects(s) or ()) for s in shared}  # type: ignore[arg-type]
         beside = [self.between(*(each.effects(each.settings[0], brief=True) or () for each in pair)) for pair in twins]  # type: ignore[arg-type]
         for claim in self.claims:
@@ -184,10 +170,10 @@ class ClaimComparison(Comparison):
             if settings and one.settings[0] in settings:
                 main, kinds = settings[one.settings[0]], _kinds(claim, one, settings)
                 near = [_evidence(each[claim.name], claim) for each in beside if claim.name in each]
-                rows.append(_Row(claim, (one.model, two.model), main, kinds, settings, near))
+                rows.append(Row(claim, (one.model, two.model), main, kinds, settings, near))
         return rows
 
-    def _architectures(self, sources: Mapping[str, Source], about: Mapping[str, Sequence[_Row]]) -> list[_Row]:
+    def _architectures(self, sources: Mapping[str, Source], about: Mapping[str, Sequence[Row]]) -> list[Row]:
         """Return claims about architectures, where a name was given with several training seeds."""
         groups: dict[str, list[str]] = {}
         for model in sources:
@@ -208,10 +194,10 @@ class ClaimComparison(Comparison):
                     found = welch(*numbers, log=points[0][0].log, margin=claim.margin)
                     if min(map(len, numbers)) < SEEDS:
                         found = replace(found, blocked="too few training seeds")
-                    rows.append(_Row(replace(claim, unit="architecture"), (first, second), found))
+                    rows.append(Row(replace(claim, unit="architecture"), (first, second), found))
         return rows
 
-    def _assemble(self, sources: Mapping[str, Source], rows: Sequence[_Row]) -> xr.Dataset:
+    def _assemble(self, sources: Mapping[str, Source], rows: Sequence[Row]) -> xr.Dataset:
         import xarray as xr
 
         described = [self.describe(*(source.effects(source.settings[0]) or ())) for source in sources.values()]  # type: ignore[arg-type]
@@ -223,7 +209,7 @@ class ClaimComparison(Comparison):
         for name in data.variables:
             if data[name].dtype == object:  # padding of texts
                 data[name] = data[name].fillna("").astype(str)
-        data = data.merge(_dataset(rows), compat="override")  # assigning would lose ``twin``: its dimension's name
+        data = data.merge(dataset_of(rows), compat="override")  # assigning would lose ``twin``: its dimension's name
         for name, promised in self.variables.items():
             if name in data:  # an optional result may be one that no model has
                 data[name] = data[name].transpose("model", *promised.dims)
@@ -258,196 +244,6 @@ def _layers(source: Source) -> dict[str, Any]:
     """Return depth and operator type of the layers, where the result has layers."""
     data = source.first.dataset
     return {name: data[name] for name in ("depth", "operator_type") if name in data.coords and data[name].dims}
-
-
-def decide(rows: Iterable[Any]) -> list[Finding]:
-    """Judge claims: p-values are adjusted over those about the same model, pair or architectures."""
-    groups: dict[tuple[Any, ...], list[_Row]] = {}
-    for row in rows:
-        groups.setdefault((row.models, row.claim.unit == "architecture"), []).append(row)
-    found = []
-    for group in groups.values():
-        evidence, contrasts = [row.evidence for row in group], [row.claim.contrast for row in group]
-        ps, leasts = (adjusted(evidence, contrasts, least=least) for least in (False, True))
-        for row, p, least in zip(group, ps, leasts, strict=True):
-            found.append(_finding(replace_evidence(row, least), p))
-    return found
-
-
-def replace_evidence(row: _Row, least: float) -> _Row:
-    """Return a row whose smallest attainable p-value is adjusted, too."""
-    return replace(row, evidence=replace(row.evidence, least_p=0.0 if math.isnan(least) else least))
-
-
-def _finding(row: _Row, p: float) -> Finding:
-    claim, evidence = row.claim, row.evidence
-    # a claim about two models that is no difference of two numbers is judged like one about a model
-    differs = len(row.models) > 1 and bool(claim.pair)
-    about = "pair" if differs else "claim"
-    said, reason = verdict(evidence, p, row.kinds, unit=claim.unit, about=about)
-    others = list(row.settings.items())[1:]
-    other = [(setting, each) for setting, each in others if each.answer is not None]
-    differing = [setting for setting, each in other if not evidence.agrees(each)]
-    learnt = _learnt(row)
-    value, low, high = evidence.number
-    return Finding(
-        sentence=_sentence(row, said, differs, learnt),
-        value=value,
-        low=low,
-        high=high,
-        control=evidence.control[0],
-        p=evidence.equal_p if evidence.equal and differs else evidence.p,
-        verdict=said,
-        model=row.models[0],
-        p_adjusted=None if math.isnan(p) else p,
-        reason=reason,
-        name=claim.name,
-        model_other=row.models[1] if len(row.models) > 1 else "",
-        control_low=evidence.control[1],
-        control_high=evidence.control[2],
-        settings=len(other),
-        agree=len(other) - len(differing),
-        depends_on=_varied(next(iter(row.settings), None), differing),
-        learnt=learnt,
-        short=_short(row, said, differs),
-        descriptive=evidence.descriptive,
-    )
-
-
-def _sentence(row: _Row, said: str, differs: bool, learnt: bool | None) -> str:
-    number, control = (interval(*bounds) for bounds in (row.evidence.number, row.evidence.control))
-    if differs:
-        one, two = row.models
-        noun = row.claim.pair[0].upper() + row.claim.pair[1:]
-        if said == "supported" and row.evidence.equal:
-            alike = row.claim.alike or f"{noun} is the same in {{first}} and {{second}}"
-            text = alike.format_map({**row.evidence.words, "first": one, "second": two})
-        elif said == "supported":
-            text = f"{noun} differs between {one} and {two}"
-        else:
-            text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
-        relation = "difference" if row.evidence.statistic is None or not row.evidence.statistic.log else "ratio"
-        return f"{text}: {relation} {number}."
-    places = dict(zip(("first", "second"), row.models, strict=False)) | {"model": row.models[0]}
-    text = row.claim.sentence.format_map({**row.evidence.words, **places, "number": number, "control": control})
-    if learnt is not None and said == "supported":
-        count = len(row.twins)
-        text += f"; learnt: beyond {count} untrained twins" if learnt else f"; no more than in {count} untrained twins"
-    return f"{text}."
-
-
-def _short(row: _Row, said: str, differs: bool) -> str:
-    if differs and said == "supported":
-        return f"{row.claim.pair} {'is the same' if row.evidence.equal else 'differs'}"
-    if differs:
-        return row.claim.pair
-    return row.claim.short.format_map(dict(row.evidence.words)) if row.claim.short else ""
-
-
-def _learnt(row: _Row) -> bool | None:
-    """Tell whether the interval lies beyond every twin's, all on one side; None without twins."""
-    low, high = row.evidence.compared[1:]
-    if not row.twins or math.isnan(low):
-        return None
-    ends = [twin.compared[1:] for twin in row.twins]
-    return all(low > end[1] for end in ends) or all(high < end[0] for end in ends)
-
-
-def _varied(main: Setting | None, differing: Sequence[Setting]) -> str:
-    """Name what the settings with another answer vary: those that vary one thing only, if there are any."""
-    if main is None:
-        return ""
-    words = {"ablation": "ablation kind", "scope": "scope", "bos": "position 0", "suite": "suite", "layer0": "layer 0"}
-    varied = [[name for name in words if getattr(each, name) != getattr(main, name)] for each in differing]
-    single = [names for names in varied if len(names) == 1]
-    counted = Counter(name for names in single or varied for name in names)
-    return ", ".join(words[name] for name in words if name in counted)
-
-
-def robustness(finding: Finding) -> str:
-    """Return in a few words whether a finding's answer is the same under other settings."""
-    if not finding.settings:
-        return "–"
-    if finding.agree == finding.settings:
-        return f"robust {finding.agree} of {finding.settings}"
-    return f"{finding.agree} of {finding.settings}: depends on {finding.depends_on}"
-
-
-def in_short(finding: Finding) -> dict[str, str]:
-    """Return the cells of a narrow table: the number, its control, the verdict, and how robust the answer is."""
-    reason = "tie" if finding.reason.startswith("it ties") else finding.reason
-    varied = finding.depends_on.replace("ablation kind", "kind").replace("position 0", "bos")
-    robust = f"{finding.agree}/{finding.settings}" if finding.settings else "–"
-    return {
-        "value": interval(finding.value, finding.low, finding.high),
-        "control": number(finding.control),
-        "verdict": f"{finding.verdict}: {reason}" if 0 < len(reason) < 10 else str(finding.verdict),
-        "sensitivity": f"{robust}: {varied}" if 0 < len(varied) < 10 else robust,
-    }
-
-
-_BOUNDS = {"finding_number": ("value", "low", "high"), "finding_control": ("control", "control_low", "control_high")}
-_SINGLE = [
-    item.name for item in fields(Finding) if item.name not in {each for some in _BOUNDS.values() for each in some}
-]
-
-
-def _dataset(rows: Sequence[_Row]) -> xr.Dataset:
-    """Return findings, and what they rest on under other settings and in twins, as arrays."""
-    import xarray as xr
-
-    found = decide(rows)
-    ordered = [next(row for row in rows if _key(row) == (f.name, f.model, f.model_other)) for f in found]
-    settings = list(dict.fromkeys(setting for row in ordered for setting in row.settings))
-    twins = max((len(row.twins) for row in ordered), default=0)
-    nothing: list[Any] = [math.nan] * 3
-    data: dict[str, Any] = {}
-    for name, bounds in _BOUNDS.items():
-        numbers = [[getattr(finding, each) for each in bounds] for finding in found]
-        data[name] = (("finding", "bound"), np.array(numbers, dtype=float).reshape(-1, 3))
-    for name in _SINGLE:
-        values = [getattr(finding, name) for finding in found]
-        texts = name in ("sentence", "verdict", "model", "reason", "name", "model_other", "depends_on", "short")
-        known = values if texts else [math.nan if value is None else float(value) for value in values]
-        data[f"finding_{name}"] = ("finding", np.array(known, dtype=object if texts else float))
-    under = [[row.settings[s].number if s in row.settings else nothing for s in settings] for row in ordered]
-    data["sensitivity"] = (
-        ("finding", "setting", "bound"),
-        np.array(under, dtype=float).reshape(len(found), len(settings), 3),
-    )
-    beside = [[*(list(twin.compared) for twin in row.twins), *[nothing] * (twins - len(row.twins))] for row in ordered]
-    data["twin"] = (("finding", "twin", "bound"), np.array(beside, dtype=float).reshape(len(found), twins, 3))
-    labels = ["|".join(filter(None, (f.name, f.model, f.model_other))) for f in found]
-    coords: dict[str, Any] = {"finding": labels, "bound": list(BOUND), "setting": list(map(str, settings))}
-    for name in ("ablation", "scope", "bos", "suite"):
-        coords[f"setting_{name}"] = ("setting", np.array([getattr(s, name) for s in settings], dtype=object))
-    coords["setting_layer0"] = ("setting", np.array([int(s.layer0) for s in settings], dtype=int))
-    made = xr.Dataset(data, coords=coords)
-    for called in made.data_vars:
-        made[called].attrs = {"units": "1", "long_name": str(called).replace("_", " ")}
-    return made
-
-
-def _key(row: _Row) -> tuple[str, str, str]:
-    return (row.claim.name, row.models[0], row.models[1] if len(row.models) > 1 else "")
-
-
-def findings_of(dataset: xr.Dataset) -> Iterable[Finding]:
-    """Yield the findings of a dataset that :class:`ClaimComparison` made."""
-    for index in range(dataset.sizes.get("finding", 0)):
-        one = dataset.isel(finding=index)
-        given: dict[str, Any] = {}
-        for name, bounds in _BOUNDS.items():
-            given |= dict(zip(bounds, map(float, one[name].values), strict=True))
-        for name in _SINGLE:
-            value = one[f"finding_{name}"].item()
-            given[name] = value if isinstance(value, str) else float(value)
-        for name in ("settings", "agree"):
-            given[name] = int(given[name])
-        given["descriptive"] = bool(given["descriptive"])
-        given["learnt"] = None if math.isnan(given["learnt"]) else bool(given["learnt"])
-        given["p_adjusted"] = None if math.isnan(given["p_adjusted"]) else given["p_adjusted"]
-        yield Finding(**given)
 
 
 def footer(mains: Sequence[readings.Reading], measured: str = "") -> str:

@@ -1,0 +1,223 @@
+"""From rows to findings: judged, put into sentences, and kept in a dataset."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas.contracts.comparison import Finding
+from xatlas.findings.claims import Claim, Evidence
+from xatlas.findings.estimates import BOUND
+from xatlas.findings.readings import Setting
+from xatlas.findings.verdict import adjusted, verdict
+from xatlas.text import interval, number
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass
+class Row:
+    """A claim about a model or a pair on its way to a finding."""
+
+    claim: Claim
+    models: tuple[str, ...]
+    evidence: Evidence
+    kinds: dict[str, Evidence] | None = None  # under other ablation kinds
+    settings: dict[Setting, Evidence] = field(default_factory=dict)
+    twins: list[Evidence] = field(default_factory=list)
+
+
+def decide(rows: Iterable[Any]) -> list[Finding]:
+    """Judge claims: p-values are adjusted over those about the same model, pair or architectures."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.models, row.claim.unit == "architecture"), []).append(row)
+    found = []
+    for group in groups.values():
+        evidence, contrasts = [row.evidence for row in group], [row.claim.contrast for row in group]
+        ps, leasts = (adjusted(evidence, contrasts, least=least) for least in (False, True))
+        for row, p, least in zip(group, ps, leasts, strict=True):
+            found.append(_finding(_with_least(row, least), p))
+    return found
+
+
+def _with_least(row: Row, least: float) -> Row:
+    """Return a row whose smallest attainable p-value is adjusted, too."""
+    return replace(row, evidence=replace(row.evidence, least_p=0.0 if math.isnan(least) else least))
+
+
+def _finding(row: Row, p: float) -> Finding:
+    claim, evidence = row.claim, row.evidence
+    # a claim about two models that is no difference of two numbers is judged like one about a model
+    differs = len(row.models) > 1 and bool(claim.pair)
+    about = "pair" if differs else "claim"
+    said, reason = verdict(evidence, p, row.kinds, unit=claim.unit, about=about)
+    others = list(row.settings.items())[1:]
+    other = [(setting, each) for setting, each in others if each.answer is not None]
+    differing = [setting for setting, each in other if not evidence.agrees(each)]
+    learnt = _learnt(row)
+    value, low, high = evidence.number
+    return Finding(
+        sentence=_sentence(row, said, differs, learnt),
+        value=value,
+        low=low,
+        high=high,
+        control=evidence.control[0],
+        p=evidence.equal_p if evidence.equal and differs else evidence.p,
+        verdict=said,
+        model=row.models[0],
+        p_adjusted=None if math.isnan(p) else p,
+        reason=reason,
+        name=claim.name,
+        model_other=row.models[1] if len(row.models) > 1 else "",
+        control_low=evidence.control[1],
+        control_high=evidence.control[2],
+        settings=len(other),
+        agree=len(other) - len(differing),
+        depends_on=_varied(next(iter(row.settings), None), differing),
+        learnt=learnt,
+        short=_short(row, said, differs),
+        descriptive=evidence.descriptive,
+    )
+
+
+def _sentence(row: Row, said: str, differs: bool, learnt: bool | None) -> str:
+    number, control = (interval(*bounds) for bounds in (row.evidence.number, row.evidence.control))
+    if differs:
+        one, two = row.models
+        noun = row.claim.pair[0].upper() + row.claim.pair[1:]
+        if said == "supported" and row.evidence.equal:
+            alike = row.claim.alike or f"{noun} is the same in {{first}} and {{second}}"
+            text = alike.format_map({**row.evidence.words, "first": one, "second": two})
+        elif said == "supported":
+            text = f"{noun} differs between {one} and {two}"
+        else:
+            text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
+        relation = "difference" if row.evidence.statistic is None or not row.evidence.statistic.log else "ratio"
+        return f"{text}: {relation} {number}."
+    places = dict(zip(("first", "second"), row.models, strict=False)) | {"model": row.models[0]}
+    text = row.claim.sentence.format_map({**row.evidence.words, **places, "number": number, "control": control})
+    if learnt is not None and said == "supported":
+        count = len(row.twins)
+        text += f"; learnt: beyond {count} untrained twins" if learnt else f"; no more than in {count} untrained twins"
+    return f"{text}."
+
+
+def _short(row: Row, said: str, differs: bool) -> str:
+    if differs and said == "supported":
+        return f"{row.claim.pair} {'is the same' if row.evidence.equal else 'differs'}"
+    if differs:
+        return row.claim.pair
+    return row.claim.short.format_map(dict(row.evidence.words)) if row.claim.short else ""
+
+
+def _learnt(row: Row) -> bool | None:
+    """Tell whether the interval lies beyond every twin's, all on one side; None without twins."""
+    low, high = row.evidence.compared[1:]
+    if not row.twins or math.isnan(low):
+        return None
+    ends = [twin.compared[1:] for twin in row.twins]
+    return all(low > end[1] for end in ends) or all(high < end[0] for end in ends)
+
+
+def _varied(main: Setting | None, differing: Sequence[Setting]) -> str:
+    """Name what the settings with another answer vary: those that vary one thing only, if there are any."""
+    if main is None:
+        return ""
+    words = {"ablation": "ablation kind", "scope": "scope", "bos": "position 0", "suite": "suite", "layer0": "layer 0"}
+    varied = [[name for name in words if getattr(each, name) != getattr(main, name)] for each in differing]
+    single = [names for names in varied if len(names) == 1]
+    counted = Counter(name for names in single or varied for name in names)
+    return ", ".join(words[name] for name in words if name in counted)
+
+
+def robustness(finding: Finding) -> str:
+    """Return in a few words whether a finding's answer is the same under other settings."""
+    if not finding.settings:
+        return "–"
+    if finding.agree == finding.settings:
+        return f"robust {finding.agree} of {finding.settings}"
+    return f"{finding.agree} of {finding.settings}: depends on {finding.depends_on}"
+
+
+def in_short(finding: Finding) -> dict[str, str]:
+    """Return the cells of a narrow table: the number, its control, the verdict, and how robust the answer is."""
+    reason = "tie" if finding.reason.startswith("it ties") else finding.reason
+    varied = finding.depends_on.replace("ablation kind", "kind").replace("position 0", "bos")
+    robust = f"{finding.agree}/{finding.settings}" if finding.settings else "–"
+    return {
+        "value": interval(finding.value, finding.low, finding.high),
+        "control": number(finding.control),
+        "verdict": f"{finding.verdict}: {reason}" if 0 < len(reason) < 10 else str(finding.verdict),
+        "sensitivity": f"{robust}: {varied}" if 0 < len(varied) < 10 else robust,
+    }
+
+
+_BOUNDS = {"finding_number": ("value", "low", "high"), "finding_control": ("control", "control_low", "control_high")}
+_SINGLE = [
+    item.name for item in fields(Finding) if item.name not in {each for some in _BOUNDS.values() for each in some}
+]
+
+
+def dataset_of(rows: Sequence[Row]) -> xr.Dataset:
+    """Return findings, and what they rest on under other settings and in twins, as arrays."""
+    import xarray as xr
+
+    found = decide(rows)
+    ordered = [next(row for row in rows if _key(row) == (f.name, f.model, f.model_other)) for f in found]
+    settings = list(dict.fromkeys(setting for row in ordered for setting in row.settings))
+    twins = max((len(row.twins) for row in ordered), default=0)
+    nothing: list[Any] = [math.nan] * 3
+    data: dict[str, Any] = {}
+    for name, bounds in _BOUNDS.items():
+        numbers = [[getattr(finding, each) for each in bounds] for finding in found]
+        data[name] = (("finding", "bound"), np.array(numbers, dtype=float).reshape(-1, 3))
+    for name in _SINGLE:
+        values = [getattr(finding, name) for finding in found]
+        texts = name in ("sentence", "verdict", "model", "reason", "name", "model_other", "depends_on", "short")
+        known = values if texts else [math.nan if value is None else float(value) for value in values]
+        data[f"finding_{name}"] = ("finding", np.array(known, dtype=object if texts else float))
+    under = [[row.settings[s].number if s in row.settings else nothing for s in settings] for row in ordered]
+    data["sensitivity"] = (
+        ("finding", "setting", "bound"),
+        np.array(under, dtype=float).reshape(len(found), len(settings), 3),
+    )
+    beside = [[*(list(twin.compared) for twin in row.twins), *[nothing] * (twins - len(row.twins))] for row in ordered]
+    data["twin"] = (("finding", "twin", "bound"), np.array(beside, dtype=float).reshape(len(found), twins, 3))
+    labels = ["|".join(filter(None, (f.name, f.model, f.model_other))) for f in found]
+    coords: dict[str, Any] = {"finding": labels, "bound": list(BOUND), "setting": list(map(str, settings))}
+    for name in ("ablation", "scope", "bos", "suite"):
+        coords[f"setting_{name}"] = ("setting", np.array([getattr(s, name) for s in settings], dtype=object))
+    coords["setting_layer0"] = ("setting", np.array([int(s.layer0) for s in settings], dtype=int))
+    made = xr.Dataset(data, coords=coords)
+    for called in made.data_vars:
+        made[called].attrs = {"units": "1", "long_name": str(called).replace("_", " ")}
+    return made
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return (row.claim.name, row.models[0], row.models[1] if len(row.models) > 1 else "")
+
+
+def findings_of(dataset: xr.Dataset) -> Iterable[Finding]:
+    """Yield the findings of a dataset that :class:`ClaimComparison` made."""
+    for index in range(dataset.sizes.get("finding", 0)):
+        one = dataset.isel(finding=index)
+        given: dict[str, Any] = {}
+        for name, bounds in _BOUNDS.items():
+            given |= dict(zip(bounds, map(float, one[name].values), strict=True))
+        for name in _SINGLE:
+            value = one[f"finding_{name}"].item()
+            given[name] = value if isinstance(value, str) else float(value)
+        for name in ("settings", "agree"):
+            given[name] = int(given[name])
+        given["descriptive"] = bool(given["descriptive"])
+        given["learnt"] = None if math.isnan(given["learnt"]) else bool(given["learnt"])
+        given["p_adjusted"] = None if math.isnan(given["p_adjusted"]) else given["p_adjusted"]
+        yield Finding(**given)
