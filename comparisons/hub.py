@@ -45,7 +45,7 @@ def _claim(name: str, called: str, pair: str = "", alike: str = "") -> Claim:
         name,
         f"Which layer is the {called}: the one whose ablation changes the output most?",
         f"The {called} of {{model}} is layer {{layer}} ({{where}}): {{number}} nats, control {{control}}; "
-        "{times} times the next layer's effect, P(rank 1) {sure}{ties}",
+        "{times} times the runner-up's effect (cross-fitted), P(rank 1) {sure}{ties}",
         label=f"{called}, nats",
         short=f"the {called} is layer {{layer}}",
         pair=pair,

@@ -48,7 +48,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
             found = style.finding(dataset, "top_share", model)
             rows.append((model, colour, "no heads" if found is None else found))
         forest.draw(below, rows, none=0.0)
-        below.set_xlim(0, 1)
+        below.set_xlim(0, 1.03)
         below.set_xlabel("share of the five strongest heads")
         style.legend(made, [*entries, *forest.entries(dataset, "share")])
     return made

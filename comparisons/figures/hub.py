@@ -51,7 +51,7 @@ def _entries(dataset: xr.Dataset) -> style.Entries:
         found.append(("control of joint, 95 % band", {"color": style.CONTROL, "lw": 1, "marker": ".", "ms": 3}))
     found += [*style.kinds(dataset), ("hub (thin: ties with it)", _RING | {"ms": 8})]
     if "position_effect" in dataset:
-        found.append(("position 0 alone zeroed, larger of MLP and operator", _FIRST))
+        found.append(("position 0 alone zeroed, larger of MLP and operator (from 1e-4)", _FIRST))
     return found
 
 

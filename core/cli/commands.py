@@ -287,6 +287,10 @@ def _print_results(report: Report, out: Path) -> None:
     echo("\n" + textwrap.fill(closing(found, shown), WIDTH))
     suite = report.plan.config.suite
     echo(f"\n{_described(suite)}.")
+    if found:
+        echo("Control: what a random change of equal size does there, or chance. In brackets: 95 % intervals.")
+        echo("Sensitivity: other settings (kind of ablation, without layer 0, …) with the same answer.")
+        echo("How a claim is judged: xatlas explain verdicts")
     if not report.measured and all(result.reused for result in report.results):
         echo("Nothing has changed: all of it was there.")
     echo(f"Results are in {out / ATLAS}, figures and their data in {out / FIGURES}.")

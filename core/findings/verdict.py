@@ -19,7 +19,7 @@ VERDICTS: dict[Verdict, str] = {
     "answer. Equality of two models is supported when the 90 % interval of their difference lies within the margin.",
     "refuted": "the interval lies on the other side, or the numbers are equal within the margin.",
     "undecided": "anything else; the reason says what is missing: too few templates, layers, heads or seeds (no p of "
-    "theirs could be at most 0.05), a tie, kinds that disagree, one kind alone, an interval that includes the control.",
+    "theirs could be at most 0.05), a tie, kinds that disagree, one kind alone, an effect that is no more than its control.",
     "artefact": "holds as it is usually published, and not as it is defined here.",
 }
 
@@ -73,7 +73,11 @@ def verdict(
         return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
     if evidence.side > 0:
         return "undecided", f"p = {p:.2g}"
-    return "undecided", "the interval includes the control"
+    if about == "pair":
+        return "undecided", "the interval includes no difference"
+    return "undecided", "no more than its control" if math.isfinite(
+        evidence.control[1]
+    ) else "the interval includes chance"
 
 
 def adjusted(
