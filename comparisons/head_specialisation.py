@@ -67,7 +67,8 @@ class HeadSpecialisation(ClaimComparison):
         Claim(
             "index_wins",
             "Is one head index the strongest head of more layers than by chance?",
-            "In {model} head index {index} is the strongest head in {number} of the {layers} layers that have one; the luckiest index "
+            "In {model} head index {index} is the strongest head in {number} of the {layers} layers that have one; "
+            "the luckiest "
             "wins {control} by chance{more}",
             label="wins of one index",
             short="head index {index} is the strongest head of more layers than by chance",

@@ -179,7 +179,7 @@ def picture(out: Path) -> None:
 
     import xarray as xr
 
-    from xatlas.cli.output import print_table
+    from xatlas.cli.output import fitting, print_table
     from xatlas.manager import comparisons
 
     hub = comparisons()["hub"]()
@@ -192,7 +192,7 @@ def picture(out: Path) -> None:
     _, end, after = rest.partition("<!-- end of table -->")
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        print_table(rows)
+        print_table(fitting(rows)[0])
     readme.write_text(f"{before}{start}```\n{text.getvalue()}```\n{end}{after}", encoding="utf-8")
 
 

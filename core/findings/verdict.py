@@ -19,7 +19,8 @@ VERDICTS: dict[Verdict, str] = {
     "answer. Equality of two models is supported when the 90 % interval of their difference lies within the margin.",
     "refuted": "the interval lies on the other side, or the numbers are equal within the margin.",
     "undecided": "anything else; the reason says what is missing: too few templates, layers, heads or seeds (no p of "
-    "theirs could be at most 0.05), a tie, kinds that disagree, one kind alone, an effect that is no more than its control.",
+    "theirs could be at most 0.05), a tie, kinds that disagree, one kind alone, an effect that is no more than its "
+    "control.",
     "artefact": "holds as it is usually published, and not as it is defined here.",
 }
 
