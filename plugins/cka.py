@@ -87,7 +87,7 @@ class CKA(ReadingProbe):
         chosen = word_ends(suite, self.parameters.samples, inputs.seed)
         if len(chosen) < LEAST:
             raise XatlasError(
-                f"cka needs {LEAST} word ends, and suite '{suite.name}' has {len(chosen)}: take a larger."
+                f"cka needs {LEAST} word ends, and suite '{suite.name}' has {len(chosen)}: take a larger one."
             )
         self.model, self.tokens, self.seed = model, model.read(suite), inputs.seed
         assert model.reader is not None

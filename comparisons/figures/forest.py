@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Name, colour and finding of a row; a text where there is none, an empty one for a heading.
 Row = tuple[str, str, "xr.Dataset | str"]
-CONTROL: dict[str, Any] = {"color": style.CONTROL, "lw": 1.2, "marker": "|", "ms": 6}
+_CONTROL: dict[str, Any] = {"color": style.CONTROL, "lw": 1.2, "marker": "|", "ms": 6}
 TWIN: dict[str, Any] = {"color": "#B0B0B0", "lw": 0.8, "marker": ".", "ms": 3}
 #: Font size of the names.
 _SIZE = 7.5
@@ -46,7 +46,7 @@ def draw(axes: Axes, rows: Sequence[Row], *, edges: tuple[float, float] = (0.0, 
         beside = [found["finding_control"].values, *(found["twin"].values if "twin" in found else ())]
         for line, (middle, *sides) in enumerate(beside):
             if not math.isnan(sides[0]):  # else the line that all rows share is the control
-                look, at = TWIN if line else CONTROL, y + 0.22 + 0.09 * line
+                look, at = TWIN if line else _CONTROL, y + 0.22 + 0.09 * line
                 axes.plot(np.clip(sides, *edges), [at, at], **look | {"marker": ""})
                 axes.plot(np.clip([middle], *edges), [at], **look)
     axes.set_ylim(len(rows) - 0.4, -0.5)
@@ -66,7 +66,7 @@ def height(names: Sequence[str]) -> float:
 def entries(dataset: xr.Dataset, what: str) -> style.Entries:
     """Return what explains the marks of such a panel."""
     found: style.Entries = [(f"{what}, supported", {"marker": "o", "ms": 5, "lw": 2.2})]
-    found += [("not supported", {"marker": "o", "ms": 5, "lw": 2.2, "mfc": "white"}), ("control", CONTROL)]
+    found += [("not supported", {"marker": "o", "ms": 5, "lw": 2.2, "mfc": "white"}), ("control", _CONTROL)]
     return [*found, ("untrained twins", TWIN)] if dataset.sizes.get("twin") else found
 
 

@@ -362,7 +362,7 @@ def round_ticks(low: float, high: float) -> list[float]:
         found = [step * 10.0**power for power in range(-9, 10) for step in steps if low <= step * 10.0**power <= high]
         if len(found) > 2:
             break
-    return found[:: -(-len(found) // 5)]  # few enough to stand beside one another
+    return found[:: max(1, -(-len(found) // 5))]  # few enough to stand beside one another
 
 
 def arrange(made: Figure) -> None:

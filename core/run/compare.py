@@ -149,8 +149,6 @@ def _compare_one(
     comparison: Comparison, plan: Plan, store: Store, figures: Path, failures: list[Failure]
 ) -> ComparisonResult | None:
     """Make one comparison, or take it from its record; what goes wrong beside it is added to ``failures``."""
-    import xarray as xr
-
     name, folder = comparison.name, store.path / ".comparisons"
     nodes, models, left_out = collect(comparison, plan, store)
     failures += [Failure(f"{name} of {slug}", "left out, for it could not be measured.") for slug in left_out]
@@ -182,6 +180,8 @@ def _compare_one(
         kept = _kept(record, key, figures)  # made while we waited
         if kept:
             return kept
+        import xarray as xr  # only where something has changed
+
         tree = xr.DataTree.from_dict({node: read_result(path) for node, path in nodes.items()})
         suites = {"suite": plan.config.suite, "reference": plan.config.reference}
         tree.attrs["xatlas"] = as_asked(suites, str(store.path.parent))

@@ -19,7 +19,7 @@ def filled(tmp_path):
     store = Store(tmp_path / "atlas")
     store.write(JOB, result(1), {"suite": {"name": "quick"}})
     store.write(dataclasses.replace(JOB, model="lfm2-mini"), result(2), {"suite": {"name": "quick"}})
-    store.write(Job(model="qwen-mini", weights="abc123", probe="model_card"), result(3), {})
+    store.write(Job(model="qwen-mini", weights="abc123", probe="only_card"), result(3), {})
     return store
 
 
@@ -29,7 +29,7 @@ def test_an_atlas_opens_as_a_tree(tmp_path):
     assert sorted(node.path for node in tree.leaves) == [
         "/lfm2-mini/layers",
         "/qwen-mini/layers",
-        "/qwen-mini/model_card",
+        "/qwen-mini/only_card",
     ]
     assert float(tree["lfm2-mini/layers/kl"][0, 0]) == 2
     assert "layer" not in tree.coords
@@ -47,7 +47,7 @@ def test_two_jobs_of_one_probe_must_be_chosen_between(tmp_path):
     chosen = open_atlas(tmp_path, suite="standard")
     assert float(chosen["qwen-mini/layers/kl"][0, 0]) == 4
     # A probe of the model alone rests on no suite, and so fits any.
-    assert "model_card" in chosen["qwen-mini"]
+    assert "only_card" in chosen["qwen-mini"]
     assert "layers" in open_atlas(tmp_path, suite="8" * 12)["qwen-mini"]
 
 
@@ -64,7 +64,7 @@ def test_damaged_and_foreign_files_are_passed_over_with_a_line_each(tmp_path, ca
     with caplog.at_level(logging.WARNING, logger="xatlas"):
         tree = open_atlas(tmp_path)
     assert "layers" not in tree["qwen-mini"]
-    assert "model_card" in tree["qwen-mini"]
+    assert "only_card" in tree["qwen-mini"]
     assert len(caplog.records) == 4
     assert all("\n" not in record.getMessage() for record in caplog.records)
     assert foreign.exists()
@@ -93,9 +93,9 @@ def test_an_atlas_is_found_beside_the_figures_made_of_it(tmp_path):
 def test_a_parameter_chooses_among_those_that_know_it(tmp_path):
     filled(tmp_path)
     tree = open_atlas(tmp_path, models="qwen-mini", parameters={"top": 3})
-    assert sorted(tree["qwen-mini"].children) == ["layers", "model_card"]
+    assert sorted(tree["qwen-mini"].children) == ["layers", "only_card"]
     assert sorted(open_atlas(tmp_path, models="qwen-mini", parameters={"top": 4})["qwen-mini"].children) == [
-        "model_card"
+        "only_card"
     ]
 
 
