@@ -116,8 +116,9 @@ def drawn_ticks(figure):
 
 @pytest.mark.parametrize(
     ("kind", "count"),
+    [(kind, 3) for kind in ALL]
     # test_legible.py holds those that it names to one model and to many
-    [(kind, count) for kind in ALL for count in ((3,) if kind in LEGIBLE else (1, 3, 8))],
+    + [pytest.param(kind, count, marks=pytest.mark.slow) for kind in ALL[len(LEGIBLE) :] for count in (1, 8)],
 )
 def test_no_text_leaves_the_canvas_or_lies_on_another(synthetic, kind, count):
     short = ["lfm2-mini", "qwen-mini", "smollm2-mini"]

@@ -105,8 +105,8 @@ def marks(lines):
     return found
 
 
-@pytest.mark.parametrize("width", ["page", "column"])
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("width", [pytest.param("page", marks=pytest.mark.slow), "column"])
+@pytest.mark.parametrize("count", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8)), 3])
 @pytest.mark.parametrize("kind", ALL)
 def test_no_text_is_clipped_hidden_or_too_small(synthetic, kind, count, width):
     names = SHORT if count == 3 else [LONG.format(i, i) for i in range(count)]

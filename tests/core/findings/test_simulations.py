@@ -88,7 +88,7 @@ def test_layers_permuted_within_prompts_have_no_hub(runs, limit):
     assert np.mean([a_hub(largest(sample, values)) for values in shuffled]) <= limit
 
 
-@pytest.mark.parametrize(("runs", "limit"), RUNS)
+@pytest.mark.parametrize(("runs", "limit"), [(60, 0.15), *RUNS[1:]])  # of 60, one in 1,000 has more by luck
 def test_heads_that_are_equal_hold_no_more_than_by_chance(runs, limit):
     rng, drawn = np.random.default_rng(3), []
     for _ in range(runs):
@@ -134,7 +134,7 @@ def test_a_ratio_that_is_the_same_in_all_layers_has_no_peak():
 
 
 @pytest.mark.parametrize(("runs", "short"), WHOLE)
-@pytest.mark.parametrize(("times", "power"), [(2, 0.85), (3, 0.95)])
+@pytest.mark.parametrize(("times", "power"), [(2, 0.85), pytest.param(3, 0.95, marks=pytest.mark.slow)])
 def test_a_hub_that_is_there_is_found(times, power, runs, short):
     rng, means = np.random.default_rng(7), np.ones((14, 3, 1))
     means[0, 2] = times

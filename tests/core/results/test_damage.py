@@ -308,8 +308,8 @@ def damaged_again_and_again(tmp_path, rounds, rehashed):
             assert float(store.read(job).kl[0, 0]) == value
 
 
-def test_sixty_random_damages(tmp_path):
-    damaged_again_and_again(tmp_path, 60, 0.1)
+def test_twenty_random_damages(tmp_path):
+    damaged_again_and_again(tmp_path, 20, 0.1)
 
 
 @pytest.mark.slow

@@ -87,6 +87,7 @@ def test_an_untrained_model_that_is_named_has_no_twins_and_may_be_one(go, folder
     assert len(report.plan.steps) == 5
 
 
+@pytest.mark.slow
 def test_twins_of_a_model_that_failed_are_not_taken_for_models(go, folder, tmp_path, monkeypatch):
     from xatlas.run import runner
 

@@ -187,6 +187,7 @@ def test_span_covers_whole_words():
         differing_span("a", "a")
 
 
+@pytest.mark.slow
 def test_too_many_prompts_asked_for():
     with pytest.raises(XatlasError, match="factual_recall"):
         FAMILIES["factual_recall"].generate("test", 2000)
