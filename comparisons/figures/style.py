@@ -373,6 +373,12 @@ def arrange(made: Figure) -> None:
         made.set_dpi(matplotlib.rcParams["savefig.dpi"])  # letters are as wide as they are saved
         made.draw_without_rendering()
         made.set_layout_engine("none")
+        for axes in made.axes:  # the solver's rounding depends on what was drawn before
+            axes.set_position(np.round(axes.get_position().bounds, 9))
+        for inner in made.subfigs:
+            inner.bbox_relative.p0, inner.bbox_relative.p1 = np.round(
+                [inner.bbox_relative.p0, inner.bbox_relative.p1], 9
+            )
 
 
 #: What each format would say about when and by what it was made.
