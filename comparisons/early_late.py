@@ -12,6 +12,7 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import early_late as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence
+from xatlas.findings.groups import halves
 from xatlas.stats import Floats, correlate_ranks, quantile
 
 if TYPE_CHECKING:
@@ -110,14 +111,6 @@ class EarlyLate(ClaimComparison):
     def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         """Draw the profiles over depth and the ratios with their controls."""
         return figure.draw(dataset, ax)
-
-
-def halves(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return the means over the first and the second half of the layers; NaN for one layer."""
-    half = values.sizes["layer"] // 2
-    return values.isel(layer=slice(half)).mean("layer"), values.isel(layer=slice(-half, None) if half else []).mean(
-        "layer"
-    )
 
 
 def interpolated(curves: Floats) -> Floats:

@@ -13,8 +13,9 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
-from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
+from xatlas.findings.claims import ALPHA, UNKNOWN
 from xatlas.findings.estimates import bounds_of, side
+from xatlas.findings.places import largest_ratio
 from xatlas.findings.sentences import in_short
 from xatlas.stats import PERMUTATIONS, Floats, divide, probability_first, quantile
 
@@ -213,7 +214,7 @@ def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
         beside = one.sample.ratio(*parts(one.control)).isel({"layer": best})
         control, over = bounds_of(beside), at - beside
         p, way = max(p, float(over.p())), side(*bounds_of(over)[1:], 1.0)
-    number, descriptive = _largest(one, mlp, operator, at)
+    number, descriptive = largest_ratio(one.sample, mlp, operator, at)
     layer = mlp.isel(layer=best)
     return Evidence(
         number=number,
@@ -242,21 +243,6 @@ def _permuted(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> float:
     kept = np.flatnonzero(level.values > 0)
     both = xr.concat([mlp, operator], "part").isel(layer=kept) / level.isel(layer=kept)
     return one.sample.permuted(both, "layer", lambda means: divide(means[:, 0], means[:, 1]).max(-1), PERMUTATIONS // 5)
-
-
-def _largest(one: Effects, mlp: xr.DataArray, operator: xr.DataArray, at: Statistic) -> tuple[Bounds, bool]:
-    """Return the largest ratio, cross-fitted where halves of the templates choose another layer, and whether so."""
-    top, bottom = (each.transpose("prompt", "layer").values for each in (mlp, operator))
-    held = np.isfinite(top).any(0)
-    n, chosen = int(held.sum()), set()
-
-    def pick(means: Floats) -> Floats:
-        layer = int(np.nan_to_num(divide(means[:n], means[n:]), nan=-1.0).argmax())
-        chosen.add(layer)
-        return np.eye(2 * n)[[layer, n + layer]]
-
-    crossed = one.sample.cross_fit(np.column_stack([top[:, held], bottom[:, held]]), pick, log=True)
-    return (crossed, True) if len(chosen) > 1 else (bounds_of(at), False)
 
 
 @hookimpl

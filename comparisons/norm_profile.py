@@ -11,8 +11,9 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import norm as figure
 from xatlas.findings import RATIO_MARGIN, SHARE_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic
-from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
+from xatlas.findings.claims import ALPHA, UNKNOWN
 from xatlas.findings.estimates import bounds_of
+from xatlas.findings.places import largest_ratio
 from xatlas.findings.sentences import in_short
 from xatlas.stats import PERMUTATIONS, Floats, dealt, divide
 from xatlas.text import number
@@ -230,7 +231,7 @@ def _jump(one: Effects, name: str, jump: float) -> Evidence:
     )
     low, high = (ratio.bounds().sel(bound=end).values for end in ("low", "high"))
     others = replace(ratio, point=_without(ratio.point, best), moved=_without(ratio.moved, best))
-    largest, descriptive = _cross_fitted(one, after, before, ratio.isel({"layer": best}))
+    largest, descriptive = largest_ratio(one.sample, after, before, ratio.isel({"layer": best}))
     return Evidence(
         number=largest,
         p=float(np.max([min(1.0, float(np.nanmin(tails)) * np.isfinite(point).sum()), growing])),
@@ -246,21 +247,6 @@ def _jump(one: Effects, name: str, jump: float) -> Evidence:
 def _without(values: xr.DataArray, layer: int) -> xr.DataArray:
     """Return the mean over the other layers."""
     return values.drop_isel(layer=layer).mean("layer")
-
-
-def _cross_fitted(one: Effects, top: xr.DataArray, bottom: xr.DataArray, at: Statistic) -> tuple[Bounds, bool]:
-    """Return the largest ratio, cross-fitted where halves of the templates choose another layer, and whether so."""
-    above, below = (each.transpose("prompt", "layer").values for each in (top, bottom))
-    held = np.isfinite(above).any(0)
-    n, chosen = int(held.sum()), set()
-
-    def pick(means: Floats) -> Floats:
-        layer = int(np.argmax(np.nan_to_num(divide(means[:n], means[n:]), nan=-1.0)))  # a half may be empty
-        chosen.add(layer)
-        return np.eye(2 * n)[[layer, n + layer]]
-
-    crossed = one.sample.cross_fit(np.column_stack([above[:, held], below[:, held]]), pick, log=True)
-    return (crossed, True) if len(chosen) > 1 else (bounds_of(at), False)
 
 
 def _jumps(before: xr.DataArray, after: xr.DataArray) -> xr.DataArray:

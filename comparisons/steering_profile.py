@@ -12,6 +12,7 @@ from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import steering as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic
 from xatlas.findings.claims import ALPHA
+from xatlas.findings.groups import halves
 from xatlas.stats import Floats, quantile
 
 if TYPE_CHECKING:
@@ -245,12 +246,6 @@ def _chance(one: Effects, dose: float, matched: Any, taken: int) -> Floats:
     places = rng.permuted(np.tile(np.arange(len(table)), (DRAWS, 1)), axis=1)[:, :taken]
     drawn, left = order[:, :taken], order[:, taken:]
     return np.asarray(table[places[:, :, None], drawn[:, :, None], left[:, None, :]].mean((1, 2)))
-
-
-def halves(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return the means over the first and the second half of the layers; an odd middle layer is left out."""
-    half = values.sizes["layer"] // 2
-    return tuple(values.isel(layer=at).mean("layer") for at in (slice(half), slice(-half, None)))  # type: ignore[return-value]
 
 
 def _early(one: Effects, dose: float) -> Evidence | None:

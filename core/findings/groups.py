@@ -1,4 +1,4 @@
-"""Two groups compared: layers of two types, depth aside; training seeds of two architectures."""
+"""Two groups compared: halves of the layers; layers of two types, depth aside; training seeds of two architectures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from xatlas.findings.estimates import Margin, side, within
 from xatlas.stats import PERMUTATIONS, Floats, orders, t_quantile
 
 if TYPE_CHECKING:
-    pass
+    import xarray as xr
+
+
+def halves(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Return means over the first and the second half of the layers, an odd middle one left out; NaN for one layer."""
+    half = values.sizes["layer"] // 2
+    second = values.isel(layer=slice(values.sizes["layer"] - half, None))
+    return values.isel(layer=slice(half)).mean("layer"), second.mean("layer")
 
 
 def layer_types(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[str, str]) -> Evidence:

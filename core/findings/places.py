@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.findings.claims import Bounds
-from xatlas.findings.estimates import Sample, spread
-from xatlas.stats import PERMUTATIONS, Floats, agree, probability_first, quantile
+from xatlas.findings.estimates import Sample, Statistic, bounds_of, spread
+from xatlas.stats import PERMUTATIONS, Floats, agree, divide, probability_first, quantile
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -92,3 +92,23 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
         tied=tied,
         draws=first,
     )
+
+
+def largest_ratio(
+    sample: Sample, top: xr.DataArray, bottom: xr.DataArray, at: Statistic, dim: Hashable = "layer"
+) -> tuple[Bounds, bool]:
+    """Return the largest ratio of macro means over ``dim``, and whether it is cross-fitted.
+
+    It is where halves of the templates choose another item; else it is ``at``, the ratio of the item chosen.
+    """
+    above, below = (each.transpose("prompt", dim).values for each in (top, bottom))
+    held = np.isfinite(above).any(0)
+    n, chosen = int(held.sum()), set()
+
+    def pick(means: Floats) -> Floats:
+        item = int(np.argmax(np.nan_to_num(divide(means[:n], means[n:]), nan=-1.0)))  # a half may be empty
+        chosen.add(item)
+        return np.eye(2 * n)[[item, n + item]]
+
+    crossed = sample.cross_fit(np.column_stack([above[:, held], below[:, held]]), pick, log=True)
+    return (crossed, True) if len(chosen) > 1 else (bounds_of(at), False)

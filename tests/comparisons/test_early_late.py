@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xatlas.comparisons.early_late import EarlyLate, halves, interpolated
+from xatlas.comparisons.early_late import EarlyLate, interpolated
+from xatlas.findings.groups import halves
 
 
 def compare(synthetic, **models):
