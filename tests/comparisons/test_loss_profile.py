@@ -73,11 +73,9 @@ def test_a_prompt_without_a_loss_is_left_out(synthetic):
 @pytest.mark.parametrize(("runs", "limit"), [pytest.param(200, 0.10), pytest.param(1000, 0.07, marks=pytest.mark.slow)])
 def test_equal_families_have_no_hardest(synthetic, monkeypatch, runs, limit):
     from xatlas.contracts.probe import Requirement
-    from xatlas.findings import estimates
     from xatlas.findings.readings import Source
 
     monkeypatch.setattr(loss_profile, "DRAWS", 200)
-    monkeypatch.setattr(estimates, "PERMUTATIONS", 5)  # of what is not looked at
     supported = 0
     for seed in range(runs):
         tree = synthetic.tree_of(a={"token_loss": synthetic.loss_result(1.0, seed=seed, spread=0.3)})
