@@ -46,38 +46,44 @@ class DirectLogitAttribution(ReadingProbe):
         """Make room for every prompt."""
         import numpy as np
 
+        from xatlas.probing.reading import Readouts
+
         self.model, self.tokens = model, model.read(suite)
         self.heads = max((layout.n_heads for layout in model.head_layouts if layout), default=1)
         sizes = {"prompt": len(self.tokens), "layer": model.n_layers, "component": len(COMPONENT_SITES)}
         sizes["head"] = self.heads
+        self.held = Readouts()
         self.found = {
             name: np.full([sizes[dim] for dim in variable.dims], np.nan) for name, variable in self.variables.items()
         }
 
     def update(self, capture: Capture) -> None:
-        """Read writes at the readout positions of the prompts that have a target and a foil."""
+        """Gather writes at the readout positions of the prompts that have a target and a foil."""
+        chosen = [row for row, prompt in enumerate(capture.prompts) if prompt.foil_answer is not None]
+        if chosen and self.held.add(capture, chosen):
+            self._attribute()
+
+    def _attribute(self) -> None:
         import torch
 
         from xatlas.probing.lens import frozen_direction, through_projection
+        from xatlas.probing.reading import Readouts
 
-        chosen = [row for row, prompt in enumerate(capture.prompts) if prompt.foil_answer is not None]
-        if not chosen:
-            return
-        model, prompts = self.model, [capture.prompts[row] for row in chosen]
-        readout, index = [prompt.readout for prompt in prompts], [capture.index[row] for row in chosen]
+        held, self.held = self.held, Readouts()
+        model, prompts, index, values = self.model, held.prompts, held.index, held.values()
 
         def at(site: Site) -> torch.Tensor:  # (row, ...)
-            return capture.values[site][chosen, readout].float()
+            return values[site].float()
 
-        final = capture.values[Site(model.n_layers - 1, "resid_post")][chosen, readout]
+        final = values[Site(model.n_layers - 1, "resid_post")]
         pair = [[prompt.answer for prompt in prompts], [prompt.foil_answer for prompt in prompts]]
         target, foil = torch.tensor(pair, device=model.device)
         direction, constant = frozen_direction(model, final, target, foil)
         own = model.logits(final)
         entered = (direction * at(Site(0, "resid_pre"))).sum(-1) + constant
         difference = (own.gather(-1, target[:, None]) - own.gather(-1, foil[:, None]))[:, 0]
-        for name, values in (("embedding", entered), ("constant", constant), ("logit_diff", difference)):
-            self.found[name][index] = values.detach().cpu().numpy()
+        for name, each in (("embedding", entered), ("constant", constant), ("logit_diff", difference)):
+            self.found[name][index] = each.detach().cpu().numpy()
         for layer in range(model.n_layers):
             for column, kind in enumerate(COMPONENT_SITES.values()):
                 if model.has(Site(layer, kind)):
@@ -93,6 +99,8 @@ class DirectLogitAttribution(ReadingProbe):
         from xatlas.probing.ablation import model_heads
         from xatlas.schema import label, layer_coords, suite_coords
 
+        if self.held.prompts:
+            self._attribute()
         return label(
             self.variables,
             self.found,

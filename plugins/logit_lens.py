@@ -49,31 +49,38 @@ class LogitLens(ReadingProbe):
         import numpy as np
 
         from xatlas.probing.lens import stream_sites
+        from xatlas.probing.reading import Readouts
 
         self.model, self.tokens, self.places = model, model.read(suite), stream_sites(model)
         shape = (len(self.tokens), model.n_layers, len(SITES))
         self.numbers = {name: np.full(shape, np.nan) for name in self.variables if name != "top_token"}
         self.top = np.full(shape, "", dtype=object)
+        self.held = Readouts()
 
     def update(self, capture: Capture) -> None:
-        """Unembed the stream at the readout positions."""
+        """Gather the stream at the readout positions."""
+        if self.held.add(capture, range(len(capture.prompts))):
+            self._unembed()
+
+    def _unembed(self) -> None:
         import torch
 
         from xatlas.probing.lens import lens
+        from xatlas.probing.reading import Readouts
 
-        rows, prompts = list(range(len(capture.prompts))), capture.prompts
-        readout = [prompt.readout for prompt in prompts]
-        streams = [capture.values[place][rows, readout] for place in self.places]
-        answers = torch.tensor([-1 if prompt.answer is None else prompt.answer for prompt in prompts])
+        held, self.held = self.held, Readouts()
+        values = held.values()
+        streams = [values[place] for place in self.places]
+        answers = torch.tensor([-1 if prompt.answer is None else prompt.answer for prompt in held.prompts])
         found = lens(self.model, streams, streams[-1], answers.to(self.model.device))
         given = (found.logprob, found.rank, found.kl, found.entropy, found.top_is_final)
-        values = dict(zip(self.numbers, (each.double().cpu().numpy() for each in given), strict=True))
-        index, top, reader = list(capture.index), found.top.tolist(), self.model.reader
+        numbers = dict(zip(self.numbers, (each.double().cpu().numpy() for each in given), strict=True))
+        index, top, reader = held.index, found.top.tolist(), self.model.reader
         assert reader is not None
         texts = {token: reader.text_of(token) for token in {token for row in top for token in row}}
         for at, place in enumerate(self.places):
             column = SITES.index(place.kind)
-            for name, array in values.items():
+            for name, array in numbers.items():
                 self.numbers[name][index, place.layer, column] = array[at]
             self.top[index, place.layer, column] = [texts[token] for token in top[at]]
 
@@ -81,6 +88,8 @@ class LogitLens(ReadingProbe):
         """Return ``target_logprob (prompt, layer, site)`` and its companions."""
         from xatlas.schema import cells, label, layer_coords, suite_coords
 
+        if self.held.prompts:
+            self._unembed()
         absent = {
             cells(site=["resid_pre"], layer=range(1, self.model.n_layers)): "it is resid_post of the layer before"
         }

@@ -62,22 +62,29 @@ class ResidualNorms(ReadingProbe):
 
     def update(self, capture: Capture) -> None:
         """Take norms at every token, then means over each class of positions."""
+        import numpy as np
+
         from xatlas.vocabulary import POSITION_CLASSES
 
+        index, layers, columns = list(capture.index), [], []
+        norms, shares = [], []  # (row, token) of each site
         for site, value in capture.values.items():
             squared = value.double().square() if value.device.type != "mps" else value.float().square()
             total = squared.sum(-1)
-            norm, share = total.sqrt().cpu().numpy(), (squared.amax(-1) / total).cpu().numpy()
+            norms.append(total.sqrt().cpu().numpy())
+            shares.append((squared.amax(-1) / total).cpu().numpy())
             whole, largest = total.sum(-1), total.amax(-1)
-            cells = (list(capture.index), site.layer, SITES.index(site.kind))
+            cells = (index, site.layer, SITES.index(site.kind))
             self.whole[cells], self.token_share[cells] = whole.sqrt().cpu(), (largest / whole).cpu()
-            for row, (prompt, index) in enumerate(zip(capture.prompts, capture.index, strict=True)):
-                for p, name in enumerate(POSITION_CLASSES):
-                    positions = list(prompt.positions(name))
-                    if positions:
-                        cell = (index, site.layer, SITES.index(site.kind), p)
-                        self.norm[cell] = norm[row, positions].mean()
-                        self.share[cell] = share[row, positions].mean()
+            layers.append(site.layer)
+            columns.append(SITES.index(site.kind))
+        norm, share = np.array(norms), np.array(shares)  # (site, row, token)
+        for row, prompt in enumerate(capture.prompts):
+            for p, name in enumerate(POSITION_CLASSES):
+                positions = list(prompt.positions(name))
+                if positions:
+                    self.norm[index[row], layers, columns, p] = norm[:, row, positions].mean(-1)
+                    self.share[index[row], layers, columns, p] = share[:, row, positions].mean(-1)
 
     def finish(self) -> xr.Dataset:
         """Return ``norm (prompt, layer, site, position)`` and its companions."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from xatlas.engine.schedule import Budget
 from xatlas.model import Capture
@@ -14,6 +15,7 @@ from xatlas.prompts.reader import buckets
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import Tensor
 
     from xatlas.contracts.adapter import Site
     from xatlas.contracts.probe import Inputs, ReadingProbe
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 #: The site kind that only eager attention has a value for.
 PATTERN = "attention_pattern"
+#: Rows that are worth unembedding: a few cost as much, for most of it is fetching the weights.
+_ROWS = 32
 
 
 def read_together(
@@ -60,6 +64,28 @@ def captured(model: HookedModel, prompts: Sequence[TokenPrompt], sites: Collecti
     for group in buckets(lengths, most):
         rows = tuple(prompts[i] for i in group)
         yield Capture(rows, tuple(int(i) for i in group), model.capture(model.tokens(rows), every))
+
+
+@dataclass
+class Readouts:
+    """What sites hold at readout positions, gathered over batches until there are rows enough to unembed."""
+
+    prompts: list[TokenPrompt] = field(default_factory=list)
+    index: list[int] = field(default_factory=list)  # of them in the suite
+    parts: list[dict[Site, Tensor]] = field(default_factory=list)
+
+    def add(self, capture: Capture, rows: Sequence[int]) -> bool:
+        """Take in some of a batch's prompts; return whether they are enough now."""
+        prompts = [capture.prompts[row] for row in rows]
+        at = list(rows), [prompt.readout for prompt in prompts]
+        self.prompts += prompts
+        self.index += [capture.index[row] for row in rows]
+        self.parts.append({site: value[at] for site, value in capture.values.items()})
+        return len(self.prompts) >= _ROWS
+
+    def values(self) -> dict[Site, Tensor]:
+        """Return what each site holds ``(row, ...)``."""
+        return {site: torch.cat([part[site] for part in self.parts]) for site in self.parts[0]}
 
 
 def without_tokens(prompts: Sequence[TokenPrompt], positions: Iterable[str]) -> dict[str, np.ndarray]:

@@ -97,10 +97,12 @@ def test_the_answer_is_there_from_the_layer_that_writes_it():
 
 
 def test_a_few_sites_and_rows_are_unembedded_at_a_time(monkeypatch):
-    """A budget too small for two prompts gives the same numbers, and no tensor of logits beyond it."""
+    """A budget too small for two prompts, and readouts of two, give the same numbers, and no more logits at a time."""
     model = kind("LlamaForCausalLM")
     whole, sizes, logits = measure(model), [], model.logits
-    tight = Budget(logit_bytes=4 * 4 * 260 * 4)
+    tight = Budget(logit_bytes=4 * 260 * 4)
+    monkeypatch.setattr("xatlas.probing.reading._ROWS", 2)
+    monkeypatch.setattr("xatlas.probing.lens._CACHED", 4 * 260)
     monkeypatch.setattr(Budget, "for_device", classmethod(lambda cls, device: tight))
     monkeypatch.setattr(model, "logits", lambda hidden: sizes.append(hidden.numel() // 32) or logits(hidden))
     parts = measure(model)
