@@ -59,7 +59,7 @@ class AttentionProfile(ClaimComparison):
             Claim(
                 f"{kind}_head",
                 f"Does one head attend more than the others to {what}?",
-                f"Of the heads of {{model}} {{head}} attends most to {what}: with {{number}} of its attention (spread "
+                f"In {{model}} {{head}} attends most to {what}: with {{number}} of its attention (spread "
                 "evenly: {control})",
                 label=f"{kind} head",
                 short=f"one head attends more than others to {what}",
@@ -77,6 +77,7 @@ class AttentionProfile(ClaimComparison):
             kinds=False,
         ),
     )
+    curves = ("first", "previous", "induction")
     variables: ClassVar = {
         "first": Variable(("layer", "head"), "1", "weight on position 0"),
         "previous": Variable(("layer", "head"), "1", "weight on the previous token"),
@@ -179,7 +180,7 @@ def _strongest(one: Effects, scores: xr.DataArray, even: xr.DataArray) -> Eviden
         near=abs(number[0] - control[0]) <= SHARE_MARGIN,
         blocked="" if one.sample.clusters.resamples else "too few templates",
         descriptive=True,
-        words={"head": f"{layer}.{head}"},
+        words={"head": f"head {head} of layer {layer}"},
     )
 
 

@@ -57,6 +57,7 @@ class EarlyLate(ClaimComparison):
             short="effects over depth correlate",
         ),
     )
+    curves = ("profile",)
     variables: ClassVar = {
         "profile": Variable(("layer", "bound"), "1", "joint effect over the mean layer's"),
         "profile_control": Variable(("layer",), "1", "the control's effect over the mean layer's"),

@@ -88,6 +88,7 @@ class Hub(ClaimComparison):
             units="nats",
         ),
     )
+    curves = ("effect",)
     variables: ClassVar = {
         "effect": Variable(("component", "layer", "bound"), "nats", "family-macro KL(clean || ablated)"),
         "control": Variable(("component", "layer", "bound"), "nats", "the same of a random change of the same norm"),

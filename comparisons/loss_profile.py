@@ -70,6 +70,7 @@ class LossProfile(ClaimComparison):
             kinds=False,
         ),
     )
+    curves = ("overall",)
     variables: ClassVar = {
         "loss": Variable(("family", "bound"), "bit/byte", "bits per byte of a family's texts"),
         "overall": Variable(("bound",), "bit/byte", "bits per byte, mean over families"),

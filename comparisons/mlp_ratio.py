@@ -84,6 +84,7 @@ class MlpRatio(ClaimComparison):
             for name, text in TYPES.items()
         ),
     )
+    curves = ("mlp_over_operator",)
     variables: ClassVar = {
         "mlp_over_operator": Variable(("layer", "bound"), "1", "effect of ablating the MLP over the operator's"),
         "mlp_over_operator_control": Variable(("layer", "bound"), "1", "the same ratio of the controls' effects"),

@@ -112,6 +112,7 @@ class NormProfile(ClaimComparison):
             kinds=False,
         ),
     )
+    curves = ("norm",)
     variables: ClassVar = {
         "norm": Variable(("curve", "layer", "bound"), "1", "norm leaving a layer over that entering layer 0"),
         "growth": Variable(("curve", "layer", "bound"), "1", "norm leaving a layer over that entering it"),

@@ -77,6 +77,7 @@ class PatchingProfile(ClaimComparison):
         ),
     )
     _map = ("site", "position", "mode", "layer", "bound")
+    curves = ("recovery",)
     variables: ClassVar = {
         "recovery": Variable(_map, "1", "share of the answer that moves with the patch"),
         "recovery_control": Variable(_map, "1", "the same for a random change of equal norm"),

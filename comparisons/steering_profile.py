@@ -87,6 +87,7 @@ class SteeringProfile(ClaimComparison):
         ),
     )
     _curves = ("kind", "scale", "dose", "layer", "bound")
+    curves = ("effect",)
     variables: ClassVar = {
         "effect": Variable(_curves, "nats", "KL(clean || steered), both signs"),
         "spread": Variable(_curves, "nats", "median and 95 % range over a kind's single directions"),

@@ -253,7 +253,7 @@ def draw_attention(dataset: xr.Dataset) -> Figure:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_RC)
-        height = 1.2 + rows * (size + 0.3) + 0.5 * tokens
+        height = 0.75 + rows * (size + 0.3) + 0.5 * tokens
         figure = Figure(figsize=(max(4.5, 1.4 + columns * (size + 0.15)), height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         shown = np.where(np.tri(n, dtype=bool), pattern, np.nan)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import curves, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 _PANELS = {
     "first": "weight on position 0, mean of heads",
     "previous": "weight on the previous token, best head",
-    "induction": "weight on what followed, best head",
+    "induction": "weight after the same token, best head",
 }
 _EVEN: dict[str, Any] = {"color": style.CONTROL, "lw": 1, "ls": (0, (4, 2))}
-_HEAD: dict[str, Any] = {"marker": ".", "ls": "none", "ms": 3, "alpha": 0.35, "mew": 0}
+_HEAD: dict[str, Any] = {"marker": ".", "ls": "none", "ms": 3, "alpha": 0.6, "mew": 0}
 
 
 def draw(dataset: xr.Dataset) -> Figure:
@@ -32,13 +32,19 @@ def draw(dataset: xr.Dataset) -> Figure:
         made = style.figure(9.2, 3.6, dataset.attrs["suite"])
         for axes, score in zip(style.panels(made, 3, least=2.2), _PANELS, strict=True):
             for model in models:
+                _twins(axes, dataset.sel(model=model), score)
+            for model in models:
                 _curve(axes, dataset.sel(model=model), score, palette[model])
             axes.axhline(float(dataset["even"].sel(score=score).mean()), **_EVEN)
-            axes.set(xlim=(-0.03, 1.03), ylim=(-0.02, 1.02), xlabel="depth (layer / last layer)", ylabel=_PANELS[score])
+            top = min(1.02, max(0.1, 1.05 * axes.dataLim.y1))  # one scale for all would flatten rare kinds of heads
+            axes.set(
+                xlim=(-0.03, 1.03), ylim=(-0.02 * top, top), xlabel="depth (layer / last layer)", ylabel=_PANELS[score]
+            )
             axes.set_title(_title(dataset, score, models))
         kinds = {str(kind) for kind in np.unique(dataset["operator_type"].values) if str(kind) not in ("", "attention")}
         entries = [(model, {"color": palette[model], "marker": "o", "ms": 3}) for model in models]
         entries += [("every head", {**_HEAD, "color": style.INK, "ms": 5}), ("spread evenly", _EVEN)]
+        entries += curves.twin_entries(dataset)
         if kinds:
             entries.append((f"no points: {', '.join(sorted(kinds))} layers", {"ls": "none"}))
         style.legend(made, entries)
@@ -51,8 +57,21 @@ def _curve(axes: Axes, one: xr.Dataset, score: str, colour: str) -> None:
     layers = np.flatnonzero(np.isfinite(values).any(1))
     depth, heads = one["depth"].values[layers], values[layers]
     axes.plot(np.repeat(depth, heads.shape[1]), heads.ravel(), **_HEAD, color=colour)
-    shown = np.nanmean(heads, 1) if score == "first" else np.nanmax(heads, 1)
-    axes.plot(depth, shown, color=colour, marker="o", ms=3, gid=f"{score}-{one['model'].item()}")
+    axes.plot(depth, _shown(heads, score), color=colour, marker="o", ms=3, gid=f"{score}-{one['model'].item()}")
+
+
+def _twins(axes: Axes, one: xr.Dataset, score: str) -> None:
+    """Draw the same curve of every untrained twin."""
+    for values in (
+        one[f"{score}_untrained"].transpose("untrained", "layer", "head").values if "untrained" in one.dims else ()
+    ):
+        layers = np.flatnonzero(np.isfinite(values).any(1))
+        axes.plot(one["depth"].values[layers], _shown(values[layers], score), **curves.TWIN)
+
+
+def _shown(heads: Any, score: str) -> Any:
+    """Return the mean of heads ``(layer, head)`` for position 0, else the strongest."""
+    return np.nanmean(heads, 1) if score == "first" else np.nanmax(heads, 1)
 
 
 def _title(dataset: xr.Dataset, score: str, models: list[str]) -> str:

@@ -77,7 +77,7 @@ def _shares(axes: Axes, dataset: xr.Dataset, names: list[str], colours: dict[str
     rows = -np.arange(len(names), dtype=float)
     for group in map(str, dataset["part_of_all"].values):
         share = 100 * dataset["share"].sel(part_of_all=group).values
-        axes.barh(rows, share, left=left, height=0.6, color=colours[group], lw=0)
+        axes.barh(rows, share, left=left, height=0.6, color=colours[group], lw=0, snap=False)
         left += share
     axes.set_yticks(rows, names, fontsize=_NAMES)
     axes.set_ylim(rows[-1] - 0.6, 0.6)
@@ -98,7 +98,7 @@ def _layers(axes: Axes, one: xr.Dataset, title: str, colours: dict[str, str]) ->
     roles = [str(role).partition(".")[0] for role in own["role"].values]
     for group in groups(one):
         part = own["parameters"].isel(role=[role == group for role in roles]).sum("role").values / unit
-        axes.bar(there, part, bottom=top, width=0.85, color=colours[group], lw=0)
+        axes.bar(there, part, bottom=top, width=0.85, color=colours[group], lw=0, snap=False)
         top += part
     kinds = list(map(str, own["operator_type"].values))
     step = max(1, -(-len(there) // 32))

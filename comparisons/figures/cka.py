@@ -135,7 +135,9 @@ def _number(axes: Axes, dataset: xr.Dataset, first: str, second: str, size: floa
     one = dataset.isel(finding=int(at[0]))
     value, low, high = one["finding_number"].values
     lines = (
-        ["nothing to compare"] if np.isnan(value) else [f"equal depth {_two(value)}", f"[{_two(low)}, {_two(high)}]"]
+        ["nothing to compare"]
+        if np.isnan(value)
+        else [f"CKA at equal depth {_two(value)}", f"[{_two(low)}, {_two(high)}]"]
     )
     chance, twins = float(one["finding_control"].sel(bound="value")), one["twin"].sel(bound="value").values
     lines += [f"chance {_two(chance)}"] if np.isfinite(chance) else []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Colours of factors and taps, current token first; they are no models, so they take other colours.
 _COLOURS = ("#004488", "#BB5566", "#DDAA33", "#44AA99", "#999933", "#882255")
 _MARKS = {"factor": "o", "tap": "s"}
-_CONTROL: dict[str, Any] = {"marker": "_", "ls": "none", "color": style.CONTROL, "ms": 7, "mew": 1.4}
+_CONTROL: dict[str, Any] = {"marker": "_", "ls": "none", "ms": 7, "mew": 1.4}
 
 
 def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
@@ -48,7 +48,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
             low = min(top.get_ylim()[0], below.get_ylim()[0])
             high = max(top.get_ylim()[1], below.get_ylim()[1])
             for axes in (top, below):
-                axes.set_ylim(low, high)
+                style.log_axis(axes, about=(low, high))
         style.legend(made, [*_entries(dataset), *([(f"below {style.FLOOR:g}", style.BEYOND)] if clipped else [])])
     return made
 
@@ -72,7 +72,7 @@ def _entries(dataset: xr.Dataset) -> style.Entries:
         for number, label in enumerate(_labels(dataset, part)):
             named = f"tap {label}, zeroed" if part == "tap" else f"{label}, set to its mean"
             found.append((named, {"marker": mark, "ls": "none", "ms": 5, "color": _COLOURS[number % 6]}))
-    return [*found, ("random change of equal norm", _CONTROL)]
+    return [*found, ("random change of equal norm", _CONTROL | {"color": style.CONTROL})]
 
 
 def _factors(axes: Axes, one: xr.Dataset, _: str) -> bool:
@@ -91,7 +91,7 @@ def _effects(axes: Axes, one: xr.Dataset, part: str) -> bool:
         edges = (style.FLOOR, math.inf)
         clipped |= curves.draw(axes, x, bounds[0], _COLOURS[number % 6], edges=edges, **look, gid=f"{part}-{label}")
         control = at[f"{part}_control"].sel(bound="value").values
-        axes.plot(x, np.where(control > style.FLOOR, control, np.nan), **_CONTROL)
+        clipped |= curves.draw(axes, x, control, style.CONTROL, edges=edges, **_CONTROL)
     style.log_axis(axes)
     step = 1 + len(place) // 10
     axes.set_xticks(place[::step], [str(layer) for layer in one["layer"].values[::step]])

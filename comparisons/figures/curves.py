@@ -10,7 +10,12 @@ import numpy as np
 from xatlas.comparisons.figures import style
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.axes import Axes
+
+
+#: How what untrained twins have is drawn.
+TWIN: dict[str, Any] = {"color": "#B0B0B0", "lw": 0.8, "marker": ".", "ms": 3}
 
 
 def draw(
@@ -46,3 +51,16 @@ def draw(
             look = style.BEYOND | {"marker": mark, "color": colour, "clip_on": False}
             axes.plot(x[beyond], np.full(int(beyond.sum()), edge), **look)
     return bool((np.isfinite(value) & ~inside).any())
+
+
+def untrained(axes: Axes, x: Any, one: xr.Dataset, name: str, *, edges: tuple[float, float] = (0.0, math.inf)) -> bool:
+    """Draw a variable of a model's untrained twins as thin grey curves; return whether any is clipped."""
+    values = one[f"{name}_untrained"].transpose("untrained", ...).values if f"{name}_untrained" in one else ()
+    look = {key: value for key, value in TWIN.items() if key != "color"}
+    clipped = [draw(axes, x, each, TWIN["color"], edges=edges, **look, gid="twin") for each in values]
+    return any(clipped)
+
+
+def twin_entries(dataset: xr.Dataset) -> style.Entries:
+    """Return what explains those curves, where there are any."""
+    return [("untrained twins", TWIN)] if "untrained" in dataset.dims else []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Smallest relative effect drawn.
 _FLOOR = 1e-3
 _KINDS: dict[str, Any] = {"marker": "|", "ls": "none", "ms": 9, "color": style.INK}
-_OTHERS: dict[str, Any] = {"color": "#CCCCCC", "lw": 0.7, "marker": ".", "ms": 1.5}
+_OTHERS: dict[str, Any] = {"color": "#CCCCCC", "lw": 0.8, "ls": (0, (2, 1)), "marker": ".", "ms": 1.5}
 _HALF = {"marker": "s", "ls": "none", "ms": 7, "color": "#EDEDED"}
 
 
@@ -26,7 +26,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
     models = list(map(str, dataset["model"].values))
     said = style.said(dataset, "early_over_late", models, "one layer: no halves")
     if ax is not None:
-        return style.alone(ax, dataset, _profile, said[0], [*style.kinds(dataset), ("first half", _HALF)])
+        return style.alone(ax, dataset, _profile, said[0], _entries(dataset))
     palette = style.colours(models)
     with style.context():
         made, panels, below = style.blocks(dataset, models, said, (1.7,), forest.height(models))
@@ -43,11 +43,15 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         for (axes,) in panels:
             style.log_axis(axes, about=(ends.min(), ends.max()))
         clipped |= _ratios(below, dataset, palette)
-        entries: style.Entries = [*style.kinds(dataset), ("first half", _HALF)]
+        entries = [*style.kinds(dataset), ("first half", _HALF)]
         entries += [("the other models", _OTHERS)] if len(models) > 1 else []
         entries += [*forest.entries(dataset, "ratio"), ("other ablation kinds", _KINDS)]
         style.legend(made, [*entries, *([("beyond the panel", style.BEYOND)] if clipped else [])])
     return made
+
+
+def _entries(dataset: xr.Dataset) -> style.Entries:
+    return [*curves.twin_entries(dataset), *style.kinds(dataset), ("first half", _HALF)]
 
 
 def _profile(axes: Axes, one: xr.Dataset, colour: str) -> bool:
@@ -55,11 +59,13 @@ def _profile(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     axes.axvspan(-0.03, 0.5, color="#F4F4F4", lw=0, zorder=0)
     axes.axhline(1, color=style.CONTROL, lw=1)
     profile, types = one["profile"].transpose("bound", "layer").values, one["operator_type"].values.astype(str)
-    clipped = curves.draw(axes, one["depth"], profile, colour, types=types, edges=(_FLOOR, math.inf), gid="profile")
+    edges = (_FLOOR, math.inf)
+    clipped = curves.untrained(axes, one["depth"], one, "profile", edges=edges)
+    clipped |= curves.draw(axes, one["depth"], profile, colour, types=types, edges=edges, gid="profile")
     style.log_axis(axes, about=(0.5, 2))
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("depth (layer / last layer)")
-    style.label_y(axes, "over mean layer's effect")
+    style.label_y(axes, "effect over mean layer's")
     return clipped
 
 

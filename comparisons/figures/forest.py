@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import curves, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 #: Name, colour and finding of a row; a text where there is none, an empty one for a heading.
 Row = tuple[str, str, "xr.Dataset | str"]
 _CONTROL: dict[str, Any] = {"color": style.CONTROL, "lw": 1.2, "marker": "|", "ms": 6}
-TWIN: dict[str, Any] = {"color": "#B0B0B0", "lw": 0.8, "marker": ".", "ms": 3}
 #: Font size of the names.
 _SIZE = 7.5
 
@@ -33,22 +32,15 @@ def draw(axes: Axes, rows: Sequence[Row], *, edges: tuple[float, float] = (0.0, 
             text = found if isinstance(found, str) else str(found["finding_reason"].item())
             axes.text(none, y, f"  {text}", va="center", fontsize=7, color="#666666")
             continue
-        value, low, high = found["finding_number"].values
-        ends = np.clip([low, high], *edges)
-        axes.plot(ends, [y, y], color=colour, lw=2.2, solid_capstyle="butt")
         fill = colour if found["finding_verdict"].item() == "supported" else "white"
         gid = f"{found['finding_name'].item()}-{found['finding_model'].item()}"
-        axes.plot(np.clip([value], *edges), [y], "o", color=colour, mfc=fill, ms=5.5, gid=gid)
-        for end, out, mark in ((ends[0], low < edges[0], "<"), (ends[1], high > edges[1], ">")):
-            if out:
-                axes.plot([end], [y], **style.BEYOND | {"marker": mark, "color": colour, "clip_on": False})
-                clipped = True
+        look = {"color": colour, "lw": 2.2, "marker": "o", "mfc": fill, "ms": 5.5, "gid": gid}
+        clipped |= _interval(axes, y, found["finding_number"].values, edges, look, 5)
         beside = [found["finding_control"].values, *(found["twin"].values if "twin" in found else ())]
-        for line, (middle, *sides) in enumerate(beside):
-            if not math.isnan(sides[0]):  # else the line that all rows share is the control
-                look, at = TWIN if line else _CONTROL, y + 0.22 + 0.09 * line
-                axes.plot(np.clip(sides, *edges), [at, at], **look | {"marker": ""})
-                axes.plot(np.clip([middle], *edges), [at], **look)
+        for line, bounds in enumerate(beside):
+            if not math.isnan(bounds[1]):  # else the line that all rows share is the control
+                look, at = curves.TWIN if line else _CONTROL, y + 0.22 + 0.09 * line
+                clipped |= _interval(axes, at, bounds, edges, look, 3)
     axes.set_ylim(len(rows) - 0.4, -0.5)
     axes.set_yticks(range(len(rows)), names, fontsize=_SIZE)
     for label, (_, colour, _) in zip(axes.get_yticklabels(), rows, strict=True):
@@ -56,6 +48,22 @@ def draw(axes: Axes, rows: Sequence[Row], *, edges: tuple[float, float] = (0.0, 
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     return clipped
+
+
+def _interval(axes: Axes, y: float, bounds: Any, edges: tuple[float, float], look: dict[str, Any], size: float) -> bool:
+    """Draw one number and its interval; what lies beyond an edge is marked there alone. Return whether any does."""
+    value, low, high = bounds
+    line = look | {"marker": "", "solid_capstyle": "butt", "gid": None}
+    axes.plot(np.clip([low, high], *edges), [y, y], **line)
+    if edges[0] <= value <= edges[1]:
+        axes.plot([value], [y], **look)
+    beyond = [
+        (edge, mark) for edge, out, mark in zip(edges, (low < edges[0], high > edges[1]), "<>", strict=True) if out
+    ]
+    for edge, mark in beyond:
+        mark_of = {"marker": mark, "color": look["color"], "ms": size, "clip_on": False}
+        axes.plot([edge], [y], **style.BEYOND | mark_of)
+    return bool(beyond)
 
 
 def height(names: Sequence[str]) -> float:
@@ -67,7 +75,7 @@ def entries(dataset: xr.Dataset, what: str) -> style.Entries:
     """Return what explains the marks of such a panel."""
     found: style.Entries = [(f"{what}, supported", {"marker": "o", "ms": 5, "lw": 2.2})]
     found += [("not supported", {"marker": "o", "ms": 5, "lw": 2.2, "mfc": "white"}), ("control", _CONTROL)]
-    return [*found, ("untrained twins", TWIN)] if dataset.sizes.get("twin") else found
+    return [*found, ("untrained twins", curves.TWIN)] if dataset.sizes.get("twin") else found
 
 
 def _names(names: Sequence[str]) -> list[str]:

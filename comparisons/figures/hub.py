@@ -49,7 +49,7 @@ def _entries(dataset: xr.Dataset) -> style.Entries:
     ]
     if "control" in dataset:
         found.append(("control of joint, 95 % band", {"color": style.CONTROL, "lw": 1, "marker": ".", "ms": 3}))
-    found += [*style.kinds(dataset), ("hub (thin: ties with it)", _RING | {"ms": 8})]
+    found += [*curves.twin_entries(dataset), *style.kinds(dataset), ("hub (thin: ties with it)", _RING | {"ms": 8})]
     if "position_effect" in dataset:
         found.append(("position 0 alone zeroed, larger of MLP and operator (from 1e-4)", _FIRST))
     return found
@@ -59,23 +59,23 @@ def _effects(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     one = style.layers(one)
     layers = one["layer"].values
     effect = one["effect"].transpose("component", "bound", "layer")
-    clipped = False
+    joint = one.sel(component="joint")
+    clipped = curves.untrained(axes, layers, joint, "effect", edges=_EDGES)
     if "control" in one:
         control = one["control"].sel(component="joint").transpose("bound", "layer").values
         clipped |= curves.draw(axes, layers, control, style.CONTROL, edges=_EDGES, lw=1)
     for component, dashes in DASHES.items():
         values = effect.sel(component=component, bound="value").values
         clipped |= curves.draw(axes, layers, values, colour, edges=_EDGES, lw=1, ls=dashes, alpha=0.75)
-    joint, types = effect.sel(component="joint").values, one["operator_type"].values.astype(str)
-    clipped |= curves.draw(axes, layers, joint, colour, edges=_EDGES, types=types, gid="joint")
+    values, types = effect.sel(component="joint").values, one["operator_type"].values.astype(str)
+    clipped |= curves.draw(axes, layers, values, colour, edges=_EDGES, types=types, gid="joint")
     if "position_effect" in one:
         parts = one["position_effect"].sel(where="first", bound="value", component=list(DASHES))
         first = parts.max("component").values
         axes.plot(layers, np.where(first > style.FLOOR, first, np.nan), **_FIRST)
-    at = one.sel(component="joint")
-    for width, chosen in ((1.4, at["hub"].values == layers), (0.6, at["tied"].values == 1)):
+    for width, chosen in ((1.4, joint["hub"].values == layers), (0.6, joint["tied"].values == 1)):
         if chosen.any():
-            axes.plot(layers[chosen], np.maximum(joint[0, chosen], style.FLOOR), mew=width, **_RING, gid="hub")
+            axes.plot(layers[chosen], np.maximum(values[0, chosen], style.FLOOR), mew=width, **_RING, gid="hub")
     style.log_axis(axes)
     style.layer_axis(axes, len(layers))
     style.label_y(axes, "KL(clean ‖ ablated), nats")

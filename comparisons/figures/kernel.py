@@ -25,11 +25,13 @@ def draw(dataset: xr.Dataset) -> Figure:
     taps = sorted(dataset["tap"].values.tolist(), reverse=True)
     colours = {tap: _COLOURS[number % len(_COLOURS)] for number, tap in enumerate(taps)}
     with style.context():
+        without = sorted(set(map(str, dataset["model"].values)) - set(models))
+        footer = (f"no conv layers: {', '.join(without)}; " if without else "") + dataset.attrs["suite"]
         titles = [[_title(dataset.sel(model=model), name) for name in _PANELS] for model in models]
         for row, model in zip(titles, models, strict=True):
             row[0] = f"{style.fitted(model, style.within(2.7), 8.5, bold=True)}\n{row[0]}"
         height = sum(1.75 + style.extra(row, 8.5) for row in titles) or 2.0
-        made = style.figure(9.2, 1.3 + height, dataset.attrs["suite"])
+        made = style.figure(9.2, 1.3 + height, footer)
         if not models:
             axes = made.subplots()
             axes.set_axis_off()
@@ -57,7 +59,7 @@ def _title(one: xr.Dataset, part: str) -> str:
     best = shares.idxmax("tap").values.astype(int)
     taps, counts = np.unique(best, return_counts=True)
     lead, count = int(taps[counts.argmax()]), int(counts.max())
-    return f"Tap {lead} largest in {count} of {len(best)}"
+    return f"Tap {lead} largest in {count} of {len(best)} layers"
 
 
 def _bars(axes: Axes, one: xr.Dataset, part: str, colours: dict[int, str]) -> None:

@@ -20,6 +20,7 @@ _NAMES = 8
 #: Most models whose intervals are drawn as bands.
 _MOST = 3
 _CHANCE: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "none", "mec": style.CONTROL, "ms": 5}
+_OPEN: dict[str, Any] = {"marker": "o", "mfc": "white", "ms": 6, "lw": 2.5}
 _SETTLED: dict[str, Any] = {"marker": "D", "ls": "none", "mfc": "white", "ms": 4}
 _TWIN: dict[str, Any] = {"marker": "|", "ls": "none", "color": style.CONTROL, "ms": 8}
 _UNIFORM: dict[str, Any] = {"ls": (0, (1, 1)), "lw": 1}
@@ -36,12 +37,12 @@ def draw(dataset: xr.Dataset) -> Figure:
         height = max(3.6, 1.6 + row * len(models))
         made = style.figure(10.6, 7.0 + height if narrow else height, dataset.attrs["suite"])
         top, rank, depth = made.subplots(3, 1, height_ratios=[1, 1, 1.2]) if narrow else made.subplots(1, 3)
-        _curves(top, dataset, palette, "on_top")
+        _curves(top, dataset, palette, "on_top", (0.0, 1.0))
         top.set_ylim(-0.03, 1.03)
         top.set_yticks([0, 0.5, 1])
         top.set_ylabel("share of prompts it gets right")
         top.set_title("The answer is the likeliest token")
-        _curves(rank, dataset, palette, "rank")
+        _curves(rank, dataset, palette, "rank", (1.0, math.inf))
         for model, colour in palette.items():  # the geometric mean of ranks that are drawn at random
             rank.axhline(float(dataset["vocabulary"].sel(model=model)) / math.e, color=colour, **_UNIFORM)
         style.log_axis(rank)
@@ -49,20 +50,25 @@ def draw(dataset: xr.Dataset) -> Figure:
         rank.set_title("How near it is to the first place")
         twins = _depths(depth, dataset, palette, names)
         entries = [(model, {"color": palette[model], "marker": "o", "ms": 3}) for model in models]
-        entries += [("layers in random order", _CHANCE), ("its own first token, all prompts", _SETTLED)]
+        entries += [
+            ("hollow: not supported", _OPEN),
+            ("layers in random order", _CHANCE),
+            ("its own first token, all prompts", _SETTLED),
+        ]
         entries += [("the same in untrained twins", _TWIN)] if twins else []
         style.legend(made, [*entries, ("rank at random", _UNIFORM)])
     return made
 
 
-def _curves(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], name: str) -> None:
+def _curves(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], name: str, ends: tuple[float, float]) -> None:
+    """Draw a curve per model; of its interval what lies within what the number can be."""
     for model, colour in palette.items():
         one = dataset[name].sel(model=model)
         depth = one["depth"].values
         there = np.isfinite(depth)
         value, low, high = (one.sel(bound=bound).values[there] for bound in dataset["bound"].values)
         if len(palette) <= _MOST:
-            axes.fill_between(depth[there], low, high, color=colour, alpha=0.15, lw=0)
+            axes.fill_between(depth[there], np.clip(low, *ends), np.clip(high, *ends), color=colour, alpha=0.15, lw=0)
         axes.plot(depth[there], value, color=colour, marker="o", ms=3, gid=f"{name}-{model}")
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("depth (layer / last layer)")
@@ -80,11 +86,11 @@ def _depths(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: lis
             axes.text(0.02, y, str(found["finding_reason"].item()), va="center", fontsize=7.5, color="#666666")
         else:
             shown.append(value)
-            axes.plot([low, high], [y, y], color=colour, lw=2.5, solid_capstyle="butt")
+            axes.plot(np.clip([low, high], 0, 1), [y, y], color=colour, lw=2.5, solid_capstyle="butt")
             fill = colour if found["finding_verdict"].item() == "supported" else "white"
             axes.plot([value], [y], "o", color=colour, mfc=fill, ms=6, gid=f"onset-{model}")
             middle, *ends = found["finding_control"].values
-            axes.plot(ends, [y - 0.2] * 2, color=style.CONTROL, lw=1)
+            axes.plot(np.clip(ends, 0, 1), [y - 0.2] * 2, color=style.CONTROL, lw=1)
             axes.plot([middle], [y - 0.2], **_CHANCE)
         axes.plot([float(dataset["settled"].sel(model=model, bound="value"))], [y - 0.4], color=colour, **_SETTLED)
         for twin in found["twin"].sel(bound="value").values:
@@ -96,5 +102,5 @@ def _depths(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: lis
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("depth (layer / last layer)")
     ends = sorted({f"{value:.2f}" for value in (min(shown, default=math.nan), max(shown, default=math.nan))})
-    axes.set_title(f"For good from depth {'–'.join(ends)}" if shown else "For good")
+    axes.set_title(f"On top for good from depth {'–'.join(ends)}" if shown else "On top for good")
     return twins

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import curves, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,7 +32,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         _overall(left, dataset, palette, names)
         _families(right, dataset, palette, families)
         entries = [(model, {"color": palette[model], "marker": "o", "ms": 3}) for model in models]
-        style.legend(made, [*entries, ("guessing among all tokens", _GUESS)])
+        style.legend(made, [*entries, ("guessing among all tokens", _GUESS), *curves.twin_entries(dataset)])
     return made
 
 
@@ -43,10 +43,12 @@ def _overall(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: li
         axes.plot([low, high], [-row, -row], color=palette[model], lw=2.2, solid_capstyle="butt")
         axes.plot([value], [-row], "o", color=palette[model], ms=5.5, gid=f"loss-{model}")
         axes.plot([one["guess"].sel(bound="value").item()], [-row], **_GUESS)
+        for twin in one["overall_untrained"].values if "overall_untrained" in one else ():
+            axes.plot([twin], [-row - 0.2], **curves.TWIN)
     axes.set_yticks([-row for row in range(len(names))], names, fontsize=_NAMES)
     axes.set_ylim(-len(names) + 0.4, 0.6)
     _bits(axes)
-    axes.set_title(style.counted("All texts: beyond guessing in", dataset, "loss"))
+    axes.set_title(style.counted("All texts: better than guessing", dataset, "loss"))
 
 
 def _families(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], families: list[str]) -> None:
@@ -65,7 +67,7 @@ def _families(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], families
     axes.set_yticks([-row for row in range(len(order))], [families[family] for family in order], fontsize=_NAMES)
     axes.set_ylim(-len(order) + 0.5, 0.5)
     _bits(axes)
-    axes.set_title(style.counted("By family: one is the hardest in", dataset, "hardest"))
+    axes.set_title(style.counted("By family: one is the hardest", dataset, "hardest"))
 
 
 def _bits(axes: Axes) -> None:

@@ -30,7 +30,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
     if "mlp_over_operator_control" in dataset:
         entries.append(("ratio of the controls, 95 % band", {"color": style.CONTROL, "marker": ".", "ms": 3, "lw": 1}))
     if ax is not None:
-        return style.alone(ax, dataset, _curves, said[0], entries)
+        return style.alone(ax, dataset, _curves, said[0], [*entries, *curves.twin_entries(dataset)])
     rows: list[forest.Row] = []
     for model in models:
         rows.append((model, palette[model], ""))
@@ -55,8 +55,9 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
 
 
 def _curves(axes: Axes, one: xr.Dataset, colour: str) -> bool:
-    one, beyond = style.layers(one), False
+    one = style.layers(one)
     axes.axhline(1, color=style.INK, lw=0.8)
+    beyond = curves.untrained(axes, one["layer"], one, "mlp_over_operator", edges=EDGES)
     if "mlp_over_operator_control" in one:
         control = one["mlp_over_operator_control"].transpose("bound", "layer").values
         beyond |= curves.draw(axes, one["layer"], control, style.CONTROL, edges=EDGES, lw=1)
@@ -65,5 +66,5 @@ def _curves(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     style.log_axis(axes, about=(0.5, 2))
     style.layer_axis(axes, one.sizes["layer"])
     axes.set_xlabel("layer")
-    style.label_y(axes, "MLP over operator")
+    style.label_y(axes, "MLP over operator, ratio")
     return beyond

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import curves, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 #: Panels of norms: curve, title, claim whose support the title counts.
 _PANELS = {
-    "last": ("At the readout: jumps in", "phases"),
-    "first": ("At position 0: longer in", "first"),
+    "last": ("A jump at the readout", "phases"),
+    "first": ("Longer at position 0", "first"),
     "prompt": ("Over the prompt, as published", ""),
 }
 #: Most models whose intervals are drawn as bands.
@@ -48,7 +48,8 @@ def draw(dataset: xr.Dataset) -> Figure:
         _families(says, dataset, palette, names)
         jump = sorted({f"{each:g}" for each in dataset["jump"].values})
         entries: list[tuple[str, dict[str, Any]]] = [(model, {"color": palette[model]}) for model in models]
-        entries += [(f"jump: {' or '.join(jump)} times as long or more", _JUMP)]
+        entries += [(f"behind layer 0, {' or '.join(jump)} times as long or more", _JUMP)]
+        entries += curves.twin_entries(dataset)
         entries += [("a family, by how many of its prompts", {"marker": "o", "ls": "none", "ms": 4})]
         entries += [("templates dealt out at random", {"color": style.CONTROL, "lw": 4, "alpha": 0.5})]
         style.legend(made, entries)
@@ -56,6 +57,9 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 
 def _norms(axes: Axes, dataset: xr.Dataset, curve: str, palette: dict[str, str]) -> None:
+    for model in palette:
+        one = dataset.sel(model=model, curve=curve)
+        curves.untrained(axes, one["depth"], one, "norm")
     for model, colour in palette.items():
         one = dataset.sel(model=model, curve=curve)
         depth = one["depth"].values
@@ -63,7 +67,8 @@ def _norms(axes: Axes, dataset: xr.Dataset, curve: str, palette: dict[str, str])
         if len(palette) <= _MOST:
             axes.fill_between(depth, low, high, color=colour, alpha=0.18, lw=0)
         axes.plot(depth, value, color=colour, lw=1.3, marker=".", ms=3, gid=f"{curve}-{model}")
-        jumps = one["growth"].sel(bound="value").values >= float(one["jump"])
+        growth = one["growth"].sel(bound="value").values
+        jumps = (growth >= float(one["jump"])) & (one["layer"].values > 0)  # the first write is always long
         axes.plot(depth[jumps], value[jumps], color=colour, **_JUMP)
     axes.axhline(1, color=style.CONTROL, lw=0.8)
     style.log_axis(axes)
@@ -84,7 +89,7 @@ def _shares(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> None:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("depth (layer / last layer)")
     axes.set_ylabel("share of the prompt's squared norm")
-    axes.set_title(style.counted("One token's: most of a jump in", dataset, "one_token"))
+    axes.set_title(style.counted("One token makes the jump", dataset, "one_token"))
 
 
 def _layers(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: dict[str, str]) -> None:
@@ -117,8 +122,9 @@ def _families(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: d
         axes.plot([value], [-row], "o", color=palette[model], ms=5)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -0.25), max(high, 0.5))
-    axes.set_xlabel("shared more often in families")
-    axes.set_title(style.counted("The family tells it in", dataset, "family"))
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel("layer shared more often in families")
+    axes.set_title(style.counted("The family tells the layer", dataset, "family"))
     _rows(axes, _places(names))
     axes.set_yticklabels([])  # as in the panel before; colours tell models, too
 

@@ -20,7 +20,7 @@ _EDGES = (-0.1, 1.2)
 #: Site → title of its map. The stream's curves stand above; a map of it would show the same again.
 _MAPS = {"operator_out": "operator", "mlp_out": "MLP"}
 #: Rows of the maps, from the top.
-_ROWS = {"first": "first", "subject": "subject", "other": "other", "last": "readout"}
+_ROWS = {"first": "position 0", "subject": "subject", "other": "other", "last": "readout"}
 _LOOKS: dict[str, dict[str, Any]] = {
     "other": {"ls": (0, (1, 1)), "lw": 1.0},
     "first": {"ls": (0, (5, 1, 1, 1)), "lw": 1.0},
@@ -66,6 +66,7 @@ def _entries(dataset: xr.Dataset) -> style.Entries:
         ("half or more of the answer from here on", _ONSET | {"ms": 8}),
         ("1 by construction", _SURE),
         *style.kinds(dataset),
+        *curves.twin_entries(dataset),
     ]
 
 
@@ -73,10 +74,11 @@ def _said(dataset: xr.Dataset, model: str) -> str:
     """Say from which depth on the answer is at the readout."""
     value, low, high = dataset["onset"].sel(mode="denoise", model=model).values
     if np.isnan(value):
-        return "never at the readout"
+        return "answer never at the readout"
     ends = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
     found = style.finding(dataset, "onset", model)
-    return f"at the readout from depth {value:.2f}{ends}: {'' if found is None else found['finding_verdict'].item()}"
+    verdict = "" if found is None else found["finding_verdict"].item()
+    return f"answer at the readout from depth {value:.2f}{ends}: {verdict}"
 
 
 def _handover(axes: Axes, one: xr.Dataset, colour: str) -> bool:
@@ -85,7 +87,8 @@ def _handover(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     stream = one.sel(site="resid_post", mode="denoise").transpose(..., "bound", "layer")
     axes.axhline(HALF, color="#BBBBBB", lw=0.8, ls=":")
     control = stream["recovery_control"].sel(position="last").values
-    clipped = curves.draw(axes, layers, control, style.CONTROL, edges=_EDGES, lw=1)
+    clipped = curves.untrained(axes, layers, stream.sel(position="last"), "recovery", edges=_EDGES)
+    clipped |= curves.draw(axes, layers, control, style.CONTROL, edges=_EDGES, lw=1)
     for position, look in _LOOKS.items():
         values = stream["recovery"].sel(position=position).values
         values = values if position == "subject" else values[0]

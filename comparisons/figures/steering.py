@@ -30,6 +30,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         ("random ones with the stream's covariance (matched)", _MATCHED),
         ("own family's, at one length in every layer", _LENGTH),
     ]
+    entries += curves.twin_entries(dataset)
     if ax is not None:
         return style.alone(ax, dataset, _depths, said[0], entries)
     with style.context():
@@ -47,8 +48,10 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
 
 def _depths(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     one = style.layers(one)
-    effect = one["effect"].sel(dose=float(one["dose_shown"])).transpose(..., "bound", "layer")
-    clipped = False
+    one = one.sel(dose=float(one["dose_shown"]))
+    effect = one["effect"].transpose(..., "bound", "layer")
+    own = one.sel(kind="family", scale="relative")
+    clipped = curves.untrained(axes, one["layer"], own, "effect", edges=_EDGES)
     for kind, scale, shade, look in (
         ("matched", "relative", style.CONTROL, _MATCHED),
         ("family", "absolute", colour, _LENGTH),
@@ -71,7 +74,7 @@ def _ranks(axes: Axes, one: xr.Dataset, colour: str) -> None:
     axes.set_ylim(-0.03, 1.03)
     style.layer_axis(axes, one.sizes["layer"])
     axes.set_xlabel("layer")
-    style.label_y(axes, "rank among\nmatched")
+    style.label_y(axes, "rank among\nmatched, 0-1")
 
 
 def _doses(axes: Axes, one: xr.Dataset, colour: str) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Raised whenever figures of the same data look different.
-VERSION = "4"
+VERSION = "5"
 #: Colours of the models that have a name here (Okabe and Ito 2008, Tol 2021).
 FIXED = {
     "lfm2-mini": "#0072B2",
@@ -274,10 +274,16 @@ def finding(dataset: xr.Dataset, name: str, model: str) -> xr.Dataset | None:
 
 
 def counted(title: str, dataset: xr.Dataset, claim: str) -> str:
-    """Return a title that ends in how many of the models a claim is supported of; as it is without a claim."""
+    """Return a title that ends in how many of the models a claim is supported of, of one in its verdict.
+
+    It is as it is without a claim.
+    """
     about = (dataset["finding_name"] == claim) & (dataset["finding_model_other"] == "")
-    supported = int((about & (dataset["finding_verdict"] == "supported")).sum())
-    return f"{title} {supported} of {dataset.sizes['model']}" if claim else title
+    verdicts = dataset["finding_verdict"].values[about.values].tolist()
+    if not claim or not verdicts:
+        return title
+    count = dataset.sizes["model"]
+    return f"{title}: {verdicts[0]}" if count == 1 else f"{title} in {verdicts.count('supported')} of {count}"
 
 
 def said(dataset: xr.Dataset, name: str, models: Sequence[str], absent: str) -> list[str]:
@@ -289,7 +295,8 @@ def said(dataset: xr.Dataset, name: str, models: Sequence[str], absent: str) -> 
             told.append(absent if found is None else str(found["finding_reason"].item()) or absent)
             continue
         short, verdict, reason = (str(found[f"finding_{part}"].item()) for part in ("short", "verdict", "reason"))
-        told.append(f"{short}: {verdict}" + (f" ({reason})" if verdict == "undecided" else ""))
+        because = reason.replace(" = ", "=")  # a number stays on its line
+        told.append(f"{short}: {verdict}" + (f" ({because})" if verdict == "undecided" else ""))
     return told
 
 
@@ -357,12 +364,13 @@ def log_axis(axes: Axes, which: str = "y", about: tuple[float, float] | None = N
 
 
 def round_ticks(low: float, high: float) -> list[float]:
-    """Return 1, 2, 5, 10, … between two numbers; powers of ten where that would be many, more where it would be few."""
-    for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8)):
+    """Return powers of ten between two numbers, 1 among them where it lies there; more where that would be few."""
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8)):
         found = [step * 10.0**power for power in range(-9, 10) for step in steps if low <= step * 10.0**power <= high]
         if len(found) > 2:
             break
-    return found[:: max(1, -(-len(found) // 5))]  # few enough to stand beside one another
+    step = max(1, -(-len(found) // 5))  # few enough to stand beside one another
+    return found[found.index(1.0) % step if 1.0 in found else 0 :: step]
 
 
 def arrange(made: Figure) -> None:

@@ -145,6 +145,7 @@ def attention(
         )
     print_table(rows)
     echo(
-        f"\nMeans over tokens from the third on; entropy in nats.\nIn layer {layer} {views.drawn_to(dataset)}.\n"
+        "\nMeans over tokens from the third on; distance in tokens, entropy in nats.\n"
+        f"In layer {layer} {views.drawn_to(dataset)}.\n"
         f"Figure and data: {files[0]}, and beside it .svg, .nc and .csv."
     )

@@ -54,6 +54,8 @@ class ClaimComparison(Comparison):
     variables: ClassVar[Mapping[str, Variable]] = {}
     #: Why values of a variable are NaN.
     absent: ClassVar[Mapping[str, str]] = {}
+    #: Variables that figures draw of untrained twins, too: what these have is ``NAME_untrained (model, untrained, …)``.
+    curves: ClassVar[tuple[str, ...]] = ()
     uses_twins: ClassVar[bool] = True
 
     @abstractmethod
@@ -94,7 +96,8 @@ class ClaimComparison(Comparison):
             rows += self._pair(sources[first], sources[second], about[first], about[second], beside)
         rows += self._architectures(sources, about)
         missing = not_run(tree, sources.values())
-        return self._assemble(sources, rows).assign_attrs(not_run=json.dumps(missing))
+        data = self._assemble(sources, rows).merge(self._untrained(twins), join="left")
+        return data.assign_attrs(not_run=json.dumps(missing))
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
         """Return the findings that a dataset holds, as they were decided."""
@@ -196,6 +199,28 @@ class ClaimComparison(Comparison):
                         found = replace(found, blocked="too few training seeds")
                     rows.append(Row(replace(claim, unit="architecture"), (first, second), found))
         return rows
+
+    def _untrained(self, twins: Mapping[str, Sequence[Source]]) -> xr.Dataset:
+        """Return the curves of every model's untrained twins, without intervals."""
+        import xarray as xr
+
+        held = {}
+        for model, own in twins.items():
+            effects = [twin.effects(twin.settings[0], brief=True) for twin in own if self.curves]
+            described = [self.describe(*each) for each in effects if each is not None]  # type: ignore[arg-type]
+            each = [xr.Dataset({name: found[name] for name in self.curves if name in found}) for found in described]
+            if each:
+                of_model = xr.concat(each, xr.Variable("untrained", range(len(each))))
+                held[model] = of_model.sel(bound="value", drop=True) if "bound" in of_model.dims else of_model
+        if not held:
+            return xr.Dataset()
+        data = xr.concat(list(held.values()), xr.Variable("model", list(held)), join="outer")
+        for name in data.data_vars:
+            promised = self.variables[str(name)]
+            order = ("model", "untrained", *(dim for dim in promised.dims if dim != "bound"))
+            data[name] = data[name].transpose(*order)
+            data[name].attrs = {"units": promised.units, "long_name": f"{promised.long_name}, in untrained twins"}
+        return data.rename({name: f"{name}_untrained" for name in data.data_vars})
 
     def _assemble(self, sources: Mapping[str, Source], rows: Sequence[Row]) -> xr.Dataset:
         import xarray as xr

@@ -29,9 +29,9 @@ def test_planted_heads_are_found_with_their_scores_and_places(synthetic):
     )
     assert found["first_share"].value == pytest.approx(0.5, rel=0.1)
     assert found["first_share"].control == pytest.approx(EVEN)
-    assert "1.2 attends most to the previous token" in found["previous_head"].sentence
+    assert "head 2 of layer 1 attends most to the previous token" in found["previous_head"].sentence
     assert found["previous_head"].value == pytest.approx(0.7, abs=0.03)
-    assert "5.0 attends most to what followed the same token before" in found["induction_head"].sentence
+    assert "head 0 of layer 5 attends most to what followed the same token before" in found["induction_head"].sentence
     assert found["induction_head"].value == pytest.approx(0.8, abs=0.03)
     assert found["induction_head"].control == pytest.approx(np.mean(1 / np.arange(26, 50)))
     # the centres of what exceeds the control: 1/7 against 5/7 and 1 in shares of 0.8 and 0.5

@@ -340,3 +340,15 @@ def test_the_figure_marks_hub_control_and_what_is_clipped(synthetic):
     assert np.isnan(curve.get_ydata()).tolist() == [layer == 5 for layer in range(len(TYPES))]
     heights = [bar.get_height() for bar in below.patches]
     np.testing.assert_array_equal(heights, joint(dataset)["p_rank1"])
+
+
+def test_curves_of_twins_are_those_of_a_model_that_is_one(synthetic):
+    held = [{"layer_ablation": synthetic.layer_result(["attention"] * 4, seed=seed)} for seed in range(3)]
+    tree = synthetic.tree_of(z=held[0], a=held[0], **{"a~untrained_0": held[1], "a~untrained_1": held[2]})
+    dataset = Hub().compare(tree)
+    assert dataset["model"].values.tolist() == ["z", "a"]
+    assert bool(dataset["effect_untrained"].sel(model="z").isnull().all())
+    alone = Hub().compare(synthetic.tree_of(b=held[2]))["effect"].sel(model="b", bound="value")
+    xr.testing.assert_allclose(
+        dataset["effect_untrained"].sel(model="a", untrained=1).reset_coords(drop=True), alone.reset_coords(drop=True)
+    )

@@ -95,4 +95,4 @@ def test_bars_are_shares_that_fill_each_layer(synthetic):
     convs = [layer for layer, kind in enumerate(MANY) if kind == "conv"]
     shares = dataset["weight_share"].sel(model="a", layer=convs, tap=[0, -1, -2])
     np.testing.assert_allclose(heights, shares.transpose("tap", "layer"))
-    assert axes.get_title(loc="left") == "a\nTap -1 largest in 8 of 8"
+    assert axes.get_title(loc="left") == "a\nTap -1 largest in 8 of 8 layers"

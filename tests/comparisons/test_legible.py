@@ -68,7 +68,7 @@ def datasets(synthetic, kind, names):
         models.append(i % 2)
     of_models = [name for name, array in two.data_vars.items() if "model" in array.dims]
     of_findings = [name for name, array in two.data_vars.items() if "finding" in array.dims]
-    rows = xr.concat([each[of_findings].drop_vars("finding") for each in findings], "finding")
+    rows = xr.concat([each[[*of_findings, "twin"]].drop_vars("finding") for each in findings], "finding")
     return two[of_models].isel(model=models).assign_coords(model=list(names)).merge(rows).assign_attrs(two.attrs)
 
 
@@ -140,17 +140,41 @@ def test_no_text_is_clipped_hidden_or_too_small(synthetic, kind, count, width):
 @pytest.mark.parametrize("kind", ALL)
 def test_marks_are_explained_findings_stated_and_nothing_is_drawn_twice(synthetic, kind):
     names = SHORT[:2]  # of a third the data are those of the first
-    figure = xatlas.plot(datasets(synthetic, kind, names))
+    dataset = datasets(synthetic, kind, names)
+    figure = xatlas.plot(dataset)
     assert marks([line for axes in figure.axes for line in axes.lines]) <= marks(figure.legends[0].get_lines())
     for name in names:
         assert any(axes.get_title(loc="left").startswith(f"{name}\n") for axes in figure.axes)
-    curves = {}
+    numbers = {
+        f"{name}-{model}": number
+        for name, model, number in zip(
+            dataset["finding_name"].values,
+            dataset["finding_model"].values,
+            dataset["finding_number"].sel(bound="value").values,
+            strict=True,
+        )
+    }
+    curves, twins = {}, 0
     for axes in figure.axes:
+        twins += sum(line.get_gid() == "twin" and np.isfinite(line.get_ydata()).any() for line in axes.lines)
         for line in axes.lines:
+            if line.get_gid() in numbers:  # none is drawn at an edge as if it were measured there
+                assert line.get_xdata()[0] == numbers[line.get_gid()]
             values = np.asarray(line.get_ydata(), dtype=float)
             if np.isfinite(values).sum() > 4 and np.ptp(values[np.isfinite(values)]) and line.get_gid() != "other":
                 curves.setdefault((line.get_color(), values.tobytes()), set()).add(axes)
     assert all(len(where) == 1 for where in curves.values())
+    assert twins == (2 if kind.curves else 0)  # those of the first model
+    explained = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("untrained twins" in explained) == (bool(twins) or kind is HeadSpecialisation)  # of heads, rows
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.08, 4), (0.5, 30), (0.02, 0.9e3), (1e-7, 1e5)])
+def test_ticks_of_ratios_are_even_and_hold_1(low, high):
+    ticks = style.round_ticks(low, high)
+    assert 1 in ticks
+    assert 3 <= len(ticks) <= 6
+    assert np.ptp(np.diff(np.log10(ticks))) < 0.05
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -92,3 +92,12 @@ def test_what_twins_settle_on_as_early_is_not_learnt(synthetic):
         learnt[name] = found.learnt
         assert dataset["twin"].sizes == {"finding": 1, "twin": 3, "bound": 3}
     assert learnt == {"early": False, "late": True}
+
+
+def test_intervals_are_drawn_within_what_shares_and_ranks_can_be(synthetic):
+    dataset = LensProfile().compare(synthetic.tree_of(a={"logit_lens": synthetic.lens_result(3)}))
+    dataset["on_top"].loc[{"bound": "low"}] = -0.2
+    dataset["rank"].loc[{"bound": "low"}] = 0.1
+    top, rank, _ = LensProfile().plot(dataset).axes
+    for axes, least in ((top, 0), (rank, 1)):
+        assert axes.collections[0].get_paths()[0].vertices[:, 1].min() == least

@@ -178,3 +178,10 @@ def test_a_dependence_of_middling_size_is_found_in_most_runs(synthetic, monkeypa
         each = _dependence(one, before, after.copy(data=before.values * np.where(hot, 5.0, 1.2)))
         found += each.side > 0 and each.p <= ALPHA
     assert found / 50 >= 0.85
+
+
+def test_jumps_are_marked_only_where_the_title_counts_them(synthetic):
+    growth = np.array([9.0, 1.1, 1.1, 1.1, 4.0, 1.1])
+    dataset = NormProfile().compare(synthetic.tree_of(a={"residual_norms": synthetic.norm_result(growth, growth)}))
+    marked = [line for axes in NormProfile().plot(dataset).axes[:3] for line in axes.lines if line.get_marker() == "^"]
+    assert {x for line in marked for x in line.get_xdata()} == {0.8}
