@@ -276,8 +276,8 @@ def _locked(one: Effects) -> tuple[Evidence, tuple[int, int]]:
     seen = shown.cka(shown)
     few = biased_cka(_values(one, "all", _spread(chosen_on)))
     own, usual = longest(seen, LOCKED), longest(few, LOCKED)
-    if usual[1] - usual[0] >= least:
-        words["published"] = f"layers {layers[usual[0]]} to {layers[usual[1] - 1]}"
+    shows = usual[1] - usual[0] >= least
+    words["published"] = f"layers {layers[usual[0]]} to {layers[usual[1] - 1]}" if shows else "no layers"
     tested = own if own[1] - own[0] >= least else usual
     if tested[1] - tested[0] < least:
         at = int(_runs(seen, least).argmax())
@@ -290,7 +290,7 @@ def _locked(one: Effects) -> tuple[Evidence, tuple[int, int]]:
     lead = without[:, tested[0]] - without.mean(1)  # over the mean run of this length: what twins are compared by
     ahead = _statistic(one, measured_on, float(runs[tested[0]] - runs.mean()), lead)
     found = _above(least_of, LOCKED, LOCKED, words=words, scale_free=bounds_of(ahead))
-    if found.side < 0 and words["published"] != "–":
+    if found.side < 0 and shows:
         found = replace(found, artefact=f"biased CKA of {FEW} tokens shows {words['published']} so")
     return found, tested
 

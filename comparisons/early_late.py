@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
@@ -11,9 +10,9 @@ import numpy as np
 
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import early_late as figure
-from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence
-from xatlas.findings.groups import halves
-from xatlas.stats import Floats, correlate_ranks, quantile
+from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates
+from xatlas.findings.groups import halves, rank_correlation
+from xatlas.stats import Floats
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Where curves of models with different layer counts are interpolated to be correlated, and for nothing else.
 DEPTHS = np.linspace(0, 1, 20)
-#: Random orders of a model's layers that profiles are compared against.
-ORDERS = 2000
 
 
 class EarlyLate(ClaimComparison):
@@ -77,26 +74,8 @@ class EarlyLate(ClaimComparison):
         """Return the correlation of two profiles."""
         a, b = first[0], second[0]
         curves, draws = zip(*(_profile(each) for each in (a, b)), strict=True)
-        value = float(correlate_ranks(*map(interpolated, curves)))
-        if math.isnan(value):
-            return {}
-        rng = np.random.default_rng(0)
-        orders = rng.permuted(np.tile(curves[0], (ORDERS, 1)), axis=1)
-        chance = correlate_ranks(interpolated(orders), interpolated(curves[1])[None])
-        drawn = correlate_ranks(*map(interpolated, draws))
-        drawn = a.sample.stretched(drawn, value, float(np.min([_freedom(a), _freedom(b)])))
-        low, high = (float(np.clip(quantile(drawn, q), -1, 1)) for q in (0.025, 0.975))
-        limit = float(np.quantile(chance, 0.95))
-        return {
-            "profile_correlation": Evidence(
-                number=(value, min(low, value), max(high, value)),
-                p=(1 + int((chance >= value - 1e-12).sum())) / (1 + ORDERS),
-                side=1 if low > 0 else -1 if high < 0 else 0,
-                answer=int(np.sign(value)),
-                control=(0.0, math.nan, math.nan),
-                words={"chance": f"{limit:.2f}"},
-            )
-        }
+        found = rank_correlation(a.sample, curves, draws, float(np.min([_freedom(a), _freedom(b)])), interpolated)
+        return {} if found is None else {"profile_correlation": found}
 
     def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
         """Return the profile through the measured layers."""

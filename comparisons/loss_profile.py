@@ -13,14 +13,15 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import loss as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, largest
 from xatlas.findings.estimates import bounds_of
+from xatlas.findings.groups import rank_correlation
 from xatlas.findings.sentences import in_short
-from xatlas.stats import PERMUTATIONS, correlate_ranks, dealt, quantile
+from xatlas.stats import PERMUTATIONS, dealt
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-#: How often templates are dealt out to families, or families permuted.
+#: How often templates are dealt out to families.
 DRAWS = PERMUTATIONS // 5
 
 
@@ -106,27 +107,13 @@ class LossProfile(ClaimComparison):
             columns = _columns(each).values[:, at]
             means.append(each.sample.clusters.macro(columns))
             draws.append(each.sample.clusters.macro_draws(columns))
-        value = float(correlate_ranks(*means))
-        if math.isnan(value):
-            return {}
-        rng = np.random.default_rng(0)
-        chance = correlate_ranks(rng.permuted(np.tile(means[0], (DRAWS, 1)), axis=1), means[1][None])
         freedom = float(np.min([each.sample.mean(each["bits_per_byte"]).freedom() for each in (a, b)]))  # NaN wins
-        drawn = a.sample.stretched(correlate_ranks(*draws), value, freedom)
-        low, high = (float(np.clip(quantile(drawn, q), -1, 1)) for q in (0.025, 0.975))
-        return {
-            "families": Evidence(
-                number=(value, min(low, value), max(high, value)),
-                p=(1 + int((chance >= value - 1e-12).sum())) / (1 + DRAWS),
-                side=1 if low > 0 else -1 if high < 0 else 0,
-                answer=int(np.sign(value)),
-                control=(0.0, math.nan, math.nan),
-                least_p=1 / math.factorial(len(shared)),
-                sample="families",
-                blocked="" if np.isfinite(freedom) else "too few templates",
-                words={"chance": f"{float(np.quantile(chance, 0.95)):.2f}"},
-            )
-        }
+        found = rank_correlation(a.sample, means, draws, freedom)
+        if found is None:
+            return {}
+        blocked = "" if np.isfinite(freedom) else "too few templates"
+        least = 1 / math.factorial(len(shared))
+        return {"families": replace(found, least_p=least, sample="families", blocked=blocked)}
 
     def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
         """Return bits per byte by family and over all."""

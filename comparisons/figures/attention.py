@@ -40,6 +40,7 @@ def draw(dataset: xr.Dataset) -> Figure:
             axes.set(
                 xlim=(-0.03, 1.03), ylim=(-0.02 * top, top), xlabel="depth (layer / last layer)", ylabel=_PANELS[score]
             )
+            axes.locator_params(axis="y", nbins=6)
             axes.set_title(_title(dataset, score, models))
         kinds = {str(kind) for kind in np.unique(dataset["operator_type"].values) if str(kind) not in ("", "attention")}
         entries = [(model, {"color": palette[model], "marker": "o", "ms": 3}) for model in models]

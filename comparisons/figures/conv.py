@@ -89,9 +89,9 @@ def _effects(axes: Axes, one: xr.Dataset, part: str) -> bool:
         bounds, look = at[f"{part}_effect"].values, {"ls": "none", "marker": _MARKS[part], "ms": 4}
         axes.vlines(x, *np.maximum(bounds[1:], style.FLOOR), color=_COLOURS[number % 6], lw=1.4)
         edges = (style.FLOOR, math.inf)
-        clipped |= curves.draw(axes, x, bounds[0], _COLOURS[number % 6], edges=edges, **look, gid=f"{part}-{label}")
         control = at[f"{part}_control"].sel(bound="value").values
         clipped |= curves.draw(axes, x, control, style.CONTROL, edges=edges, **_CONTROL)
+        clipped |= curves.draw(axes, x, bounds[0], _COLOURS[number % 6], edges=edges, **look, gid=f"{part}-{label}")
     style.log_axis(axes)
     step = 1 + len(place) // 10
     axes.set_xticks(place[::step], [str(layer) for layer in one["layer"].values[::step]])

@@ -54,7 +54,7 @@ def lens(
     )
     marks = ", ".join(f"{mark} from {100 * share:.0f} %" for share, mark in reversed(_SHADES.items()) if share)
     echo(
-        f"\nAfter each layer, {said} ({marks}).\n"
+        f"\nAfter each layer, {said}:\n{marks}.\n"
         f"The last row is the model's output. At the last position {views.settled(dataset)}."
     )
     if first:

@@ -1,21 +1,24 @@
-"""Two groups compared: halves of the layers; layers of two types, depth aside; training seeds of two architectures."""
+"""Two groups compared: halves of the layers; profiles; layers of two types, depth aside; seeds of architectures."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xatlas.findings.claims import Evidence
-from xatlas.findings.estimates import Margin, side, within
-from xatlas.stats import PERMUTATIONS, Floats, orders, t_quantile
+from xatlas.findings.estimates import Margin, Sample, side, within
+from xatlas.stats import PERMUTATIONS, Floats, correlate_ranks, orders, quantile, t_quantile
 
 if TYPE_CHECKING:
     import xarray as xr
+
+#: Random orders that a correlation is compared against.
+ORDERS = PERMUTATIONS // 5
 
 
 def halves(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -23,6 +26,34 @@ def halves(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     half = values.sizes["layer"] // 2
     second = values.isel(layer=slice(values.sizes["layer"] - half, None))
     return values.isel(layer=slice(half)).mean("layer"), second.mean("layer")
+
+
+def rank_correlation(
+    sample: Sample,
+    curves: Sequence[Floats],
+    draws: Sequence[Floats],
+    freedom: float,
+    at: Callable[[Floats], Floats] = lambda values: values,
+) -> Evidence | None:
+    """Return Spearman's correlation of two models' numbers ``(n)``, beside the first's in random order.
+
+    ``draws (draw, n)`` are bootstrap draws of them, and ``at`` makes what is correlated. None where nothing varies.
+    """
+    value = float(correlate_ranks(*map(at, curves)))
+    if math.isnan(value):
+        return None
+    mixed = np.random.default_rng(0).permuted(np.tile(curves[0], (ORDERS, 1)), axis=1)
+    chance = correlate_ranks(at(mixed), at(curves[1])[None])
+    drawn = sample.stretched(correlate_ranks(*map(at, draws)), value, freedom)
+    low, high = (float(np.clip(quantile(drawn, q), -1, 1)) for q in (0.025, 0.975))
+    return Evidence(
+        number=(value, min(low, value), max(high, value)),
+        p=(1 + int((chance >= value - 1e-12).sum())) / (1 + ORDERS),
+        side=1 if low > 0 else -1 if high < 0 else 0,
+        answer=int(np.sign(value)),
+        control=(0.0, math.nan, math.nan),
+        words={"chance": f"{float(np.quantile(chance, 0.95)):.2f}"},
+    )
 
 
 def layer_types(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[str, str]) -> Evidence:
