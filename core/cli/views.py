@@ -47,19 +47,23 @@ def lens(
         print_json({**dataset.to_dict(), "files": files})
         return
     first = _print_lens(dataset)
-    said = (
-        "the target's rank, shaded by its probability"
-        if target
-        else "the likeliest next token, shaded by its probability"
-    )
+    said = "the target's rank" if target else "the likeliest next token"
     marks = ", ".join(f"{mark} from {100 * share:.0f} %" for share, mark in reversed(_SHADES.items()) if share)
-    echo(
-        f"\nAfter each layer, {said}:\n{marks}.\n"
-        f"The last row is the model's output. At the last position {views.settled(dataset)}."
-    )
+    lines = [
+        f"After each layer, {said}, shaded by its probability:",
+        f"{marks}.",
+        "The last row is the model's output.",
+        f"At the last position {views.settled(dataset)}.",
+    ]
     if first:
-        echo(f"Positions before {first} are in the figure's data.")
-    echo(f"Figure and data: {files[0]}, and beside it .svg, .nc and .csv.")
+        lines.append(f"Positions before {first} are in the figure's data.")
+    _foot(lines, files[0])
+
+
+def _foot(lines: list[str], figure: object) -> None:
+    """Print what is said below a table, and where its figure is."""
+    echo("\n" + "\n".join(textwrap.fill(line, WIDTH) for line in lines))
+    echo(f"Figure: {figure}\nBeside it: .svg, and the data as .nc and .csv.")
 
 
 @command()
@@ -75,8 +79,7 @@ def card(model: Model, *, out: Figures = Path("."), as_json: options.Json = Fals
         return
     for each in results:
         print_table(fitting([{name: cell for name, cell in row.items() if name != "model"} for row in each.table])[0])
-        echo("\n" + "\n".join(textwrap.fill(finding.sentence, WIDTH) for finding in each.findings))
-        echo(f"Figure and data: {next(iter(each.files))}, and beside it .svg, .nc and .csv.")
+        _foot([finding.sentence for finding in each.findings], next(iter(each.files)))
 
 
 def _print_lens(dataset: xr.Dataset) -> int:
@@ -144,8 +147,8 @@ def attention(
             }
         )
     print_table(rows)
-    echo(
-        "\nMeans over tokens from the third on; distance in tokens, entropy in nats.\n"
-        f"In layer {layer} {views.drawn_to(dataset)}.\n"
-        f"Figure and data: {files[0]}, and beside it .svg, .nc and .csv."
-    )
+    lines = [
+        "Means over tokens from the third on; distance in tokens, entropy in nats.",
+        f"In layer {layer} {views.drawn_to(dataset)}.",
+    ]
+    _foot(lines, files[0])

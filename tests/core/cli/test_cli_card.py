@@ -17,7 +17,7 @@ def test_a_config_alone_gives_the_card_that_the_model_has(cli, folder, tmp_path)
         result = cli("card", name, "--out", str(tmp_path))
         assert result.exit_code == 0, result.stderr
         table, _, about = result.stdout.partition("\n\n")
-        assert max(map(len, result.stdout.splitlines()[:-1])) <= 100
+        assert max(map(len, result.stdout.splitlines()[:-2])) <= 100
         assert "attention" in table
         shown.append(table)
         (png,) = (tmp_path / "figures").glob(f"card-{name}*.png")
