@@ -3,7 +3,8 @@
 # make test-gpu  the tests that need a CUDA device
 # make wheel     build the wheel, install it in an environment of its own, compare two miniatures there
 # make test-oldest  the tests of what transformers does, on the oldest version that is allowed (a venv of its own)
-# make bench     the sweep benchmark                    make lint       ruff, mypy, import linter
+# make bench     the sweep benchmark                    make bench-reading  what the reading probes cost
+# make lint      ruff, mypy, import linter
 # make docs      write again what docs/ takes from the code; make picture: the README's picture and table
 
 PYTHON ?= python3.11
@@ -19,7 +20,7 @@ EDITABLE = $(INSTALL) --no-build-isolation --config-settings editable_mode=stric
 FOLDERS := $(shell find core plugins architectures comparisons -type d -not -name __pycache__)
 
 .DELETE_ON_ERROR:
-.PHONY: compare test test-all test-gpu test-oldest wheel bench lint docs picture clean
+.PHONY: compare test test-all test-gpu test-oldest wheel bench bench-reading lint docs picture clean
 
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
@@ -40,6 +41,9 @@ test-oldest: $(VENV)-oldest/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/sweep.py
+
+bench-reading: $(VENV)/.installed
+	$(BIN)/python benchmarks/reading.py --memory standard
 
 lint: $(VENV)/.installed $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -4,9 +4,8 @@
     python benchmarks/reading.py --threads 1 --clock cpu --memory standard
 
 *Plain* is Hugging Face's own forward, unembedding every token, over batches of equal length. *Pass* is the capture pass
-that feeds all probes that need no attention weights, with the card and the embeddings; *eager* is the pass of
-`attention_patterns`, and *Gram* what CKA computes afterwards. With ``--memory`` the peak is taken on another suite,
-after a pass over half of it, so that what grows with a suite shows.
+of all probes that need no attention weights, with the card and the embeddings; *eager* the pass of
+`attention_patterns`, and *Gram* what CKA computes at the end. ``--memory`` takes peaks on half a suite and on all of it.
 """
 
 from __future__ import annotations
@@ -54,40 +53,36 @@ def plain(model, prompts):
 def measure(model, suite, names, clock="wall"):
     """Measure probes as a job list does, the reading ones together; returns the time of each part in seconds."""
     probes, inputs, took = {name: manager.probes()[name]() for name in names}, Inputs(), defaultdict(float)
+    timed = partial(machine.seconds, device=model.device, clock=clock)
     if "cka" in probes:
-        finish = probes["cka"].finish
 
-        def timed():
-            took["gram"], dataset = machine.seconds(finish, model.device, clock)
+        def finish(of=probes["cka"].finish):
+            took["gram"], dataset = timed(of)
             return dataset
 
-        probes["cka"].finish = timed
+        probes["cka"].finish = finish
     reading = [probe for probe in probes.values() if isinstance(probe, ReadingProbe)]
-    together = partial(read_together, reading, model, suite, [inputs] * len(reading))
-    took["reading"], _ = machine.seconds(together, model.device, clock)
-    took["reading"] -= took["gram"]
+    took["reading"] = timed(partial(read_together, reading, model, suite, [inputs] * len(reading)))[0] - took["gram"]
     for name, probe in probes.items():
         if not isinstance(probe, ReadingProbe):
-            alone = partial(probe.measure, model, suite, inputs)
-            took[name], _ = machine.seconds(alone, model.device, clock)
+            took[name], _ = timed(partial(probe.measure, model, suite, inputs))
     return took
 
 
 def ratios(model, suite, options):
     """Return medians over rounds in which the ways take turns."""
     prompts, found = model.read(suite).prompts, defaultdict(list)
-    plain(model, prompts), measure(model, suite, NAMES)  # warm-up
+    plain(model, prompts[:4]), measure(model, Suite(suite.name, suite.prompts[:4]), {*NAMES} - {"cka"})  # warm-up
     for _ in range(options.rounds):
-        base, _ = machine.seconds(lambda: plain(model, prompts), model.device, options.clock)
+        base, _ = machine.seconds(partial(plain, model, prompts), model.device, options.clock)
         shared = measure(model, suite, [name for name in NAMES if name != EAGER], options.clock)
         eager = measure(model, suite, [EAGER], options.clock)["reading"]
         gram = shared.pop("gram")
         found["plain_s"].append(base)
         for name, took in {"pass": sum(shared.values()), "eager": eager, "gram": gram, **shared}.items():
-            found[f"{name}_s"].append(took)
             found[f"{name}_over_plain"].append(took / base)
-    tokens = sum(len(prompt.ids) for prompt in prompts)
-    sizes = {"model": model.slug, "suite": suite.name, "prompts": len(prompts), "tokens": tokens}
+    sizes = {"model": model.slug, "suite": suite.name, "prompts": len(prompts)}
+    sizes["tokens"] = sum(len(prompt.ids) for prompt in prompts)
     return sizes | {name: statistics.median(values) for name, values in found.items()}
 
 

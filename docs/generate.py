@@ -110,10 +110,22 @@ evenly spaced subset of it both ways; attribution patching is set against exact 
 [`benchmarks/steering.py`](../benchmarks/steering.py) times a whole steering sweep; the plain way is timed on
 24 of its conditions and scaled.
 
+`make bench-reading` runs [`benchmarks/reading.py`](../benchmarks/reading.py). It sets the nine probes of what a model
+holds against *one plain forward*: Hugging Face's own, over the same prompts in batches of one length, every position
+unembedded. The *shared pass* is the one that feeds all of them but `attention_patterns`, with `model_card` and
+`embedding_structure`; much of it is the lens, which unembeds the stream at every readout twice a layer. The *eager
+pass* is that of `attention_patterns`, which also reads random tokens, repeated, for every prompt: more than the prompts
+themselves have. *Gram matrices* is what CKA computes at the end. The ways take turns in one process; ratios are medians
+over rounds. *Over weights* is the peak while all nine are measured, on half of a suite and on all of it.
+
 ## Measured
 """
 PROBES_HEAD = (
     "| probe | model | conditions × prompts | engine | prompt by prompt | ratio | largest difference (metric's unit) |"
+)
+READING_HEAD = (
+    "| model | prompts | tokens | plain forward | shared pass | eager pass | Gram matrices "
+    "| nine probes, three miniatures |"
 )
 SPEED_HEAD = (
     "| model | sweep | conditions × prompts | engine | over prompt by prompt | over bucketed | rate "
@@ -138,6 +150,9 @@ def speed() -> str:
             lines += [SPEED_HEAD, "| --- " * 9 + "|", *(_speed_row(row) for row in found["rows"]), ""]
         if found.get("probes"):
             lines += [PROBES_HEAD, "| --- " * 7 + "|", *(_probe_row(row) for row in found["probes"]), ""]
+        if found.get("reading"):
+            lines += [READING_HEAD, "| --- " * 8 + "|", _reading_row(found["reading"]), ""]
+            lines += [_memory_line(found["reading"]), ""]
         if found.get("scaling"):
             lines += ["Time and memory as prompts grow (layer sweep, engine alone):", ""]
             lines += ["| model | prompts | tokens | seconds | µs per token and condition | over weights |"]
@@ -161,6 +176,19 @@ def _probe_row(row: dict[str, Any]) -> str:
         f"| {row['probe']} | {row['model']} | {row['conditions']} × {row['prompts']} | {row['engine_s']:.2f} s "
         f"| {row['prompt_by_prompt_s']:.1f} s | {row['ratio']:.1f} × | {difference} |"
     )
+
+
+def _reading_row(row: dict[str, Any]) -> str:
+    parts = (f"{row[f'{part}_over_plain']:.2f} ×" for part in ("pass", "eager", "gram"))
+    return (
+        f"| {row['model']} | {row['prompts']} | {row['tokens']} | {row['plain_s']:.1f} s | {' | '.join(parts)} "
+        f"| {row['miniatures_s']:.0f} s |"
+    )
+
+
+def _memory_line(row: dict[str, Any]) -> str:
+    parts = (f"{row[f'{part}_over_weights_gb']:.2f} GB on {row[f'{part}_prompts']}" for part in ("half", "whole"))
+    return f"Over weights: {', '.join(parts)} prompts of the {row['memory_suite']} suite."
 
 
 def _scaling_row(row: dict[str, Any]) -> str:
