@@ -5,7 +5,7 @@
 
 *Plain* is Hugging Face's own forward, unembedding every token, over batches of equal length. *Pass* is the capture pass
 of all probes that need no attention weights, with the card and the embeddings; *eager* the pass of
-`attention_patterns`, and *Gram* what CKA computes at the end. ``--memory`` takes peaks on half a suite and on all of it.
+`attention_patterns`, and *Gram* what CKA computes at the end. ``--memory`` takes peaks on half a suite and all of it.
 """
 
 from __future__ import annotations

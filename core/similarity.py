@@ -82,7 +82,8 @@ class Grams:
 
     def null(self, other: Grams, draws: int, seed: int = 0) -> Floats:
         """Return CKA ``(draw, layer, layer_other)`` with the other's groups permuted as wholes."""
-        a, b = (each.values.astype(np.float32) for each in (self, other))
+        a = self.values.astype(np.float32)
+        b = a if other is self else other.values.astype(np.float32)
         rng, places, own = np.random.default_rng(seed), other.groups, np.arange(b.shape[-1])
         found = np.zeros((draws, len(a), len(b)))
         for draw in found:

@@ -168,6 +168,7 @@ class CKA(ReadingProbe):
             values[place] = gram(features if variant == "all" else trimmed(features))
             stored[place, kept[lower[0]], kept[lower[1]]] = rounded(values[place][lower])
         grams = Grams(values, np.array(self.rows)[kept])
+        del values  # as large as all that follows
         null = grams.null(grams, self.parameters.permutations, self.seed)
         both = np.concatenate([null, null.swapaxes(1, 2)])
         return grams.cka(grams), np.quantile(both, 0.95, axis=0)
