@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections import defaultdict
 from functools import partial
@@ -81,9 +82,8 @@ def ratios(model, suite, options):
         found["plain_s"].append(base)
         for name, took in {"pass": sum(shared.values()), "eager": eager, "gram": gram, **shared}.items():
             found[f"{name}_over_plain"].append(took / base)
-    sizes = {"model": model.slug, "suite": suite.name, "prompts": len(prompts)}
-    sizes["tokens"] = sum(len(prompt.ids) for prompt in prompts)
-    return sizes | {name: statistics.median(values) for name, values in found.items()}
+    sizes = {"prompts": len(prompts), "tokens": sum(len(prompt.ids) for prompt in prompts)}
+    return {"model": model.slug} | sizes | {name: statistics.median(values) for name, values in found.items()}
 
 
 def memory(model, suite):
@@ -102,13 +102,13 @@ def main():
     options = parse()
     torch.set_num_threads(options.threads)
     found, suites = machine.about(options), manager.suites()
+    found |= {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
     model = xatlas.load(options.model, device="cpu")
     found |= {"reading": ratios(model, suites["quick"].load(), options)}
     if options.memory:
         found["reading"] |= memory(model, suites[options.memory].load())
-    minis = [xatlas.load(name, device="cpu") for name in MINIATURES]
-    took = [sum(measure(mini, suites["quick"].load(), NAMES).values()) for mini in minis]
-    found["reading"] |= {"miniatures": len(minis), "miniatures_s": sum(took)}
+    minis = [measure(xatlas.load(name, device="cpu"), suites["quick"].load(), NAMES) for name in MINIATURES]
+    found["reading"]["miniatures_s"] = sum(sum(took.values()) for took in minis)
     print(json.dumps(found, indent=1))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:

@@ -153,6 +153,7 @@ def speed() -> str:
         if found.get("reading"):
             lines += [READING_HEAD, "| --- " * 8 + "|", _reading_row(found["reading"]), ""]
             lines += [_memory_line(found["reading"]), ""]
+            lines += [f"Of {found['cores']} cores, with a load of {found['load']:.0f} when it began.", ""]
         if found.get("scaling"):
             lines += ["Time and memory as prompts grow (layer sweep, engine alone):", ""]
             lines += ["| model | prompts | tokens | seconds | µs per token and condition | over weights |"]
