@@ -167,7 +167,7 @@ def _strongest(one: Effects, scores: xr.DataArray, even: xr.DataArray) -> Eviden
         return weights
 
     values = np.column_stack([np.nan_to_num(flat.values), ones])
-    number = one.sample.cross_fit(values, pick, log=False)
+    number, _ = one.sample.cross_fit(values, pick, log=False)
     control = bounds_of(one.sample.mean(even))
     low, high = number[1] - control[0], number[2] - control[0]
     return Evidence(

@@ -28,7 +28,8 @@ class EarlyLate(ClaimComparison):
 
     The claim about a model is that this ratio of macro means differs from 1, also relative to the control's ratio. The
     claim about two models is that their profiles over depth correlate (Spearman, on 20 interpolated depths) more
-    than with one model's layers permuted. ``profile (model, layer, bound)``: each layer's effect over the mean layer's;
+    than with one model's layers permuted (the control: mean and middle 95 %): the difference, both as uncertain as they
+    are, has to clear 0. ``profile (model, layer, bound)``: each layer's effect over the mean layer's;
     ``profile_control (model, layer)``.
     """
 
@@ -49,7 +50,7 @@ class EarlyLate(ClaimComparison):
         Claim(
             "profile_correlation",
             "Is the effect spread over depth alike in two models?",
-            "Over depth, effects in {first} and {second} correlate: {number} (permuted layers: 95 % below {chance})",
+            "Over depth, effects in {first} and {second} correlate: {number}, with layers permuted {control}",
             label="correlation",
             short="effects over depth correlate",
         ),

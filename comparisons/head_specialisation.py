@@ -131,7 +131,7 @@ class HeadSpecialisation(ClaimComparison):
         return found
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per finding about a model, and one for each head that leads in several families."""
+        """Return one row per finding about a model, and one for each head that is the strongest in most families."""
         rows: list[dict[str, str | float]] = []
         labels = {claim.name: claim.label for claim in self.claims}
         nothing: dict[str, str | float] = {"control": "–", "verdict": "–", "sensitivity": "–"}
@@ -143,12 +143,14 @@ class HeadSpecialisation(ClaimComparison):
                 rows.append({"model": model, "number": "heads", "value": "none", **nothing})
             families = int(one["best_head"].notnull().sum())
             first, either = (one[name].transpose("layer", "head").values for name in ("first", "first_or_second"))
-            order = np.argsort(-np.nan_to_num(either + first / 1000), axis=None, kind="stable")
+            order = np.argsort(-np.nan_to_num(first + either / 1000), axis=None, kind="stable")
             for place in order[:NAMED] if own else ():
                 layer, head = np.unravel_index(int(place), first.shape)
-                if either[layer, head] > 0:
-                    value = f"first {first[layer, head]:.0f}, top two {either[layer, head]:.0f} of {families}"
-                    rows.append({"model": model, "number": f"head {layer}.{head}, families", "value": value, **nothing})
+                wins = first[layer, head]
+                if wins > 0:
+                    value = f"1st in {wins:.0f}, 2nd in {either[layer, head] - wins:.0f} of {families}"
+                    label = f"head {layer}.{head} by family"
+                    rows.append({"model": model, "number": label, "value": value, **nothing})
         return rows
 
     def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
@@ -209,7 +211,7 @@ def _crossed(one: Effects, values: xr.DataArray) -> Bounds:
         weights[0, np.argsort(-np.nan_to_num(means), kind="stable")[TOP:]] = 0
         return weights
 
-    value, low, high = one.sample.cross_fit(flat, pick, log=False)
+    (value, low, high), _ = one.sample.cross_fit(flat, pick, log=False)
     if not one.sample.clusters.resamples:
         return value, math.nan, math.nan
     return value, max(low, 0.0), min(high, 1.0)

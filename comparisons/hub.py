@@ -13,9 +13,10 @@ from xatlas.comparisons.figures import hub as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
 from xatlas.findings.estimates import BOUND, bounds_of, side
+from xatlas.findings.places import SURE
 from xatlas.findings.readings import ABLATION
 from xatlas.findings.sentences import in_short
-from xatlas.stats import Floats, probability_first
+from xatlas.stats import Floats
 from xatlas.text import interval
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 #: Claim → the component whose hub it names.
 HUBS = {"hub": "joint", "mlp_hub": "mlp", "operator_hub": "operator"}
-#: What sets a hub apart from a tie, and two hubs must have to be in the same place.
-SURE = 0.95
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def _claim(name: str, called: str, pair: str = "", alike: str = "") -> Claim:
         name,
         f"Which layer is the {called}: the one whose ablation changes the output most?",
         f"The {called} of {{model}} is layer {{layer}} ({{where}}): {{number}} nats, control {{control}}; "
-        "{times} times the runner-up's effect (cross-fitted), P(rank 1) {sure}{ties}",
+        "{lead}, P(rank 1) {sure}{ties}",
         label=f"{called}, nats",
         short=f"the {called} is layer {{layer}}",
         pair=pair,
@@ -130,13 +129,11 @@ class Hub(ClaimComparison):
         found = {"effect": one.sample.effects(kl)}
         if one.control is not None:
             found["control"] = one.sample.effects(one.control)
-        flat = kl.transpose("prompt", "component", "layer")
-        draws = one.sample.clusters.macro_draws(flat.values)
-        like = flat.isel(prompt=0, drop=True).reset_coords(drop=True)
+        like = kl.transpose("prompt", "component", "layer").isel(prompt=0, drop=True).reset_coords(drop=True)
+        places = [largest(one.sample.briefly(), kl.sel(component=c)) for c in like["component"].values]
+        absent = np.full(like.sizes["layer"], np.nan)
         known = one.sample.clusters.resamples
-        ranks = [probability_first(draws[:, c]) * (1.0 if known else math.nan) for c in range(draws.shape[1])]
-        found["p_rank1"] = like.copy(data=np.array(ranks))
-        places = [largest(one.sample, kl.sel(component=c)) for c in like["component"].values]
+        found["p_rank1"] = like.copy(data=np.array([place.ranks if place and known else absent for place in places]))
         tied = [np.isin(like["layer"].values, place.tied if place else ()) for place in places]
         found["tied"] = like.copy(data=np.array(tied, dtype=float))
         named = [float(place.label) if place else math.nan for place in places]
@@ -173,7 +170,7 @@ def _hub(one: Effects, component: str) -> HubEvidence | None:
     place = largest(one.sample, values)
     if place is None:
         return None
-    number, descriptive = _effect(one, values, place)
+    number, descriptive = _effect(one, values)
     depth = np.asarray(values["depth"].values, dtype=float)
     control, p, way = UNKNOWN, place.p, 1
     if one.control is not None:
@@ -193,7 +190,7 @@ def _hub(one: Effects, component: str) -> HubEvidence | None:
         artefact="a random change of the same size does more" if way < 0 and stands_out else "",
         descriptive=descriptive,
         scale_free=place.over_next,
-        words=_words(values, place) | {"times": interval(*place.over_next)},
+        words=_words(values, place),
         depth=float(depth[place.index]),
         depths=depth[place.draws],
         p_place=place.p,
@@ -221,32 +218,30 @@ def _words(values: xr.DataArray, place: Place) -> dict[str, str]:
     return {
         "layer": str(place.label),
         "where": where(values, place.index),
+        "lead": f"{interval(*place.margin)} nats more than the largest of the others"
+        if place.tie
+        else f"{interval(*place.over_next)} times the runner-up's effect (cross-fitted)",
         "sure": f"{place.p_rank1:.2f}" if resampled or place.runner_up is None else "–",
         "ties": f"; it ties with layer {_listed(place)}" if place.tie else "",
     }
 
 
 def where(values: xr.DataArray, index: int) -> str:
-    """Say where a layer is: counted from the end, its depth, its operator."""
+    """Say where a layer is: its index from the end, its depth, its operator."""
     at = values.isel(layer=index)
-    back = int(values["layer"][-1]) - int(at["layer"]) + 1
-    ending = "th" if back % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(back % 10, "th")
-    counted = "the last" if back == 1 else f"{back}{ending} from the end"
-    return f"{counted}, depth {float(at['depth']):.2f}, {at['operator_type'].item()}"
+    back = int(at["layer"]) - int(values["layer"][-1]) - 1
+    return f"{back} counted from the end, depth {float(at['depth']):.2f}, {at['operator_type'].item()}"
 
 
-def _effect(one: Effects, values: xr.DataArray, place: Place) -> tuple[Bounds, bool]:
+def _effect(one: Effects, values: xr.DataArray) -> tuple[Bounds, bool]:
     """Return the effect of the largest, cross-fitted where halves of the templates choose otherwise, and whether so."""
     array = values.transpose("prompt", ...).values
-    picked = one.sample.half_means(array)
-    if {int(np.nanargmax(means)) for means in picked if np.isfinite(means).any()} == {place.index}:
-        return bounds_of(one.sample.mean(values.isel({values.dims[-1]: place.index}), log=True)), False
     array = np.column_stack([array[:, np.isfinite(array).any(0)], np.ones(len(array))])
 
     def pick(means: Floats) -> Floats:
         return np.eye(len(means))[[int(np.nan_to_num(means[:-1], nan=-1.0).argmax()), -1]]
 
-    return one.sample.cross_fit(array, pick, log=True), True
+    return one.sample.cross_fit(array, pick, log=True)
 
 
 def _position(one: Effects) -> dict[str, Evidence]:
@@ -260,7 +255,7 @@ def _position(one: Effects) -> dict[str, Evidence]:
     place = largest(one.sample, flat.assign_coords(part=labels), "part")
     if place is None:
         return {}
-    number, descriptive = _effect(one, flat, place)
+    number, descriptive = _effect(one, flat)
     at, component = divmod(place.index, len(parts))
     words = {"layer": str(layers[at]), "component": "MLP" if parts[component] == "mlp" else parts[component]}
     words |= {"where": where(values, at), "ties": f"; it ties with layer {_listed(place)}" if place.tie else ""}
@@ -281,7 +276,8 @@ def _named(one: xr.Dataset, name: str) -> str:
     """Return in a few words what a row of the table is about."""
     if name in HUBS:
         layer = int(one["hub"].sel(component=HUBS[name]))
-        return f"{name.replace('_', ' ').replace('mlp', 'MLP')} {layer}, nats"
+        layers = int(one["effect"].sel(bound="value").notnull().any("component").sum())
+        return f"{name.replace('_', ' ').replace('mlp', 'MLP')} {layer} ({layer - layers}), nats"
     effect = one["position_effect"].sel(where="first", bound="value").transpose("layer", "component")
     effect = effect.sel(component=[each for each in effect["component"].values if each != "joint"])
     layer, part = map(int, np.unravel_index(int(np.nanargmax(effect.values)), effect.shape))
@@ -340,7 +336,7 @@ def _head_over_layer(layers: Effects, heads: Effects) -> xr.DataArray:
             known = np.nan_to_num(means, nan=-1.0)
             return np.eye(len(means))[[int(known[:n].argmax()), n + int(known[n:].argmax())]]
 
-        bounds = layers.sample.cross_fit(np.column_stack([each, whole]), pick, log=True)
+        bounds, _ = layers.sample.cross_fit(np.column_stack([each, whole]), pick, log=True)
     return xr.DataArray(list(bounds), dims="bound", coords={"bound": list(BOUND)})
 
 

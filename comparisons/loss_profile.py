@@ -65,7 +65,7 @@ class LossProfile(ClaimComparison):
         Claim(
             "families",
             "Do the families that cost one model much cost the other much?",
-            "Over families, bits per byte in {first} and {second} correlate: {number} (permuted: 95 % below {chance})",
+            "Over families, bits per byte in {first} and {second} correlate: {number}, with families permuted {control}",
             label="correlation over families",
             short="the same families cost much",
             kinds=False,

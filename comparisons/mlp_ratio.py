@@ -15,9 +15,10 @@ from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
 from xatlas.findings.claims import ALPHA, UNKNOWN
 from xatlas.findings.estimates import bounds_of, side
-from xatlas.findings.places import largest_ratio
+from xatlas.findings.places import largest_ratio, ranking
 from xatlas.findings.sentences import in_short
-from xatlas.stats import PERMUTATIONS, Floats, divide, probability_first, quantile
+from xatlas.stats import PERMUTATIONS, Floats, divide
+from xatlas.text import interval
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -118,7 +119,7 @@ class MlpRatio(ClaimComparison):
         if one.control is not None:
             found["mlp_over_operator_control"] = one.sample.ratio(*parts(one.control)).bounds()
         known = 1.0 if one.sample.clusters.resamples else math.nan
-        ranks = probability_first(_draws(one, mlp, operator)) * known
+        ranks = ranking(one.sample, one.sample.ratio(mlp, operator), _draws(one, mlp, operator)).sure * known
         found["p_rank1"] = found["mlp_over_operator"].sel(bound="value", drop=True).copy(data=ranks)
         found["types"] = xr.DataArray(" / ".join(operator_types(one["kl"]["operator_type"].values.tolist()) or ()))
         return found
@@ -188,38 +189,29 @@ def _draws(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Floats:
 def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
     """Return what speaks for one layer's having the largest ratio."""
     ratio = one.sample.ratio(mlp, operator)
-    point = ratio.point.values
-    present = np.flatnonzero(np.isfinite(point))
-    if not present.size:
+    places = ranking(one.sample, ratio, _draws(one, mlp, operator))
+    if not len(places.order):
         return Evidence()
-    order = present[np.argsort(-point[present], kind="stable")]
-    best = int(order[0])
-    at = ratio.isel({"layer": best})
-    draws = np.where(np.isfinite(point), _draws(one, mlp, operator), -np.inf)
-    sure = float(probability_first(np.where(np.isfinite(point), draws, np.nan))[best])
-    blocked, ties = "", ""
-    if len(order) == 1:
+    best = int(places.order[0])
+    at, blocked, ties = ratio.isel({"layer": best}), "", ""
+    if len(places.order) == 1:
         blocked = "one layer only"
     elif not one.sample.clusters.resamples:
         blocked = "too few templates"
-    else:
-        freedom = (at - ratio.isel({"layer": int(order[1])})).freedom()
-        gaps = one.sample.stretched(draws[:, [best]] - draws[:, order[1:]], point[best] - point[order[1:]], freedom)
-        tied = order[1:][quantile(gaps, 0.025) <= 0]
-        if tied.size or sure < 0.95:
-            names = [str(ratio.point["layer"].values[i]) for i in (tied if tied.size else order[1:2])]
-            blocked = f"it ties with layer {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
-            ties = f"; {blocked}"
+    elif len(places.tied):
+        names = [str(ratio.point["layer"].values[i]) for i in places.tied]
+        blocked = f"it ties with layer {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
+        ties = f"; {blocked} (over the largest of the others: {interval(*np.exp(places.margin).tolist())})"
     p, way, control = _permuted(one, mlp, operator), 1, UNKNOWN
     if one.control is not None:
         beside = one.sample.ratio(*parts(one.control)).isel({"layer": best})
         control, over = bounds_of(beside), at - beside
         p, way = max(p, float(over.p())), side(*bounds_of(over)[1:], 1.0)
-    number, descriptive = largest_ratio(one.sample, mlp, operator, at)
+    number, descriptive = largest_ratio(one.sample, mlp, operator)
     layer = mlp.isel(layer=best)
     return Evidence(
         number=number,
-        p=p if len(order) > 1 else math.nan,
+        p=p if len(places.order) > 1 else math.nan,
         side=way,
         answer=int(layer["layer"]),
         control=control,
@@ -230,7 +222,7 @@ def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
             "layer": str(int(layer["layer"])),
             "depth": f"{float(layer['depth']):.2f}",
             "type": str(layer["operator_type"].item()),
-            "sure": f"{sure:.2f}" if one.sample.clusters.resamples else "–",
+            "sure": f"{places.sure[best]:.2f}" if one.sample.clusters.resamples else "–",
             "ties": ties,
         },
     )

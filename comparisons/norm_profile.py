@@ -232,7 +232,7 @@ def _jump(one: Effects, name: str, jump: float) -> Evidence:
     )
     low, high = (ratio.bounds().sel(bound=end).values for end in ("low", "high"))
     others = replace(ratio, point=_without(ratio.point, best), moved=_without(ratio.moved, best))
-    largest, descriptive = largest_ratio(one.sample, after, before, ratio.isel({"layer": best}))
+    largest, descriptive = largest_ratio(one.sample, after, before)
     return Evidence(
         number=largest,
         p=float(np.max([min(1.0, float(np.nanmin(tails)) * np.isfinite(point).sum()), growing])),

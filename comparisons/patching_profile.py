@@ -276,7 +276,7 @@ def _mover(one: Effects) -> Evidence | None:
         best = int(np.nanargmax(means[:-1]))
         return np.eye(len(means))[[best, len(means) - 1]]
 
-    number = one.sample.cross_fit(np.nan_to_num(with_one), pick, log=False)
+    number, _ = one.sample.cross_fit(np.nan_to_num(with_one), pick, log=False)
     control = one.sample.mean(_moved(one, "recovery_control").isel(layer=first.index))
     over = (one.sample.mean(moved.isel(layer=first.index)) - control).evidence(two_sided=False)
     other = largest(one.sample, _moved(one, mode="noise"))

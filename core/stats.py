@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from statistics import NormalDist
@@ -17,6 +19,8 @@ Floats = NDArray[np.float64]
 _gauss = cache(np.polynomial.legendre.leggauss)
 #: Numerical agreement of two values, in nats and relative.
 AGREEMENT = (1e-4, 1e-5)
+#: What tells variants of one wording apart, at the end of a template's name.
+_VARIANT = re.compile(r"-\d+$")
 LEVEL = 0.95
 DRAWS, PERMUTATIONS = 2000, 10_000
 
@@ -172,9 +176,27 @@ def orders(rows: tuple[int, ...], count: int, seed: int) -> NDArray[np.int16]:
     return np.random.default_rng(seed).permuted(every, axis=-1)
 
 
+def _frames(labels: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return families and clusters: templates ``frame-1`` and ``frame-2`` are one where there are other frames."""
+    stems = {label: _VARIANT.sub("", label[1]) for label in labels if label[1].startswith("t:")}
+    frames: dict[str, set[str]] = {}
+    for (family, _), stem in stems.items():
+        frames.setdefault(family, set()).add(stem)
+    variants = Counter((family, stem) for (family, _), stem in stems.items())
+    # a frame with one variant keeps its name: so small suites, and what was drawn for them, stay as they are
+    return [
+        (label[0], stems[label])
+        if label in stems and len(frames[label[0]]) > 1 and variants[label[0], stems[label]] > 1
+        else label
+        for label in labels
+    ]
+
+
 class Clusters:
     """How prompts hang together: templates within families, one label each per prompt.
 
+    Variants of one wording, whose names differ by ``-NUMBER`` at the end (``frame-1``, ``frame-2``), are one cluster
+    where the family has at least two wordings: they are no more independent than prompts of one template.
     A prompt without a template is its own cluster. A family of one template never varies: nothing tells how much
     another wording would differ. Resampling draws T - 1 of a family's T templates with replacement (Rao and Wu 1988),
     which makes the variance of a family's mean unbiased even for the four or five templates of a small suite; drawing T
@@ -184,7 +206,9 @@ class Clusters:
     def __init__(self, families: Sequence[Any], templates: Sequence[Any], *, draws: int = DRAWS, seed: int = 0) -> None:
         self.draws, self.seed = draws, seed
         pairs = enumerate(zip(families, templates, strict=True))
-        labels = [(str(f), f"p:{i:09d}" if template in (None, "") else f"t:{template}") for i, (f, template) in pairs]
+        labels = _frames(
+            [(str(f), f"p:{i:09d}" if template in (None, "") else f"t:{template}") for i, (f, template) in pairs]
+        )
         names = sorted(set(labels))
         self.names = tuple(f"{family}|{template}" for family, template in names)
         self.size = len(names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
 import os
@@ -26,6 +25,8 @@ Rows = Sequence[Mapping[str, Any]]
 _ENDLESS = 10**6
 #: Widest that a comparison's table may be.
 WIDTH = 100
+#: Columns that stay longest where not all fit: what a row is about, what was found, and how far to trust it.
+LATEST = ("number", "value", "verdict", "sensitivity")
 
 
 def echo(text: str) -> None:
@@ -67,16 +68,15 @@ def print_rows(rows: Rows, as_json: bool) -> None:
 
 
 def fitting(rows: Rows, width: int = WIDTH) -> tuple[Rows, list[str]]:
-    """Return rows with the first columns that fit a width, and the names of the others."""
+    """Return rows with the columns that fit a width, and the names of the others: the last go first, see ``LATEST``."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    widths = [max(len(_cell(each)) for each in [name, *(row.get(name, "") for row in rows)]) for name in columns]
-    kept = [
-        name
-        for name, end in zip(columns, itertools.accumulate(each + 2 for each in widths), strict=True)
-        if end <= width
-    ]
-    kept = kept or columns[:1]
-    return [{name: row.get(name, "") for name in kept} for row in rows], columns[len(kept) :]
+    widths = {name: max(len(_cell(each)) for each in [name, *(row.get(name, "") for row in rows)]) for name in columns}
+    going = sorted(columns[1:], key=lambda name: (name in LATEST, -columns.index(name)))
+    kept = list(columns)
+    while going and sum(widths[name] for name in kept) + 2 * (len(kept) - 1) > width:
+        kept.remove(going.pop(0))
+    left = [name for name in columns if name not in kept]
+    return [{name: row.get(name, "") for name in kept} for row in rows], left
 
 
 def summarised(dataset: xr.Dataset) -> Rows:

@@ -39,6 +39,7 @@ class Finding:
     control_high: float = math.nan
     settings: int = 0  # other settings under which it was estimated, and how many of them agree
     agree: int = 0
+    alike: int = 0  # how many of these have a number in the interval, too; where it is in nats, none is compared
     depends_on: str = ""  # what those that disagree vary
     learnt: bool | None = None  # beyond every untrained twin; None where there are none
     short: str = ""  # what is said, in a few words without numbers

@@ -92,6 +92,7 @@ class Evidence:
     near: bool = False  # the point does
     least_p: float = 0.0  # the smallest p-value that a sample of this size can give
     sample: str = ""  # what that sample consists of, where it is not the claim's unit that says so
+    clear: bool = False  # the number's own interval excludes no difference, whatever that over the control does
     blocked: str = ""  # why nothing can be decided, in words
     artefact: str = ""  # why the usual way of measuring says so nevertheless
     descriptive: bool = False  # number and interval are cross-fitted: the verdict rests on the test alone

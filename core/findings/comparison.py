@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -71,8 +72,9 @@ class ClaimComparison(Comparison):
         if first.statistic is None or second.statistic is None:
             return None
         found = (first.statistic - second.statistic).evidence(margin=claim.margin)
-        blocked = first.blocked or second.blocked
-        return replace(found, blocked=blocked) if blocked else found
+        if math.isnan(found.control[0]):  # numbers without a control differ from no difference
+            found = replace(found, control=(1.0 if first.statistic.log else 0.0, math.nan, math.nan))
+        return replace(found, blocked=first.blocked or second.blocked or found.blocked)
 
     def describe(self, *effects: Effects) -> Mapping[str, xr.DataArray]:
         """Return what figures and tables show of one model."""

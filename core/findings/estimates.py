@@ -129,7 +129,8 @@ class Statistic:
         moved = moved.where((own.notnull() | others.notnull()) & known)
         gap = self.point - other.point
         alike = np.isclose(self.point, gap.copy(data=other.point.broadcast_like(gap)), rtol=1e-9, atol=1e-12)
-        return Statistic(gap.where(~alike, 0.0), moved, self.log)  # rounding is no difference
+        control = self.control - other.control if self.control is not None and other.control is not None else None
+        return Statistic(gap.where(~alike, 0.0), moved, self.log, control)  # rounding is no difference
 
     def isel(self, places: Mapping[Hashable, Any]) -> Statistic:
         """Return the numbers at some places."""
@@ -148,8 +149,8 @@ class Statistic:
         """
         value, low, high = self.bounds().values.tolist()
         tests = [self, *([self - self.control] if self.control is not None else [])]
-        sides = {side(*bounds_of(each)[1:], 1.0 if self.log else 0.0) for each in tests}
-        clear = sides.pop() if len(sides) == 1 else 0
+        sides = [side(*bounds_of(each)[1:], 1.0 if self.log else 0.0) for each in tests]
+        clear = sides[0] if len(set(sides)) == 1 else 0
         points = float(self.point)
         p = max(float(each.p()) for each in tests)
         if not two_sided and points < 0:  # of the claim, one side of the interval is tested all the same
@@ -161,6 +162,7 @@ class Statistic:
             side=abs(clear) if two_sided else clear,
             answer=(int(np.sign(points)) if known else None),
             control=bounds_of(self.control),
+            clear=bool(sides[0]),
             **(self.within(margin) if margin is not None else {}),
             blocked="" if math.isfinite(low) or not known else "too few templates",
             words=self.words,
@@ -244,41 +246,34 @@ class Sample:
             found += [first @ self.clusters.member > 0, ~first @ self.clusters.member > 0]
         return np.array(found)
 
-    def half_means(self, values: Floats) -> Floats:
-        """Return macro means ``(half, item)`` of values ``(prompt, item)`` over each half; the last over all."""
-        return self.clusters.macro(np.where(self._chosen.T[:, :, None], values[:, None], np.nan))
-
-    @property
-    def _chosen(self) -> Any:
-        everything = np.ones((1, self.clusters.member.shape[1]), dtype=bool)
-        return np.concatenate([self.halves, everything]) if self.clusters.resamples else everything
-
-    def cross_fit(self, values: Floats, pick: Callable[[Floats], Floats], *, log: bool) -> Bounds:
-        """Return a quotient of what was chosen by looking: chosen on half of the templates, measured on the others.
+    def cross_fit(self, values: Floats, pick: Callable[[Floats], Floats], *, log: bool) -> tuple[Bounds, bool]:
+        """Return a quotient of what was chosen by looking, and whether halves of the templates choose differently.
 
         ``pick`` maps macro means ``(item)`` of ``values (prompt, item)`` to the weights ``(2, item)`` of numerator and
-        denominator. Points are averaged over ways of halving (logarithms, with ``log``); the interval is as wide as all
-        templates would make it. It describes: the verdict needs a test.
+        denominator. Each prompt counts with what the halves without it chose, averaged over ways of halving; the
+        quotient is that of macro means, as of any two numbers, and where all halves choose alike it is that of what
+        they chose. The interval is no narrower than that of what all templates choose: one text that makes an item the
+        second largest is in no half that measures it. It describes: the verdict needs a test.
         """
-        picked = np.array([pick(means) for means in self.half_means(values)])  # (half, 2, item)
-        sums = np.einsum("pi,hki->phk", values, picked)
-        others = self._chosen.copy()
-        others[:-1] ^= True  # what was chosen on one half is measured on the other
-        (top, bottom), (moved, below) = (
-            np.moveaxis(each, -1, 0) for each in self.clusters.linear(np.where(others.T[..., None], sums, np.nan))
-        )
-        bottom = np.where((bottom > 0) & ((top > 0) | (not log)), bottom, np.nan)
-        share = top / bottom
-        change = moved / top - below / bottom if log else (moved - share * below) / bottom
-        points = np.log(share) if log else share
-        errors, freedom = spread(change, self.clusters.names)
-        known, measured = np.isfinite(points[:-1]), np.isfinite(points[:-1]) & np.isfinite(errors[:-1])
-        value = float(points[:-1][known].mean() if known.any() else points[-1])
-        error = float(errors[:-1][measured].mean() / math.sqrt(2) if measured.any() else errors[-1])
-        half = float(t_quantile(freedom[-1])) * error
+        import xarray as xr
+
+        whole = np.ones((1, len(values)), dtype=bool)
+        chosen, held = (self.halves, ~self.halves) if self.clusters.resamples else (whole, whole)
+        means = self.clusters.macro(np.where(chosen.T[:, :, None], values[:, None], np.nan))  # (half, item)
+        picked = np.array([pick(each) for each in means])  # (half, 2, item)
+
+        def quotient(weights: Floats, counted: Any) -> Statistic:
+            sums = np.einsum("pi,hki->hkp", values, weights)
+            known = np.isfinite(sums) & counted[:, None]
+            both = divide(np.where(known, sums, 0.0).sum(0), known.sum(0))
+            top, bottom = (xr.DataArray(each, dims="prompt") for each in both)
+            return self.ratio(top, bottom) if log else self.share(top, bottom)
+
+        found, plain = quotient(picked, held), quotient(pick(self.clusters.macro(values))[None], whole)
+        value, half = float(found.point), float(np.fmax(found.half(), plain.half()))
         bounds = (value, value - half, value + half)
         value, low, high = (math.exp(each) for each in bounds) if log else bounds
-        return value, low, high
+        return (value, low, high), bool((picked != picked[:1]).any())
 
     def permuted(
         self,

@@ -35,7 +35,7 @@ def rank_correlation(
     freedom: float,
     at: Callable[[Floats], Floats] = lambda values: values,
 ) -> Evidence | None:
-    """Return Spearman's correlation of two models' numbers ``(n)``, beside the first's in random order.
+    """Return Spearman's correlation of two models' numbers ``(n)``, beside the first's in random order: the control.
 
     ``draws (draw, n)`` are bootstrap draws of them, and ``at`` makes what is correlated. None where nothing varies.
     """
@@ -46,13 +46,13 @@ def rank_correlation(
     chance = correlate_ranks(at(mixed), at(curves[1])[None])
     drawn = sample.stretched(correlate_ranks(*map(at, draws)), value, freedom)
     low, high = (float(np.clip(quantile(drawn, q), -1, 1)) for q in (0.025, 0.975))
+    gap = drawn - np.random.default_rng(1).choice(chance, drawn.shape)  # both are uncertain
     return Evidence(
         number=(value, min(low, value), max(high, value)),
         p=(1 + int((chance >= value - 1e-12).sum())) / (1 + ORDERS),
-        side=1 if low > 0 else -1 if high < 0 else 0,
+        side=side(float(quantile(gap, 0.025)), float(quantile(gap, 0.975)), 0.0),
         answer=int(np.sign(value)),
-        control=(0.0, math.nan, math.nan),
-        words={"chance": f"{float(np.quantile(chance, 0.95)):.2f}"},
+        control=(float(chance.mean()), float(quantile(chance, 0.025)), float(quantile(chance, 0.975))),
     )
 
 

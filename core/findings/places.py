@@ -9,12 +9,58 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.findings.claims import Bounds
-from xatlas.findings.estimates import Sample, Statistic, bounds_of, spread
+from xatlas.findings.claims import UNKNOWN, Bounds
+from xatlas.findings.estimates import Sample, Statistic, spread
 from xatlas.stats import PERMUTATIONS, Floats, agree, divide, probability_first, quantile
 
 if TYPE_CHECKING:
     import xarray as xr
+
+#: P(rank 1) below it is a tie.
+SURE = 0.95
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Items by size, and how sure the first place is, all from the same stretched bootstrap draws."""
+
+    order: Floats  # indices, the largest first, of the items that are known
+    sure: Floats  # P(rank 1) of every item
+    margin: Bounds  # lead over the best of all others
+    tied: Floats  # indices of what may be as large, most of the time: none where P(rank 1) and margin are clear
+    first: Floats  # index of the first-ranked item in each draw
+
+
+def ranking(sample: Sample, statistic: Statistic, draws: Floats) -> Ranking:
+    """Rank the items of a statistic by ``draws (draw, item)`` of it, on the same scale.
+
+    The first ties when the margin's 95 % interval contains 0, two agree numerically, or P(rank 1) < 0.95. The margin
+    is the lead over the best of *all* others in each draw, and draws are stretched before anything is made of them: so
+    no P(rank 1) says what the margin denies.
+    """
+    point, moved = statistic.point.values, statistic.moved.transpose("cluster", ...).values
+    present = np.flatnonzero(np.isfinite(point))
+    order = present[np.argsort(-point[present], kind="stable")]
+    if len(order) > 1 and sample.clusters.resamples:
+        gap = moved[:, order[0]] - moved[:, order[1]]
+        draws = sample.stretched(draws, point, spread(gap, sample.clusters.names)[1])
+    draws = np.where(np.isfinite(point), draws, np.nan)
+    sure = probability_first(draws)
+    draws = np.where(np.isfinite(draws), draws, -np.inf)
+    first = draws.argmax(1)
+    if len(order) < 2:
+        return Ranking(order, sure, UNKNOWN, order[:0], first)
+    best, second, rivals = order[0], order[1], order[1:12]
+    lead = draws[:, best] - np.delete(draws, best, axis=1).max(1)
+    value = float(point[best] - point[second])
+    if not sample.clusters.resamples:
+        return Ranking(order, sure, (value, math.nan, math.nan), order[:0], first)
+    low, high = (float(quantile(lead, q)) for q in (0.025, 0.975))
+    tied = order[:0]
+    if not low > 0 or bool(agree(point[best], point[second])) or not sure[best] >= SURE:
+        tied = rivals[(quantile(draws[:, [best]] - draws[:, rivals], 0.025) <= 0) | agree(point[rivals], point[best])]
+        tied = tied if tied.size else order[1:2]
+    return Ranking(order, sure, (value, min(low, value), max(high, value)), tied, first)
 
 
 @dataclass(frozen=True)
@@ -31,6 +77,7 @@ class Place:
     over_next: Bounds  # quotient of the two largest means, cross-fitted
     tied: tuple[Any, ...]
     draws: Floats  # index of the first-ranked item in each bootstrap draw
+    ranks: Floats  # P(rank 1) of every item
 
     @property
     def tie(self) -> bool:
@@ -39,76 +86,46 @@ class Place:
 
 
 def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Place | None:
-    """Find the item with the largest macro mean; None where nothing is known.
-
-    It ties when the margin's 95 % interval contains 0, two means agree numerically, or P(rank 1) < 0.95.
-    The lead is taken over the best of *all* others in each draw.
-    """
+    """Find the item with the largest macro mean, and what it ties with; None where nothing is known."""
     values = values.transpose("prompt", dim)
-    statistic = sample.mean(values)
-    point = statistic.point.values
-    present = np.flatnonzero(np.isfinite(point))
-    places = present.tolist()
-    if not places:
+    found = ranking(sample, sample.mean(values), sample.clusters.macro_draws(values.values))
+    if not len(found.order):
         return None
+    best = int(found.order[0])
     labels = values[dim].values if dim in values.coords else np.arange(values.sizes[dim])
-    order = present[np.argsort(-point[present], kind="stable")]
-    best = int(order[0])
-    raw = sample.clusters.macro_draws(values.values)[:, present]
-    draws = np.where(np.isfinite(raw), raw, -np.inf)
-    ranked = probability_first(raw)[places.index(best)]
-    first = present[draws.argmax(1)]
-    if len(present) == 1:
-        alone = (math.nan, math.nan, math.nan)
-        return Place(best, labels[best], None, 1.0, math.nan, alone, (labels[best],) * 2, alone, (), first)
-    second = int(order[1])
-    own = places.index(best)
-    lead = draws[:, own] - np.delete(draws, own, axis=1).max(1)
-    value = float(point[best] - point[second])
-    moved = statistic.moved.values
-    lead = sample.stretched(lead, value, spread(moved[:, best] - moved[:, second], sample.clusters.names)[1])
-    low, high = (float(quantile(lead, q)) for q in (0.025, 0.975))
-    if not sample.clusters.resamples:
-        low, high = math.nan, math.nan
-    tie = not low > 0 or bool(agree(point[best], point[second])) or not ranked >= 0.95
-    rivals = order[1:12]
-    near = quantile(draws[:, [own]] - draws[:, np.searchsorted(present, rivals)], 0.025) <= 0
-    rivals = rivals[near | agree(point[rivals], point[best])]
-    tied = tuple(labels[rivals] if rivals.size else labels[[second]]) if tie and sample.clusters.resamples else ()
+    ends = tuple(labels[int(np.quantile(found.first, q))] for q in (0.025, 0.975))
+    if len(found.order) == 1:
+        return Place(best, labels[best], None, 1.0, math.nan, UNKNOWN, ends, UNKNOWN, (), found.first, found.sure)
 
     def top_two(means: Floats) -> Floats:
-        ranked = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")
-        return np.eye(len(means))[ranked[:2]]
+        two = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")[:2]
+        return np.eye(len(means))[two]
 
     return Place(
         index=best,
         label=labels[best],
-        runner_up=labels[second],
-        p_rank1=float(ranked),
+        runner_up=labels[found.order[1]],
+        p_rank1=float(found.sure[best]),
         p=sample.permuted(values, dim, lambda means: means.max(-1), PERMUTATIONS // 5),
-        margin=(value, min(low, value), max(high, value)) if math.isfinite(low) else (value, low, high),
-        spread=(labels[int(np.quantile(first, 0.025))], labels[int(np.quantile(first, 0.975))]),
-        over_next=sample.cross_fit(values.values[:, present], top_two, log=True),
-        tied=tied,
-        draws=first,
+        margin=found.margin,
+        spread=ends,
+        over_next=sample.cross_fit(values.values[:, np.sort(found.order)], top_two, log=True)[0],
+        tied=tuple(labels[found.tied]),
+        draws=found.first,
+        ranks=found.sure,
     )
 
 
 def largest_ratio(
-    sample: Sample, top: xr.DataArray, bottom: xr.DataArray, at: Statistic, dim: Hashable = "layer"
+    sample: Sample, top: xr.DataArray, bottom: xr.DataArray, dim: Hashable = "layer"
 ) -> tuple[Bounds, bool]:
-    """Return the largest ratio of macro means over ``dim``, and whether it is cross-fitted.
-
-    It is where halves of the templates choose another item; else it is ``at``, the ratio of the item chosen.
-    """
+    """Return the largest ratio of macro means over ``dim``, and whether halves of the templates choose other items."""
     above, below = (each.transpose("prompt", dim).values for each in (top, bottom))
     held = np.isfinite(above).any(0)
-    n, chosen = int(held.sum()), set()
+    n = int(held.sum())
 
     def pick(means: Floats) -> Floats:
         item = int(np.argmax(np.nan_to_num(divide(means[:n], means[n:]), nan=-1.0)))  # a half may be empty
-        chosen.add(item)
         return np.eye(2 * n)[[item, n + item]]
 
-    crossed = sample.cross_fit(np.column_stack([above[:, held], below[:, held]]), pick, log=True)
-    return (crossed, True) if len(chosen) > 1 else (bounds_of(at), False)
+    return sample.cross_fit(np.column_stack([above[:, held], below[:, held]]), pick, log=True)

@@ -59,8 +59,8 @@ def _finding(row: Row, p: float) -> Finding:
     about = "pair" if differs else "claim"
     said, reason = verdict(evidence, p, row.kinds, unit=claim.unit, about=about)
     others = list(row.settings.items())[1:]
-    other = [(setting, each) for setting, each in others if each.answer is not None]
-    differing = [setting for setting, each in other if not evidence.agrees(each)]
+    other = {setting: each for setting, each in others if each.answer is not None}
+    differing = [setting for setting, each in other.items() if not evidence.agrees(each)]
     learnt = _learnt(row)
     value, low, high = evidence.number
     return Finding(
@@ -80,6 +80,9 @@ def _finding(row: Row, p: float) -> Finding:
         control_high=evidence.control[2],
         settings=len(other),
         agree=len(other) - len(differing),
+        alike=sum(
+            claim.units != "1" or low <= each.number[0] <= high for each in other.values() if evidence.agrees(each)
+        ),
         depends_on=_varied(next(iter(row.settings), None), differing),
         learnt=learnt,
         short=_short(row, said, differs),
@@ -100,7 +103,8 @@ def _sentence(row: Row, said: str, differs: bool, learnt: bool | None) -> str:
         else:
             text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
         relation = "difference" if row.evidence.statistic is None or not row.evidence.statistic.log else "ratio"
-        return f"{text}: {relation} {number}."
+        beside = f", control {control}" if math.isfinite(row.evidence.control[1]) else ""
+        return f"{text}: {relation} {number}{beside}."
     places = dict(zip(("first", "second"), row.models, strict=False)) | {"model": row.models[0]}
     text = row.claim.sentence.format_map({**row.evidence.words, **places, "number": number, "control": control})
     if learnt is not None and said == "supported":
@@ -138,24 +142,29 @@ def _varied(main: Setting | None, differing: Sequence[Setting]) -> str:
 
 
 def robustness(finding: Finding) -> str:
-    """Return in a few words whether a finding's answer is the same under other settings."""
+    """Return in a few words whether a finding is the same under other settings.
+
+    ``robust``: the answer (the layer, the side of 1) is the same under all, and no number lies outside the interval
+    (in nats, which differ between settings, none is compared). ``same answer``: the answer is, the size is not.
+    """
     if not finding.settings:
         return "–"
     if finding.agree == finding.settings:
-        return f"robust {finding.agree} of {finding.settings}"
+        word = "robust" if finding.alike == finding.settings else "same answer"
+        return f"{word} {finding.agree} of {finding.settings}"
     return f"{finding.agree} of {finding.settings}: depends on {finding.depends_on}"
 
 
 def in_short(finding: Finding) -> dict[str, str]:
     """Return the cells of a narrow table: the number, its control, the verdict, and how robust the answer is."""
-    reason = "tie" if finding.reason.startswith("it ties") else finding.reason
+    reason = "tie" if finding.reason.startswith("it ties") else finding.reason.replace("p = ", "p ")
     varied = finding.depends_on.replace("ablation kind", "kind").replace("position 0", "bos")
-    robust = f"{finding.agree}/{finding.settings}" if finding.settings else "–"
+    same = robustness(finding).replace("same answer", "same").replace(" of ", "/")
     return {
         "value": interval(finding.value, finding.low, finding.high),
         "control": number(finding.control),
         "verdict": f"{finding.verdict}: {reason}" if 0 < len(reason) < 10 else str(finding.verdict),
-        "sensitivity": f"{robust}: {varied}" if 0 < len(varied) < 10 else robust,
+        "sensitivity": same.partition(":")[0] + (f": {varied}" if 0 < len(varied) < 10 else ""),
     }
 
 
@@ -213,9 +222,11 @@ def findings_of(dataset: xr.Dataset) -> Iterable[Finding]:
         for name, bounds in _BOUNDS.items():
             given |= dict(zip(bounds, map(float, one[name].values), strict=True))
         for name in _SINGLE:
+            if f"finding_{name}" not in one:  # of an earlier version
+                continue
             value = one[f"finding_{name}"].item()
             given[name] = value if isinstance(value, str) else float(value)
-        for name in ("settings", "agree"):
+        for name in {"settings", "agree", "alike"} & given.keys():
             given[name] = int(given[name])
         given["descriptive"] = bool(given["descriptive"])
         given["learnt"] = None if math.isnan(given["learnt"]) else bool(given["learnt"])

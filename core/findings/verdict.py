@@ -74,7 +74,7 @@ def verdict(
         return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
     if evidence.side > 0:
         return "undecided", f"p = {p:.2g}"
-    if about == "pair":
+    if about == "pair" and not (evidence.clear and math.isfinite(evidence.control[1])):
         return "undecided", "the interval includes no difference"
     return "undecided", "no more than its control" if math.isfinite(
         evidence.control[1]

@@ -75,6 +75,7 @@ def test_models_of_different_length_share_a_profile(synthetic):
     assert [found[pair].verdict for pair in ("ab", "ac", "bc")] == ["supported", "refuted", "refuted"]
     assert found["ab"].value > 0.9
     assert found["ac"].value < -0.9
+    assert -1 <= found["ab"].control_low < -0.3 < found["ab"].control < 0.3 < found["ab"].control_high <= 1
 
 
 def test_pairs_of_models_are_told_apart_or_alike_by_the_ratio_of_halves(synthetic):
@@ -85,6 +86,33 @@ def test_pairs_of_models_are_told_apart_or_alike_by_the_ratio_of_halves(syntheti
     assert found["ab"].short.endswith("is the same")
     assert found["ac"].short.endswith("differs")
     assert found["ac"].value == pytest.approx(found["a"].value / found["c"].value)
+
+
+def test_a_difference_between_models_that_their_controls_show_too_is_none(synthetic):
+    steep, flat = (synthetic.layer_result(["attention"] * 8, falling(base)) for base in (1.6, 1.2))
+    for result in (steep, flat):
+        result["kl_control"] = 0.1 * result["kl_control"]
+    (apart,) = (
+        f
+        for f in EarlyLate().findings(compare(synthetic, a=steep, b=flat))
+        if f.name == "early_over_late" and f.model_other
+    )
+    assert apart.verdict == "supported"
+    for result in (steep, flat):
+        result["kl_control"] = result["kl_control"].copy(
+            data=np.broadcast_to(
+                0.1 * result["kl"].sel(ablation="mean").expand_dims(draw=2).transpose(*result["kl_control"].dims),
+                result["kl_control"].shape,
+            )
+        )
+    (same,) = (
+        f
+        for f in EarlyLate().findings(compare(synthetic, a=steep, b=flat))
+        if f.name == "early_over_late" and f.model_other
+    )
+    assert (same.verdict, same.reason) == ("undecided", "no more than its control")
+    assert same.control == pytest.approx(same.value)
+    assert "control" in same.sentence
 
 
 def test_the_profile_is_interpolated_between_layers_for_correlations_alone(synthetic):

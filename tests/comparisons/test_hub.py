@@ -54,8 +54,8 @@ def test_a_planted_hub_is_found(synthetic):
     assert finding.low < finding.value < finding.high
     assert finding.control_high < finding.low
     assert not finding.descriptive  # all halves of the templates choose it: nothing was selected
-    assert finding.value == one["effect"].sel(layer=4, bound="value")
-    assert "is layer 4 (2nd from the end, depth 0.80, attention)" in finding.sentence
+    assert finding.value == pytest.approx(float(one["effect"].sel(layer=4, bound="value")))
+    assert "is layer 4 (-2 counted from the end, depth 0.80, attention)" in finding.sentence
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -84,6 +84,7 @@ def test_two_equal_layers_are_called_a_tie(synthetic):
     assert finding.verdict == "undecided"
     assert finding.reason.startswith("it ties with layer")
     assert "ties with layer" in finding.sentence
+    assert "nats more than the largest of the others" in finding.sentence  # the number that makes it a tie
     assert finding.low < finding.value < finding.high
 
 
@@ -128,8 +129,8 @@ def test_operator_and_mlp_hubs_are_found_apart(synthetic):
     told = {finding.name: finding.verdict for finding in Hub().findings(dataset)[1:]}
     assert told == {"operator_hub": "supported", "mlp_hub": "undecided"}
     rows = {row["number"]: row for row in Hub().table(dataset)}
-    assert rows["operator hub 1, nats"]["verdict"] == "supported"
-    assert rows["operator hub 1, nats"]["sensitivity"].startswith("5/5")
+    assert rows["operator hub 1 (-5), nats"]["verdict"] == "supported"
+    assert rows["operator hub 1 (-5), nats"]["sensitivity"].startswith("robust 5/5")
 
 
 def test_a_model_without_mlps_has_no_mlp_hub(synthetic):
@@ -213,7 +214,7 @@ def test_one_layer_is_no_hub(synthetic):
     dataset = compare(synthetic, a=synthetic.layer_result(["conv"]))
     (finding,) = found(dataset)
     assert (finding.verdict, finding.reason) == ("undecided", "one layer only")
-    assert "the last, depth 0.00" in finding.sentence
+    assert "-1 counted from the end, depth 0.00" in finding.sentence
     assert Hub().plot(dataset).axes
 
 
@@ -237,7 +238,7 @@ def test_without_layer_0_layers_keep_their_numbers(synthetic):
 
     result = synthetic.layer_result(TYPES, plant, ablations=("mean",))
     assert [evidence(synthetic, result, place).answer for place in (0, 1)] == [0, 3]
-    assert evidence(synthetic, result, 1).words["where"].startswith("3rd from the end, depth 0.60")
+    assert evidence(synthetic, result, 1).words["where"].startswith("-3 counted from the end, depth 0.60")
     (finding,) = found(compare(synthetic, a=result))
     assert (finding.settings, finding.agree, finding.depends_on) == (1, 0, "layer 0")
 
@@ -279,9 +280,9 @@ def test_what_matters_most_at_position_0_is_named(synthetic):
     dataset = compare(synthetic, a=result)
     (finding,) = found(dataset, "position")
     assert finding.verdict == "supported"
-    assert "the MLP of layer 2 (4th from the end" in finding.sentence
+    assert "the MLP of layer 2 (-4 counted from the end" in finding.sentence
     effect = dataset["position_effect"].isel(model=0).sel(layer=2, component="mlp", where="first")
-    assert (finding.value, finding.low, finding.high) == tuple(effect.values)
+    assert [finding.value, finding.low, finding.high] == pytest.approx(effect.values)
     assert finding.settings == 1  # of what other ablation kinds do, it says nothing
     assert "MLP 2 at pos. 0" in {row["number"] for row in Hub().table(dataset)}
     result["kl_position"].loc[{"component": "operator", "layer": 2}] = result["kl_position"].sel(

@@ -70,6 +70,27 @@ def test_interval_covers_when_prompts_of_a_template_hang_together():
     assert 0.915 <= held / 300 <= 0.985
 
 
+@pytest.mark.parametrize("leads", [1, 4])
+def test_interval_covers_when_variants_of_a_frame_hang_together(leads):
+    """Five frames after four leads each, as in ``standard``; as twenty templates they would cover about 70 %."""
+    rng, frames, families = np.random.default_rng(0), 5, 12
+    template = np.tile([f"frame {i}-{lead}" for i in range(frames) for lead in range(leads)], families)
+    clusters = Clusters(np.repeat(np.arange(families), frames * leads), template, draws=400)
+    assert clusters.size == frames * families
+    held = 0
+    for _ in range(300):
+        values = np.repeat(rng.normal(size=frames * families), leads)
+        values += 0.5 * rng.normal(size=len(values))
+        low, high = (quantile(clusters.macro_draws(values), q) for q in (0.025, 0.975))
+        held += low <= 0 <= high
+    assert 0.915 <= held / 300 <= 0.985
+
+
+def test_variants_of_the_only_frame_and_single_ones_are_templates():
+    alone = Clusters(["a"] * 3 + ["b"] * 2, ["t-1", "t-2", "t-3", "u-1", "v-2"])
+    assert alone.names == ("a|t:t-1", "a|t:t-2", "a|t:t-3", "b|t:u-1", "b|t:v-2")
+
+
 def test_a_family_of_one_template_never_varies():
     clusters = Clusters(["a"] * 6 + ["b"] * 6, ["t"] * 6 + ["u", "v"] * 3)
     assert (clusters.family_draws(np.arange(12.0), "a") == 2.5).all()

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import termios
 
+import pytest
 from running import Counting, another, plugged
 
-from xatlas.cli.output import print_table
+from xatlas.cli.output import WIDTH, fitting, print_table
 
 EVIL = "x\x1b[2J\u202e\x9b31m"
 
@@ -123,3 +124,13 @@ def test_a_terminal_gets_tables_wrapped_between_words(tmp_path):
     assert len(lines) > 3
     assert max(map(len, lines)) <= 50
     assert "".join(lines[2:]).split() == ["[bold]tiny[/bold]", "3", *ROWS[0]["what"].split()]
+
+
+@pytest.mark.parametrize(("name", "left"), [("short", []), ("m" * 35, ["control", "note"])])
+def test_of_a_table_that_is_too_wide_what_it_says_and_how_robust_that_is_stay(name, left, capsys):
+    row = {"model": name, "number": "hub 0, nats", "value": "1.23 [1.11, 1.44]", "control": "0.5 [0.4, 0.6]"}
+    rows, others = fitting([{**row, "verdict": "undecided: tie", "sensitivity": "robust 9/9", "note": "x" * 9}])
+    assert others == left
+    assert list(rows[0]) == [each for each in [*row, "verdict", "sensitivity", "note"] if each not in left]
+    print_table(rows)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= WIDTH

@@ -2,7 +2,9 @@ import math
 
 import pytest
 
-from xatlas.findings.claims import Evidence
+from xatlas.findings.claims import Claim, Evidence
+from xatlas.findings.readings import Setting
+from xatlas.findings.sentences import Row, decide, in_short, robustness
 from xatlas.findings.verdict import adjusted, verdict
 
 CLEAR = Evidence(number=(2.0, 1.5, 2.5), p=0.001, side=1, answer=1)
@@ -39,6 +41,40 @@ def test_what_is_not_supported_has_its_reason(changes, p, kinds, said):
         assert verdict(evidence, p, {"zero": Evidence(near=True, answer=-1)}, about="pair") == ("supported", "")
     else:
         assert verdict(evidence, p, kinds) == said
+
+
+@pytest.mark.parametrize(
+    ("clear", "control", "reason"),
+    [
+        (True, (1.5, 1.2, 2.0), "no more than its control"),
+        (False, (1.5, 1.2, 2.0), "the interval includes no difference"),
+        (True, (1.0, math.nan, math.nan), "the interval includes no difference"),
+    ],
+)
+def test_a_pair_that_the_control_tells_apart_as_well_is_undecided_for_that(clear, control, reason):
+    evidence = Evidence(**{**CLEAR.__dict__, "side": 0, "clear": clear, "control": control})
+    assert verdict(evidence, 0.2, None, about="pair") == ("undecided", reason)
+
+
+@pytest.mark.parametrize(
+    ("units", "others", "cells"),
+    [
+        ("1", (1.9, 2.2), ("robust 2 of 2", "robust 2/2")),
+        ("1", (1.9, 7.0), ("same answer 2 of 2", "same 2/2")),  # a size outside the interval is not robust
+        ("nats", (1.9, 7.0), ("robust 2 of 2", "robust 2/2")),
+        ("1", (1.9, 0.5), ("1 of 2: depends on scope", "1/2: scope")),
+    ],
+)
+def test_robust_is_what_has_the_same_answer_and_size(units, others, cells):
+    main, *rest = (Setting("mean", "last", "always", "quick"), Setting("zero", "last", "always", "quick"))
+    rest.append(Setting("mean", "all", "always", "quick"))
+    settings = {main: CLEAR} | {
+        setting: Evidence(number=(value, math.nan, math.nan), answer=1 if value > 1 else -1)
+        for setting, value in zip(rest, others, strict=True)
+    }
+    claim = Claim("more", "Is it more?", "It is {number}", units=units)
+    (finding,) = decide([Row(claim, ("a",), CLEAR, None, settings)])
+    assert (robustness(finding), in_short(finding)["sensitivity"]) == cells
 
 
 def test_the_sample_that_is_too_small_is_named():

@@ -101,6 +101,37 @@ def test_what_is_chosen_by_looking_is_measured_on_other_templates():
     assert all(low <= value <= high for value, low, high in over)
 
 
+def test_two_texts_that_make_the_runner_up_do_not_multiply_the_quotient():
+    """Halves that hold both, or neither, measure next to nothing: a mean of log quotients lies three times too high."""
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    values = noisy(rng, np.array([10.0, 0.01, 0.01, 0.01]), 60)
+    values[7, 1], values[31, 1] = 5.0, 3.0
+    means = values.mean("prompt")
+    times, low, _ = largest(sample, values).over_next
+    assert 1 < times / float(means[0] / means[1]) < 2.5
+    assert low < float(means[0] / means[1])
+
+
+def test_where_halves_choose_alike_the_cross_fitted_quotient_is_the_plain_one():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    values = noisy(rng, np.array([9.0, 3.0, 1.0]), 60, sd=0.1)
+    found, chosen = sample.cross_fit(values.values, lambda means: np.eye(3)[np.argsort(-means)[:2]], log=True)
+    plain = sample.ratio(values.isel(layer=0), values.isel(layer=1)).bounds().values
+    assert not chosen
+    assert found == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("families", [1, 3])
+def test_a_tie_and_its_numbers_agree(families):
+    rng, sample, seen = np.random.default_rng(0), balanced(families, 5), set()
+    for times in np.tile([1.0, 1.5, 2, 3], 8):
+        found = largest(sample, noisy(rng, np.array([times, 1, 1]), 5 * families))
+        assert found.tie == (found.margin[1] <= 0 or found.p_rank1 < 0.95)
+        assert (found.p_rank1 >= 0.975) == (found.margin[1] > 0)  # up to the draw at the quantile
+        seen.add(found.tie)
+    assert seen == {True, False}
+
+
 def test_layer_types_are_found_depth_aside_and_not_without_five_of_each():
     rng = np.random.default_rng(0)
     effects = 2 * DEPTH + np.log(3) * (np.array(TYPES) == "conv") + rng.normal(0, 0.1, 14)

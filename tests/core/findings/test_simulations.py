@@ -163,3 +163,13 @@ def test_intervals_cover(families, templates, lowest, log):
         bounds = statistic.bounds()
         held = float(((bounds.sel(bound="low") <= truth) & (truth <= bounds.sel(bound="high"))).mean())
         assert lowest - 0.01 <= held <= 0.97 + 0.01  # two standard errors
+
+
+@pytest.mark.parametrize(("runs", "lowest"), [(100, 0.76), pytest.param(1000, 0.85, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, 2])
+def test_intervals_of_what_is_chosen_by_looking_cover_often(runs, lowest, times):
+    """Over the runner-up, of thirteen that are equal: choosing anew in every draw would cover in none."""
+    rng, sample, means = np.random.default_rng(10), balanced(FAMILIES, TEMPLATES), np.ones(14)
+    means[0] = times
+    found = [largest(sample, noisy(rng, means, 60)).over_next for _ in range(runs)]
+    assert np.mean([low <= times <= high for _, low, high in found]) >= lowest
