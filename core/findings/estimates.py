@@ -258,7 +258,8 @@ class Sample:
         import xarray as xr
 
         whole = np.ones((1, len(values)), dtype=bool)
-        chosen, held = (self.halves, ~self.halves) if self.clusters.resamples else (whole, whole)
+        chosen = self.halves if self.clusters.resamples else whole
+        held = np.logical_not(chosen) if self.clusters.resamples else whole
         means = self.clusters.macro(np.where(chosen.T[:, :, None], values[:, None], np.nan))  # (half, item)
         picked = np.array([pick(each) for each in means])  # (half, 2, item)
 

@@ -24,11 +24,11 @@ SURE = 0.95
 class Ranking:
     """Items by size, and how sure the first place is, all from the same stretched bootstrap draws."""
 
-    order: Floats  # indices, the largest first, of the items that are known
+    order: Any  # indices, the largest first, of the items that are known
     sure: Floats  # P(rank 1) of every item
     margin: Bounds  # lead over the best of all others
-    tied: Floats  # indices of what may be as large, most of the time: none where P(rank 1) and margin are clear
-    first: Floats  # index of the first-ranked item in each draw
+    tied: Any  # indices of what may be as large, most of the time: none where P(rank 1) and margin are clear
+    first: Any  # index of the first-ranked item in each draw
 
 
 def ranking(sample: Sample, statistic: Statistic, draws: Floats) -> Ranking:
@@ -51,14 +51,16 @@ def ranking(sample: Sample, statistic: Statistic, draws: Floats) -> Ranking:
     if len(order) < 2:
         return Ranking(order, sure, UNKNOWN, order[:0], first)
     best, second, rivals = order[0], order[1], order[1:12]
-    lead = draws[:, best] - np.delete(draws, best, axis=1).max(1)
+    with np.errstate(invalid="ignore"):  # a draw may lack both
+        lead = draws[:, best] - np.delete(draws, best, axis=1).max(1)
+        gaps = draws[:, [best]] - draws[:, rivals]
     value = float(point[best] - point[second])
     if not sample.clusters.resamples:
         return Ranking(order, sure, (value, math.nan, math.nan), order[:0], first)
     low, high = (float(quantile(lead, q)) for q in (0.025, 0.975))
     tied = order[:0]
     if not low > 0 or bool(agree(point[best], point[second])) or not sure[best] >= SURE:
-        tied = rivals[(quantile(draws[:, [best]] - draws[:, rivals], 0.025) <= 0) | agree(point[rivals], point[best])]
+        tied = rivals[(quantile(gaps, 0.025) <= 0) | agree(point[rivals], point[best])]
         tied = tied if tied.size else order[1:2]
     return Ranking(order, sure, (value, min(low, value), max(high, value)), tied, first)
 

@@ -102,8 +102,9 @@ def _sentence(row: Row, said: str, differs: bool, learnt: bool | None) -> str:
             text = f"{noun} differs between {one} and {two}"
         else:
             text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
-        relation = "difference" if row.evidence.statistic is None or not row.evidence.statistic.log else "ratio"
-        beside = f", control {control}" if math.isfinite(row.evidence.control[1]) else ""
+        statistic = row.evidence.statistic
+        relation = "difference" if statistic is None or not statistic.log else "ratio"
+        beside = f", control {control}" if statistic is not None and math.isfinite(row.evidence.control[1]) else ""
         return f"{text}: {relation} {number}{beside}."
     places = dict(zip(("first", "second"), row.models, strict=False)) | {"model": row.models[0]}
     text = row.claim.sentence.format_map({**row.evidence.words, **places, "number": number, "control": control})
