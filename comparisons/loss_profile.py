@@ -65,7 +65,8 @@ class LossProfile(ClaimComparison):
         Claim(
             "families",
             "Do the families that cost one model much cost the other much?",
-            "Over families, bits per byte in {first} and {second} correlate: {number}, with families permuted {control}",
+            "Over families, bits per byte in {first} and {second} correlate: {number}, with families in random order "
+            "{control}",
             label="correlation over families",
             short="the same families cost much",
             kinds=False,
