@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from looking import boxes, drawn_ticks, marks
 from matplotlib.text import Text
 
 from xatlas.comparisons.attention_profile import AttentionProfile
@@ -91,29 +91,6 @@ def datasets(synthetic, kind, names):
     return dataset.assign_coords(coords)
 
 
-def boxes(figure):
-    """Return the box of every text that is shown, legends as one, once the figure is laid out."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
-    inside = {text for legend in legends for text in legend.findobj(Text)}
-    found = {}
-    for text in figure.findobj(lambda artist: isinstance(artist, Text) and artist not in inside):
-        axis = getattr(text, "axes", None)
-        if text.get_visible() and text.get_text().strip() and not (axis is not None and not axis.get_visible()):
-            found[text.get_text(), id(text)] = text.get_window_extent(renderer)
-    shown = {text: box for text, box in found.items() if box.width and box.height}
-    return shown | {("legend", i): legend.get_window_extent(renderer) for i, legend in enumerate(legends)}
-
-
-def drawn_ticks(figure):
-    """Hide the labels that an axis holds beyond its limits: they are not drawn."""
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            kept = axis._update_ticks()
-            for tick in {*axis.get_major_ticks(), *axis.get_minor_ticks()} - set(kept):
-                tick.label1.set_visible(False)
-
-
 @pytest.mark.parametrize(
     ("kind", "count"),
     [(kind, 3) for kind in ALL]
@@ -129,6 +106,8 @@ def test_no_text_leaves_the_canvas_or_lies_on_another(synthetic, kind, count):
     figure = kind().plot(dataset)
     style.arrange(figure)
     drawn_ticks(figure)
+    drawn = marks([line for axes in figure.axes for line in axes.lines])
+    assert drawn <= marks([line for legend in figure.legends for line in legend.get_lines()])
     found = boxes(figure)
     width, height = figure.canvas.get_width_height()
     outside = [

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from looking import boxes, drawn_ticks, marks
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -70,39 +70,6 @@ def datasets(synthetic, kind, names):
     of_findings = [name for name, array in two.data_vars.items() if "finding" in array.dims]
     rows = xr.concat([each[[*of_findings, "twin"]].drop_vars("finding") for each in findings], "finding")
     return two[of_models].isel(model=models).assign_coords(model=list(names)).merge(rows).assign_attrs(two.attrs)
-
-
-def boxes(figure):
-    """Return the box of every text that is shown, legends as one, once the figure is laid out."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
-    inside = {text for legend in legends for text in legend.findobj(Text)}
-    found = {}
-    for text in figure.findobj(lambda artist: isinstance(artist, Text) and artist not in inside):
-        axis = getattr(text, "axes", None)
-        if text.get_visible() and text.get_text().strip() and not (axis is not None and not axis.get_visible()):
-            found[text.get_text(), id(text)] = text.get_window_extent(renderer)
-    shown = {text: box for text, box in found.items() if box.width and box.height}
-    return shown | {("legend", i): legend.get_window_extent(renderer) for i, legend in enumerate(legends)}
-
-
-def drawn_ticks(figure):
-    """Hide the labels that an axis holds beyond its limits: they are not drawn."""
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            kept = axis._update_ticks()
-            for tick in {*axis.get_major_ticks(), *axis.get_minor_ticks()} - set(kept):
-                tick.label1.set_visible(False)
-
-
-def marks(lines):
-    """Return marker and whether it is hollow; triangles at an edge, wherever they point, are one mark."""
-    found = set()
-    for line in lines:
-        marker, hollow = str(line.get_marker()), line.get_markerfacecolor() in ("none", "white")
-        if marker not in ("", "None", ".") and np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any():
-            found.add(("v" if hollow and marker in "<>^" else marker, hollow))
-    return found
 
 
 @pytest.mark.parametrize("width", [pytest.param("page", marks=pytest.mark.slow), "column"])

@@ -1,0 +1,38 @@
+"""What stands in a figure, as a reader sees it: texts with their boxes, ticks, marks."""
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+
+def boxes(figure):
+    """Return the box of every text that is shown, legends as one, once the figure is laid out."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    inside = {text for legend in legends for text in legend.findobj(Text)}
+    found = {}
+    for text in figure.findobj(lambda artist: isinstance(artist, Text) and artist not in inside):
+        axis = getattr(text, "axes", None)
+        if text.get_visible() and text.get_text().strip() and not (axis is not None and not axis.get_visible()):
+            found[text.get_text(), id(text)] = text.get_window_extent(renderer)
+    shown = {text: box for text, box in found.items() if box.width and box.height}
+    return shown | {("legend", i): legend.get_window_extent(renderer) for i, legend in enumerate(legends)}
+
+
+def drawn_ticks(figure):
+    """Hide the labels that an axis holds beyond its limits: they are not drawn."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            kept = axis._update_ticks()
+            for tick in {*axis.get_major_ticks(), *axis.get_minor_ticks()} - set(kept):
+                tick.label1.set_visible(False)
+
+
+def marks(lines):
+    """Return marker and whether it is hollow; triangles at an edge, wherever they point, are one mark."""
+    found = set()
+    for line in lines:
+        marker, hollow = str(line.get_marker()), line.get_markerfacecolor() in ("none", "white")
+        if marker not in ("", "None", ".") and np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any():
+            found.add(("v" if hollow and marker in "<>^" else marker, hollow))
+    return found
