@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from functools import cache
 
+import matplotlib.figure  # noqa: F401
 import pytest
+import xarray  # noqa: F401
 from models import SHAPES, build
 
 from xatlas.model import HookedModel
+
+# Each run collects garbage before it loads the next model, and would walk over all that torch and transformers hold.
+gc.collect()
+gc.freeze()
 
 
 @cache

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import re
 import secrets
 import sys
@@ -282,7 +283,7 @@ def source_of(cls: type) -> str | None:
     """
     bases = [base for base in cls.__mro__ if _package(base)]
     files = {path: name for package in {*map(_package, bases), "xatlas.stats"} for path, name in _files(package)}
-    loaded = {str(Path(getattr(module, "__file__", None) or "")): module for module in list(sys.modules.values())}
+    loaded = {os.path.normpath(getattr(module, "__file__", None) or ""): module for module in [*sys.modules.values()]}
     loaded = {path: module for path, module in loaded.items() if path in files}
     modules = {module.__name__ for module in loaded.values()}
     parts = [__version__]

@@ -63,7 +63,7 @@ def test_evenly_spread_attention_is_not_drawn_to_position_0(synthetic):
 
 def test_equal_heads_are_hardly_ever_told_apart(synthetic):
     """The strongest of many equal heads leads by luck; numbers are of templates that it was not chosen on."""
-    runs = 30
+    runs = 15
     lucky = 0
     for seed in range(runs):
         found = told(compare(synthetic, a=synthetic.attention_result(TYPES, seed=seed)))

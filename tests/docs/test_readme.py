@@ -22,6 +22,12 @@ COMMANDS = [
 XATLAS = [line.partition("/xatlas ")[2] for line in COMMANDS if "/xatlas " in line]
 #: These need a model hub.
 ONLINE = "compare --models lfm2,qwen"
+#: Comparisons take half a minute each; ``make compare`` runs one in CI.
+OFFLINE = [
+    pytest.param(line, marks=[pytest.mark.slow] if line.startswith("compare") else [])
+    for line in XATLAS
+    if line != ONLINE
+]
 
 
 def blocks(path):
@@ -45,7 +51,7 @@ def test_the_install_says_how_it_goes(tmp_path):
     assert len([line for line in lines if line.startswith('echo "xatlas: ')]) >= 3
 
 
-@pytest.mark.parametrize("command", [line for line in XATLAS if line != ONLINE])
+@pytest.mark.parametrize("command", OFFLINE)
 def test_commands_do_what_they_say(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, shlex.split(command))

@@ -95,22 +95,26 @@ def test_the_engine_gives_the_numbers_of_the_reference_loop(smollm2, tokens):
     assert ref.agree(ours, theirs), np.abs(ours - theirs).max((1, 2))
 
 
-def test_zeroing_mlps_finds_layer_0(smollm2):
+@pytest.mark.parametrize(
+    ("suite", "agreeing", "by_nll", "by_kl"),
+    [("quick[2]", 0.8, 2.5, 1.8), pytest.param("quick", 0.9, 3, 2.2, marks=pytest.mark.slow)],
+)
+def test_zeroing_mlps_finds_layer_0(smollm2, suite, agreeing, by_nll, by_kl):
     """Without layer 0 the target loses three times what it loses without any other; and nearly every family agrees.
 
-    By KL it leads by less, 2.5 times the next layer on this suite and 1.8 times where all positions are read: what
+    By KL it leads by less, 2.5 times the next layer on `quick` and 1.8 times where all positions are read: what
     else could follow moves more than the target does.
     """
-    prompts = smollm2.read(find_suite("quick").prompts).prompts
+    prompts = smollm2.read(find_suite(suite).prompts).prompts
     conditions = [(Intervention(site, Zero()),) for site in smollm2.sites("mlp_out")]
     effects = sweep(smollm2, prompts, conditions, [DeltaNLL(), KL()])  # (metric, prompt, layer)
     families = [prompt.prompt.family for prompt in prompts]
     members = [[f == family for f in families] for family in sorted(set(families))]
     nll, kl = (np.stack([effect[rows].mean(0) for rows in members]) for effect in effects)  # (family, layer)
-    assert (nll.argmax(1) == 0).mean() > 0.9
+    assert (nll.argmax(1) == 0).mean() > agreeing
     assert (kl.argmax(1) == 0).mean() > 0.9
-    assert nll.mean(0)[0] >= 3 * nll.mean(0)[1:].max()
-    assert kl.mean(0)[0] >= 2.2 * kl.mean(0)[1:].max()
+    assert nll.mean(0)[0] >= by_nll * nll.mean(0)[1:].max()
+    assert kl.mean(0)[0] >= by_kl * kl.mean(0)[1:].max()
 
 
 def test_the_finding_is_more_than_a_matter_of_norm(smollm2, tokens):

@@ -110,7 +110,7 @@ def test_set_reaches_the_probe(cli):
 
 
 def test_plan_measures_nothing_and_agrees_with_what_then_runs(cli, tmp_path):
-    words = ["-m", "tiny,other", "--json"]
+    words = ["-m", "tiny,other", "--comparisons", "early_late", "--json"]
     planned = json.loads(cli("plan", *words).stdout)
     assert {row["state"] for row in planned} == {"to do"}
     assert all(row["minutes"] >= 0 and row["GB"] > 0 for row in planned)
@@ -258,7 +258,7 @@ def heavy_modules(*words, cwd, heavy=HEAVY):
 
 def test_help_and_an_unchanged_compare_import_nothing_heavy(cli, folder, tmp_path):
     assert heavy_modules("--help", cwd=folder, heavy=(*HEAVY, "numpy", "rich")) == [""]
-    words = ["compare", "-m", "tiny,other"]
+    words = ["compare", "-m", "tiny,other", "--comparisons", "early_late"]
     assert cli(*words).exit_code == 0
     more = ["--out", str(tmp_path), "--reference", "reference.jsonl", "--suite", "suite.jsonl"]
     assert heavy_modules(*words, *more, cwd=folder) == [""]
