@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from xatlas import manager
+from xatlas import manager, testing
 from xatlas.contracts.adapter import Adapter
 from xatlas.contracts.comparison import Comparison, Finding, Verdict
 from xatlas.contracts.probe import Checkpoint, Inputs, Probe, ReadingProbe, Requirement, Variable
@@ -36,7 +35,6 @@ from xatlas.model.hooks import attached, exclusive
 from xatlas.prompts.reader import Reader, TokenPrompt
 from xatlas.run.runner import measure_in_memory
 from xatlas.suites import Prompt, Suite, SuiteSpec
-from xatlas.testing import answered_suite, byte_tokenizer, model_with, tiny_model, tiny_reference, tiny_suite
 from xatlas.vocabulary import SITE_KINDS
 
 #: Numerical agreement in float32: nats, and relative.
@@ -114,7 +112,7 @@ def check_adapter(model: Any, tokenizer: Any = None) -> None:
         names = getattr(model, "architectures", None)
         fits = isinstance(names, tuple) and names and all(isinstance(name, str) for name in names)
         _must(fits, f"{model.__name__}.architectures must be a tuple of Hugging Face class names.")
-        hooked = tiny_model(model)
+        hooked = testing.tiny_model(model)
     else:
         hooked = HookedModel(model, tokenizer)
     for layer in range(hooked.n_layers):
@@ -124,7 +122,7 @@ def check_adapter(model: Any, tokenizer: Any = None) -> None:
     if hooked.dtype == torch.float32:
         _check_engine(hooked)
     if hooked.reader is not None:
-        hooked.read(tiny_suite())
+        hooked.read(testing.tiny_suite())
 
 
 def _check_layer(adapter: Adapter, layer: int) -> None:
@@ -224,7 +222,7 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
     _check_declared(probe_class, who)
     probe = probe_class()
     _check_requirements(probe.requires, who)
-    model = model or model_with(probe.sites)
+    model = model or testing.model_with(probe.sites)
     dataset = _measure_tiny(probe, model, Checkpoint())
     if probe.replicate is not None and all(probe.replicate not in v.dims for v in probe.variables.values()):
         advice = "keep values per replicate, or declare replicate = None."
@@ -255,21 +253,6 @@ def _check_declared(cls: type[Probe], who: str) -> None:
         raise XatlasError(f"the default parameters of {who} don't fit their types: {error}.") from None
 
 
-@dataclass
-class _KeptParts(Checkpoint):
-    """A checkpoint in memory that counts what was found."""
-
-    parts: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    found: list[str] = field(default_factory=list)
-
-    def load(self, key: str) -> dict[str, np.ndarray] | None:
-        self.found += [key] if key in self.parts else []
-        return self.parts.get(key)
-
-    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        self.parts[key] = {name: np.array(array) for name, array in arrays.items()}
-
-
 def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Dataset) -> None:
     """Measure again with an empty checkpoint, and once more as a killed run goes on: with half of its parts."""
 
@@ -283,7 +266,7 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
                 same = bool((one == other).all())
             _must(same, f"probe '{probe_class.name}' gives other numbers for '{name}' {when}.")
 
-    kept = _KeptParts()
+    kept = testing.CountingCheckpoint()
     try:
         check(kept, "with the same seed")
     except XatlasError:
@@ -299,7 +282,7 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
 
 
 def _measure_tiny(probe: Probe, model: HookedModel, checkpoint: Checkpoint) -> xr.Dataset:
-    suite, reference = answered_suite(model), tiny_reference()
+    suite, reference = testing.answered_suite(model), testing.tiny_reference()
     if isinstance(probe, ReadingProbe):  # it costs little, and may need many tokens
         suite = Suite(suite.name, (*suite, *reference))
     return measure_in_memory(probe, model, suite, Inputs(reference=reference, checkpoint=checkpoint))
@@ -334,8 +317,7 @@ def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | Non
     fits = "model" in dataset.coords and [str(name) for name in dataset["model"].values] == models
     _must(fits, f"{who}: the coordinate 'model' must name the models of the tree: {', '.join(models)}.")
     figure = comparison.plot(dataset)
-    fits = isinstance(figure, Figure)
-    _must(fits, f"{who}: plot must return a matplotlib Figure, not {type(figure).__name__}.")
+    _must(isinstance(figure, Figure), f"{who}: plot must return a matplotlib Figure, not {type(figure).__name__}.")
     _must(figure.axes, f"{who}: plot returned a figure without axes.")
     findings = comparison.findings(dataset)
     _must(findings, f"{who}: findings must return at least one finding.")
@@ -354,12 +336,12 @@ def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | Non
 @functools.cache
 def _measured(probe: str, parameters: str, kinds: frozenset[str], seed: int) -> xr.Dataset:
     """Measure once what several comparisons rest on."""
-    return _measure_tiny(manager.probes()[probe](**json.loads(parameters)), model_with(kinds, seed=seed), Checkpoint())
+    asked = manager.probes()[probe](**json.loads(parameters))
+    return _measure_tiny(asked, testing.model_with(kinds, seed=seed), Checkpoint())
 
 
 def _check_finding(finding: Any, who: str) -> None:
-    fits = isinstance(finding, Finding)
-    _must(fits, f"{who}: findings must return Finding objects, not {type(finding).__name__}.")
+    _must(isinstance(finding, Finding), f"{who}: findings must return Finding objects, not {type(finding).__name__}.")
     fits = isinstance(finding.sentence, str) and any(c.isalpha() for c in finding.sentence)
     _must(fits, f"{who}: a finding has no sentence.")
     which = f"{who}: the finding '{finding.sentence}'"
@@ -390,7 +372,7 @@ def check_suite(suite: SuiteSpec | Suite) -> None:
         fits = prompt.corrupt_text is None or prompt.foil is not None
         _must(fits, f"suite '{suite.name}': prompt '{prompt.id}' has a twin, but no foil, the twin's answer.")
     # Single prompts may drop out with one tokenizer or another; a family that does is lost.
-    dropped = Reader(byte_tokenizer()).suite(suite).dropped
+    dropped = Reader(testing.byte_tokenizer()).suite(suite).dropped
     for family in suite.families:
         left_out = [dropped.get(prompt.id) for prompt in suite if prompt.family == family]
         fault = f"no prompt of family '{family}' can be read: {left_out[0]}"

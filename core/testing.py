@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from xatlas.contracts.adapter import Adapter
+from xatlas.contracts.probe import Checkpoint
 from xatlas.errors import XatlasError
 from xatlas.manager import adapters
 from xatlas.model import HookedModel
@@ -200,3 +202,20 @@ def _letter_logits(model: HookedModel, prompt: Prompt) -> dict[str, float]:
     first = next(iter(usable.values()))
     logits = model.model(input_ids=model.tokens([first]), use_cache=False).logits[0, first.readout]
     return {letter: float(logits[t.answer]) for letter, t in usable.items() if t.readout == first.readout}
+
+
+@dataclass
+class CountingCheckpoint(Checkpoint):
+    """A checkpoint in memory that counts what was found."""
+
+    parts: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)
+
+    def load(self, key: str) -> dict[str, np.ndarray] | None:
+        """Return a part, and count it as found."""
+        self.found += [key] if key in self.parts else []
+        return self.parts.get(key)
+
+    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a copy of a part."""
+        self.parts[key] = {name: np.array(array) for name, array in arrays.items()}

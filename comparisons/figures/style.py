@@ -384,9 +384,8 @@ def arrange(made: Figure) -> None:
         for axes in made.axes:  # the solver's rounding depends on what was drawn before
             axes.set_position(np.round(axes.get_position().bounds, 9))
         for inner in made.subfigs:
-            inner.bbox_relative.p0, inner.bbox_relative.p1 = np.round(
-                [inner.bbox_relative.p0, inner.bbox_relative.p1], 9
-            )
+            box = inner.bbox_relative
+            box.p0, box.p1 = np.round([box.p0, box.p1], 9)
 
 
 #: What each format would say about when and by what it was made.
