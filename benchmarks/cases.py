@@ -9,7 +9,7 @@ import torch
 from xatlas import HookedModel, Intervention, Prompt, Site
 from xatlas.interventions import Mean, RandomDirection
 from xatlas.loading.loader import load
-from xatlas.loading.names import resolve
+from xatlas.loading.model_names import resolve
 from xatlas.manager import suites
 from xatlas.prompts.reader import TokenPrompt, TokenSuite
 

@@ -13,15 +13,15 @@ from xatlas import manager
 from xatlas.config import MeasureConfig, takes_settings
 from xatlas.contracts.probe import Inputs, Requirement
 from xatlas.errors import XatlasError
-from xatlas.loading.names import Fetch, Resolved, resolve
+from xatlas.loading.model_names import Fetch, Resolved, resolve
 from xatlas.results.atlas import open_atlas
 from xatlas.results.store import Store
 from xatlas.run.compare import compare as compare_planned, of_shapes
 from xatlas.run.plan import Plan, part_parameters, pick_comparisons
 from xatlas.run.reporting import ComparisonResult, Report, ReporterChoice, reporting
 from xatlas.run.runner import load_model, measure_in_memory, run
-from xatlas.slugs import TWIN_SEEDS
 from xatlas.text import split_names
+from xatlas.twins import TWIN_SEEDS
 from xatlas.vocabulary import check_setting
 
 if TYPE_CHECKING:

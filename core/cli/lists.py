@@ -323,7 +323,7 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
     """List the models that have a name, and which of them work now."""
     if context.invoked_subcommand:
         return
-    from xatlas.loading.names import available
+    from xatlas.loading.model_names import available
 
     known = manager.models()
     rows = [
@@ -338,7 +338,7 @@ def fetch(
     name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=options.complete("models"))],
 ) -> None:
     """Get a model now, so that later runs need no network."""
-    from xatlas.loading.names import resolve
+    from xatlas.loading.model_names import resolve
 
     model = resolve(name)
     echo(f"{model.name}: {model.architecture} in {model.folder}")

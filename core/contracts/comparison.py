@@ -53,7 +53,7 @@ class Comparison(Parameterised, ABC):
     summary: ClassVar[str]
     #: Whether ``compare`` runs it when no comparison is named; False where the probes it requires cost much.
     default: ClassVar[bool] = True
-    #: Whether the tree may hold untrained twins of its models, which :func:`xatlas.slugs.twins` tells from them.
+    #: Whether the tree may hold untrained twins of its models, which :func:`xatlas.twins.twins` tells from them.
     uses_twins: ClassVar[bool] = False
 
     @property

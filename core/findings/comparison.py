@@ -18,9 +18,9 @@ from xatlas.findings.groups import welch
 from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
 from xatlas.findings.sensitivity import not_run
 from xatlas.findings.sentences import Row, dataset_of, findings_of, robustness
-from xatlas.slugs import training_seed
 from xatlas.stats import DRAWS
 from xatlas.text import interval
+from xatlas.twins import training_seed
 
 if TYPE_CHECKING:
     import xarray as xr

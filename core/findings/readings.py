@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from xatlas import slugs
 from xatlas.errors import XatlasError
 from xatlas.findings.estimates import Sample
+from xatlas.twins import twins
 from xatlas.vocabulary import BOS_HABITS, SCOPES, STANDARD_ABLATIONS
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def models(tree: xr.DataTree) -> dict[str, list[str]]:
     XatlasError
         There is none.
     """
-    found = slugs.twins(tree)
+    found = twins(tree)
     if not found:
         raise XatlasError("the atlas holds no model; measure one with: xatlas run MODEL")
     return found

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from xatlas.loading.names import Resolved
+    from xatlas.loading.model_names import Resolved
 
 log = logging.getLogger("xatlas")
 

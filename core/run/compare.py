@@ -23,15 +23,15 @@ from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.files import digest, hash_path, locked, read_hashed, sha256, write_hashed
 from xatlas.findings.sensitivity import as_asked
-from xatlas.loading.names import Resolved
+from xatlas.loading.model_names import Resolved
 from xatlas.manager import calling, explain
 from xatlas.results.jobs import Job
 from xatlas.results.store import Entry, Store, read_result
 from xatlas.run.plan import Plan
 from xatlas.run.reporting import ComparisonResult, Failure, Report, ReporterChoice, reporting
 from xatlas.run.runner import run
-from xatlas.slugs import is_twin
 from xatlas.stats import holm
+from xatlas.twins import is_twin
 
 #: Fields of a job in which a sensitivity run may differ from the main one.
 VARIED = tuple(setting.name for setting in settings("varied"))

@@ -20,7 +20,7 @@ from xatlas.errors import XatlasError
 from xatlas.interventions import means_needed
 from xatlas.loading.loader import load_tokenizer, pick_device, quiet_transformers
 from xatlas.loading.model_files import missing_parts
-from xatlas.loading.names import Resolved
+from xatlas.loading.model_names import Resolved
 from xatlas.manager import calling
 from xatlas.metrics import KL, TokenLogits
 from xatlas.model import HookedModel

@@ -11,7 +11,7 @@ from xatlas.config import MeasureConfig
 from xatlas.contracts.comparison import Comparison
 from xatlas.contracts.probe import Probe, Requirement
 from xatlas.errors import XatlasError, unknown
-from xatlas.loading.names import Resolved
+from xatlas.loading.model_names import Resolved
 from xatlas.manager import calling
 from xatlas.results.jobs import Job
 from xatlas.suites import Suite

@@ -21,7 +21,7 @@ from xatlas.config import MeasureConfig, settings
 from xatlas.contracts.probe import Inputs, Probe, ReadingProbe
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import load, pick_device
-from xatlas.loading.names import Resolved
+from xatlas.loading.model_names import Resolved
 from xatlas.manager import calling, explain
 from xatlas.results.jobs import Job
 from xatlas.results.store import Store, read_entry

@@ -38,7 +38,7 @@ PROMPTS = [
 @pytest.fixture(scope="session")
 def smollm2():
     from xatlas.loading.loader import load
-    from xatlas.loading.names import resolve
+    from xatlas.loading.model_names import resolve
 
     try:
         resolved = resolve("smollm2-135m-q4")

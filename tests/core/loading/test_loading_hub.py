@@ -18,7 +18,7 @@ from xatlas import XatlasError, manager
 from xatlas.loading import download, model_files
 from xatlas.loading.download import ModelSource
 from xatlas.loading.loader import load
-from xatlas.loading.names import available, resolve
+from xatlas.loading.model_names import available, resolve
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +337,7 @@ def test_long_folder_names_give_short_slugs_that_differ(tiny, tmp_path):
 
 def test_resolving_imports_neither_torch_nor_transformers(cache, tiny):
     code = (
-        "import sys; from xatlas.loading.names import resolve; from xatlas.loading.names import available; "
+        "import sys; from xatlas.loading.model_names import resolve; from xatlas.loading.model_names import available; "
         f"resolve({str(tiny)!r}); available(); print([m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

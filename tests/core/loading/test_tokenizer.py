@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, Qwen2Tokenizer
 
 from xatlas.architectures import minis
 from xatlas.loading.loader import as_stored, load
-from xatlas.loading.names import resolve
+from xatlas.loading.model_names import resolve
 
 MINI = Path(minis.__file__).parent / "smollm2-mini"
 TEXTS = (

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from xatlas import ModelSource, XatlasError, api, manager
 from xatlas.loading import load, resolve
-from xatlas.loading.names import _split_untrained
+from xatlas.loading.model_names import _split_untrained
 
 
 def weights(name: str, **options: str) -> dict[str, torch.Tensor]:
@@ -76,11 +76,11 @@ def test_a_folder_needs_no_weights_and_none_are_read(tiny):
 
 
 def test_another_version_of_the_library_makes_another_model(tiny, monkeypatch):
-    from xatlas.loading import names
+    from xatlas.loading import model_names
 
     twin = resolve(f"{tiny}~untrained")
     identity = twin.identity
-    monkeypatch.setattr(names, "version", lambda package: "99.1+cpu" if package == "torch" else "5.0")
+    monkeypatch.setattr(model_names, "version", lambda package: "99.1+cpu" if package == "torch" else "5.0")
     assert identity != twin.identity
     assert "torch 99.1" in twin.identity
     assert "cpu" not in twin.identity, "the build of a version draws the same numbers"

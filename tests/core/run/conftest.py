@@ -6,7 +6,7 @@ import pytest
 from running import Counting, suite_file, tiny
 
 from xatlas.config import MeasureConfig
-from xatlas.loading.names import resolve
+from xatlas.loading.model_names import resolve
 
 
 @pytest.fixture(scope="module")

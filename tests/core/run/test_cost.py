@@ -16,7 +16,7 @@ from xatlas.contracts.probe import Inputs
 from xatlas.engine import sweep as engine
 from xatlas.engine.schedule import work
 from xatlas.errors import XatlasError
-from xatlas.loading.names import resolve
+from xatlas.loading.model_names import resolve
 from xatlas.model import HookedModel
 from xatlas.run import cost
 from xatlas.run.plan import Plan

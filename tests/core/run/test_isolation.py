@@ -106,7 +106,7 @@ def logits(self, model, suite, inputs):
 
 @pytest.fixture(scope="module")
 def right(folder, tmp_path_factory):
-    from xatlas.loading.names import resolve
+    from xatlas.loading.model_names import resolve
 
     settings = MeasureConfig.make(
         suite=str(folder / "suite.jsonl"), reference=str(folder / "reference.jsonl"), device="cpu"

@@ -9,7 +9,7 @@ from running import Counting, plugged, tiny
 
 from xatlas import Comparison, Requirement, XatlasError, api
 from xatlas.results.store import Store, read_entry
-from xatlas.slugs import twins
+from xatlas.twins import twins
 
 
 class Grouping(Comparison):

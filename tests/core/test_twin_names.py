@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 
-from xatlas.slugs import training_seed, twins
+from xatlas.twins import training_seed, twins
 
 
 def tree(*models: str) -> xr.DataTree:

@@ -16,8 +16,8 @@ from xatlas import manager
 from xatlas.errors import XatlasError
 from xatlas.files import sha256
 from xatlas.loading import download, gguf, model_files
-from xatlas.slugs import trained_slug, twin_slug
 from xatlas.text import say_on_stderr
+from xatlas.twins import trained_slug, twin_slug
 
 #: What is fetched of a model that is not on this machine; of a hub model ``config`` is enough for a plan. So it is for
 #: ``shapes``, and of a local folder, too.
