@@ -81,3 +81,8 @@ def interval(value: float, low: float, high: float) -> str:
     if value != value or low != low or high != high:
         return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """Return the least and the largest number as text, once where they are written alike."""
+    return "–".join(dict.fromkeys(format(end, form) for end in (min(values), max(values))))

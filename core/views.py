@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from xatlas.prompts.reader import Reader, TokenPrompt
 
 #: Most positions that a figure shows, and most characters of a token in it.
-_POSITIONS, _CHARACTERS = 32, 9
+_POSITIONS, _CHARACTERS = 16, 9
 #: Most tokens of a text whose attention is shown, and most that stand on the axes of its maps.
 LONGEST, _TOKENS = 200, 16
 #: Most maps of heads side by side.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xatlas.comparisons.figures import style
+from xatlas.text import span
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,7 +85,9 @@ def _shares(axes: Axes, dataset: xr.Dataset, names: list[str], colours: dict[str
     axes.set_xlim(0, 100)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("share of all parameters, %")
-    axes.set_title("Where the parameters stand")
+    shares = 100 * dataset["share"]
+    largest = shares.mean("model").idxmax("part_of_all").item()
+    axes.set_title(f"{largest}: {span(shares.sel(part_of_all=largest).values.tolist(), '.0f')} % of all parameters")
 
 
 def _layers(axes: Axes, one: xr.Dataset, title: str, colours: dict[str, str]) -> None:

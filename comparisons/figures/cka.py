@@ -10,6 +10,8 @@ from xatlas.comparisons.figures import style
 from xatlas.drawing import asked_width
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -20,11 +22,9 @@ _NAMES, _SMALL = 8, 7
 _NUMBERED = 0.85
 _ABSENT = "#D9D9D9"
 _BLOCK = "#E6550D"
-_LEGEND: list[tuple[str, dict[str, Any]]] = [
-    ("no more than 95 % of permuted prompts", {"marker": "x", "ls": "none", "ms": 4, "color": "#888888"}),
-    ("block whose layers are tested", {"marker": "s", "ls": "none", "mfc": "none", "mec": _BLOCK, "mew": 1.5, "ms": 7}),
-    ("absent", {"marker": "s", "ls": "none", "color": _ABSENT, "ms": 7}),
-]
+_NULL: dict[str, Any] = {"marker": "x", "ls": "none", "ms": 4, "color": "#888888"}
+_TESTED: dict[str, Any] = {"marker": "s", "ls": "none", "mfc": "none", "mec": _BLOCK, "mew": 1.5, "ms": 7}
+_NONE: dict[str, Any] = {"marker": "s", "ls": "none", "color": _ABSENT, "ms": 7}
 
 
 def draw(dataset: xr.Dataset) -> Figure:
@@ -54,8 +54,20 @@ def draw(dataset: xr.Dataset) -> Figure:
         _edges(grid, dataset, models, names, palette, size)
         scale = ScalarMappable(Normalize(0, 1), "viridis")
         made.colorbar(scale, ax=grid, label="CKA", shrink=0.6, aspect=30)
-        style.legend(made, _LEGEND)
+        style.legend(made, _entries(list(grid.flat)))
     return made
+
+
+def _entries(panels: Sequence[Axes]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the legend of what the panels show."""
+    null = any(np.size(line.get_xdata()) for axes in panels for line in axes.lines)
+    tested = any(axes.patches for axes in panels)
+    absent = any(np.ma.is_masked(mesh.get_array()) for axes in panels for mesh in axes.collections)
+    found = (
+        (null, ("no more than 95 % of permuted prompts", _NULL)),
+        (tested, ("block whose layers are tested", _TESTED)),
+    )
+    return [entry for there, entry in (*found, (absent, ("absent", _NONE))) if there]
 
 
 def _title(dataset: xr.Dataset, model: str, size: float) -> str:

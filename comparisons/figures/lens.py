@@ -9,6 +9,7 @@ import numpy as np
 
 from xatlas.comparisons.figures import style
 from xatlas.drawing import asked_width
+from xatlas.text import span
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -41,13 +42,13 @@ def draw(dataset: xr.Dataset) -> Figure:
         top.set_ylim(-0.03, 1.03)
         top.set_yticks([0, 0.5, 1])
         top.set_ylabel("share of prompts it gets right")
-        top.set_title("The answer is the likeliest token")
+        top.set_title(f"On top in half of them from {_from(dataset['on_top'] >= 0.5)}")
         _curves(rank, dataset, palette, "rank", (1.0, math.inf))
         for model, colour in palette.items():  # the geometric mean of ranks that are drawn at random
             rank.axhline(float(dataset["vocabulary"].sel(model=model)) / math.e, color=colour, **_UNIFORM)
         style.log_axis(rank)
         rank.set_ylabel("rank of the answer, geometric mean")
-        rank.set_title("How near it is to the first place")
+        rank.set_title(f"Among the first ten from {_from(dataset['rank'] <= 10)}")
         twins = _depths(depth, dataset, palette, names)
         entries = [(model, {"color": palette[model], "marker": "o", "ms": 3}) for model in models]
         entries += [
@@ -72,6 +73,17 @@ def _curves(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], name: str,
         axes.plot(depth[there], value, color=colour, marker="o", ms=3, gid=f"{name}-{model}")
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("depth (layer / last layer)")
+
+
+def _from(holds: xr.DataArray) -> str:
+    """Say from which depth on something holds up to the last layer: the span over models in which it ever does."""
+    found = []
+    for one in holds.sel(bound="value"):
+        there = np.isfinite(one["depth"].values)
+        failing = np.flatnonzero(~one.values[there])
+        after = one["depth"].values[there][failing[-1] + 1 if failing.size else 0 :]
+        found += list(after[:1])
+    return f"depth {span(found, '.2f')}" if found else "no depth"
 
 
 def _depths(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: list[str]) -> bool:
@@ -101,6 +113,5 @@ def _depths(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], names: lis
     axes.set_yticks([-i for i in range(len(names))], names, fontsize=_NAMES)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("depth (layer / last layer)")
-    ends = sorted({f"{value:.2f}" for value in (min(shown, default=math.nan), max(shown, default=math.nan))})
-    axes.set_title(f"On top for good from depth {'–'.join(ends)}" if shown else "On top for good")
+    axes.set_title(f"On top for good from depth {span(shown, '.2f')}" if shown else "On top for good")
     return twins
