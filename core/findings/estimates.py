@@ -69,6 +69,20 @@ def spread(moved: Floats, clusters: Sequence[str]) -> tuple[Floats, Floats]:
     return error.reshape(moved.shape[1:]), freedom.reshape(moved.shape[1:])
 
 
+def _over_all(moved: xr.DataArray, there: xr.DataArray) -> xr.DataArray:
+    """Return how templates move a macro mean of some of them, as moves of a mean of all that are there."""
+    import xarray as xr
+
+    have = moved.notnull()
+    if bool((have == there).all()):
+        return moved.fillna(0.0)
+    families = [str(name).split("|")[0] for name in moved["cluster"].values]
+    member = xr.DataArray(np.equal.outer(np.unique(families), families).astype(float), dims=("family", "cluster"))
+    own, every = (xr.dot(member, each.astype(float), dim="cluster") for each in (have, there))
+    share = (every / own.where(own > 0)).fillna(0.0) * (every > 1).sum("family") / (own > 1).sum("family")
+    return moved.fillna(0.0) * xr.dot(member, share, dim="family").assign_coords(cluster=moved["cluster"])
+
+
 @dataclass(frozen=True, eq=False)
 class Statistic:
     """A number per item, and how each template moves it: intervals for few clusters, paired between models.
@@ -125,8 +139,8 @@ class Statistic:
 
         own, others = xr.align(self.moved, other.moved, join="outer")
         known = np.isfinite(self._spread[0]) & np.isfinite(other._spread[0])  # one without an interval has none
-        moved = own.fillna(0.0) - others.fillna(0.0)
-        moved = moved.where((own.notnull() | others.notnull()) & known)
+        there = own.notnull() | others.notnull()
+        moved = (_over_all(own, there) - _over_all(others, there)).where(there & known)
         gap = self.point - other.point
         alike = np.isclose(self.point, gap.copy(data=other.point.broadcast_like(gap)), rtol=1e-9, atol=1e-12)
         control = self.control - other.control if self.control is not None and other.control is not None else None

@@ -60,10 +60,11 @@ def test_the_readout_alone_under_a_sliding_window_gives_the_numbers_of_the_refer
     assert ref.agree(measured(model, cases, [KL(), Top1Changed()]), theirs)
 
 
-def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks(shape):
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks(shape, copies):
     model = shape("lfm2-kernel-4-biased")
     _, clean = record_last_position(model, torch.tensor([PROMPTS[0].ids, PROMPTS[0].ids[::-1]]))
-    cache = ReadOnlyCache(clean, prompts=2, copies=3)
+    cache = ReadOnlyCache(clean, prompts=2, copies=copies)
     for layer, operator in enumerate(model.operator_types):
         if operator == "conv":
             assert cache.has_previous_state(layer)
@@ -83,6 +84,17 @@ def test_edits_of_one_layer_are_made_in_the_forwards_order_whatever_stands_besid
     cases = [[Part(1, "resid_mid", "add")], both, both[::-1], entered, entered[::-1]]
     in_order = [cases[0], both, both, entered, entered]
     assert ref.agree(measured(model, cases), Plain(model, random_means(model)).expected(in_order))
+
+
+@pytest.mark.parametrize("name", ["llama", "lfm2"])
+@pytest.mark.parametrize("positions", ["first", "last"])
+def test_an_mlp_that_is_replaced_at_one_position_reads_elsewhere_what_the_operator_became(shape, name, positions):
+    model = shape(name)
+    cases = [
+        [Part(layer, "operator_out", "mean"), Part(layer, "mlp_out", "mean", None, positions)]
+        for layer in range(model.n_layers)
+    ]
+    assert ref.agree(measured(model, cases), Plain(model, random_means(model)).expected(cases))
 
 
 def test_a_change_that_works_in_place_changes_only_its_own_value(shape):

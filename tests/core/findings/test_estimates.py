@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xatlas.findings.estimates import Sample
+from xatlas.findings.estimates import Sample, within
 from xatlas.findings.groups import layer_types, welch
 from xatlas.findings.places import largest
 from xatlas.stats import t_quantile, t_tail
@@ -74,6 +74,23 @@ def test_equal_numbers_are_equal_within_a_margin_and_never_outside_it():
     assert not (one - two).evidence(margin=(0.99, 1.01)).equal
 
 
+def test_equality_is_that_of_the_90_percent_interval():
+    """Of ten degrees of freedom it is 1.81 standard errors to either side, and that of 95 % is 2.23."""
+    assert within(0.0, 0.5, 10, 1.0)["equal"]
+    assert not within(0.0, 0.56, 10, 1.0)["equal"]
+
+
+def test_a_template_that_only_one_of_two_models_has_moves_their_difference_alone():
+    """Models drop different prompts: their numbers are then independent there, and both errors count."""
+    rng = np.random.default_rng(0)
+    first, second = (Sample(["f"] * 5, [f"{name}{i}" for i in range(5)]) for name in "ab")
+    one, two = first.mean(array(rng.normal(3, 1, 5))), second.mean(array(rng.normal(2, 1, 5)))
+    alone = [float(each.half() / t_quantile(each.freedom())) for each in (one, two)]
+    both = one - two
+    # that of ten templates of one family is divided by 10 * 9, not by 5 * 4, and each moves its mean by a fifth
+    assert float(both.half() / t_quantile(both.freedom())) == pytest.approx(math.hypot(*alone) * math.sqrt(8) / 3)
+
+
 def test_a_control_is_as_uncertain_as_the_effect():
     rng, sample = np.random.default_rng(0), balanced(12, 5)
     effect = sample.mean(array(2 * np.exp(rng.normal(0, 0.1, 60))), log=True)
@@ -130,6 +147,16 @@ def test_a_tie_and_its_numbers_agree(families):
         assert (found.p_rank1 >= 0.975) == (found.margin[1] > 0)  # up to the draw at the quantile
         seen.add(found.tie)
     assert seen == {True, False}
+
+
+def test_a_difference_of_types_whose_interval_holds_only_with_layer_0_is_not_claimed():
+    rng = np.random.default_rng(12)
+    effects = 0.12 * (np.array(TYPES) == "conv") + rng.normal(0, 0.1, 14)
+    effects[0] += 0.25
+    found = layer_types(effects, TYPES, DEPTH, ("conv", "attention"))
+    assert found.number[1] > 1
+    assert found.p < 0.05
+    assert (found.side, found.blocked) == (0, "not so without layer 0")
 
 
 def test_layer_types_are_found_depth_aside_and_not_without_five_of_each():

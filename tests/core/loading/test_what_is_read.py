@@ -19,6 +19,12 @@ from xatlas.loading import loader, model_files
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
+def test_files_that_change_their_names_are_other_files(tmp_path):
+    """A config and a generation config of the same content, the other way round, are another model."""
+    (tmp_path / "a").write_text("{}")
+    assert model_files.files_hash({"a": tmp_path / "a"}) != model_files.files_hash({"b": tmp_path / "a"})
+
+
 def load(name: object):
     return loading.load(loading.resolve(str(name)), device="cpu")
 

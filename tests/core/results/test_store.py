@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from storing import JOB, result
 from xatlas import files
 from xatlas.errors import XatlasError
 from xatlas.files import hash_path
-from xatlas.results.jobs import Job
+from xatlas.results.jobs import Job, job_key
 from xatlas.results.store import FolderCheckpoint, Store, read_entry
 
 
@@ -43,6 +44,34 @@ def test_hash_stands_beside_as_sha256sum_reads_it(tmp_path):
     path = Store(tmp_path).write(JOB, result(), {})
     checked = subprocess.run(["sha256sum", "-c", hash_path(path).name], cwd=path.parent, check=False)
     assert checked.returncode == 0
+
+
+def test_a_result_of_a_version_that_knew_more_of_a_job_is_read_by_the_key_of_its_record(tmp_path):
+    path = Store(tmp_path).write(JOB, result(), {})
+    data, text = files.unseal(path.read_bytes())
+    record = json.loads(text)
+    record["job"]["mood"] = "good"
+    files.write_hashed(path, files.seal(data, json.dumps(record)))
+    with pytest.raises(XatlasError, match="its key is not that of the job"):
+        read_entry(path)
+    files.write_hashed(path, files.seal(data, json.dumps(record | {"key": job_key(record["job"])})))
+    moved = path.with_name(f"layers-{job_key(record['job'])[:16]}.nc")
+    files.write_hashed(moved, path.read_bytes())
+    assert read_entry(moved).job == JOB
+
+
+def test_a_file_is_complete_once_it_is_there(tmp_path, monkeypatch):
+    """Whoever reads while another writes finds nothing, or all of it: never a file without its hash."""
+    path, seen = tmp_path / "held.json", []
+
+    def spied(written, data, original=files.write_atomic):
+        seen.append((written.name, path.exists()))
+        original(written, data)
+
+    monkeypatch.setattr(files, "write_atomic", spied)
+    files.write_hashed(path, b"{}")
+    assert seen == [("held.json.sha256", False), ("held.json", False)]
+    assert files.read_hashed(path) == b"{}"
 
 
 def test_numbers_are_compressed_with_checksums(tmp_path):
