@@ -66,7 +66,7 @@ def show(
                 "suite": entry.name_of("suite") if entry.job.suite else "–",
                 "bos": entry.job.bos,
                 "dtype": entry.job.dtype,
-                "started": entry.provenance.get("started", ""),
+                "started": str(entry.provenance.get("started", ""))[:19],  # to the second
                 "seconds": entry.provenance.get("wall_time_s", ""),
                 "file": entry.path.name,
             }

@@ -80,7 +80,8 @@ def _over_all(moved: xr.DataArray, there: xr.DataArray) -> xr.DataArray:
     member = xr.DataArray(np.equal.outer(np.unique(families), families).astype(float), dims=("family", "cluster"))
     own, every = (xr.dot(member, each.astype(float), dim="cluster") for each in (have, there))
     share = (every / own.where(own > 0)).fillna(0.0) * (every > 1).sum("family") / (own > 1).sum("family")
-    return moved.fillna(0.0) * xr.dot(member, share, dim="family").assign_coords(cluster=moved["cluster"])
+    times: xr.DataArray = xr.dot(member, share, dim="family").assign_coords(cluster=moved["cluster"])
+    return moved.fillna(0.0) * times
 
 
 @dataclass(frozen=True, eq=False)

@@ -286,7 +286,7 @@ def provenance(named: Resolved, model: HookedModel, config: MeasureConfig) -> di
         "device": str(model.device),
         "device_name": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "",
         "threads": torch.get_num_threads(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
 
 
