@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from xatlas.similarity import Grams, biased_cka, gram, mirrored
 
@@ -29,6 +30,18 @@ def test_it_is_the_unbiased_estimate_by_its_definition():
     expected = unbiased_hsic(x, y) / math.sqrt(unbiased_hsic(x, x) * unbiased_hsic(y, y))
     one, two = (Grams(gram(each)[None], np.arange(9)) for each in (x, y))
     assert float(one.cka(two)[0, 0]) == pytest.approx(expected, abs=1e-10)
+
+
+def test_it_is_what_another_library_gives():
+    from cka import cka_from_features
+
+    rng = np.random.default_rng(1)
+    shared = rng.normal(2, 1, (300, 12))
+    layers = [shared @ rng.normal(0, 1, (12, 40)) + rng.normal(0, noise, (300, 40)) for noise in (1, 4, 12)]
+    ours = Grams(np.stack([gram(each) for each in layers]), np.arange(300))
+    theirs = cka_from_features(*[torch.tensor(np.stack(layers))] * 2).numpy()
+    assert 0.05 < theirs.min() < 0.9
+    assert ours.cka(ours) == pytest.approx(theirs, abs=1e-6)
 
 
 def test_few_samples_push_the_biased_form_towards_one_and_leave_the_debiased_at_zero():
