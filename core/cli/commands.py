@@ -289,8 +289,8 @@ def _print_results(report: Report, out: Path) -> None:
     echo(f"\n{_described(suite)}.")
     if found:
         echo("Control: what a random change of equal size does there, or chance. In brackets: 95 % intervals.")
-        echo("Sensitivity: in how many other settings (kind of ablation, without layer 0, …) the answer is the same;")
-        echo("robust: in all, with numbers inside the interval; same: in all, with other sizes.")
+        echo("Sensitivity: how many other settings give the same answer, and what changes it: 2/5: layer 0 means")
+        echo("2 of 5, and not without layer 0; robust: all, numbers inside the interval; same: all, other sizes.")
         echo("How a claim is judged: xatlas explain verdicts")
     if not report.measured and all(result.reused for result in report.results):
         echo("Nothing has changed: all of it was there.")
