@@ -36,9 +36,11 @@ def prepare(out: Path) -> None:
     write_baseline(out)
 
 
-def train(name: str, out: Path, seed: int, steps: int, save_seconds: float, device: str = "cpu") -> None:
+def train(
+    name: str, out: Path, seed: int, steps: int, save_seconds: float, device: str = "cpu", compiled: bool = False
+) -> None:
     """Train until step `steps`, with a checkpoint every `save_seconds` and a line in the log every 100 steps."""
-    trainer = Trainer(name, out, device, replace(RECIPE, seed=seed))
+    trainer = Trainer(name, out, device, replace(RECIPE, seed=seed), compiled)
     trainer.resume()
     started = saved = time.monotonic()
     first, seen, losses = trainer.next_step, trainer.tokens_seen, []
@@ -98,6 +100,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3_600, help="train until this step")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--compile", action="store_true", help="train: needs a C++ compiler; lfm2-mini is quicker without"
+    )
     parser.add_argument("--save-seconds", type=float, default=90)
     parser.add_argument("--decay-steps", type=int, default=400, help="export: steps of decay; 0 ships the average")
     parser.add_argument("--folder", type=Path, help="where the model ships; default: OUT/NAME-SEED/shipped")
@@ -112,7 +117,8 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     folder = arguments.folder or arguments.out / f"{arguments.name}-{arguments.seed}" / "shipped"
     if arguments.what == "train":
-        train(arguments.name, arguments.out, arguments.seed, arguments.steps, arguments.save_seconds, arguments.device)
+        options = arguments.steps, arguments.save_seconds, arguments.device, arguments.compile
+        train(arguments.name, arguments.out, arguments.seed, *options)
     elif arguments.what == "export":
         folder.mkdir(parents=True, exist_ok=True)
         export(arguments.name, arguments.out, arguments.seed, folder, arguments.decay_steps, arguments.device)

@@ -50,7 +50,9 @@ def rate(step: int, decay: tuple[int, int] | None = None, recipe: Recipe = RECIP
 class Trainer:
     """One model in training: its weights, its optimiser and its place in the data."""
 
-    def __init__(self, name: str, out: Path, device: str = "cpu", recipe: Recipe = RECIPE) -> None:
+    def __init__(
+        self, name: str, out: Path, device: str = "cpu", recipe: Recipe = RECIPE, compiled: bool = False
+    ) -> None:
         import torch
 
         self.name, self.out, self.device, self.recipe = name, out, device, recipe
@@ -58,6 +60,8 @@ class Trainer:
         self.data = TokenFile(out / "train.jsonl", tokenizer)
         model = build(name, len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, recipe.seed)
         self.model = model.to(torch.device(device))
+        if compiled:  # halves a step's time where there is no convolution and a C++ compiler is at hand
+            self.model.model.forward = torch.compile(self.model.model.forward, dynamic=True)
         self.optimizers = make_optimizers(self.model, recipe)
         self.average = [p.detach().clone() for p in self.model.parameters()]
         self.next_step, self.tokens_seen = 0, 0
@@ -118,16 +122,12 @@ def make_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.
     """Muon for the matrices inside the layers, its steps scaled to AdamW's; AdamW for everything else."""
     import torch
 
+    from .muon import BatchedMuon
+
     embedding = model.get_input_embeddings().weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     others = [p for p in model.parameters() if p.ndim != 2 or p is embedding]
-    muon = torch.optim.Muon(
-        matrices,
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        momentum=recipe.momentum,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = BatchedMuon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, momentum=recipe.momentum)
     adamw = torch.optim.AdamW(others, lr=recipe.learning_rate, betas=recipe.betas, weight_decay=0.0, fused=True)
     return [muon, adamw]
 

@@ -11,6 +11,7 @@ from xatlas import XatlasError
 from xatlas.architectures import minis
 from xatlas.architectures.minis.card import BagOfTokens, card_text, solved, write_baseline, write_card
 from xatlas.architectures.minis.configs import MLP_WIDTH, build
+from xatlas.architectures.minis.muon import BatchedMuon
 from xatlas.architectures.minis.recipe import export
 from xatlas.architectures.minis.tokens import TARGET, TEXT, TokenFile, load_tokenizer, read_lines, train_tokenizer
 from xatlas.architectures.minis.trainer import RECIPE, SEED_STEPS, Trainer, rate, weighted_loss
@@ -103,7 +104,25 @@ def test_a_cuda_device_learns_what_the_cpu_learns(out):
     there.resume()
     losses.append((float(there.step()), float(here.step())))
     for on_cuda, on_cpu in losses:
-        assert on_cuda == pytest.approx(on_cpu, rel=0.02)  # Muon orthogonalises in bfloat16
+        assert on_cuda == pytest.approx(on_cpu, rel=0.02)  # what rounding makes of three steps
+
+
+def test_matrices_take_the_steps_of_muon():
+    torch.manual_seed(0)
+    shapes = [(6, 4), (4, 6), (6, 4), (5, 5), (3, 3)]
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    options = {"lr": 0.1, "weight_decay": 0.5, "momentum": 0.9}
+    one = BatchedMuon(ours, **options)
+    other = torch.optim.Muon(theirs, **options, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for mine, its in zip(ours[:-1], theirs[:-1], strict=True):  # the last has no gradient
+            mine.grad = torch.randn(mine.shape)
+            its.grad = mine.grad.clone()
+        one.step()
+        other.step()
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=0.005)  # torch's rounds to bfloat16
+    assert torch.equal(one.state[ours[0]]["momentum_buffer"], other.state[theirs[0]]["momentum_buffer"])
 
 
 def test_resuming_gives_the_same_weights(out):
