@@ -1,1 +1,1 @@
-"""One file per model architecture; each is a plugin."""
+"""One file per kind of block, or per architecture; each is a plugin."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from xatlas.contracts.adapter import Adapter
+from xatlas.contracts.adapter import Adapter, PreNormAdapter
 from xatlas.contracts.probe import Checkpoint
 from xatlas.errors import XatlasError
 from xatlas.manager import adapters
@@ -114,8 +114,11 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
         No registered architecture has them all.
     """
     wanted = set(kinds)
-    found = []
-    for adapter in dict.fromkeys(adapters().values()):
+    found: list[HookedModel] = []
+    # Whose layers may differ come first, and the first such model that has the sites will do.
+    for adapter in sorted(dict.fromkeys(adapters().values()), key=_alike):
+        if found and _alike(adapter):
+            break
         try:
             model = tiny_model(adapter, seed=seed)
         except XatlasError:  # the adapter's own check names the fault; here another architecture may do
@@ -126,6 +129,11 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
         kinds = ", ".join(sorted(wanted)) or "(any)"
         raise XatlasError(f"no registered architecture has the sites {kinds}: pass a HookedModel that has them.")
     return max(found, key=lambda model: len(set(model.operator_types)))
+
+
+def _alike(adapter: type[Adapter]) -> bool:
+    """Say whether every layer of an architecture attends."""
+    return adapter.operator_type is PreNormAdapter.operator_type
 
 
 def byte_tokenizer() -> Any:

@@ -1,6 +1,6 @@
 """The plain way: one hooked Hugging Face forward per prompt and condition.
 
-It knows nothing of the engine: module names are written out here, hooks are torch's own, and every number
+It knows nothing of the engine: module names stand in ``plain_names``, hooks are torch's own, and every number
 is computed from whole logits in float64. What the engine returns must be these numbers.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from plain_names import plain_names
 
 #: Numerical agreement in float32.
 ABSOLUTE, RELATIVE = 1e-4, 1e-5
@@ -23,27 +24,6 @@ Edit = tuple[int, str, Callable[[torch.Tensor], torch.Tensor]]
 def agree(ours: Any, reference: Any) -> bool:
     """Whether two arrays agree within 1e-4 nats + 1e-5 relative, NaN where NaN."""
     return np.allclose(ours, reference, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True)
-
-
-def names(model: Any, layer: int) -> dict[str, str]:
-    """Return the modules of a layer, written out by architecture."""
-    block = f"model.layers.{layer}"
-    if type(model).__name__ == "Lfm2ForCausalLM":
-        conv = model.config.layer_types[layer] == "conv"
-        operator = f"{block}.conv" if conv else f"{block}.self_attn"
-        return {
-            "block": block,
-            "operator": operator,
-            "mlp": f"{block}.feed_forward",
-            "out": f"{operator}.out_proj",
-            "in": f"{operator}.in_proj",
-        }
-    return {
-        "block": block,
-        "operator": f"{block}.self_attn",
-        "mlp": f"{block}.mlp",
-        "out": f"{block}.self_attn.o_proj",
-    }
 
 
 def logits(model: Any, ids: Sequence[int], edits: Sequence[Edit] = ()) -> torch.Tensor:
@@ -85,11 +65,9 @@ def values(model: Any, ids: Sequence[int], layer: int, kind: str) -> torch.Tenso
 
 
 def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
-    at = {
-        name: path and model.get_submodule(path)
-        for name, path in names(model, layer).items()
-        if path_exists(model, path)
-    }
+    names = plain_names(model, layer)
+    block = model.get_submodule(f"{names.layers}.{layer}")
+    factor = names.factor(model.config)
 
     def on_output(_: Any, __: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
@@ -100,34 +78,29 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
         return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
 
     if kind == "resid_pre":
-        return [at["block"].register_forward_pre_hook(on_input, with_kwargs=True)]
-    if kind in ("operator_out", "mlp_out", "resid_post"):
-        module = at[{"operator_out": "operator", "mlp_out": "mlp", "resid_post": "block"}[kind]]
-        return [module.register_forward_hook(on_output)]
+        return [block.register_forward_pre_hook(on_input, with_kwargs=True)]
+    if kind == "resid_post":
+        return [block.register_forward_hook(on_output)]
+    if kind == "operator_out":
+        return _on_added(block, names.operator, factor, change)
+    if kind == "mlp_out":
+        return _on_added(block, names.mlp, factor, change)
     if kind == "heads":
-        attention = at["operator"]
-        width = attention.head_dim
 
         def on_heads(_: Any, args: Any) -> Any:
-            split = args[0].reshape(*args[0].shape[:-1], -1, width)
+            split = args[0].unflatten(-1, (model.config.num_attention_heads, -1))
             return (change(split).reshape(args[0].shape),)
 
-        return [at["out"].register_forward_pre_hook(on_heads)]
+        return [block.get_submodule(names.out).register_forward_pre_hook(on_heads)]
     if kind == "resid_mid":
         entered: list[torch.Tensor] = []
 
         def keep(_: Any, args: Any, kwargs: Any) -> None:
             entered.append(args[0] if args else kwargs["hidden_states"])
 
-        def rewrite(_: Any, __: Any, output: Any) -> Any:
-            written = output[0] if isinstance(output, tuple) else output
-            new = change(entered[-1] + written) - entered[-1]
-            return (new, *output[1:]) if isinstance(output, tuple) else new
-
-        return [
-            at["block"].register_forward_pre_hook(keep, with_kwargs=True),
-            at["operator"].register_forward_hook(rewrite),
-        ]
+        handle = block.register_forward_pre_hook(keep, with_kwargs=True)
+        added = _on_added(block, names.operator, factor, lambda value: change(entered[-1] + value) - entered[-1])
+        return [handle, *added]
     third = {"conv_gate": 0, "conv_carrier": 1, "conv_signal": 2}[kind]
 
     def on_third(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
@@ -135,16 +108,27 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
         parts[third] = change(parts[third])
         return torch.cat(parts, dim=-1)
 
-    return [at["in"].register_forward_hook(on_third)]
+    return [block.get_submodule(names.parts).register_forward_hook(on_third)]
 
 
-def path_exists(model: Any, path: str) -> bool:
-    """Whether the model has a module at ``path``."""
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+def _on_added(
+    block: Any, modules: Sequence[str], factor: float, change: Callable[[torch.Tensor], torch.Tensor]
+) -> list[Any]:
+    """Hook what several modules add to the stream together, times a factor: the last that runs makes the change."""
+    before: list[torch.Tensor] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        before.append(output[0] if isinstance(output, tuple) else output)
+
+    def last(_: Any, __: Any, output: Any) -> Any:
+        written = output[0] if isinstance(output, tuple) else output
+        others = sum(before)
+        new = change((written + others) * factor) / factor - others
+        before.clear()
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    handles = [block.get_submodule(name).register_forward_hook(keep) for name in modules[:-1]]
+    return [*handles, block.get_submodule(modules[-1]).register_forward_hook(last)]
 
 
 def kl(clean: torch.Tensor, changed: torch.Tensor) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from kinds import kind
 from models import build
+from reading import assert_patterns_are_the_models_own
 
-from xatlas import manager
 from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
@@ -16,7 +17,7 @@ from xatlas.plugins.attention_patterns import AttentionPatterns
 from xatlas.probing.attention import head_scores, induction_score
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
-from xatlas.testing import byte_tokenizer, tiny_model, tiny_suite
+from xatlas.testing import byte_tokenizer, tiny_suite
 
 SUITE = Suite("few", tiny_suite().prompts[::4])
 PERIOD = 6
@@ -59,30 +60,15 @@ def test_a_planted_induction_head_scores_one_and_its_neighbours_nothing():
         assert found == [float(back == PERIOD - 1) for back in range(PERIOD + 2)]
 
 
-@pytest.mark.parametrize("name", sorted(manager.adapters()))
+@pytest.mark.parametrize("name", ["Lfm2ForCausalLM", "LlamaForCausalLM"])
 def test_scores_are_of_the_models_own_patterns(name):
-    """Of every registered adapter: prompt by prompt, in its own row, layer by layer, head by head."""
-    model = tiny_model(manager.adapters()[name])
-    dataset, tokens = measure(model), model.read(SUITE)
+    model = kind(name)
+    dataset = assert_patterns_are_the_models_own(model, SUITE)
     assert dataset.sizes["prompt"] == len(SUITE)
-    for row, prompt in enumerate(tokens.prompts):
-        for layer, kind in enumerate(model.operator_types):
-            own = dataset.isel(prompt=row).sel(layer=layer)
-            site = Site(layer, "attention_pattern")
-            if not model.has(site):
-                assert own.to_array().isnull().all()
-                assert kind != "attention"
-                continue
-            pattern = model.capture(model.tokens([prompt]), [site])[site][0].double().numpy()  # (head, query, key)
-            queries = np.arange(2, len(prompt.ids))
-            np.testing.assert_allclose(own["first_weight"], pattern[:, queries, 0].mean(-1), rtol=1e-5)
-            np.testing.assert_allclose(own["previous_score"], pattern[:, queries, queries - 1].mean(-1), rtol=1e-5)
-            weights = pattern[:, queries]
-            np.testing.assert_allclose(own["entropy"], -(weights * np.log(weights + 1e-30)).sum(-1).mean(-1), rtol=1e-4)
-            away = queries[:, None] - np.arange(len(prompt.ids))
-            np.testing.assert_allclose(own["distance"], (weights * away).sum(-1).mean(-1), rtol=1e-5)
-    if "attention" in model.operator_types:
-        assert dataset["induction_score"].sel(layer=model.operator_types.index("attention")).notnull().all()
+    scores = dataset["induction_score"].notnull()
+    assert [bool(scores.sel(layer=layer).any()) for layer in range(model.n_layers)] == [
+        word == "attention" for word in model.operator_types
+    ]
 
 
 def test_a_windows_layer_scores_only_what_it_sees():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from kinds import KINDS, kind
 from models import build
+from reading import assert_attributions_sum, own_difference
 
 import xatlas
 from xatlas import Prompt, Site, Suite, XatlasError
@@ -25,31 +26,10 @@ def measure(model, suite=SUITE):
     return dataset
 
 
-def own_difference(model, prompt):
-    """Return the model's own difference of logits; before the cap, where it has one."""
-    with torch.no_grad():
-        logits = model.model(input_ids=model.tokens([prompt]), use_cache=False).logits[0, prompt.readout].double()
-    cap = getattr(model.model.config, "final_logit_softcapping", None)
-    pair = logits[[prompt.answer, prompt.foil_answer]]
-    if cap is not None:
-        pair = cap * torch.atanh(pair / cap)
-    return float(pair[0] - pair[1]), float(pair.abs().max())
-
-
-def assert_sums(model, suite):
-    dataset = measure(model, suite)
-    total = dataset.embedding + dataset.attribution.sum(["layer", "component"])
-    size = abs(dataset.attribution).sum(["layer", "component"]) + abs(dataset.embedding)
-    for row, prompt in enumerate(model.read(suite).prompts):
-        own, largest = own_difference(model, prompt)
-        assert abs(float(total[row]) - own) <= 1e-4 * max(abs(own), float(size[row]), largest)
-    return dataset
-
-
 @pytest.mark.parametrize("name", KINDS)
-def test_writes_and_embedding_sum_to_the_logit_difference(name):
+def test_writes_heads_and_embedding_sum_to_the_logit_difference(name):
     model = kind(name)
-    dataset = assert_sums(model, SUITE)
+    dataset = assert_attributions_sum(model, SUITE)
     biased = model.adapter.module(model.adapter.final_norm_path)
     assert bool((dataset.constant != 0).any()) == (getattr(biased, "bias", None) is not None)
     if name != "soft cap":
@@ -60,25 +40,7 @@ def test_writes_and_embedding_sum_to_the_logit_difference(name):
 @pytest.mark.parametrize("mini", ["lfm2-mini", "qwen-mini", "smollm2-mini"])
 def test_writes_and_embedding_sum_in_trained_models(mini):
     model = xatlas.load(mini, device="cpu")
-    assert_sums(model, Suite("few", xatlas.manager.suites()["quick"].load().prompts[::9]))
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_heads_and_the_projections_bias_sum_to_the_operator(name):
-    model = kind(name)
-    dataset = measure(model)
-    reasons = notes(dataset, "absent")
-    for layer in range(model.n_layers):
-        heads = dataset.attribution_head.sel(layer=layer)
-        path = model.adapter.output_projection(layer)
-        if path is None or model.head_layouts[layer] is None:
-            assert heads.isnull().all()
-            assert reasons[f"attribution_head & layer={layer}"]
-            continue
-        bias = model.adapter.module(path).bias
-        if bias is None:
-            written = dataset.attribution.sel(layer=layer, component="operator")
-            np.testing.assert_allclose(heads.sum("head"), written, atol=1e-4, rtol=1e-4)
+    assert_attributions_sum(model, Suite("few", xatlas.manager.suites()["quick"].load().prompts[::9]))
 
 
 def test_a_part_is_its_write_times_the_frozen_scale_times_the_unembedding():

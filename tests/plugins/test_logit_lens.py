@@ -8,6 +8,7 @@ import reference as ref
 import torch
 from kinds import KINDS, kind
 from models import build
+from reading import assert_lens_ends_in_the_output
 
 import xatlas
 from xatlas import Prompt, Suite
@@ -28,26 +29,10 @@ def measure(model, suite=SUITE):
     return dataset
 
 
-def assert_ends_in_the_output(model, dataset, prompts):
-    last = dataset.sel(layer=model.n_layers - 1, site="resid_post")
-    for row, prompt in enumerate(prompts):
-        with torch.no_grad():
-            logits = model.model(input_ids=model.tokens([prompt]), use_cache=False).logits[0, prompt.readout].double()
-        own = logits.log_softmax(-1)
-        found = last.isel(prompt=row)
-        np.testing.assert_allclose(found.target_logprob, own[prompt.answer], atol=1e-5, rtol=1e-5)
-        np.testing.assert_allclose(found.entropy, -(own.exp() * own).sum(), atol=1e-5, rtol=1e-5)
-        assert found.target_rank == 1 + (logits > logits[prompt.answer]).sum()
-        assert found.top_token.item() == model.reader.text_of(int(logits.argmax()))
-        assert found.kl_to_final < 1e-5
-        assert found.top_is_final == 1
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_the_last_row_is_the_models_own_output(name):
     model = kind(name)
-    dataset = measure(model)
-    assert_ends_in_the_output(model, dataset, model.read(SUITE).prompts)
+    dataset = assert_lens_ends_in_the_output(model, SUITE)
     there = dataset.kl_to_final.notnull().any("prompt")
     for layer in range(model.n_layers):
         assert bool(there.sel(layer=layer, site="resid_pre")) == (layer == 0)
@@ -61,7 +46,7 @@ def test_the_last_row_is_the_models_own_output(name):
 def test_the_last_row_is_the_output_of_trained_models(mini):
     model = xatlas.load(mini, device="cpu")
     suite = Suite("few", xatlas.manager.suites()["quick"].load().prompts[::9])
-    assert_ends_in_the_output(model, measure(model, suite), model.read(suite).prompts)
+    assert_lens_ends_in_the_output(model, suite)
 
 
 def test_every_row_is_the_stream_of_its_site_through_the_norm_once():

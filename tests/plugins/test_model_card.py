@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from models import SHAPES, build
+from reading import assert_card_counts_every_parameter
 
 from xatlas.contracts.probe import Inputs
-from xatlas.manager import adapters
 from xatlas.model import HookedModel
 from xatlas.plugins.model_card import ModelCard
 from xatlas.schema import notes, validate
-from xatlas.testing import tiny_model, tiny_suite
+from xatlas.testing import tiny_suite
 
 
 def measure(model):
@@ -25,24 +25,9 @@ def hooked(hf):
     return HookedModel(hf, None, prove=False)
 
 
-@pytest.mark.parametrize("name", [*adapters(), *SHAPES])
+@pytest.mark.parametrize("name", SHAPES)
 def test_parameters_of_layers_and_of_what_stands_outside_sum_to_the_models(name):
-    model = tiny_model(adapters()[name]) if name in adapters() else hooked(build(SHAPES[name][0], **SHAPES[name][1]))
-    card, hf = measure(model), model.model
-    total = sum(each.numel() for each in hf.parameters())
-    assert card["total"] == total
-    assert float(card["parameters"].sum() + card["outside"].sum()) == total
-    np.testing.assert_array_equal(card["bytes"].sel(dtype=["float32", "bfloat16"]), [4 * total, 2 * total])
-    for layer in range(model.n_layers):
-        own = sum(each.numel() for each in model.adapter.layer(layer).parameters())
-        assert card["parameters"].sel(layer=layer).sum() == own
-        layout = model.head_layouts[layer]
-        heads = [np.nan, np.nan] if layout is None else [layout.n_heads, layout.n_kv_heads]
-        np.testing.assert_array_equal([card[name].sel(layer=layer) for name in ("n_heads", "n_kv_heads")], heads)
-        for role, path in model.adapter.roles(layer).items():  # a bias counts with its weight
-            assert card["parameters"].sel(layer=layer, role=role) == sum(
-                each.numel() for each in model.adapter.module(path).parameters()
-            )
+    assert_card_counts_every_parameter(hooked(build(SHAPES[name][0], **SHAPES[name][1])), tiny_suite())
 
 
 def test_a_hybrid_model_layer_by_layer():

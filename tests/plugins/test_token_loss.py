@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
+from kinds import kind
 from models import build
+from reading import assert_loss_is_hugging_faces_own
 
 from xatlas.contracts.probe import Inputs
-from xatlas.manager import adapters
 from xatlas.model import HookedModel
 from xatlas.plugins.token_loss import TokenLoss
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
-from xatlas.testing import byte_tokenizer, tiny_model, tiny_suite
+from xatlas.testing import byte_tokenizer, tiny_suite
 
 PLAIN = Prompt("plain", "texts", "Ein Bär, zwei Bären: 熊 🐻.", target=" Drei", foil=" Vier")
 SUITE = Suite("few", (*tiny_suite().prompts[::3], PLAIN, Prompt("bare", "texts", "no target here")))
@@ -25,17 +25,8 @@ def measure(model, suite=SUITE):
     return dataset
 
 
-@pytest.mark.parametrize("name", sorted(adapters()))
-def test_the_loss_is_hugging_faces_own(name):
-    """Of every architecture: multipliers and soft caps of the head are in it."""
-    model = tiny_model(adapters()[name])
-    dataset = measure(model)
-    for row, prompt in enumerate(model.read(SUITE).prompts):
-        ids = torch.tensor([prompt.ids[: prompt.n_text]])  # what is run of the target is not scored
-        loss = float(model.model(input_ids=ids, labels=ids).loss)
-        np.testing.assert_allclose(dataset["nll"][row], loss, rtol=1e-5)
-        bits = loss * (prompt.n_text - 1) / np.log(2) / len(prompt.prompt.text.encode())
-        np.testing.assert_allclose(dataset["bits_per_byte"][row], bits, rtol=1e-5)
+def test_the_loss_is_hugging_faces_own():
+    assert_loss_is_hugging_faces_own(kind("Lfm2ForCausalLM"), SUITE)
 
 
 def test_positions_are_unembedded_some_at_a_time(monkeypatch):
