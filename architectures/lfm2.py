@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas import Adapter, HookPoint, hookimpl
 from xatlas.architectures.gguf import DecoderGguf
-from xatlas.contracts.adapter import Chunk, PreNormAdapter
+from xatlas.contracts.adapter import Chunk, Part, PreNormAdapter
 
 if TYPE_CHECKING:
     from xatlas.loading.gguf import GgufFile
@@ -70,7 +70,7 @@ class Lfm2Adapter(PreNormAdapter):
                 points[kind] = HookPoint(projection, "output", Chunk(index, 3))
         return points
 
-    def roles(self, layer: int) -> dict[str, str]:
+    def roles(self, layer: int) -> dict[str, str | Part]:
         """Return the shared roles; a conv layer adds ``conv.in`` and ``conv.out``."""
         roles = super().roles(layer)
         if self.operator_type(layer) == "conv":

@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 
 from xatlas import manager, testing
-from xatlas.contracts.adapter import Adapter
+from xatlas.contracts.adapter import Adapter, Part
 from xatlas.contracts.comparison import Comparison, Finding, Verdict
 from xatlas.contracts.probe import Checkpoint, Inputs, Probe, ReadingProbe, Requirement, Variable
 from xatlas.engine.sweep import sweep
@@ -134,9 +134,9 @@ def _check_layer(adapter: Adapter, layer: int) -> None:
         raise unknown(f"site kind of {who}", kind, SITE_KINDS, "Declare kinds of your own in extra_kinds.")
     for kind in ("resid_pre", "operator_out", "resid_post"):
         _must(kind in kinds, f"{who} gives layer {layer} no '{kind}': every layer has one.")
-    owners: dict[str, str] = {}
+    owners: dict[str | Part, str] = {}
     for role, path in roles.items():
-        weight = getattr(adapter.module(path), "weight", None)
+        weight = getattr(adapter.role_module(path), "weight", None)
         linear = weight is not None and weight.dim() == 2
         _must(linear, f"role '{role}' of layer {layer} names {path}, which is no linear module.")
         _must("." in role, f"role '{role}' of layer {layer} must be part.name, e.g. 'mlp.down'.")
@@ -150,9 +150,13 @@ def _check_layer(adapter: Adapter, layer: int) -> None:
     whole = min(layout.n_heads, layout.n_kv_heads, layout.d_head) >= 1 and layout.n_heads % layout.n_kv_heads == 0
     _must(whole, f"{who} says {layout} of layer {layer}: query heads must be a multiple of the others.")
     for role, heads in (("attention.q", layout.n_heads), ("attention.k", layout.n_kv_heads)):
-        width = getattr(adapter.module(roles[role]), "out_features", None) if role in roles else None
-        if width not in (None, heads * layout.d_head):
-            raise XatlasError(f"{who} says {layout} of layer {layer}, but {roles[role]} gives {width} numbers.")
+        place = roles.get(role)
+        if place is None:
+            continue
+        width = adapter.outputs(place)
+        width = len(place.outputs(width)) if isinstance(place, Part) else width
+        fits = width == heads * layout.d_head
+        _must(fits, f"{who} says {layout} of layer {layer}, but {place} gives {width} numbers.")
 
 
 def _check_shapes(model: HookedModel) -> None:

@@ -105,7 +105,7 @@ def _kernel(model: HookedModel, layer: int) -> tuple[Tensor, Tensor] | None:
     """Return the kernel ``(d_model, tap)``, oldest tap first, and the output projection's weight."""
     adapter = model.adapter
     path, out = adapter.conv_path(layer), adapter.roles(layer).get("conv.out")
-    if path is None or out is None or not all(model.has(Site(layer, kind)) for kind in _FACTORS):
+    if path is None or not isinstance(out, str) or not all(model.has(Site(layer, kind)) for kind in _FACTORS):
         return None
     return adapter.module(path).weight[:, 0].detach(), adapter.module(out).weight.detach()
 

@@ -115,6 +115,7 @@ class DirectLogitAttribution(ReadingProbe):
         )
 
     def _absent(self) -> dict[str, str]:
+        from xatlas.probing.lens import adds_heads
         from xatlas.schema import cells
 
         model = self.model
@@ -129,11 +130,11 @@ class DirectLogitAttribution(ReadingProbe):
             if bare:
                 absent[cells(component=[component], layer=bare)] = f"the block has no {kind}"
         for layer, layout in enumerate(model.head_layouts):
-            path, own = model.adapter.output_projection(layer), layout.n_heads if layout else 0
+            own = layout.n_heads if layout else 0
             at = f"attribution_head & {cells(layer=[layer])}"
             if layout is None:
                 absent[at] = f"{model.operator_types[layer]} has no heads"
-            elif path is None:
+            elif not adds_heads(model, layer):
                 absent[at] = "what the layer adds to the stream is not the output of the heads' projection as it is"
             elif own < self.heads:
                 absent[cells(layer=[layer], head=range(own, self.heads))] = f"the layer has {own} heads"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from xatlas import Adapter, Inputs, Probe, Suite, Variable, hookimpl
+from xatlas.contracts.adapter import Part
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -99,11 +100,10 @@ def counted(adapter: Adapter) -> tuple[list[dict[str, int]], dict[str, int]]:
     for name, parameter in adapter.model.named_parameters():
         layer = next((number for path, number in paths.items() if name.startswith(path)), None)
         owner = name.rpartition(".")[0]
-        if layer is None:
-            group, role = outside, parts.get(owner, "other")
-        else:
-            group, role = by_layer[layer], _role(adapter, layer, owner)
-        group[role] = group.get(role, 0) + parameter.numel()
+        group = outside if layer is None else by_layer[layer]
+        shares = {parts.get(owner, "other"): 1.0} if layer is None else _shares(adapter, layer, owner)
+        for role, share in shares.items():
+            group[role] = group.get(role, 0) + round(parameter.numel() * share)
     return by_layer, outside
 
 
@@ -111,16 +111,20 @@ def _embeddings(adapter: Adapter) -> tuple[str, str]:
     return adapter.embedding_path, adapter.unembedding_path
 
 
-def _role(adapter: Adapter, layer: int, owner: str) -> str:
-    """Return what a module of a layer is there for: the role of the innermost module that it belongs to."""
-    named = {path: role for role, path in adapter.roles(layer).items()}
+def _shares(adapter: Adapter, layer: int, owner: str) -> dict[str, float]:
+    """Return what a module of a layer is there for, and in what shares: the roles of the innermost one around it."""
+    named: dict[str, list[tuple[str, str | Part]]] = {}
+    for role, place in adapter.roles(layer).items():
+        named.setdefault(place.module if isinstance(place, Part) else place, []).append((role, place))
     conv = adapter.conv_path(layer)
     if conv is not None:
-        named[conv] = "conv.kernel"
+        named[conv] = [("conv.kernel", conv)]
     inside = [path for path in named if f"{owner}.".startswith(f"{path}.")]
-    if inside:
-        return named[max(inside, key=len)]
-    return "norm" if "norm" in type(adapter.module(owner)).__name__.lower() else "rest"
+    if not inside:
+        return {"norm" if "norm" in type(adapter.module(owner)).__name__.lower() else "rest": 1.0}
+    held = named[max(inside, key=len)]
+    parts = {role: len(place.outputs(adapter.outputs(place))) for role, place in held if isinstance(place, Part)}
+    return {role: size / sum(parts.values()) for role, size in parts.items()} or {held[0][0]: 1.0}
 
 
 def _kernel(adapter: Adapter, layer: int) -> int | None:

@@ -85,6 +85,19 @@ class Chunk(View):
         return result
 
 
+@dataclass(frozen=True)
+class Scaled(View):
+    """The site is the module's tensor times ``factor``: what a block with multipliers adds to the stream."""
+
+    factor: float
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor * self.factor
+
+    def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return tensor + (value - tensor * self.factor) / self.factor  # exact where nothing is changed
+
+
 @dataclass(frozen=True, slots=True)
 class HookPoint:
     """Where one architecture keeps a site."""
@@ -95,6 +108,24 @@ class HookPoint:
     # Kind of the site through which an edit is made, as an added difference, where editing this tensor itself would
     # miss part of the model: resid_mid is edited through operator_out.
     edit_as: str | None = None
+    # Where several modules write side by side, the site is the sum: those that run before this one, in their order. An
+    # edit adds its difference to this one.
+    beside: tuple[HookPoint, ...] = ()
+    flat: bool = False  # the tensor has batch and position in one dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A role that a fused projection holds beside others: its outputs ``start`` to ``stop``, of every ``period``."""
+
+    module: str
+    start: int
+    stop: int
+    period: int | None = None  # None: of all outputs
+
+    def outputs(self, width: int) -> list[int]:
+        """Return which of the projection's ``width`` outputs are meant."""
+        return [index for index in range(width) if self.start <= index % (self.period or width) < self.stop]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +183,12 @@ class Adapter(ABC):
     embedding_path: ClassVar[str] = "model.embed_tokens"
     final_norm_path: ClassVar[str] = "model.norm"
     unembedding_path: ClassVar[str] = "lm_head"
-    #: Keyword under which a layer takes its cache; None where one-token steps are not supported.
+    #: Argument under which a layer takes its cache; None where one-token steps are not supported.
     cache_argument: ClassVar[str | None] = None
+    #: Arguments of a layer that hold a row, or some rows, for each prompt.
+    row_arguments: ClassVar[tuple[str, ...]] = ()
+    #: Whether the model can be run step by step without a layer that counts tokens, as attention does in its cache.
+    steps_uncounted: ClassVar[bool] = False
     #: How GGUF files write the architecture; None: they are refused. Subclasses don't inherit it.
     gguf: ClassVar[GgufLayout | None] = None
     #: Site kinds beyond the shared ones, with their dimensions.
@@ -186,6 +221,15 @@ class Adapter(ABC):
         """Return the module of decoder layer ``layer``."""
         return self.module(self.layer_path(layer))  # type: ignore[no-any-return]
 
+    def role_module(self, role: str | Part) -> Any:
+        """Return the linear module of one of :meth:`roles`, which may hold others."""
+        return self.module(role.module if isinstance(role, Part) else role)
+
+    def outputs(self, role: str | Part) -> int:
+        """Return how many outputs that module has."""
+        module = self.role_module(role)
+        return int(module.nf if hasattr(module, "nf") else module.out_features)  # GPT-2's Conv1D calls them nf
+
     @abstractmethod
     def operator_type(self, layer: int) -> str:
         """Return what mixes tokens in this layer: ``attention``, ``conv``, ``ssm`` or another word."""
@@ -195,8 +239,8 @@ class Adapter(ABC):
         """Return site kind → hook point, for the kinds that this layer has."""
 
     @abstractmethod
-    def roles(self, layer: int) -> dict[str, str]:
-        """Return role → module path for the layer's linear modules.
+    def roles(self, layer: int) -> Mapping[str, str | Part]:
+        """Return role → module path, or part of a fused projection, for the layer's linear modules.
 
         Roles are ``attention.q/k/v/out``, ``conv.in/out``, ``mlp.gate/up/down``, or an architecture's own.
         """
@@ -206,8 +250,12 @@ class Adapter(ABC):
         return None
 
     def output_projection(self, layer: int) -> str | None:
-        """Return the path of the module that turns ``heads`` into ``operator_out``, where there is one."""
+        """Return the path of the module that turns ``heads`` into what :meth:`written` takes, where there is one."""
         return None
+
+    def written(self, layer: int, projected: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the stream when the output projection returns ``projected``: here just that."""
+        return projected
 
     def receptive_field(self, layer: int) -> int | None:
         """Return how many of its input's last positions decide a layer's last output; None: all that there are.
@@ -289,9 +337,11 @@ class PreNormAdapter(Adapter):
             points["attention_pattern"] = HookPoint(self.operator_path(layer), "output", Pattern())
         return points
 
-    def roles(self, layer: int) -> dict[str, str]:
+    def roles(self, layer: int) -> dict[str, str | Part]:
         block = self.layer_path(layer)
-        roles = {f"mlp.{role}": f"{block}.{self.mlp_name}.{name}" for role, name in self.mlp_roles.items()}
+        roles: dict[str, str | Part] = {
+            f"mlp.{role}": f"{block}.{self.mlp_name}.{name}" for role, name in self.mlp_roles.items()
+        }
         if self.operator_type(layer) == "attention":
             path = self.operator_path(layer)
             roles |= {f"attention.{role}": f"{path}.{role}_proj" for role in ("q", "k", "v")}

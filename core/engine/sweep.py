@@ -19,12 +19,12 @@ from xatlas.engine.walk import (
     Walk,
     is_last_position,
     needed_positions,
-    record_last_position,
     runs_last_position,
 )
 from xatlas.interventions import Condition
 from xatlas.metrics import Metric, TokenLogits
 from xatlas.model import HookedModel
+from xatlas.model.cache import record_last_position
 from xatlas.model.hooks import exclusive, is_held
 from xatlas.prompts.reader import TokenPrompt
 

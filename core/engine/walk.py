@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, InterventionContext, edit
 from xatlas.metrics import Metric
 from xatlas.model import HookedModel
-from xatlas.model.hooks import CleanRun, Hook, attached, is_held, record
+from xatlas.model.cache import has_steps, rows_of
+from xatlas.model.hooks import CleanRun, Hook, attached, is_held
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
 
@@ -74,78 +75,7 @@ def runs_last_position(model: HookedModel, prompts: Sequence[TokenPrompt], metri
     last = len(prompts[0].ids) - 1
     read = {prompt.readout for prompt in prompts}
     read |= {p for metric in metrics for prompt in prompts for p in metric.positions(prompt)}
-    able = model.adapter.cache_argument is not None and "attention" in model.operator_types
-    return able and last > 0 and read == {last}
-
-
-@dataclass(frozen=True)
-class CleanCache:
-    """Clean keys and values ``(prompt, n_kv_heads, pos, d_head)`` and conv states ``(prompt, d_model, kernel)``."""
-
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-    conv: dict[int, Tensor]
-    length: int  # positions before the last
-
-
-@dataclass(frozen=True)
-class ReadOnlyCache:
-    """What a layer takes as its cache for one position: it reads the clean cache and stores nothing.
-
-    Earlier releases ask for ``has_previous_state``, ``layers[i].conv_states[0]`` and ``layers[i].record_past``.
-    """
-
-    clean: CleanCache
-    prompts: int  # how many of its rows are used, the first ones
-    copies: int  # blocks of prompts that go through the layer together
-    layer_idx: int = -1
-    record_past = False
-
-    def _rows(self, tensor: Tensor) -> Tensor:
-        return tensor[: self.prompts].repeat(self.copies, *[1] * (tensor.dim() - 1))
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        keys, values = self.clean.keys[layer_idx], self.clean.values[layer_idx]
-        return torch.cat([self._rows(keys), key], dim=-2), torch.cat([self._rows(values), value], dim=-2)
-
-    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor:
-        return self._rows(self.clean.conv[layer_idx])  # a copy: the layer updates it in place
-
-    def is_recording_past(self, layer_idx: int) -> bool:
-        return False
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.clean.length
-
-    def has_previous_state(self, layer_idx: int) -> bool:
-        return True
-
-    @property
-    def layers(self) -> ReadOnlyCache:
-        return self  # of which each layer's is a part
-
-    def __getitem__(self, layer_idx: int) -> ReadOnlyCache:
-        return replace(self, layer_idx=layer_idx)
-
-    @property
-    def conv_states(self) -> list[Tensor]:
-        return [self.get_conv_state(self.layer_idx)]
-
-
-@torch.inference_mode()
-def record_last_position(model: HookedModel, ids: Tensor, sites: Sequence[Site] = ()) -> tuple[CleanRun, CleanCache]:
-    """Run ``ids`` ``(prompt, pos)``; return the last position's pass, its values at ``sites`` kept, and the cache."""
-    cache = model.model.base_model(input_ids=ids[:, :-1], use_cache=True).past_key_values
-    clean = CleanCache({}, {}, {}, ids.shape[1] - 1)
-    for layer, kept in enumerate(cache.layers):
-        if model.operator_types[layer] == "attention":
-            if getattr(kept, "sliding_window", None) == 1:  # of a window of 1, Hugging Face's cache keeps all
-                kept.keys, kept.values = kept.keys[..., :0, :], kept.values[..., :0, :]
-            clean.keys[layer], clean.values[layer] = kept.keys, kept.values
-        else:
-            clean.conv[layer] = kept.conv_states[0].clone()
-    run = partial(model.model.base_model, input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
-    return record(model, ids.shape[0], sites, run), clean
+    return has_steps(model) and last > 0 and read == {last}
 
 
 # -- all positions ------------------------------------------------------------------------------------------------
@@ -162,7 +92,7 @@ class BucketContext(InterventionContext):
     conditions: Sequence[Condition]
     means: Mapping[Site, Tensor]
     seed: int
-    cache: CleanCache | None = None  # where only the last position of every prompt is run
+    cache: Any = None  # the clean run's, where only the last position of every prompt is run
 
     def __post_init__(self) -> None:
         self.length = self.recorded.final.shape[1]  # positions that are run in every prompt
@@ -175,8 +105,10 @@ class BucketContext(InterventionContext):
 
     def run_layer(self, layer: int, hidden: Tensor, prompts: int) -> Tensor:
         """Call a layer on blocks of ``prompts`` rows ``(block * prompt, pos, d_model)``."""
-        cache = None if self.cache is None else ReadOnlyCache(self.cache, prompts, hidden.shape[0] // prompts)
-        return self.model.run_layer(layer, hidden, self.recorded.calls[layer], cache)
+        cache = self.cache
+        if cache is not None:
+            cache = rows_of(cache, torch.arange(len(hidden), device=hidden.device) % prompts)
+        return self.model.run_layer(layer, hidden, self.recorded.calls[layer], prompts, cache)
 
     def mask(self, positions: str) -> Tensor | None:
         if positions not in self._masks:

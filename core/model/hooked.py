@@ -188,8 +188,14 @@ class HookedModel:
 
     def hook(self, site: Site, function: SiteFunction) -> Hook:
         """Return what :func:`xatlas.model.hooks.attached` takes; the value that ``function`` is given may be kept."""
-        point = self.point(site)
-        return self.adapter.module(point.module), point, lambda value: function(self.lasting(site, value))
+        point, module = self.point(site), self.adapter.module
+        return Hook(
+            module(point.module),
+            point,
+            lambda value: function(self.lasting(site, value)),
+            beside=tuple(module(one.module) for one in point.beside),
+            layer=self.adapter.layer(site.layer),
+        )
 
     def edit_hooks(self, site: Site, editor: Editor) -> list[Hook]:
         """Return the hooks that replace a site's value by ``editor(value)``; an indirect site needs two."""
@@ -278,11 +284,16 @@ class HookedModel:
         return record(self, ids.shape[0], sites, lambda: self.run(ids))
 
     @exclusive
-    def run_layer(self, layer: int, hidden: Tensor, call: LayerCall, cache: Any = None) -> Tensor:
-        """Call one Hugging Face layer on ``hidden`` ``(row, pos, d_model)`` with recorded arguments."""
-        kwargs = call.kwargs
+    def run_layer(
+        self, layer: int, hidden: Tensor, call: LayerCall, prompts: int | None = None, cache: Any = None
+    ) -> Tensor:
+        """Call one Hugging Face layer with recorded arguments.
+
+        ``hidden`` ``(row, pos, d_model)`` is blocks of the first ``prompts`` rows that were recorded; one by default.
+        """
+        kwargs = call.for_rows(len(hidden), prompts or len(hidden))
         if cache is not None:
-            kwargs = {**kwargs, str(self.adapter.cache_argument): cache}
+            kwargs[str(self.adapter.cache_argument)] = cache
         hidden = self.lasting(Site(layer, "resid_pre"), hidden)
         output = self.adapter.layer(layer)(hidden, *call.args, **kwargs)
         stream: Tensor = output[0] if isinstance(output, tuple) else output

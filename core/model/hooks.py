@@ -29,8 +29,19 @@ if TYPE_CHECKING:
 SiteFunction = Callable[[Tensor], Tensor | None]
 #: Receives the site's value and returns the new one.
 Editor = Callable[[Tensor], Tensor]
-#: A module, its hook point, and what is called with the site's value each time the module runs.
-Hook = tuple[nn.Module, HookPoint, SiteFunction]
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A site's modules, and what is called with its value each time they run."""
+
+    module: nn.Module
+    point: HookPoint
+    function: SiteFunction
+    beside: tuple[nn.Module, ...] = ()  # of the points beside it
+    layer: nn.Module | None = None  # whose input tells batch and positions apart
+
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -50,8 +61,9 @@ def attached(hooks: Iterable[Hook], *, every_thread: bool = False) -> Iterator[N
     """Hold hooks for a ``with`` block; forwards of other threads pass them by, unless ``every_thread``."""
     thread = None if every_thread else get_ident()
     with ExitStack() as stack:
-        for module, point, function in hooks:
-            stack.callback(_attach(module, point, function, thread).remove)
+        for hook in hooks:
+            for handle in _attach(hook, thread):
+                stack.callback(handle.remove)
         yield
 
 
@@ -69,11 +81,53 @@ def attention_weights(model: nn.Module) -> Iterator[None]:
             config._attn_implementation = name
 
 
-def _attach(module: nn.Module, point: HookPoint, function: SiteFunction, thread: int | None) -> RemovableHandle:
+def _attach(hook: Hook, thread: int | None) -> Iterator[RemovableHandle]:
+    """Attach a hook; the values of modules beside, and the sizes of flat tensors, are kept by thread until it runs."""
+    point, here = hook.point, get_ident
+    parts: dict[tuple[int, int], Tensor] = {}
+    sizes: dict[int, tuple[int, ...]] = {}
+
+    def read(one: HookPoint, tensor: Tensor) -> Tensor:
+        return one.view.read(unflattened(tensor) if one.flat else tensor)
+
+    def unflattened(tensor: Tensor) -> Tensor:
+        return tensor.reshape(*sizes[here()], *tensor.shape[1:])
+
     def replaced(tensor: Tensor) -> Tensor | None:
         """Return the module's tensor with the site's new value; None where it stays."""
-        new = function(point.view.read(tensor)) if thread in (None, get_ident()) else None
-        return None if new is None else point.view.write(tensor, new)
+        if thread not in (None, here()):
+            return None
+        own = value = read(point, tensor)
+        for number, one in enumerate(point.beside):
+            if (here(), number) not in parts:
+                raise XatlasError(f"{one.module} has not run before {point.module}: its adapter names them in turn.")
+            value = value + parts.pop((here(), number))
+        new = hook.function(value)
+        if new is None:
+            return None
+        new = own + (new - value) if point.beside else new
+        if not point.flat:
+            return point.view.write(tensor, new)
+        return point.view.write(unflattened(tensor), new).flatten(0, 1)
+
+    if any(one.flat for one in (point, *point.beside)):
+        assert hook.layer is not None
+
+        def measure(_: nn.Module, args: Any, kwargs: Any) -> None:
+            sizes[here()] = first_tensor(args, kwargs)[0].shape[:2]
+
+        yield hook.layer.register_forward_pre_hook(measure, with_kwargs=True)
+    for number, (module, one) in enumerate(zip(hook.beside, point.beside, strict=True)):
+
+        def keep(tensor: Tensor, number: int = number, one: HookPoint = one) -> None:
+            parts[here(), number] = read(one, tensor)
+
+        yield _at(module, one, keep)
+    yield _at(hook.module, point, replaced)
+
+
+def _at(module: nn.Module, point: HookPoint, replaced: SiteFunction) -> RemovableHandle:
+    """Call ``replaced`` with the tensor that a hook point is in, and put what it returns in the tensor's place."""
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
         tensor, name = first_tensor(args, kwargs)
@@ -134,10 +188,35 @@ class Capture:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments that a layer was called with besides the stream, cut to one row."""
+    """The arguments that a layer was called with besides the stream."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[Any, ...]  # those without a name
+    kwargs: dict[str, Any]  # cut to one row, which stands for all
+    rows: dict[str, Tensor]  # those that belong to a prompt each: (prompt, n, ...), n rows for one
+
+    @classmethod
+    def of(cls, model: HookedModel, layer: nn.Module, args: Any, kwargs: Any, rows: int) -> LayerCall:
+        """Return the arguments of a call with ``rows`` prompts; the stream is the first, whatever it is called."""
+        bound = inspect.signature(layer.forward).bind(*args, **kwargs)
+        named, more = dict(bound.arguments), ()
+        for name, parameter in bound.signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named |= named.pop(name, {})
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                more = named.pop(name, ())
+        stream = next(name for name, value in named.items() if isinstance(value, torch.Tensor))
+        for name in (stream, str(model.adapter.cache_argument), "use_cache"):
+            named.pop(name, None)
+        own = {name: named.pop(name) for name in model.adapter.row_arguments if named.get(name) is not None}
+        kept = {name: value.unflatten(0, (rows, -1)) for name, value in own.items()}
+        return cls(one_row(more, rows), one_row(named, rows), kept)
+
+    def for_rows(self, rows: int, prompts: int) -> dict[str, Any]:
+        """Return the named arguments for ``rows``: blocks of the first ``prompts`` prompts."""
+        own = {
+            name: value[:prompts].repeat(rows // prompts, *[1] * (value.dim() - 1)) for name, value in self.rows.items()
+        }
+        return self.kwargs | {name: value.flatten(0, 1) for name, value in own.items()}
 
 
 @dataclass(frozen=True)
@@ -158,14 +237,11 @@ def record(model: HookedModel, rows: int, sites: Sequence[Site], forward: Callab
     values: dict[Site, Tensor] = {}
     thread = get_ident()
 
-    def before(_: Any, args: Any, kwargs: Any) -> None:
+    def before(layer: Any, args: Any, kwargs: Any) -> None:
         if get_ident() != thread:
             return
-        hidden, name = first_tensor(args, kwargs)
-        inputs.append(model.lasting(Site(len(inputs), "resid_pre"), hidden))
-        skipped = (name, model.adapter.cache_argument, "use_cache")
-        named = {key: value for key, value in kwargs.items() if key not in skipped}
-        calls.append(LayerCall(*one_row((tuple(args[1:] if name is None else args), named), rows)))
+        inputs.append(model.lasting(Site(len(inputs), "resid_pre"), first_tensor(args, kwargs)[0]))
+        calls.append(LayerCall.of(model, layer, args, kwargs, rows))
 
     hooks = [model.hook(Site(model.n_layers - 1, "resid_post"), final.append)]
     hooks += [model.hook(site, partial(values.__setitem__, site)) for site in sites]
@@ -184,7 +260,8 @@ def one_row(value: Any, rows: int) -> Any:
         if rows == 1 or value.dim() < 2 or value.shape[0] != rows:
             return value
         if not torch.equal(value, value[:1].expand_as(value)):
-            raise XatlasError("a layer takes an argument that differs between prompts of equal length.")
+            advice = "name it in the adapter's row_arguments"
+            raise XatlasError(f"a layer takes an argument that differs between prompts of equal length: {advice}.")
         return value[:1]
     if isinstance(value, dict):
         return {key: one_row(item, rows) for key, item in value.items()}
@@ -312,7 +389,7 @@ def holding(
             yield
         except ValueError as error:
             # generate() asks its cache for a length before the first forward; without attention there is none.
-            if "get_seq_length" not in str(error) or "attention" in model.operator_types:
+            if "get_seq_length" not in str(error) or model.sites("attention_pattern"):
                 raise
             what = "this model has no attention layer, so Hugging Face's cache can't count its tokens"
             raise XatlasError(f"{what}: pass use_cache=False.") from None

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from xatlas.contracts.adapter import Site
+from xatlas.contracts.adapter import Part, Site
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import refuse_not_finite
-from xatlas.model.hooks import attached, count_hooks, exclusive
+from xatlas.model.cache import has_steps, record_last_position, rows_of
+from xatlas.model.hooks import Hook, attached, count_hooks, exclusive
 from xatlas.vocabulary import forward_order
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def prove(model: HookedModel) -> None:
     before, adapter = count_hooks(model.model), model.adapter
     paths = [adapter.embedding_path, adapter.final_norm_path, adapter.unembedding_path]
     for layer, points in enumerate(model.points):
-        paths += [*adapter.roles(layer).values(), *(point.module for point in points.values())]
+        paths += [role.module if isinstance(role, Part) else role for role in adapter.roles(layer).values()]
+        paths += [one.module for point in points.values() for one in (point, *point.beside)]
     for path in paths:
         adapter.module(path)  # raises where the name is wrong
     generator = torch.Generator().manual_seed(0)
@@ -44,9 +46,12 @@ def prove(model: HookedModel) -> None:
     values = _read_through_edits(model, ids, logits)
     for layer in range(model.n_layers):
         _check_sums(model, layer, {site.kind: value for site, value in values.items() if site.layer == layer})
-        _check_heads(model, layer, values)
+        _check_heads(model, layer, values, ids)
+        _check_passed_on(model, layer, values)
     _find_overwritten(model, ids.expand(2, -1))
     _check_receptive_fields(model, ids)
+    if has_steps(model):
+        _check_last_position(model, ids.expand(2, -1))
     gap = _gap(model.adapter.logits(values[Site(model.n_layers - 1, "resid_post")]), logits)
     if gap:
         way = f"the last layer's stream through {model.adapter.final_norm_path} and {model.adapter.unembedding_path}"
@@ -131,7 +136,7 @@ def _check_sums(model: HookedModel, layer: int, at: dict[str, Tensor]) -> None:
             raise _wrong(model, Site(layer, kind), f"{sums} (largest difference {gap:.2g})")
 
 
-def _check_heads(model: HookedModel, layer: int, values: dict[Site, Tensor]) -> None:
+def _check_heads(model: HookedModel, layer: int, values: dict[Site, Tensor], ids: Tensor) -> None:
     """Check that a layer's heads, put through the output projection, are what the operator wrote."""
     path, site, layout = model.adapter.output_projection(layer), Site(layer, "heads"), model.head_layouts[layer]
     if path is None or site not in values:
@@ -139,9 +144,42 @@ def _check_heads(model: HookedModel, layer: int, values: dict[Site, Tensor]) -> 
     heads = values[site]
     if layout is None or tuple(heads.shape[2:]) != (layout.n_heads, layout.d_head):
         raise _wrong(model, site, f"its shape is {tuple(heads.shape)}, the adapter says {layout}")
-    gap = _gap(model.adapter.module(path)(heads.flatten(2)), values[Site(layer, "operator_out")])
+    written = model.adapter.written(layer, model.adapter.module(path)(heads.flatten(2)))
+    whole = values[Site(layer, "operator_out")]
+    for point in model.point(Site(layer, "operator_out")).beside:
+        found: list[Tensor] = []
+        with attached(
+            [Hook(model.adapter.module(point.module), point, found.append, layer=model.adapter.layer(layer))]
+        ):
+            model.run(ids)
+        written = written + found[0]
+    gap = _gap(written, whole)
     if gap:
         raise _wrong(model, site, f"through {path} it does not give operator_out (difference {gap:.2g})")
+
+
+def _check_passed_on(model: HookedModel, layer: int, values: dict[Site, Tensor]) -> None:
+    """Check that what leaves a layer is what enters the next, as the engine takes it to be."""
+    entering = values.get(Site(layer + 1, "resid_pre"))
+    if entering is not None and (gap := _gap(values[Site(layer, "resid_post")], entering)):
+        fault = f"changes the stream between layers {layer} and {layer + 1} (difference {gap:.2g})"
+        raise XatlasError(f"{type(model.model).__name__} {fault}: such a model can't be run layer by layer.")
+
+
+def _check_last_position(model: HookedModel, ids: Tensor) -> None:
+    """Check that each layer gives at the last position, on the cache of those before it, what it gives in a whole."""
+    whole = model.record(ids)
+    last, cache = record_last_position(model, ids)
+    rows = torch.arange(len(ids), device=ids.device)
+    for layer, call in enumerate(last.calls):
+        there = whole.inputs[layer + 1] if layer + 1 < model.n_layers else whole.final
+        here = model.run_layer(layer, last.inputs[layer], call, cache=rows_of(cache, rows))
+        if gap := _gap(here, there[:, -1:], whole.inputs[layer]):
+            fault = f"run on its cache alone the last position of layer {layer} differs (by {gap:.2g})"
+            advice = "its row_arguments are incomplete, or cache_argument must be None"
+            raise XatlasError(
+                f"{type(model.adapter).__name__} is wrong about '{model.adapter.cache_argument}': {fault}: {advice}."
+            )
 
 
 def _find_overwritten(model: HookedModel, ids: Tensor) -> None:

@@ -132,18 +132,31 @@ def frozen_direction(model: HookedModel, final: Tensor, token: Tensor, other: Te
     return (slope.double() * scale).float(), constant.detach()
 
 
+def adds_heads(model: HookedModel, layer: int) -> bool:
+    """Whether what a layer adds to the stream is a sum over its heads: no norm stands behind their projection."""
+    path, layout = model.adapter.output_projection(layer), model.head_layouts[layer]
+    if path is None or layout is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randn(2, 1, model.d_model, generator=generator).to(model.device, model.dtype)
+    with torch.inference_mode():
+        one, other, both = (model.adapter.written(layer, each) for each in (*pair, pair.sum(0)))
+    return bool((one + other - both).norm() <= 0.05 * both.norm())
+
+
 def through_projection(model: HookedModel, layer: int, direction: Tensor) -> Tensor | None:
     """Return what reads a layer's heads as ``direction (row, d_model)`` reads its output: ``(row, n_heads, d_head)``.
 
-    None where the layer has no heads, or does not add the projection's output as it is.
+    None where the layer has no heads, or its output is no sum over them.
     """
     path, layout = model.adapter.output_projection(layer), model.head_layouts[layer]
-    if path is None or layout is None:
+    if path is None or layout is None or not adds_heads(model, layer):
         return None
     projection = model.adapter.module(path)
     with torch.inference_mode(False), torch.enable_grad():
         width = layout.n_heads * layout.d_head
         zero = torch.zeros(len(direction), width, device=direction.device, dtype=model.dtype, requires_grad=True)
-        (found,) = torch.autograd.grad(projection(zero), zero, direction.to(model.dtype))
+        output = model.adapter.written(layer, projection(zero))
+        (found,) = torch.autograd.grad(output, zero, direction.to(model.dtype))
     slices: Tensor = found.float().reshape(-1, layout.n_heads, layout.d_head)
     return slices

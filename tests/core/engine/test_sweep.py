@@ -10,10 +10,10 @@ from models import SHAPES, build, token_prompt
 from sweeping import METRICS, PROMPTS, VECTOR, Part, Plain, all_cases, editable, measured, random_means
 
 from xatlas.contracts.adapter import Site
-from xatlas.engine.walk import ReadOnlyCache, record_last_position
 from xatlas.interventions import Add, Change, FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, Top1Changed
 from xatlas.model import HookedModel
+from xatlas.model.cache import record_last_position, rows_of
 from xatlas.sweep import sweep
 
 
@@ -61,18 +61,23 @@ def test_the_readout_alone_under_a_sliding_window_gives_the_numbers_of_the_refer
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_the_cache_of_one_position_answers_as_every_release_of_transformers_asks(shape, copies):
+def test_a_step_on_the_clean_cache_leaves_it_as_it_was(shape, copies):
+    """Keys are appended and conv states written in place: in copies of the rows that are asked for."""
     model = shape("lfm2-kernel-4-biased")
-    _, clean = record_last_position(model, torch.tensor([PROMPTS[0].ids, PROMPTS[0].ids[::-1]]))
-    cache = ReadOnlyCache(clean, prompts=2, copies=copies)
-    for layer, operator in enumerate(model.operator_types):
-        if operator == "conv":
-            assert cache.has_previous_state(layer)
-            assert not cache.layers[layer].record_past
-            state = cache.layers[layer].conv_states[0]
-            assert torch.equal(state, cache.get_conv_state(layer))
-            state.zero_()  # the layer updates it in place
-            assert clean.conv[layer].any()
+    last, clean = record_last_position(model, torch.tensor([PROMPTS[0].ids, PROMPTS[0].ids[::-1]]))
+
+    def held():
+        states = [layer.conv_states[0] if hasattr(layer, "conv_states") else layer.keys for layer in clean.layers]
+        return [state.clone() for state in states]
+
+    before = held()
+    for layer, call in enumerate(last.calls):
+        rows = torch.arange(2).repeat(copies)
+        hidden = last.inputs[layer][rows]
+        output = model.run_layer(layer, hidden, call, prompts=2, cache=rows_of(clean, rows))
+        expected = last.inputs[layer + 1] if layer + 1 < model.n_layers else last.final
+        assert torch.allclose(output, expected[rows], atol=1e-5)
+    assert all(map(torch.equal, before, held()))
 
 
 @pytest.mark.parametrize("name", ["llama", "lfm2"])
