@@ -70,8 +70,10 @@ def tiny_hf_model(name: str, *, seed: int = 0, attention: str | None = None, **c
     return model
 
 
-def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str | None = None) -> HookedModel:
-    """Return a tiny random model of an adapter's first architecture, with a tokenizer of bytes.
+def tiny_model(
+    adapter: type[Adapter], name: str | None = None, *, seed: int = 0, attention: str | None = None
+) -> HookedModel:
+    """Return a tiny random model of one of an adapter's architectures, the first if none is named; it reads bytes.
 
     A config that gives each layer a type is made to alternate, so that both kinds of layers are there.
 
@@ -82,7 +84,7 @@ def tiny_model(adapter: type[Adapter], *, seed: int = 0, attention: str | None =
     """
     import transformers
 
-    name = adapter.architectures[0]
+    name = name or adapter.architectures[0]
     if not hasattr(transformers, name):
         raise XatlasError(f"transformers has no class {name}: check the adapter on a loaded model instead.")
     first = getattr(getattr(transformers, name).config_class(), "layer_types", None) or []

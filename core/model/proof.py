@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from xatlas.contracts.adapter import Part, Site
+from xatlas.contracts.adapter import Part, Site, View
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import refuse_not_finite
 from xatlas.model.cache import has_steps, record_last_position, rows_of
@@ -46,8 +47,11 @@ def prove(model: HookedModel) -> None:
     values = _read_through_edits(model, ids, logits)
     for layer in range(model.n_layers):
         _check_sums(model, layer, {site.kind: value for site, value in values.items() if site.layer == layer})
+        _check_layout(model, layer)
         _check_heads(model, layer, values, ids)
         _check_passed_on(model, layer, values)
+    _check_views(model, ids)
+    _count_patterns(model, ids)
     _find_overwritten(model, ids.expand(2, -1))
     _check_receptive_fields(model, ids)
     if has_steps(model):
@@ -134,6 +138,79 @@ def _check_sums(model: HookedModel, layer: int, at: dict[str, Tensor]) -> None:
         elif gap := _gap(total, at[kind], *at.values()):
             sums = "resid_pre and what the layer wrote so far don't add up to it"
             raise _wrong(model, Site(layer, kind), f"{sums} (largest difference {gap:.2g})")
+
+
+def _check_layout(model: HookedModel, layer: int) -> None:
+    """Check heads and key/value groups against what the weights put out, and that parts make up their projection."""
+    adapter, layout, roles = model.adapter, model.head_layouts[layer], model.adapter.roles(layer)
+    who = f"{type(adapter).__name__} is wrong about layer {layer}: "
+    by_module: dict[str, list[int]] = {}
+    for place in roles.values():
+        if isinstance(place, Part):
+            by_module.setdefault(place.module, []).extend(place.outputs(adapter.outputs(place)))
+    for path, outputs in by_module.items():
+        if sorted(outputs) != list(range(adapter.outputs(path))):
+            raise XatlasError(
+                f"{who}its parts of {path} do not make up its {adapter.outputs(path)} outputs, each once."
+            )
+    if layout is None:
+        return
+    if min(layout.n_heads, layout.n_kv_heads, layout.d_head) < 1 or layout.n_heads % layout.n_kv_heads:
+        raise XatlasError(f"{who}{layout} has query heads that are no multiple of the others.")
+    for role, heads in (("attention.q", layout.n_heads), ("attention.k", layout.n_kv_heads)):
+        if role in roles and _width(model, roles[role]) != layout.d_head * heads:
+            found = f"{roles[role]} gives {_width(model, roles[role])} numbers"
+            raise XatlasError(f"{who}it says {layout}, but {found}.")
+
+
+def _width(model: HookedModel, place: str | Part) -> int:
+    """Return how many outputs a role has."""
+    width = model.adapter.outputs(place)
+    return len(place.outputs(width)) if isinstance(place, Part) else width
+
+
+def _check_views(model: HookedModel, ids: Tensor) -> None:
+    """Check that each view writes what it then reads, and leaves the tensor that it is given as it was."""
+    generator = torch.Generator().manual_seed(2)
+    given: dict[Site, Tensor] = {}
+    hooks = []
+    for site in model.editable:
+        point = replace(model.point(site), view=_Element(model.point(site).view.element), beside=())
+        module, layer = model.adapter.module(point.module), model.adapter.layer(site.layer)
+        hooks.append(Hook(module, point, partial(_keep, given, site), layer=layer))
+    with attached(hooks):
+        model.run(ids)
+    for site, tensor in given.items():
+        point = model.point(site)
+        value, before = point.view.read(tensor), tensor.clone()
+        wanted = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
+        written = point.view.write(tensor, wanted)
+        if not torch.equal(before, tensor):
+            raise _wrong(
+                model, site, "its view writes into the tensor that the model still reads, instead of a new one"
+            )
+        if _gap(point.view.read(written), wanted, value):
+            raise _wrong(model, site, "its view does not read what it has written")
+
+
+def _keep(kept: dict[Site, Tensor], site: Site, tensor: Tensor) -> None:
+    kept[site] = tensor.clone()
+
+
+@dataclass(frozen=True)
+class _Element(View):
+    """One element of what a module returns, whole."""
+
+    element: int = 0  # type: ignore[misc]
+
+
+def _count_patterns(model: HookedModel, ids: Tensor) -> None:
+    """Check the number of heads against the patterns that eager attention gives."""
+    for site, pattern in model.capture(ids, model.sites("attention_pattern")).items():
+        layout = model.head_layouts[site.layer]
+        if layout is not None and pattern.shape[1] != layout.n_heads:
+            heads = f"attention gives {pattern.shape[1]} patterns, the adapter says {layout.n_heads} heads"
+            raise _wrong(model, Site(site.layer, "heads"), heads)
 
 
 def _check_heads(model: HookedModel, layer: int, values: dict[Site, Tensor], ids: Tensor) -> None:

@@ -1,0 +1,283 @@
+"""The check of an adapter: what loading proves, its facts, and the engine against Hugging Face's own forward."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from xatlas import testing
+from xatlas.contracts.adapter import Adapter, Part, Site
+from xatlas.engine.sweep import sweep
+from xatlas.errors import XatlasError, unknown
+from xatlas.interventions import Intervention, Zero
+from xatlas.manager import calling
+from xatlas.metrics import KL, kl_divergence
+from xatlas.model import HookedModel
+from xatlas.model.hooks import attached, exclusive
+from xatlas.probing.patching import gradients
+from xatlas.prompts.reader import TokenPrompt
+from xatlas.suites import Prompt
+from xatlas.vocabulary import SITE_KINDS, Positions
+
+#: Numerical agreement in float32: nats, and relative.
+ABSOLUTE, RELATIVE = 1e-4, 1e-5
+#: How far a gradient may be from a difference of two forwards, of either and of the logits.
+_SLOPE, _NOISE = 0.1, 5e-3
+
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def must(holds: object, otherwise: str) -> None:
+    """Raise what is said otherwise."""
+    if not holds:
+        raise XatlasError(otherwise)
+
+
+def checked(check: _F) -> _F:
+    """Report whatever a plugin raises, ``sys.exit`` too, as a violation in one line."""
+
+    @functools.wraps(check)
+    def wrapper(plugin: Any, *args: Any, **kwargs: Any) -> None:
+        with calling(plugin if isinstance(plugin, type) else type(plugin)):
+            check(plugin, *args, **kwargs)
+
+    return cast("_F", wrapper)
+
+
+def check_complete(cls: type[Any]) -> None:
+    """Refuse a class that leaves methods of its contract out."""
+    must(not inspect.isabstract(cls), f"{cls.__name__} lacks {', '.join(sorted(cls.__abstractmethods__))}.")
+
+
+@checked
+def check_adapter(model: Any, tokenizer: Any = None) -> None:
+    """Check an adapter: its hook points are proved, its facts hold, and the engine agrees with Hugging Face.
+
+    ``model`` is a loaded Hugging Face model whose adapter is registered, or a :class:`xatlas.model.HookedModel`; or an
+    adapter class, which is then checked on a tiny random model of each of its architectures, with layers of every type
+    that the config allows. With a tokenizer, that a suite can be read is checked too.
+    """
+    if not isinstance(model, type):
+        _check_model(model if isinstance(model, HookedModel) else HookedModel(model, tokenizer))
+        return
+    must(issubclass(model, Adapter), f"check_adapter takes a model or an adapter class, not {model.__name__}.")
+    check_complete(model)
+    names: Any = getattr(model, "architectures", None)
+    fits = isinstance(names, tuple) and names and all(isinstance(name, str) for name in names)
+    must(fits, f"{model.__name__}.architectures must be a tuple of Hugging Face class names.")
+    for name in names:
+        _check_model(testing.tiny_model(model, name))
+
+
+def _check_model(model: HookedModel) -> None:
+    for layer in range(model.n_layers):
+        _check_layer(model.adapter, layer)
+    _check_shapes(model)
+    _check_patterns(model)
+    _check_roles(model)
+    if model.dtype == torch.float32:
+        _check_engine(model)
+        _check_gradient(model)
+        _check_generate(model)
+    if model.reader is not None:
+        model.read(testing.tiny_suite())
+
+
+def _check_layer(adapter: Adapter, layer: int) -> None:
+    who, word = type(adapter).__name__, adapter.operator_type(layer)
+    named = isinstance(word, str) and word
+    must(named, f"{who}.operator_type({layer}) is {word!r}: it must be a word, e.g. 'attention'.")
+    kinds, roles, layout = set(adapter.hook_points(layer)), adapter.roles(layer), adapter.head_layout(layer)
+    for kind in sorted(kinds - set(SITE_KINDS) - set(adapter.extra_kinds)):
+        raise unknown(f"site kind of {who}", kind, SITE_KINDS, "Declare kinds of your own in extra_kinds.")
+    for kind in ("resid_pre", "operator_out", "resid_post"):
+        must(kind in kinds, f"{who} gives layer {layer} no '{kind}': every layer has one.")
+    owners: dict[str | Part, str] = {}
+    for role, place in roles.items():
+        weight = getattr(adapter.role_module(place), "weight", None)
+        linear = weight is not None and weight.dim() == 2
+        must(linear, f"role '{role}' of layer {layer} names {place}, which is no linear module.")
+        must("." in role, f"role '{role}' of layer {layer} must be part.name, e.g. 'mlp.down'.")
+        other = owners.setdefault(place, role)
+        must(other == role, f"roles '{other}' and '{role}' of layer {layer} name the same module {place}.")
+    if (layout is not None) != ("heads" in kinds):
+        found = "a 'heads' site without a head layout" if layout is None else "a head layout without a 'heads' site"
+        raise XatlasError(f"{who} gives layer {layer} {found}: it needs both or neither.")
+
+
+def _check_shapes(model: HookedModel) -> None:
+    ids = torch.ones(1, 5, dtype=torch.long, device=model.device)
+    dims = {**SITE_KINDS, **model.adapter.extra_kinds}
+    sizes = {"batch": 1, "pos": 5, "d_model": model.d_model}
+    for site, value in model.capture(ids, model.editable).items():
+        names, shape = dims[site.kind], tuple(value.shape)
+        fits = len(names) == len(shape) and all(sizes.get(d, n) == n for d, n in zip(names, shape, strict=True))
+        must(fits, f"{site} (module {model.point(site).module}) has the shape {shape}, not ({', '.join(names)}).")
+
+
+def _check_patterns(model: HookedModel) -> None:
+    """Check attention weights: a pattern per head, none of a later token, and a window that is just what is seen."""
+    n = 9
+    ids = torch.arange(n, device=model.device)[None] % model.adapter.vocabulary
+    place = torch.arange(n, device=model.device)
+    back = place[:, None] - place
+    for site, pattern in model.capture(ids, model.sites("attention_pattern")).items():
+        layout, window = model.head_layouts[site.layer], model.adapter.window(site.layer)
+        heads = layout.n_heads if layout is not None else 0
+        shape, who = tuple(pattern.shape), f"{site} (module {model.point(site).module})"
+        must(shape == (1, heads, n, n), f"{who} has the shape {shape}, not {(1, heads, n, n)}: one pattern per head.")
+        weight = pattern.amax((0, 1))  # (query, key)
+        must(not weight[back < 0].any(), f"{who} has weights on tokens that come later: it is no causal pattern.")
+        seen = int(back[weight > 0].max()) + 1
+        wanted = n if window is None else min(window, n)
+        said = f"{type(model.adapter).__name__}.window({site.layer}) is {window}"
+        must(seen == wanted, f"{said}, but a query of {site} sees {seen} of {n} tokens.")
+
+
+@exclusive
+@torch.inference_mode()
+def _check_roles(model: HookedModel) -> None:
+    """Check what the roles of attention and of a gated MLP do, by changing what their modules put out."""
+    ids = _random_prompts(model, (6,))[0].ids
+    tokens = torch.tensor([ids], device=model.device)
+
+    def read(layer: int, role: str, change: Callable[[Tensor], Tensor], site: str) -> Tensor:
+        """Return a site's value, or what goes into the role it names, while a role's outputs are changed."""
+        adapter, roles = model.adapter, model.adapter.roles(layer)
+        place, found = roles[role], list[Tensor]()
+
+        def changed(_: Any, __: Any, output: Tensor) -> Tensor:
+            result, width = output.clone(), output.shape[-1]
+            columns = place.outputs(width) if isinstance(place, Part) else list(range(width))
+            result[..., columns] = change(result[..., columns])
+            return result
+
+        handles = [adapter.role_module(place).register_forward_hook(changed)]
+        if site in roles:
+            module = adapter.role_module(roles[site])
+            handles.append(module.register_forward_pre_hook(lambda _, args: found.append(args[0].clone())))
+        try:
+            values = {} if site in roles else model.capture(tokens, [Site(layer, site)])
+            if site in roles:
+                model.run(tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found[0] if site in roles else values[Site(layer, site)]
+
+    def first_zeroed(value: Tensor) -> Tensor:
+        return torch.cat([value[:, :1] * 0, value[:, 1:]], 1)
+
+    for layer in range(model.n_layers):
+        roles = model.adapter.roles(layer)
+        who = f"{type(model.adapter).__name__} is wrong about a role of layer {layer}:"
+        attends = model.has(Site(layer, "heads")) and model.has(Site(layer, "attention_pattern"))
+        if attends and "attention.v" in roles:
+            left = read(layer, "attention.v", torch.zeros_like, "heads")
+            must(not left.any(), f"{who} without 'attention.v' heads still write; are k and v swapped?")
+        if attends and "attention.q" in roles:
+            clean = read(layer, "attention.q", torch.clone, "heads")[:, 1:]
+            later = read(layer, "attention.q", first_zeroed, "heads")[:, 1:]
+            same = torch.allclose(clean, later, atol=1e-5)
+            must(same, f"{who} 'attention.q' at position 0 is read by later positions; are q and k swapped?")
+        if {"mlp.gate", "mlp.up", "mlp.down"} <= set(roles):
+            clean = read(layer, "mlp.up", torch.clone, "mlp.down")
+            twice = read(layer, "mlp.up", lambda value: 2 * value, "mlp.down")
+            same = torch.allclose(2 * clean, twice, atol=1e-4 * float(clean.abs().max()))
+            must(same, f"{who} what 'mlp.up' says is not multiplied; are gate and up swapped?")
+
+
+def _random_prompts(model: HookedModel, lengths: tuple[int, ...]) -> list[TokenPrompt]:
+    generator = torch.Generator().manual_seed(2)
+    prompts = []
+    for number, n in enumerate(lengths):
+        ids = tuple(torch.randint(0, model.adapter.vocabulary, (n,), generator=generator).tolist())
+        prompts.append(TokenPrompt(Prompt(f"check {number}", "check", "-"), ids, n, n - 1, 1, 2, (), ()))
+    return prompts
+
+
+@exclusive
+@torch.inference_mode()
+def _check_engine(model: HookedModel) -> None:
+    """Zero every site, in the engine and in Hugging Face's own forward, everywhere and at the readout, and compare."""
+    prompts, sites = _random_prompts(model, (5, 8, 8)), model.editable
+
+    def last_logits(prompt: TokenPrompt) -> Any:  # (vocabulary)
+        return model.model(input_ids=model.tokens([prompt]), use_cache=False).logits[0, -1].double()
+
+    def last_zeroed(value: Tensor) -> Tensor:
+        return torch.cat([value[:, :-1], value[:, -1:] * 0], 1)
+
+    places: tuple[tuple[Positions, Callable[[Tensor], Tensor]], ...]
+    places = ("all", torch.zeros_like), ("last", last_zeroed)
+    for positions, change in places:
+        cases = [(Intervention(site, Zero(), positions=positions),) for site in sites]
+        ours = sweep(model, prompts, cases, [KL()])[0]
+        for row, prompt in enumerate(prompts):
+            clean = last_logits(prompt)
+            for column, site in enumerate(sites):
+                with attached(model.edit_hooks(site, change)):
+                    theirs = float(kl_divergence(clean, last_logits(prompt)))
+                same = math.isclose(ours[row, column], theirs, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+                numbers = f"{ours[row, column]:.6g} nats and Hugging Face's forward {theirs:.6g}"
+                what = f"zeroing {site}" + (" at the readout" if positions == "last" else "")
+                must(same, f"{what}, the engine gives {numbers}: the layer needs more than its recorded arguments.")
+
+
+@exclusive
+def _check_gradient(model: HookedModel) -> None:
+    """Compare the gradient by every site with a difference of two forwards, along a random direction."""
+    sites, (prompt,) = model.editable, _random_prompts(model, (6,))
+    found = gradients(model, [prompt], sites)
+    generator = torch.Generator().manual_seed(3)
+    expected, hooks = [], []
+    step = 2e-3
+    for row, site in enumerate(sites):
+        value, slope = found[site]
+        direction = torch.randn(value.shape[1:], generator=generator).to(value.device, value.dtype)
+        direction = direction * (value.abs().mean() + 1e-3)
+        expected.append(float((slope[0] * direction).sum()))
+
+        def shifted(given: Tensor, row: int = row, direction: Tensor = direction) -> Tensor:
+            result = given.clone()
+            result[2 * row] += step * direction
+            result[2 * row + 1] -= step * direction
+            return result
+
+        hooks += model.edit_hooks(site, shifted)
+    with torch.inference_mode(), attached(hooks):
+        tokens = model.tokens([prompt]).expand(2 * len(sites), -1)
+        logits = model.model(input_ids=tokens, use_cache=False).logits[:, -1].double()
+    difference = logits[:, prompt.answer] - logits[:, prompt.foil_answer]
+    slopes = ((difference[::2] - difference[1::2]) / (2 * step)).tolist()
+    noise = _NOISE * float(logits.abs().max())
+    for site, ours, theirs in zip(sites, expected, slopes, strict=True):
+        same = abs(ours - theirs) <= _SLOPE * max(abs(ours), abs(theirs)) + noise
+        fault = f"the gradient along a random direction is {ours:.3g}, a difference of two forwards {theirs:.3g}"
+        must(same, f"{site} (module {model.point(site).module}): {fault}: is its view differentiable?")
+
+
+@exclusive
+@torch.inference_mode()
+def _check_generate(model: HookedModel) -> None:
+    """Compare what is generated on a cache, with position 0 edited, with whole forwards over the same tokens."""
+    tokens = model.tokens(_random_prompts(model, (6, 6)))
+    edit = [Intervention(Site(0, "operator_out"), Zero(), positions="first")]
+    greedy = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    try:
+        with model.intervene(edit):
+            made = model.model.generate(tokens, return_dict_in_generate=True, output_logits=True, **greedy)
+    except XatlasError:  # a cache that does not count is refused with its reason
+        return
+    with model.intervene(edit):
+        whole = model.model(input_ids=made.sequences[:, :-1], use_cache=False).logits[:, tokens.shape[1] - 1 :]
+    gap = float((torch.stack(made.logits, 1) - whole).abs().max())
+    fits = gap <= 1e-4 * max(1.0, float(whole.abs().max()))
+    advice = "its decoder's cache counts tokens otherwise, or a site is not read while decoding"
+    must(fits, f"generating with position 0 edited differs from whole forwards (logits by {gap:.2g}): {advice}.")
