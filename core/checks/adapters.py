@@ -234,7 +234,7 @@ def _check_engine(model: HookedModel) -> None:
 def _check_gradient(model: HookedModel) -> None:
     """Compare the gradient by every site with a difference of two forwards, along a random direction."""
     sites, (prompt,) = model.editable, _random_prompts(model, (6,))
-    found = gradients(model, [prompt], sites)
+    found = _gradients(model, prompt, sites)
     generator = torch.Generator().manual_seed(3)
     expected, hooks = [], []
     step = 2e-3
@@ -261,6 +261,21 @@ def _check_gradient(model: HookedModel) -> None:
         same = abs(ours - theirs) <= _SLOPE * max(abs(ours), abs(theirs)) + noise
         fault = f"the gradient along a random direction is {ours:.3g}, a difference of two forwards {theirs:.3g}"
         must(same, f"{site} (module {model.point(site).module}): {fault}: is its view differentiable?")
+
+
+def _gradients(model: HookedModel, prompt: TokenPrompt, sites: list[Site]) -> dict[Site, tuple[Tensor, Tensor]]:
+    """Return each site's value and gradient; say which of them none reaches."""
+    try:
+        return gradients(model, [prompt], sites)
+    except RuntimeError:
+        for site in sites:
+            try:
+                gradients(model, [prompt], [site])
+            except RuntimeError as error:
+                why = str(error).splitlines()[0]
+                fault = f"no gradient reaches it ({why}): its view must be differentiable"
+                raise XatlasError(f"{site} (module {model.point(site).module}): {fault}.") from error
+        raise
 
 
 @exclusive

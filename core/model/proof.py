@@ -157,7 +157,8 @@ def _check_layout(model: HookedModel, layer: int) -> None:
         return
     if min(layout.n_heads, layout.n_kv_heads, layout.d_head) < 1 or layout.n_heads % layout.n_kv_heads:
         raise XatlasError(f"{who}{layout} has query heads that are no multiple of the others.")
-    for role, heads in (("attention.q", layout.n_heads), ("attention.k", layout.n_kv_heads)):
+    groups = layout.n_kv_heads
+    for role, heads in (("attention.q", layout.n_heads), ("attention.k", groups), ("attention.v", groups)):
         if role in roles and _width(model, roles[role]) != layout.d_head * heads:
             found = f"{roles[role]} gives {_width(model, roles[role])} numbers"
             raise XatlasError(f"{who}it says {layout}, but {found}.")

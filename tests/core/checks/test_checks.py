@@ -108,7 +108,7 @@ def test_a_layer_that_needs_more_than_it_was_called_with_is_refused():
         def roles(self, layer):
             return {}
 
-    from xatlas.checks import _check_engine
+    from xatlas.checks.adapters import _check_engine
     from xatlas.model import HookedModel
 
     model = HookedModel(hf, None, adapter=Adapter(hf), prove=False)

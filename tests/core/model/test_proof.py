@@ -91,7 +91,7 @@ CASES = {
     ),
     "a view that writes nothing": (
         wrong(layer=1, mlp_out=lambda block: HookPoint(f"{block}.mlp", "output", Deaf())),
-        r"wrong about L1\.mlp_out .*does not reach the logits",
+        r"wrong about L1\.mlp_out .*does not read what it has written",
     ),
     "a module that is not there": (
         wrong(mlp_out=lambda block: HookPoint(f"{block}.feed_forward", "output")),
@@ -144,7 +144,7 @@ class WrongHeads(LlamaAdapter):
     [
         (WithoutFinalNorm, r"input_layernorm and lm_head does not give the model's logits"),
         (WrongRole, r"looks for the module 'model\.layers\.0\.mlp\.w2'"),
-        (WrongHeads, r"wrong about L0\.heads"),
+        (WrongHeads, r"wrong about layer 0: .*k_proj gives 16 numbers"),
     ],
 )
 def test_wrong_facts_are_refused_by_name(adapter, told):
