@@ -97,7 +97,9 @@ class AttentionProfile(ClaimComparison):
         if bool(first.notnull().any()):
             share, chance = one.sample.mean(first), one.sample.mean(even["first"])
             over = (share - chance).evidence(two_sided=False, margin=SHARE_MARGIN)
-            found["first_share"] = replace(over, number=bounds_of(share), control=bounds_of(chance), statistic=share)
+            found["first_share"] = replace(
+                over, number=bounds_of(share), control=bounds_of(chance), statistic=share, against="an even spread"
+            )
         depths = {}
         for kind in KINDS:
             scores = one[f"{kind}_score"].transpose("prompt", "layer", "head")
@@ -173,11 +175,13 @@ def _strongest(one: Effects, scores: xr.DataArray, even: xr.DataArray) -> Eviden
     return Evidence(
         number=number,
         p=one.sample.permuted(flat.drop_vars(("place", "layer", "head")), "place", lambda m: m.max(-1), DRAWS),
+        against="equal heads",
         side=side(*number[1:], control[0]),
         answer=bool(means[np.isfinite(means)].max() > control[0]),
         control=control,
         equal=low >= -SHARE_MARGIN and high <= SHARE_MARGIN,
         near=abs(number[0] - control[0]) <= SHARE_MARGIN,
+        margin=SHARE_MARGIN,
         blocked="" if one.sample.clusters.resamples else "too few templates",
         descriptive=True,
         words={"head": f"head {head} of layer {layer}"},

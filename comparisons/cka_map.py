@@ -202,6 +202,7 @@ def _above(statistic: Statistic, mark: float, control: float, **more: Any) -> Ev
     return Evidence(
         number=(value, low, min(high, 1.0)),
         p=float(statistic.p(mark)),
+        against=f"{number(mark)}, " + ("what is needed" if mark == LOCKED else "permuted prompts"),
         side=side(low, high, mark),
         answer=int(np.sign(value - mark)) if math.isfinite(value) else None,
         control=(control, math.nan, math.nan),

@@ -148,6 +148,7 @@ def _lead(one: Effects, part: str) -> dict[str, Evidence]:
     found = Evidence(
         number=first.over_next,
         p=first.p,
+        against=f"{part}s permuted",
         side=1,
         answer=first.label,
         least_p=max(1 / (1 + PERMUTATIONS // 5), float(summed.notnull().any("prompt").sum()) ** (1 - clusters.size)),
@@ -158,7 +159,8 @@ def _lead(one: Effects, part: str) -> dict[str, Evidence]:
         chance = one.sample.ratio(*(_summed(one.control).sel({part: label}) for label in pair))
         over = (own - chance).evidence(two_sided=False)
         value, low, high = chance.bounds().values.tolist()
-        found = replace(found, control=(value, low, high), side=over.side, p=float(np.nanmax([found.p, over.p])))
+        found = replace(found, control=(value, low, high), side=over.side, own=1, p=float(np.nanmax([found.p, over.p])))
+        found = replace(found, against=f"{found.against} and random changes")
     if not clusters.resamples:
         found = replace(found, blocked="too few templates")
     elif first.tie and found.side >= 0:

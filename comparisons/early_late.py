@@ -75,7 +75,9 @@ class EarlyLate(ClaimComparison):
         """Return the correlation of two profiles."""
         a, b = first[0], second[0]
         curves, draws = zip(*(_profile(each) for each in (a, b)), strict=True)
-        found = rank_correlation(a.sample, curves, draws, float(np.min([_freedom(a), _freedom(b)])), interpolated)
+        found = rank_correlation(
+            a.sample, curves, draws, float(np.min([_freedom(a), _freedom(b)])), "layers permuted", interpolated
+        )
         return {} if found is None else {"profile_correlation": found}
 
     def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:

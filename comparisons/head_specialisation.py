@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 TOP = 5
 #: Permutations and simulations of either test.
 DRAWS = PERMUTATIONS // 5
+#: What decides where one kind of ablation was measured.
+ANOTHER = " To decide, add another kind: --set head_ablation.ablations=mean,zero"
 #: Heads a model's table names.
 NAMED = 3
 
@@ -60,18 +62,19 @@ class HeadSpecialisation(ClaimComparison):
             "top_share",
             "Do the five strongest heads hold more of the effect than heads that share it at random?",
             "The five strongest of {heads} heads of {model} hold {number} of the summed effect; heads that share their "
-            "layer's total at random: {control}{more}",
+            "layer's total at random: {control}",
             label="top 5 share",
             short="five heads hold more of the effect than by chance",
+            advice=ANOTHER,
         ),
         Claim(
             "index_wins",
             "Is one head index the strongest head of more layers than by chance?",
-            "In {model} head index {index} is the strongest head in {number} of the {layers} layers that have one; "
-            "the luckiest "
-            "wins {control} by chance{more}",
+            "In {model} head index {index} is the strongest head in {number} of the {layers}; the luckiest index is in "
+            "{control} by chance",
             label="wins of one index",
             short="head index {index} is the strongest head of more layers than by chance",
+            advice=ANOTHER,
             units="layer",
         ),
     )
@@ -95,9 +98,7 @@ class HeadSpecialisation(ClaimComparison):
         values = with_heads(one["kl"])
         if not values.sizes["layer"]:
             return {}
-        kinds = one.reading.labels("ablation")
-        more = "; to decide, add another kind: --set head_ablation.ablations=mean,zero" if len(kinds) == 1 else ""
-        return {"top_share": _share(one, values, more), "index_wins": _wins(one, values, more)}
+        return {"top_share": _share(one, values), "index_wins": _wins(one, values)}
 
     def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
         """Return effects per head, and which heads lead in which families."""
@@ -176,12 +177,12 @@ def _flat(effects: Floats) -> Floats:
     return effects.reshape(*effects.shape[:-2], -1)
 
 
-def _share(one: Effects, values: xr.DataArray, more: str) -> Evidence:
+def _share(one: Effects, values: xr.DataArray) -> Evidence:
     effects = one.sample.clusters.macro(values.values)  # (layer, head)
     heads = int(np.isfinite(effects).sum())
     observed = float(top_share(_flat(effects)))
     if math.isnan(observed):
-        return Evidence(words={"heads": str(heads), "more": more})
+        return Evidence(words={"heads": str(heads)})
     random = _random_shares(effects)
     low, high = (float(quantile(random, q)) for q in (0.025, 0.975))
     control = (float(random.mean()), low, high)
@@ -192,12 +193,13 @@ def _share(one: Effects, values: xr.DataArray, more: str) -> Evidence:
     return Evidence(
         number=number,
         p=max(reached, equal),
+        against="shares at random and equal heads",
         side=1 if observed > control[0] else -1 if number[2] < control[0] else 0,
         answer=observed > control[0],
         control=control,
         blocked=blocked or ("" if math.isfinite(number[1]) else "too few templates"),
         descriptive=True,
-        words={"heads": str(heads), "more": "" if blocked else more},
+        words={"heads": str(heads)},
     )
 
 
@@ -240,11 +242,15 @@ def wins_per_index(effects: Floats) -> Floats:
     return np.asarray((first & clear[..., None]).sum(-2), dtype=float)
 
 
-def _wins(one: Effects, values: xr.DataArray, more: str) -> Evidence:
+def _wins(one: Effects, values: xr.DataArray) -> Evidence:
     wins = wins_per_index(one.sample.clusters.macro(values.values))
     index, layers, heads = int(wins.argmax()), int(wins.sum()), len(wins)
     number = int(values["head"].values[index]) if "head" in values.coords else index
-    words: dict[str, Any] = {"index": str(number), "layers": str(layers), "more": more}
+    tied = values.sizes["layer"] - layers
+    words: dict[str, Any] = {
+        "index": str(number),
+        "layers": f"{layers} layers with attention" + (f" (in {tied} more none is the strongest)" if tied else ""),
+    }
     if not layers:
         return Evidence((0.0, math.nan, math.nan), answer=number, blocked="no layer has a winner", words=words)
     drawn = wins_per_index(one.sample.clusters.macro_draws(values.values))[:, index]
@@ -260,6 +266,7 @@ def _wins(one: Effects, values: xr.DataArray, more: str) -> Evidence:
     return Evidence(
         number=(value, low, high),
         p=max(apart, chance_of_wins(layers, heads, int(value))),
+        against="the strongest head's index by chance, and layers permuted",
         side=side(low, high, chance),
         answer=number,
         control=(chance, math.nan, math.nan),

@@ -183,7 +183,9 @@ def _hub(one: Effects, component: str) -> HubEvidence | None:
     return HubEvidence(
         number=number,
         p=p,
+        against="layers permuted and the control",
         side=way,
+        own=1,
         answer=int(place.label),
         control=control,
         blocked=_why_not(one, place, "layer"),
@@ -262,6 +264,7 @@ def _position(one: Effects) -> dict[str, Evidence]:
     evidence = Evidence(
         number=number,
         p=place.p,
+        against="places permuted",
         side=1,
         answer=place.label,
         blocked=_why_not(one, place, "layer"),
@@ -300,10 +303,12 @@ def _apart(first: HubEvidence, second: HubEvidence) -> Evidence:
     return Evidence(
         number=(value, low, high),
         p=min(1.0, 2 * (1 + int(beyond)) / count),
+        against="half a layer",
         side=int(low > margin or high < -margin),
         answer=int(np.sign(value)) if abs(value) > margin else 0,
         control=(0.0, -margin, margin),
         equal_p=(1 + int(outside)) / count,
+        margin=margin,
         equal=bool(sure and -margin < ends[2] and ends[3] < margin),
         near=abs(value) < margin,
         blocked=_no_place(first) or _no_place(second),

@@ -109,6 +109,7 @@ class KernelProfile(ClaimComparison):
         found["looks_ahead"] = Evidence(
             number,
             p=0.5 ** len(ahead) if looks > 0 else math.nan,
+            against="either sign in each layer",
             side=looks,
             answer=looks > 0 if len(ahead) else None,
             control=(0.0, math.nan, math.nan),
@@ -186,6 +187,7 @@ def _lead(shares: xr.DataArray) -> Evidence | None:
     return Evidence(
         number=number,
         p=(1 + int((drawn >= first.mean() * (1 - 1e-9)).sum())) / (1 + PERMUTATIONS),
+        against="taps permuted in each layer",
         side=side(*number[1:], 1 / width),
         answer=int(taps[order[0]]),
         control=(1 / width, math.nan, math.nan),
@@ -211,6 +213,7 @@ def _causal(taps: Effects, shares: dict[str, xr.DataArray]) -> Evidence | None:
     return Evidence(
         number=(hits / n, low, high),
         p=tail,
+        against="a tap by chance in each layer",
         side=side(low, high, 1 / width),
         answer=hits / n > 1 / width,
         control=(1 / width, math.nan, math.nan),

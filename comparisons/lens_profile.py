@@ -85,6 +85,7 @@ class LensProfile(ClaimComparison):
             earlier,
             number=bounds_of(shown),
             control=bounds_of(one.sample.mean(chance)),
+            against="layers in random order",
             blocked="too few layers" if n_layers < 3 else "",
             scale_free=settled,
             words=words | {"layer": f"{float(shown.point) * (n_layers - 1):.0f}"},

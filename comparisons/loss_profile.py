@@ -90,6 +90,7 @@ class LossProfile(ClaimComparison):
             found,
             number=bounds_of(overall),
             control=bounds_of(one.sample.mean(guess, log=True)),
+            against="guessing",
             scale_free=found.number,
             statistic=overall,
         )
@@ -109,7 +110,7 @@ class LossProfile(ClaimComparison):
             means.append(each.sample.clusters.macro(columns))
             draws.append(each.sample.clusters.macro_draws(columns))
         freedom = float(np.min([each.sample.mean(each["bits_per_byte"]).freedom() for each in (a, b)]))  # NaN wins
-        found = rank_correlation(a.sample, means, draws, freedom)
+        found = rank_correlation(a.sample, means, draws, freedom, "families permuted")
         if found is None:
             return {}
         blocked = "" if np.isfinite(freedom) else "too few templates"
@@ -180,6 +181,7 @@ def _hardest(one: Effects) -> Evidence | None:
     return Evidence(
         number=place.over_next,
         p=(1 + reached) / (1 + len(chance)) if chance.size else math.nan,
+        against="templates dealt out to families",
         side=1,
         answer=place.label,
         least_p=least,

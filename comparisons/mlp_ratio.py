@@ -78,6 +78,7 @@ class MlpRatio(ClaimComparison):
                 name,
                 "Do layers of one operator type differ from those of another, depth aside?",
                 f"In {{model}} {text}, depth aside",
+                label=LABELS[name].format(types="by type"),
                 short=SHORT[name],
                 unit="layer type",
                 contrast="type",
@@ -212,7 +213,9 @@ def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
     return Evidence(
         number=number,
         p=p if len(places.order) > 1 else math.nan,
+        against="layers permuted and the control",
         side=way,
+        own=1,
         answer=int(layer["layer"]),
         control=control,
         blocked=blocked,

@@ -236,6 +236,7 @@ def _jump(one: Effects, name: str, jump: float) -> Evidence:
     return Evidence(
         number=largest,
         p=float(np.max([min(1.0, float(np.nanmin(tails)) * np.isfinite(point).sum()), growing])),
+        against=f"a growth of {jump:g} and layers permuted",
         side=1 if low[best] > jump else -1 if (high[np.isfinite(point)] < jump).all() else 0,
         answer=int(ratio.point["layer"][best]) if above[best] else -1,
         control=bounds_of(others),
@@ -267,16 +268,15 @@ def _one_token(one: Effects, jump: float) -> Evidence:
     )
     own = (_at(one["norm"].sel(position="first"), "resid_post") / after).isel(layer=layer, drop=True) ** 2
     first = float((own > held * (1 - 1e-6)).mean())
-    most, over = (one.sample.mean(each) for each in (held - 0.5, held - entering))
-    found, rise = (each.evidence(two_sided=False, margin=SHARE_MARGIN) for each in (most, over))
+    most, entered = (one.sample.mean(each - 0.5) for each in (held, entering))
+    found = most.against(entered).evidence(two_sided=False)
     value, low, high = found.number
     grown = float(growth.max("layer").median())
     return replace(
         found,
         number=(value + 0.5, low + 0.5, high + 0.5),
-        p=max(found.p, rise.p),
-        side=found.side if found.side == rise.side else min(found.side, 0),
-        equal=False,
+        against="half, and what enters the layer",
+        statistic=most,
         control=bounds_of(one.sample.mean(entering)),
         blocked=found.blocked or ("" if grown >= jump else "no jump: the norm over a prompt has none"),
         words={"token": "position 0" if first == 1 else f"position 0 in {first:.0%} of the prompts"},
@@ -329,6 +329,7 @@ def _dependence(one: Effects, before: xr.DataArray, after: xr.DataArray) -> Evid
     return replace(
         statistic.evidence(two_sided=False, margin=SHARE_MARGIN),
         p=(1 + int((chance >= point - 1e-12).sum())) / (1 + len(chance)) if chance.size else math.nan,
+        against="templates dealt out to families",
         control=(float(chance.mean()), *np.quantile(chance, (0.025, 0.975)).tolist()) if chance.size else UNKNOWN,
         least_p=least,
         words={"within": f"{(average @ within).mean():.2f}", "apart": f"{(average @ apart).mean():.2f}"},

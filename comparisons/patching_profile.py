@@ -246,6 +246,7 @@ def _crossing(one: Effects, position: str) -> Evidence:
     return Evidence(
         number=number,
         p=p,
+        against="layers permuted",
         side=1 if number[2] < 1 else -1 if value == 1 else 0,
         answer=None if math.isnan(value) else at,
         control=(1.0, math.nan, math.nan),
@@ -283,7 +284,9 @@ def _mover(one: Effects) -> Evidence | None:
     found = Evidence(
         number=number,
         p=float(np.nanmax([first.p, over.p])) if first.runner_up is not None else math.nan,
+        against="layers permuted and the control",
         side=over.side,
+        own=1,
         answer=int(first.label),
         control=bounds_of(control),
         descriptive=True,
@@ -328,6 +331,8 @@ def _difference(one: Effects, two: Effects) -> Evidence | None:
     return Evidence(
         number=number,
         p=min(1.0, 2 * min(p_beyond(0.0))),
+        against="0",
+        margin=margin,
         side=int(number[1] > 0 or number[2] < 0),
         answer=int(np.sign(value)) if math.isfinite(value) else None,
         control=(0.0, math.nan, math.nan),

@@ -225,6 +225,7 @@ def _rank(one: Effects, dose: float) -> Evidence | None:
     return replace(
         evidence,
         p=reached,
+        against="matched directions in its place",
         side=1 if low > 0.5 else -1 if high < min(0.5, lowest) else 0,  # no luck of a few directions refutes
         answer=int(np.sign(value - 0.5)),
         control=(0.5, lowest, highest),

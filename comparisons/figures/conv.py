@@ -34,30 +34,24 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
             axes.set_axis_off()
             axes.text(0.5, 0.5, "no model here has conv layers", ha="center", va="center", color="#666666")
             return made
-    said = [_said(dataset.sel(model=model), "factor") for model in models]
+    said = style.said(dataset, "factor_lead", models, "one factor")
     if ax is not None:
         return style.alone(ax, dataset, _factors, said[0], _entries(dataset))
     with style.context():
         made, panels, _ = style.blocks(dataset, models, said, (1.5, 1.5))
         clipped = False
-        for model, (top, below) in zip(models, panels, strict=True):
+        taps = style.said(dataset, "tap_lead", models, "one tap")
+        for model, tap, (top, below) in zip(models, taps, panels, strict=True):
             one = dataset.sel(model=model)
             clipped |= _factors(top, one, "")
             clipped |= _effects(below, one, "tap")
-            below.set_title(style.fitted(_said(one, "tap"), 2.4, 8), fontsize=8, fontweight="normal")
+            below.set_title(style.fitted(tap, 2.4, 8), fontsize=8, fontweight="normal")
             low = min(top.get_ylim()[0], below.get_ylim()[0])
             high = max(top.get_ylim()[1], below.get_ylim()[1])
             for axes in (top, below):
                 style.log_axis(axes, about=(low, high))
         style.legend(made, [*_entries(dataset), *([(f"below {style.FLOOR:g}", style.BEYOND)] if clipped else [])])
     return made
-
-
-def _said(one: xr.Dataset, part: str) -> str:
-    """Say who leads, as far as can be told."""
-    lead, sure = str(one[f"{part}_lead"].item()), float(one[f"{part}_p_rank1"])
-    named = f"tap {lead}" if part == "tap" else lead
-    return f"{named} leads, P(rank 1) {sure:.2f}" if sure >= 0.95 else f"no {part} leads"
 
 
 def _labels(dataset: xr.Dataset, part: str) -> list[Any]:

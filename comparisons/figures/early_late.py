@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: Smallest relative effect drawn.
 _FLOOR = 1e-3
-_KINDS: dict[str, Any] = {"marker": "|", "ls": "none", "ms": 9, "color": style.INK}
+_OTHER: dict[str, Any] = {"marker": "|", "ls": "none", "ms": 9, "color": style.INK}
 _OTHERS: dict[str, Any] = {"color": "#CCCCCC", "lw": 0.8, "ls": (0, (2, 1)), "marker": ".", "ms": 1.5}
 _HALF = {"marker": "s", "ls": "none", "ms": 7, "color": "#EDEDED"}
 
@@ -45,7 +45,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         clipped |= _ratios(below, dataset, palette)
         entries = [*style.kinds(dataset), ("first half", _HALF)]
         entries += [("the other models", _OTHERS)] if len(models) > 1 else []
-        entries += [*forest.entries(dataset, "ratio"), ("other ablation kinds", _KINDS)]
+        entries += [*forest.entries(dataset, "ratio"), ("other settings, those that sensitivity counts", _OTHER)]
         style.legend(made, [*entries, *([("beyond the panel", style.BEYOND)] if clipped else [])])
     return made
 
@@ -71,14 +71,13 @@ def _profile(axes: Axes, one: xr.Dataset, colour: str) -> bool:
 
 def _ratios(axes: Axes, dataset: xr.Dataset, palette: dict[str, str]) -> bool:
     axes.axvline(1, color=style.CONTROL, lw=1)
-    usual = (dataset["setting_layer0"] == 1) & (dataset["setting_scope"] == dataset["setting_scope"][0])
     rows: list[forest.Row] = []
     for y, (model, colour) in enumerate(palette.items()):
         found = style.finding(dataset, "early_over_late", model)
         rows.append((model, colour, "one layer: no halves" if found is None else found))
         if found is not None:
-            others = found["sensitivity"].sel(setting=usual, bound="value").values[1:]
-            axes.plot(others, [y] * len(others), **_KINDS)
+            others = found["sensitivity"].sel(bound="value").values[1:]  # those that the column sensitivity counts
+            axes.plot(others, [y] * len(others), **_OTHER)
     clipped = forest.draw(axes, rows)
     style.log_axis(axes, "x", about=(0.5, 2))
     axes.set_xlabel("first half over second half, ratio")

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Effects over the mean head's that the scale goes to, at least and at most; and from, as one over it.
-_LEAST, _MOST = 2.0, 100.0
+#: Effects over the mean head's that the scale goes to at least, and from as one over it; from where on at most.
+_LEAST, _LOW = 2.0, 0.01
+#: What the ends of the scale are rounded to, times a power of ten.
+_ROUND = np.array([1, 1.5, 2, 3, 5, 7, 10])
 _RING: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "none", "mec": "#D81B60", "mew": 1.4, "ms": 7}
 _LEADS: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "white", "mec": style.INK, "mew": 0.6, "ms": 3}
 _ABSENT: dict[str, Any] = {"marker": "s", "ls": "none", "color": "#ECECEC", "ms": 7}
@@ -37,8 +39,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         assert below is not None
         for model, (axes,) in zip(models, panels, strict=True):
             _map(axes, dataset.sel(model=model), "", ends)
-        times = _times(dataset)
-        beyond = bool(((times < ends[0]) | (times > ends[1])).any())
+        beyond = "min" if bool((_times(dataset) < ends[0]).any()) else "neither"
         label = "KL over the model's mean head's, ratio"
         bar = style.scale([axes for (axes,) in panels], ScalarMappable(LogNorm(*ends), "cividis"), label, beyond=beyond)
         ticks = style.round_ticks(*ends)
@@ -61,11 +62,13 @@ def _times(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def _ends(dataset: xr.Dataset) -> tuple[float, float]:
-    """Return the ends of the scale of colours."""
+    """Return the ends of the scale of colours: those of what is shown, rounded outwards."""
     times = _times(dataset).values
     times = times[times > 0]
-    top = float(np.clip(np.maximum(times, 1 / times).max(initial=0), _LEAST, _MOST))
-    return 1 / top, top
+    low, top = max(times.min(initial=1 / _LEAST), _LOW), times.max(initial=_LEAST)
+    below, above = (10 ** np.floor(np.log10(end)) for end in (low, top))
+    found = _ROUND[_ROUND * below <= low * (1 + 1e-9)].max() * below, _ROUND[_ROUND * above >= top].min() * above
+    return float(found[0]), float(found[1])
 
 
 def _map(axes: Axes, one: xr.Dataset, _: str, ends: tuple[float, float] | None = None) -> bool:

@@ -50,7 +50,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         every = [axes for _, *maps in panels for axes in maps]
         cells = dataset["recovery"].sel(site=list(_MAPS), mode="denoise", bound="value")
         outside = bool(((cells < 0) | (cells > 1)).any())
-        style.scale(every, mesh, "recovery", beyond=outside)
+        style.scale(every, mesh, "recovery", beyond="both" if outside else "neither")
         entries += [("absent", _ABSENT), *([("beyond the panel", style.BEYOND)] if clipped else [])]
         style.legend(made, entries)
     return made

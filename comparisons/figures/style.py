@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Raised whenever figures of the same data look different.
-VERSION = "5"
+VERSION = "6"
 #: Colours of the models that have a name here (Okabe and Ito 2008, Tol 2021).
 FIXED = {
     "lfm2-mini": "#0072B2",
@@ -153,15 +153,15 @@ def alone(axes: Axes, dataset: xr.Dataset, panel: Panel, said: str, entries: Ent
     return axes.get_figure(root=True)  # type: ignore[return-value]
 
 
-def scale(panels: Sequence[Axes], colours_of: ScalarMappable, label: str, *, beyond: bool) -> Colorbar:
-    """Explain the colours of maps below them; pointed ends say that values lie beyond."""
+def scale(panels: Sequence[Axes], colours_of: ScalarMappable, label: str, *, beyond: str) -> Colorbar:
+    """Explain the colours of maps below them; pointed ends say where values lie beyond: neither, min, max or both."""
     holder, inches = panels[0].figure, asked_width.get() or 9.0
     rows = [axes.get_subplotspec().rowspan.stop for axes in panels]  # type: ignore[union-attr]
     bar = holder.colorbar(
         colours_of,
         ax=[axes for axes, row in zip(panels, rows, strict=True) if row == max(rows)],
         label=label,
-        extend="both" if beyond else "neither",
+        extend=beyond,
         location="bottom",
         shrink=0.6,
         aspect=6 * inches,
@@ -274,16 +274,15 @@ def finding(dataset: xr.Dataset, name: str, model: str) -> xr.Dataset | None:
 
 
 def counted(title: str, dataset: xr.Dataset, claim: str) -> str:
-    """Return a title that ends in how many of the models a claim is supported of, of one in its verdict.
-
-    It is as it is without a claim.
-    """
+    """Return a title with how many of the models a claim is supported of, of one its verdict: a question if not so."""
     about = (dataset["finding_name"] == claim) & (dataset["finding_model_other"] == "")
     verdicts = dataset["finding_verdict"].values[about.values].tolist()
     if not claim or not verdicts:
         return title
     count = dataset.sizes["model"]
-    return f"{title}: {verdicts[0]}" if count == 1 else f"{title} in {verdicts.count('supported')} of {count}"
+    if count == 1:
+        return f"{title}{':' if verdicts[0] == 'supported' else '?'} {verdicts[0]}"
+    return f"{title} in {verdicts.count('supported')} of {count}"
 
 
 def said(dataset: xr.Dataset, name: str, models: Sequence[str], absent: str) -> list[str]:
@@ -296,7 +295,7 @@ def said(dataset: xr.Dataset, name: str, models: Sequence[str], absent: str) -> 
             continue
         short, verdict, reason = (str(found[f"finding_{part}"].item()) for part in ("short", "verdict", "reason"))
         because = reason.replace(" = ", "=")  # a number stays on its line
-        told.append(f"{short}: {verdict}" + (f" ({because})" if verdict == "undecided" else ""))
+        told.append(f"{short}: {verdict}" + (f" ({because})" if because and verdict != "artefact" else ""))
     return told
 
 

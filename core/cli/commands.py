@@ -141,7 +141,7 @@ def plan(
 
 
 @command()
-@options.configured("attention", "draws", "seed")
+@options.configured("draws", "seed")
 def steer(
     model: Annotated[str, typer.Argument(help="Name or path of a model.", autocompletion=options.complete("models"))],
     text: Annotated[str, typer.Argument(help="What the model continues.")],
@@ -284,13 +284,15 @@ def _print_results(report: Report, out: Path) -> None:
     if not report.results:
         return
     shown = [model.slug for model in report.plan.models]
-    echo("\n" + textwrap.fill(closing(found, shown), WIDTH))
+    lines = closing(found, shown).split("\n")
+    echo("\n" + "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines))
     suite = report.plan.config.suite
     echo(f"\n{_described(suite)}.")
     if found:
         echo("Control: what a random change of equal size does there, or chance. In brackets: 95 % intervals.")
         echo("Sensitivity: how many other settings give the same answer, and what changes it: 2/5: layer 0 means")
         echo("2 of 5, and not without layer 0; robust: all, numbers inside the interval; same: all, other sizes.")
+        echo("p: adjusted (Holm) for the claims of one comparison about the same model or pair.")
         echo("How a claim is judged: xatlas explain verdicts")
     if not report.measured and all(result.reused for result in report.results):
         echo("Nothing has changed: all of it was there.")

@@ -13,7 +13,7 @@ import typer
 from xatlas import manager
 from xatlas.cli import options
 from xatlas.cli.app import FAILED, app, command, end, reports_errors
-from xatlas.cli.output import Rows, echo, print_json, print_rows, print_table, summarised
+from xatlas.cli.output import Rows, echo, fitting, print_json, print_rows, print_table, summarised
 from xatlas.contracts.parameters import as_text
 from xatlas.errors import XatlasError, unknown
 from xatlas.text import interval, one_line
@@ -53,6 +53,7 @@ def show(
             print_json({"sensitivity": rows, "not_run": missing})
             return
         print_table(rows)
+        echo(f"\nThe main setting: {dataset['setting'].values[0]}")
         if missing:
             echo("\nNot run")
             print_table([{name: cell or "–" for name, cell in row.items()} for row in missing])
@@ -86,22 +87,26 @@ def show(
         print_json(record)
         return
     echo(str(dataset.drop_attrs(deep=False)))
-    print_table(summarised(dataset))
+    print_table(fitting(summarised(dataset))[0])
     for head, fields in tables:
         print_table([{head: name, "value": value} for name, value in _flat(fields)])
 
 
 def _sensitivity(dataset: xr.Dataset, as_json: bool) -> list[dict[str, Any]]:
-    """Return every finding under every setting, the main one first."""
-    rows = []
+    """Return every finding under every setting, the main one first; people read of others what differs from it."""
+    rows: list[dict[str, Any]] = []
+    settings = [str(setting).split(", ") for setting in dataset["setting"].values]
     for i, finding in enumerate(map(str, dataset["finding"].values)):
-        for j, setting in enumerate(map(str, dataset["setting"].values)):
+        for j, parts in enumerate(settings):
             bounds = tuple(map(float, dataset["sensitivity"].values[i, j]))
-            if bounds[0] == bounds[0]:
-                number = (
-                    dict(zip(("value", "low", "high"), bounds, strict=True)) if as_json else {"": interval(*bounds)}
-                )
-                rows.append({"finding": finding, "setting": setting, **number})
+            if bounds[0] != bounds[0]:
+                continue
+            if as_json:
+                row = {"setting": ", ".join(parts), **dict(zip(("value", "low", "high"), bounds, strict=True))}
+            else:
+                own = [part for part in parts if part not in settings[0]]
+                row = {"setting": ", ".join(own) or "main", "number": interval(*bounds)}
+            rows.append({"finding": finding, **row})
     return rows
 
 

@@ -26,7 +26,7 @@ _SHADES = {0.9: "█", 0.6: "▓", 0.3: "▒", 0.1: "░", 0.0: " "}
 
 
 @command()
-@options.configured("attention", "draws", "seed", "suite", "reference")
+@options.configured("draws", "seed", "suite", "reference")
 def lens(
     model: Model,
     text: Text,
@@ -68,7 +68,10 @@ def _foot(lines: list[str], figure: object) -> None:
 
 @command()
 def card(model: Model, *, out: Figures = Path("."), as_json: options.Json = False) -> None:
-    """Show what a model consists of, layer by layer: operators, kernels, heads, parameters. Its config is enough."""
+    """Show what a model consists of, layer by layer: operators, kernels, heads, parameters.
+
+    Its config is enough: no weights are loaded, and no options of models are needed.
+    """
     from xatlas import api
 
     results = api.card(model, out=out)
@@ -121,7 +124,10 @@ def attention(
     as_json: options.Json = False,
     **config: Any,
 ) -> None:
-    """Show where each head of a layer looks in one text: scores as a table, patterns as a figure."""
+    """Show where each head of a layer looks in one text: scores as a table, patterns as a figure.
+
+    Weights of attention can be read of eager attention alone, so that there is no --attention.
+    """
     from xatlas import api, views
 
     dataset = api.attention(model, text, layer, **config)

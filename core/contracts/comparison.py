@@ -42,7 +42,8 @@ class Finding:
     alike: int = 0  # how many of these have a number in the interval, too; where it is in nats, none is compared
     depends_on: str = ""  # what those that disagree vary
     learnt: bool | None = None  # beyond every untrained twin; None where there are none
-    short: str = ""  # what is said, in a few words without numbers
+    short: str = ""  # what is said, in a few words without numbers; what it is about, where it is not supported
+    against: str = ""  # what p is against, in words
     descriptive: bool = False  # number and interval of what was chosen by looking: the verdict rests on p
 
 

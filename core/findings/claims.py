@@ -52,6 +52,8 @@ class Claim:
         evidence's ``words``; by default that ``pair`` is the same in both.
     kinds : bool
         Whether every other ablation kind that was measured has to give the same answer.
+    advice : str
+        What to do where another kind of ablation is all that is missing for a verdict.
     contrast : str
         A name that three claims have in common when each number is the difference of the other two: if one differs
         from 0, at most one of the others does not, and p-values are adjusted for no more than can be so.
@@ -69,6 +71,7 @@ class Claim:
     pair: str = ""
     alike: str = ""
     kinds: bool = True
+    advice: str = ""
     contrast: str = ""
     units: str = "1"
 
@@ -84,15 +87,17 @@ class Evidence:
 
     number: Bounds = UNKNOWN
     p: float = math.nan  # raw
+    against: str = ""  # what p is against, in words
     side: int = 0
     answer: Any = None  # None: nothing was measured
     control: Bounds = UNKNOWN
     equal_p: float = math.nan  # two one-sided tests of the margin, the larger
     equal: bool = False  # the 90 % interval lies within the margin
+    margin: float | tuple[float, float] | None = None
     near: bool = False  # the point does
     least_p: float = 0.0  # the smallest p-value that a sample of this size can give
     sample: str = ""  # what that sample consists of, where it is not the claim's unit that says so
-    clear: bool = False  # the number's own interval excludes no difference, whatever that over the control does
+    own: int | None = None  # ``side`` of the number's own interval alone, where that over a control counts, too
     blocked: str = ""  # why nothing can be decided, in words
     artefact: str = ""  # why the usual way of measuring says so nevertheless
     descriptive: bool = False  # number and interval are cross-fitted: the verdict rests on the test alone

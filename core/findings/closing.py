@@ -1,4 +1,4 @@
-"""What a run has found, in one paragraph of plain words; and in which order findings are shown."""
+"""What a run has found, in a few lines of plain words; and in which order findings are shown."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from xatlas.contracts.comparison import Finding
 
-#: Why a claim is open, as far as the word before the first colon or number goes.
 _ORDER = ("supported", "artefact", "refuted", "undecided")
+#: Reasons that are told, the others being counted together; models, and pairs of them, that are named.
+_REASONS, _MODELS, _PAIRS = 6, 5, 3
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
@@ -22,47 +23,66 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def closing(findings: Sequence[Finding], models: Sequence[str]) -> str:
-    """Say what is supported, of which models, and what can't be said and why."""
-    parts = []
-    for said, about in _grouped(
-        f for f in findings if f.verdict == "supported" and f.short and not f.model_other
-    ).items():
-        names = [finding.model for finding in about]
-        beyond = [finding.learnt for finding in about if finding.learnt is not None]
-        learnt = "" if not beyond else " (learnt)" if all(beyond) else " (untrained networks of its kind do so, too)"
-        parts.append(f"{_who(names, models)} {said}{learnt}.")
-    pairs = len(models) * (len(models) - 1) // 2
-    for said, about in _grouped(f for f in findings if f.verdict == "supported" and f.short and f.model_other).items():
-        names = [f"{finding.model} and {finding.model_other}" for finding in about]
-        where = " in every pair of models" if len(names) == pairs > 1 else " between " if "differs" in said else " in "
-        parts.append(f"{said[0].upper()}{said[1:]}{where}{'' if len(names) == pairs > 1 else '; '.join(names)}.")
-    refuted = [finding for finding in findings if finding.verdict in ("refuted", "artefact")]
-    if refuted:
-        parts.append(f"{len(refuted)} of {len(findings)} claims are refuted or artefacts.")
+    """Say what is supported, of which models, and what can't be said and why: a line for what the same models share."""
+    found = [finding for finding in findings if finding.verdict == "supported" and finding.short]
+    lines = [
+        *_told([each for each in found if not each.model_other], models, len(models)),
+        *_told([each for each in found if each.model_other], models, len(models) * (len(models) - 1) // 2),
+    ] or ["Nothing is supported."]
+    lines += ["* Not so without layer 0."] if any(map(_on_layer0, found)) else []
+    refuted = sum(finding.verdict in ("refuted", "artefact") for finding in findings)
+    lines += [f"{refuted} of {len(findings)} claims are refuted or artefacts."] if refuted else []
     undecided = [finding for finding in findings if finding.verdict == "undecided"]
     if undecided:
-        reasons = Counter(_kind(finding.reason) for finding in undecided)
-        counted = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-        parts.append(f"{len(undecided)} of {len(findings)} claims can't be decided from this suite: {counted}.")
-    if not any(finding.verdict == "supported" for finding in findings):
-        parts.insert(0, "Nothing is supported.")
-    return " ".join(parts)
+        counted = Counter(_kind(finding.reason) for finding in undecided).most_common()
+        reasons = [f"{reason} ({count})" for reason, count in counted[:_REASONS]]
+        left = sum(count for _, count in counted[_REASONS:])
+        reasons += [f"other reasons ({left})"] if left else []
+        lines.append(
+            f"{len(undecided)} of {len(findings)} claims can't be decided from this suite: {', '.join(reasons)}."
+        )
+    return "\n".join(lines)
 
 
-def _grouped(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
-    groups: dict[str, list[Finding]] = {}
+def _told(findings: Sequence[Finding], models: Sequence[str], every: int) -> list[str]:
+    """Return a sentence for each group of models, or of pairs, with all that is said of exactly these."""
+    about: dict[str, list[str]] = {}
     for finding in findings:
-        groups.setdefault(finding.short, []).append(finding)
-    return groups
+        names = about.setdefault(_said(finding), [])
+        names.append(f"{finding.model} and {finding.model_other}" if finding.model_other else finding.model)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for text, names in about.items():
+        groups.setdefault(tuple(names), []).append(text)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[0]))
+    if findings and findings[0].model_other and every > _PAIRS:
+        counted = [f"{text} ({len(names)})" for names, texts in ordered for text in texts]
+        return [f"Of {every} pairs of models: {'; '.join(counted)}."]
+    return [f"{_who(names, models, every)}: {'; '.join(texts)}." for names, texts in ordered]
 
 
-def _who(names: Sequence[str], models: Sequence[str]) -> str:
-    """Return "In all three models", or the names."""
-    if len(models) > 1 and set(names) == set(models):
-        counts = {2: "both", 3: "all three", 4: "all four", 5: "all five"}
-        return f"In {counts.get(len(models), f'all {len(models)}')} models"
-    listed = ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
-    return f"In {listed}"
+def _said(finding: Finding) -> str:
+    """Return what a finding says in short, marked where layer 0 alone makes it so, and whether it is learnt."""
+    beyond = {None: "", True: " (learnt)", False: " (as in untrained networks of its kind)"}
+    return finding.short + "*" * _on_layer0(finding) + beyond[finding.learnt]
+
+
+def _on_layer0(finding: Finding) -> bool:
+    return "layer 0" in finding.depends_on
+
+
+def _who(names: Sequence[str], models: Sequence[str], every: int) -> str:
+    """Return "All three models", "Every pair of models", or the names."""
+    if len(names) == every > 1:
+        counts = {2: "Both", 3: "All three", 4: "All four", 5: "All five"}
+        return "Every pair of models" if names[0] not in models else f"{counts.get(every, f'All {every}')} models"
+    left = [model for model in models if model not in names]
+    if len(names) > _MODELS and len(left) < len(names):
+        return f"All {every} models but {_listed(left)}"
+    return "; ".join(names) if names[0] not in models else _listed(names)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
 
 
 def _kind(reason: str) -> str:

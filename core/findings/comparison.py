@@ -74,7 +74,9 @@ class ClaimComparison(Comparison):
         found = (first.statistic - second.statistic).evidence(margin=claim.margin)
         if math.isnan(found.control[0]):  # numbers without a control differ from no difference
             found = replace(found, control=(1.0 if first.statistic.log else 0.0, math.nan, math.nan))
-        return replace(found, blocked=first.blocked or second.blocked or found.blocked)
+        beside = " and the difference of the controls" if math.isfinite(found.control[1]) else ""
+        blocked = first.blocked or second.blocked or found.blocked
+        return replace(found, against=f"no difference{beside}", blocked=blocked)
 
     def describe(self, *effects: Effects) -> Mapping[str, xr.DataArray]:
         """Return what figures and tables show of one model."""

@@ -47,12 +47,13 @@ def within(value: float, error: float, freedom: float, margin: Margin) -> dict[s
     near = bool(low <= value <= high)
     half = float(t_quantile(freedom, 1 - 2 * ALPHA)) * error
     if not math.isfinite(half):
-        return {"near": near}
+        return {"near": near, "margin": margin}
     tails = []
     for gap in (value - low, high - value):
         tail = float(t_tail(gap / error if error else 1e6, freedom)) / 2
         tails.append(tail if gap > 0 else 1 - tail)
-    return {"near": near, "equal_p": max(tails), "equal": bool(low <= value - half and value + half <= high)}
+    equal = bool(low <= value - half and value + half <= high)
+    return {"near": near, "equal_p": max(tails), "equal": equal, "margin": margin}
 
 
 def spread(moved: Floats, clusters: Sequence[str]) -> tuple[Floats, Floats]:
@@ -160,12 +161,13 @@ class Statistic:
     def evidence(self, *, two_sided: bool = True, margin: Margin | None = None) -> Evidence:
         """Return what speaks for the claim that one number differs from 0 (a ratio: from 1), or is larger.
 
-        With a control the difference from it has to lie on the same side, and the larger p-value counts.
+        With a control the difference from it has to lie on the same side, and the larger p-value counts. What lies on
+        the other side of its control is refuted; without a direction, where its own interval has one.
         """
         value, low, high = self.bounds().values.tolist()
         tests = [self, *([self - self.control] if self.control is not None else [])]
         sides = [side(*bounds_of(each)[1:], 1.0 if self.log else 0.0) for each in tests]
-        clear = sides[0] if len(set(sides)) == 1 else 0
+        claimed = [each * sides[0] for each in sides] if two_sided else sides
         points = float(self.point)
         p = max(float(each.p()) for each in tests)
         if not two_sided and points < 0:  # of the claim, one side of the interval is tested all the same
@@ -174,10 +176,11 @@ class Statistic:
         return Evidence(
             number=(value, low, high),
             p=p,
-            side=abs(clear) if two_sided else clear,
+            against=("1" if self.log else "0") + (" and the control" if self.control is not None else ""),
+            side=min(claimed),
             answer=(int(np.sign(points)) if known else None),
             control=bounds_of(self.control),
-            clear=bool(sides[0]),
+            own=claimed[0] if self.control is not None else None,
             **(self.within(margin) if margin is not None else {}),
             blocked="" if math.isfinite(low) or not known else "too few templates",
             words=self.words,

@@ -33,11 +33,13 @@ def rank_correlation(
     curves: Sequence[Floats],
     draws: Sequence[Floats],
     freedom: float,
+    against: str,
     at: Callable[[Floats], Floats] = lambda values: values,
 ) -> Evidence | None:
     """Return Spearman's correlation of two models' numbers ``(n)``, beside the first's in random order: the control.
 
-    ``draws (draw, n)`` are bootstrap draws of them, and ``at`` makes what is correlated. None where nothing varies.
+    ``draws (draw, n)`` are bootstrap draws of them, ``against`` says what stands in random order, and ``at`` makes what
+    is correlated. None where nothing varies.
     """
     value = float(correlate_ranks(*map(at, curves)))
     if math.isnan(value):
@@ -50,6 +52,7 @@ def rank_correlation(
     return Evidence(
         number=(value, min(low, value), max(high, value)),
         p=(1 + int((chance >= value - 1e-12).sum())) / (1 + ORDERS),
+        against=against,
         side=side(float(quantile(gap, 0.025)), float(quantile(gap, 0.975)), 0.0),
         answer=int(np.sign(value)),
         control=(float(chance.mean()), float(quantile(chance, 0.025)), float(quantile(chance, 0.975))),
@@ -106,6 +109,7 @@ def _one_type(effects: Floats, types: Sequence[str], depth: Floats, pair: tuple[
     return Evidence(
         number=(value, below, above),
         p=(1 + int(reached)) / (1 + PERMUTATIONS),
+        against="types dealt out to layers anew",
         side=abs(side(low, high, 0.0)),
         answer=int(np.sign(coefficient)),
         control=(1.0, math.nan, math.nan),
@@ -136,6 +140,7 @@ def welch(first: Sequence[float], second: Sequence[float], *, log: bool, margin:
     return Evidence(
         number=(value, low, high),
         p=p,
+        against="seeds dealt out to architectures anew",
         side=abs(side(low, high, 1.0 if log else 0.0)),
         answer=int(np.sign(gap)),
         control=(1.0 if log else 0.0, math.nan, math.nan),

@@ -14,7 +14,7 @@ from xatlas.contracts.comparison import Finding
 from xatlas.findings.claims import Claim, Evidence
 from xatlas.findings.estimates import BOUND
 from xatlas.findings.readings import Setting
-from xatlas.findings.verdict import adjusted, verdict
+from xatlas.findings.verdict import ONE_KIND, adjusted, margin, verdict
 from xatlas.text import interval, number
 
 if TYPE_CHECKING:
@@ -64,12 +64,13 @@ def _finding(row: Row, p: float) -> Finding:
     learnt = _learnt(row)
     value, low, high = evidence.number
     return Finding(
-        sentence=_sentence(row, said, differs, learnt),
+        sentence=_sentence(row, said, differs, learnt) + (claim.advice if reason == ONE_KIND else ""),
         value=value,
         low=low,
         high=high,
         control=evidence.control[0],
-        p=evidence.equal_p if evidence.equal and differs else evidence.p,
+        p=evidence.equal_p if evidence.equal else evidence.p,
+        against="a larger difference" if evidence.equal else evidence.against,
         verdict=said,
         model=row.models[0],
         p_adjusted=None if math.isnan(p) else p,
@@ -100,12 +101,15 @@ def _sentence(row: Row, said: str, differs: bool, learnt: bool | None) -> str:
             text = alike.format_map({**row.evidence.words, "first": one, "second": two})
         elif said == "supported":
             text = f"{noun} differs between {one} and {two}"
+        elif said == "refuted":
+            text = f"{noun} differs between {one} and {two} beyond their controls"
         else:
             text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
         statistic = row.evidence.statistic
         relation = "difference" if statistic is None or not statistic.log else "ratio"
         beside = f", control {control}" if statistic is not None and math.isfinite(row.evidence.control[1]) else ""
-        return f"{text}: {relation} {number}{beside}."
+        within = f", {margin(row.evidence)}" if row.evidence.equal else ""
+        return f"{text}: {relation} {number}{beside}{within}."
     places = dict(zip(("first", "second"), row.models, strict=False)) | {"model": row.models[0]}
     text = row.claim.sentence.format_map({**row.evidence.words, **places, "number": number, "control": control})
     if learnt is not None and said == "supported":
@@ -119,6 +123,8 @@ def _short(row: Row, said: str, differs: bool) -> str:
         return f"{row.claim.pair} {'is the same' if row.evidence.equal else 'differs'}"
     if differs:
         return row.claim.pair
+    if said != "supported":  # no side is taken that the verdict does not support
+        return row.claim.label.partition(",")[0] or row.claim.name
     return row.claim.short.format_map(dict(row.evidence.words)) if row.claim.short else ""
 
 
@@ -190,7 +196,17 @@ def dataset_of(rows: Sequence[Row]) -> xr.Dataset:
         data[name] = (("finding", "bound"), np.array(numbers, dtype=float).reshape(-1, 3))
     for name in _SINGLE:
         values = [getattr(finding, name) for finding in found]
-        texts = name in ("sentence", "verdict", "model", "reason", "name", "model_other", "depends_on", "short")
+        texts = name in (
+            "sentence",
+            "verdict",
+            "model",
+            "reason",
+            "name",
+            "model_other",
+            "depends_on",
+            "short",
+            "against",
+        )
         known = values if texts else [math.nan if value is None else float(value) for value in values]
         data[f"finding_{name}"] = ("finding", np.array(known, dtype=object if texts else float))
     under = [[row.settings[s].number if s in row.settings else nothing for s in settings] for row in ordered]

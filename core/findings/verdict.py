@@ -9,15 +9,19 @@ from typing import Any
 from xatlas.contracts.comparison import Verdict
 from xatlas.findings.claims import ALPHA, Evidence, Unit
 from xatlas.stats import holm
+from xatlas.text import number
 
 #: What the sample of a claim consists of.
 SAMPLES: dict[str, str] = {"network": "templates", "layer type": "layers", "architecture": "training seeds"}
+#: Why a claim is open that nothing but another kind of ablation can decide.
+ONE_KIND = "one kind"
 #: What each verdict means, for ``xatlas explain``.
 VERDICTS: dict[Verdict, str] = {
     "supported": "p, adjusted over the claims about the same model, is at most 0.05; the 95 % interval of the effect, "
     "and that of effect over control, lie on the claimed side; every other ablation kind that was run gives the same "
     "answer. Equality of two models is supported when the 90 % interval of their difference lies within the margin.",
-    "refuted": "the interval lies on the other side, or the numbers are equal within the margin.",
+    "refuted": "the interval of the effect, or that of effect over control, lies on the other side (its control does "
+    "so even more), or the numbers are equal within the margin.",
     "undecided": "anything else; the reason says what is missing: too few templates, layers, heads or seeds (no p of "
     "theirs could be at most 0.05), a tie, kinds that disagree, one kind alone, an effect that is no more than its "
     "control.",
@@ -57,28 +61,40 @@ def verdict(
     differing = sorted(kind for kind, other in (kinds or {}).items() if not evidence.agrees(other))
     if evidence.equal:
         if about == "claim":
-            return ("artefact", evidence.artefact) if evidence.artefact else ("refuted", "equal within the margin")
+            return ("artefact", evidence.artefact) if evidence.artefact else ("refuted", f"equal {margin(evidence)}")
         return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
     if not math.isfinite(evidence.number[1]):
         return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
     decided = p <= ALPHA
     if evidence.side > 0 and decided:
         if kinds is not None and not kinds:
-            return "undecided", "one kind"
+            return "undecided", ONE_KIND
         return ("undecided", f"kinds disagree: {', '.join(differing)}") if differing else ("supported", "")
     if evidence.artefact:
         return "artefact", evidence.artefact
     if evidence.side < 0:
-        return "refuted", "the interval lies on the other side"
+        return (
+            "refuted",
+            "its control does so even more" if evidence.own == 1 else "the interval lies on the other side",
+        )
     if evidence.least_p > ALPHA or math.isnan(p):
         return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
     if evidence.side > 0:
         return "undecided", f"p = {p:.2g}"
-    if about == "pair" and not (evidence.clear and math.isfinite(evidence.control[1])):
+    if evidence.own == 0 or (about == "pair" and evidence.own is None):
         return "undecided", "the interval includes no difference"
-    return "undecided", "no more than its control" if math.isfinite(
-        evidence.control[1]
-    ) else "the interval includes chance"
+    known = math.isfinite(evidence.control[1])
+    return "undecided", "no more than its control" if known else "the interval includes chance"
+
+
+def margin(evidence: Evidence) -> str:
+    """Say within which margin numbers are equal."""
+    ends = evidence.margin
+    if ends is None:
+        return "within the margin"
+    return "within the margin of " + (
+        f"{ends[0]:.2f} to {ends[1]:.2f}" if isinstance(ends, tuple) else f"±{number(ends)}"
+    )
 
 
 def adjusted(

@@ -76,11 +76,12 @@ class Report:
 
 
 def describe(finding: Finding) -> str:
-    """Return a finding's sentence in one line, with its adjusted p-value where that has decided."""
-    decides = finding.verdict != "undecided" or finding.reason.startswith("p = ") or not finding.reason
-    p = f" (p = {max(finding.p_adjusted, 1e-4):.2g} after Holm)" if decides and finding.p_adjusted is not None else ""
-    p = p.replace("= 0.0001", "< 0.0001") if p and finding.p_adjusted is not None and finding.p_adjusted < 1e-4 else p
-    return one_line(finding.sentence) + p
+    """Return a finding's sentence in one line; where its adjusted p-value has decided, that, and what it is against."""
+    decides = finding.verdict == "supported" or finding.reason.startswith(("p = ", "equal")) or not finding.reason
+    if not decides or finding.p_adjusted is None:
+        return one_line(finding.sentence)
+    p = f"p = {finding.p_adjusted:.2g}" if finding.p_adjusted >= 1e-4 else "p < 0.0001"
+    return one_line(f"{finding.sentence} ({p} against {finding.against or 'chance'})")
 
 
 def judged(finding: Finding, said: str = "") -> str:

@@ -2,7 +2,9 @@ import math
 
 import pytest
 
+from xatlas.contracts.comparison import Finding
 from xatlas.findings.claims import Claim, Evidence
+from xatlas.findings.closing import closing
 from xatlas.findings.readings import Setting
 from xatlas.findings.sentences import Row, decide, in_short, robustness
 from xatlas.findings.verdict import adjusted, verdict
@@ -25,11 +27,19 @@ def test_a_clear_effect_on_which_all_kinds_agree_is_supported():
         ({}, 0.17, None, ("undecided", "p = 0.17")),
         ({"side": 0}, 0.0048, None, ("undecided", "the interval includes chance")),
         ({"side": 0, "control": (1.0, 0.5, 2.0)}, 0.0048, None, ("undecided", "no more than its control")),
+        (
+            {"side": 0, "own": 0, "control": (5.0, 4.0, 6.0)},
+            0.2,
+            None,
+            ("undecided", "the interval includes no difference"),
+        ),
         ({"side": -1}, 0.001, None, ("refuted", "the interval lies on the other side")),
+        ({"side": -1, "own": 1}, 0.001, None, ("refuted", "its control does so even more")),
         ({"side": 0, "least_p": 0.1}, 0.2, None, ("undecided", "too few templates")),
         ({"blocked": "it ties with layer 3"}, 0.001, None, ("undecided", "it ties with layer 3")),
         ({"equal": True, "near": True}, 0.001, {"zero": SAME}, ("undecided", "kinds disagree: zero")),
-        ({"equal": True}, 0.001, {"zero": SAME}, ("refuted", "equal within the margin")),
+        ({"equal": True, "margin": 0.1}, 0.001, None, ("refuted", "equal within the margin of ±0.100")),
+        ({"equal": True, "margin": (0.8, 1.25)}, 0.1, None, ("refuted", "equal within the margin of 0.80 to 1.25")),
         ({"side": 0, "artefact": "it is algebra"}, 0.5, None, ("artefact", "it is algebra")),
         ({"answer": None}, 0.001, None, ("undecided", "nothing was measured")),
     ],
@@ -44,15 +54,15 @@ def test_what_is_not_supported_has_its_reason(changes, p, kinds, said):
 
 
 @pytest.mark.parametrize(
-    ("clear", "control", "reason"),
+    ("own", "control", "reason"),
     [
-        (True, (1.5, 1.2, 2.0), "no more than its control"),
-        (False, (1.5, 1.2, 2.0), "the interval includes no difference"),
-        (True, (1.0, math.nan, math.nan), "the interval includes no difference"),
+        (1, (1.5, 1.2, 2.0), "no more than its control"),
+        (0, (1.5, 1.2, 2.0), "the interval includes no difference"),
+        (None, (1.0, math.nan, math.nan), "the interval includes no difference"),
     ],
 )
-def test_a_pair_that_the_control_tells_apart_as_well_is_undecided_for_that(clear, control, reason):
-    evidence = Evidence(**{**CLEAR.__dict__, "side": 0, "clear": clear, "control": control})
+def test_a_pair_that_the_control_tells_apart_as_well_is_undecided_for_that(own, control, reason):
+    evidence = Evidence(**{**CLEAR.__dict__, "side": 0, "own": own, "control": control})
     assert verdict(evidence, 0.2, None, about="pair") == ("undecided", reason)
 
 
@@ -98,3 +108,22 @@ def test_what_cannot_be_decided_costs_the_others_nothing():
 
 def test_equality_is_adjusted_by_its_own_p():
     assert adjusted([Evidence(p=0.9, equal=True, equal_p=0.01)]) == [0.01]
+
+
+def test_the_closing_lines_say_once_what_models_share_and_what_rests_on_layer_0():
+    def finding(model, short, verdict="supported", **more):
+        return Finding("It is so.", 1, 0, 2, 0, 0.01, verdict, model=model, short=short, **more)
+
+    found = [finding(model, "the hub is layer 0", depends_on="scope, layer 0") for model in "abc"]
+    found += [finding(model, "it falls") for model in "abc"]
+    found += [finding("b", "it rises"), finding("a", "the depth is the same", model_other="c")]
+    found += [finding("a", "early / late", "refuted")]
+    found += [finding("c", "heads", "undecided", reason=f"p = {p}") for p in (0.2, 0.3)]
+    assert closing(found, ["a", "b", "c"]).split("\n") == [
+        "All three models: the hub is layer 0*; it falls.",
+        "b: it rises.",
+        "a and c: the depth is the same.",
+        "* Not so without layer 0.",
+        "1 of 11 claims are refuted or artefacts.",
+        "2 of 11 claims can't be decided from this suite: p above 0.05 (2).",
+    ]

@@ -99,6 +99,16 @@ def test_a_control_is_as_uncertain_as_the_effect():
     assert effect.against(wild).evidence().side == 0
 
 
+@pytest.mark.parametrize("two_sided", [True, False])
+def test_what_its_control_does_even_more_is_refuted(two_sided):
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    small, large, none = (sample.mean(array(k * np.exp(rng.normal(0, 0.3, 60))), log=True) for k in (2, 6, 0.98))
+    found = small.against(large).evidence(two_sided=two_sided)
+    assert (found.side, found.own) == (-1, 1)
+    # without a direction, what has no side of its own is on the other side of nothing
+    assert none.against(large).evidence(two_sided=two_sided).side == (0 if two_sided else -1)
+
+
 def test_the_largest_is_found_and_equal_ones_tie():
     rng, sample = np.random.default_rng(0), balanced(12, 5)
     means = np.ones(8)

@@ -75,7 +75,7 @@ def report(n_findings=1, failures=()):
 
 def test_a_report_is_shown_on_one_screen():
     text = repr(report(failures=[Failure("hub of c", "it broke.")]))
-    for part in ("a<b>, c", "quick", "hub", "figures/hub.png", "supported: It is so. (p = 0.02 after Holm)"):
+    for part in ("a<b>, c", "quick", "hub", "figures/hub.png", "supported: It is so. (p = 0.02 against chance)"):
         assert part in text
     assert "failed: hub of c: it broke." in text
     long = repr(report(500)).splitlines()
