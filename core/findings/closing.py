@@ -9,7 +9,7 @@ from xatlas.contracts.comparison import Finding
 
 _ORDER = ("supported", "artefact", "refuted", "undecided")
 #: Reasons that are told, the others being counted together; models, and pairs of them, that are named.
-_REASONS, _MODELS, _PAIRS = 6, 5, 3
+_REASONS, _MODELS, _PAIRS = 4, 5, 3
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
@@ -31,39 +31,49 @@ def closing(findings: Sequence[Finding], models: Sequence[str]) -> str:
     ] or ["Nothing is supported."]
     lines += ["* Not so without layer 0."] if any(map(_on_layer0, found)) else []
     refuted = sum(finding.verdict in ("refuted", "artefact") for finding in findings)
-    lines += [f"{refuted} of {len(findings)} claims are refuted or artefacts."] if refuted else []
-    undecided = [finding for finding in findings if finding.verdict == "undecided"]
+    counted = [f"{refuted} are refuted or artefacts"] if refuted else []
+    undecided = Counter(_kind(finding.reason) for finding in findings if finding.verdict == "undecided").most_common()
     if undecided:
-        counted = Counter(_kind(finding.reason) for finding in undecided).most_common()
-        reasons = [f"{reason} ({count})" for reason, count in counted[:_REASONS]]
-        left = sum(count for _, count in counted[_REASONS:])
+        reasons = [f"{reason} ({count})" for reason, count in undecided[:_REASONS]]
+        left = sum(count for _, count in undecided[_REASONS:])
         reasons += [f"other reasons ({left})"] if left else []
-        lines.append(
-            f"{len(undecided)} of {len(findings)} claims can't be decided from this suite: {', '.join(reasons)}."
-        )
+        total = sum(count for _, count in undecided)
+        counted.append(f"{total} can't be decided from this suite: {', '.join(reasons)}")
+    lines += [f"Of {len(findings)} claims {'; '.join(counted)}."] if counted else []
     return "\n".join(lines)
 
 
 def _told(findings: Sequence[Finding], models: Sequence[str], every: int) -> list[str]:
     """Return a sentence for each group of models, or of pairs, with all that is said of exactly these."""
-    about: dict[str, list[str]] = {}
+    about: dict[tuple[str, str], dict[str, None]] = {}
     for finding in findings:
-        names = about.setdefault(_said(finding), [])
-        names.append(f"{finding.model} and {finding.model_other}" if finding.model_other else finding.model)
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for text, names in about.items():
-        groups.setdefault(tuple(names), []).append(text)
-    ordered = sorted(groups.items(), key=lambda group: -len(group[0]))
+        name = f"{finding.model} and {finding.model_other}" if finding.model_other else finding.model
+        about.setdefault(_said(finding), {})[name or "Over all"] = None
     if findings and findings[0].model_other and every > _PAIRS:
-        counted = [f"{text} ({len(names)})" for names, texts in ordered for text in texts]
-        return [f"Of {every} pairs of models: {'; '.join(counted)}."]
-    return [f"{_who(names, models, every)}: {'; '.join(texts)}." for names, texts in ordered]
+        counted = [(kind, f"{text} ({len(names)})") for (kind, text), names in about.items()]
+        return [f"Of {every} pairs of models: {_joined(counted)}."]
+    groups: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for said, names in about.items():
+        groups.setdefault(tuple(names), []).append(said)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[0]))
+    return [f"{_who(names, models, every)}: {_joined(said)}." for names, said in ordered]
 
 
-def _said(finding: Finding) -> str:
-    """Return what a finding says in short, marked where layer 0 alone makes it so, and whether it is learnt."""
+def _said(finding: Finding) -> tuple[str, str]:
+    """Return what a finding says in short: for pairs whether they are alike in it; marked where layer 0 makes it so."""
     beyond = {None: "", True: " (learnt)", False: " (as in untrained networks of its kind)"}
-    return finding.short + "*" * _on_layer0(finding) + beyond[finding.learnt]
+    marks = "*" * _on_layer0(finding) + beyond[finding.learnt]
+    for kind, ending in (("alike in", " is the same"), ("different in", " differs")):
+        if finding.model_other and finding.short.endswith(ending):
+            return kind, finding.short.removesuffix(ending) + marks
+    return "", finding.short + marks
+
+
+def _joined(said: Sequence[tuple[str, str]]) -> str:
+    kinds: dict[str, list[str]] = {}
+    for kind, text in said:
+        kinds.setdefault(kind, []).append(text)
+    return "; ".join(f"{kind} {', '.join(texts)}" if kind else "; ".join(texts) for kind, texts in kinds.items())
 
 
 def _on_layer0(finding: Finding) -> bool:

@@ -51,7 +51,7 @@ def test_what_exceeds_its_control_by_little_counts_as_equal(synthetic):
     """One head in twenty parts looks where an induction head would: that is none."""
     found = told(compare(synthetic, a=synthetic.attention_result(TYPES, first=1.2 * EVEN, induction=[(5, 0, 0.08)])))
     for name in ("first_share", "induction_head"):
-        assert (found[name].verdict, found[name].reason) == ("refuted", "equal within the margin")
+        assert (found[name].verdict, found[name].reason) == ("refuted", "equal within the margin of ±0.100")
     assert found["induction_head"].value == pytest.approx(0.08, abs=0.01)
 
 

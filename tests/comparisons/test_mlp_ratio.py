@@ -60,7 +60,10 @@ def test_over_all_layers_it_is_the_ratio_of_sums(synthetic):
 
 
 def test_equal_components_are_refuted_and_a_control_that_shares_the_ratio_decides_nothing(synthetic):
-    assert found(compare(synthetic, ["attention"] * 12), "mlp_over_operator").reason == "equal within the margin"
+    assert (
+        found(compare(synthetic, ["attention"] * 12), "mlp_over_operator").reason
+        == "equal within the margin of 0.80 to 1.25"
+    )
     result = synthetic.layer_result(["attention"] * 6, scale_mlp(*[4.0] * 6))
     result["kl_control"].loc[{"component": "mlp"}] = 4 * result["kl_control"].sel(component="operator")
     dataset = MlpRatio().compare(synthetic.tree_of(a={"layer_ablation": result}))

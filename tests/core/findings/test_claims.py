@@ -122,8 +122,7 @@ def test_the_closing_lines_say_once_what_models_share_and_what_rests_on_layer_0(
     assert closing(found, ["a", "b", "c"]).split("\n") == [
         "All three models: the hub is layer 0*; it falls.",
         "b: it rises.",
-        "a and c: the depth is the same.",
+        "a and c: alike in the depth.",
         "* Not so without layer 0.",
-        "1 of 11 claims are refuted or artefacts.",
-        "2 of 11 claims can't be decided from this suite: p above 0.05 (2).",
+        "Of 11 claims 1 are refuted or artefacts; 2 can't be decided from this suite: p above 0.05 (2).",
     ]
