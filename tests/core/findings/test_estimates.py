@@ -94,7 +94,7 @@ def test_a_template_that_only_one_of_two_models_has_moves_their_difference_alone
 def test_a_control_is_as_uncertain_as_the_effect():
     rng, sample = np.random.default_rng(0), balanced(12, 5)
     effect = sample.mean(array(2 * np.exp(rng.normal(0, 0.1, 60))), log=True)
-    wild = sample.mean(array(np.exp(rng.normal(0, 3, 60))), log=True)
+    wild = sample.mean(array(np.exp(rng.normal(-3, 3, 60))), log=True)
     assert effect.evidence().side == 1
     assert effect.against(wild).evidence().side == 0
 
