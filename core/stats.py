@@ -49,33 +49,35 @@ def quantile(values: Any, q: float) -> Floats:
     return np.asarray(low + (high - low) * (place - below))
 
 
-def t_tail(t: Any, df: Any) -> Floats:
-    """Return P(|T| ≥ |t|) of Student's t with ``df`` ≥ 1 degrees of freedom, need not be whole; NaN for NaN.
+def _beyond(angle: Floats, df: Floats) -> Floats:
+    """Return the integral of cos^(df-1) θ from ``angle`` to π / 2.
 
-    With t = √df tan θ the density is cos^(df-1) θ, which is integrated over what it decays within.
+    That is Student's density with t = √df tan θ; it is integrated over what it decays within.
     """
-    t, df = np.broadcast_arrays(np.abs(np.asarray(t, dtype=float)), np.asarray(df, dtype=float))
     nodes, weights = _gauss(60)
-    scale = 12.0 / np.sqrt(np.maximum(df, 1.0))
+    half = ((np.minimum(np.pi / 2, angle + 12.0 / np.sqrt(np.maximum(df, 1.0))) - angle) / 2)[..., None]
+    power = (df[..., None] - 1) * np.log(np.maximum(np.cos(angle[..., None] + half * (nodes + 1)), 1e-300))
+    return np.asarray((np.exp(power) * weights * half).sum(-1))
 
-    def integral(start: Floats) -> Floats:  # of cos^(df-1) θ / cos^(df-1) start
-        end = np.minimum(np.pi / 2, start + scale)
-        half = ((end - start) / 2)[..., None]
-        angles = start[..., None] + half * (nodes + 1)
-        power = (df[..., None] - 1) * np.log(np.maximum(np.cos(angles), 1e-300))
-        return np.asarray((np.exp(power) * weights * half).sum(-1))
 
-    return np.where(np.isfinite(df), integral(np.arctan2(t, np.sqrt(df))) / integral(np.zeros(t.shape)), np.nan)
+def t_tail(t: Any, df: Any) -> Floats:
+    """Return P(|T| ≥ |t|) of Student's t with ``df`` ≥ 1 degrees of freedom, need not be whole; NaN for NaN."""
+    t, df = np.broadcast_arrays(np.abs(np.asarray(t, dtype=float)), np.asarray(df, dtype=float))
+    found = _beyond(np.arctan2(t, np.sqrt(df)), df) / _beyond(np.zeros(t.shape), df)
+    return np.where(np.isfinite(df), found, np.nan)
 
 
 def t_quantile(df: Any, level: float = LEVEL) -> Floats:
     """Return the half-width, in standard errors, of a two-sided t interval; NaN where ``df`` is."""
     each, inverse = np.unique(np.asarray(df, dtype=float), return_inverse=True)
     t = np.full(each.shape, NormalDist().inv_cdf((1 + level) / 2))  # as it is for many degrees of freedom
-    for _ in range(5):  # secants of log P over log t, which is nearly straight
-        here, there = np.log(t_tail(t, each)), np.log(t_tail(t * 1.0001, each))
-        t *= np.exp((math.log(1 - level) - here) / (there - here) * math.log(1.0001))
-    return np.asarray(t[inverse].reshape(np.shape(df)))
+    whole = _beyond(np.zeros(each.shape), each)
+    for _ in range(6):  # Newton's steps of log P over log t, which is nearly straight
+        angle = np.arctan2(t, np.sqrt(each))
+        tail = _beyond(angle, each) / whole
+        density = np.cos(angle) ** (each - 1) * np.sqrt(each) / (each + t**2) / whole
+        t *= np.exp(np.log(tail / (1 - level)) * tail / (t * density))
+    return np.asarray(np.where(np.isfinite(each), t, np.nan)[inverse].reshape(np.shape(df)))
 
 
 def wilson(passed: int, total: int, level: float = LEVEL) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The plain way: one hooked Hugging Face forward per prompt and condition.
+"""The plain way: one hooked Hugging Face forward per prompt, a row for each condition.
 
 It knows nothing of the engine: module names stand in ``plain_names``, hooks are torch's own, and every number
 is computed from whole logits in float64. What the engine returns must be these numbers.
@@ -28,11 +28,26 @@ def agree(ours: Any, reference: Any) -> bool:
 
 def logits(model: Any, ids: Sequence[int], edits: Sequence[Edit] = ()) -> torch.Tensor:
     """Return the logits ``(pos, vocabulary)`` of one prompt in float64, with edits in place."""
+    return many_logits(model, ids, [edits])[0]
+
+
+def many_logits(model: Any, ids: Sequence[int], rows: Sequence[Sequence[Edit]]) -> torch.Tensor:
+    """Return the logits ``(row, pos, vocabulary)`` of one prompt in rows of one forward, each with its own edits."""
     with ExitStack() as stack, torch.no_grad():
-        for layer, kind, change in edits:
-            for handle in _hook(model, layer, kind, change):
-                stack.callback(handle.remove)
-        return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].double()
+        for row, edits in enumerate(rows):
+            for layer, kind, change in edits:
+                for handle in _hook(model, layer, kind, _of_row(row, change)):
+                    stack.callback(handle.remove)
+        return model(input_ids=torch.tensor([list(ids)] * len(rows)), use_cache=False).logits.double()
+
+
+def _of_row(row: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def changed(value: torch.Tensor) -> torch.Tensor:
+        new = value.clone()
+        new[row : row + 1] = change(value[row : row + 1])
+        return new
+
+    return changed
 
 
 def every_value(model: Any, ids: Sequence[int], sites: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
@@ -98,9 +113,13 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
         def keep(_: Any, args: Any, kwargs: Any) -> None:
             entered.append(args[0] if args else kwargs["hidden_states"])
 
+        def rewritten(written: torch.Tensor) -> torch.Tensor:
+            stream = entered[-1] + written
+            changed = change(stream)
+            return _where_changed(changed - stream, changed - entered[-1], written)
+
         handle = block.register_forward_pre_hook(keep, with_kwargs=True)
-        added = _on_added(block, names.operator, factor, lambda value: change(entered[-1] + value) - entered[-1])
-        return [handle, *added]
+        return [handle, *_on_added(block, names.operator, factor, rewritten)]
     third = {"conv_gate": 0, "conv_carrier": 1, "conv_signal": 2}[kind]
 
     def on_third(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
@@ -109,6 +128,11 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
         return torch.cat(parts, dim=-1)
 
     return [block.get_submodule(names.parts).register_forward_hook(on_third)]
+
+
+def _where_changed(difference: torch.Tensor, new: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+    """Return what is new, and to the last digit what was written where nothing is; derivatives are those by what is."""
+    return torch.where(difference == 0, written + difference, new)
 
 
 def _on_added(
@@ -123,7 +147,9 @@ def _on_added(
     def last(_: Any, __: Any, output: Any) -> Any:
         written = output[0] if isinstance(output, tuple) else output
         others = sum(before)
-        new = change((written + others) * factor) / factor - others
+        total = (written + others) * factor
+        changed = change(total)
+        new = _where_changed(changed - total, changed / factor - others, written)
         before.clear()
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
@@ -132,17 +158,17 @@ def _on_added(
 
 
 def kl(clean: torch.Tensor, changed: torch.Tensor) -> float:
-    """KL(clean ‖ changed) of one position's logits ``(vocabulary,)``, in nats."""
+    """KL(clean ‖ changed) of one position's logits ``(vocabulary,)``, in nats; of several, their mean."""
     p, q = clean.log_softmax(-1), changed.log_softmax(-1)
-    return float((p.exp() * (p - q)).sum())
+    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def measure(model: Any, prompt: Any, edits: Sequence[Edit], clean: torch.Tensor) -> list[float]:
+def measure(prompt: Any, clean: torch.Tensor, changed: torch.Tensor) -> list[float]:
     """Return KL last, KL all, change of NLL per byte, top-1 changed, change of the logit difference.
 
-    ``clean`` holds the prompt's unedited logits; NaN where a prompt has no target or foil.
+    They are made of the prompt's logits ``(pos, vocabulary)`` without and with edits; NaN where a prompt has no target
+    or foil.
     """
-    changed = logits(model, prompt.ids, edits)
     here, there = clean[prompt.readout], changed[prompt.readout]
     nll = diff = float("nan")
     if prompt.target_ids:
@@ -152,10 +178,5 @@ def measure(model: Any, prompt: Any, edits: Sequence[Edit], clean: torch.Tensor)
     if prompt.foil_answer is not None:
         gaps = [row[prompt.answer] - row[prompt.foil_answer] for row in (here, there)]
         diff = float(gaps[1] - gaps[0])
-    return [
-        kl(here, there),
-        float(np.mean([kl(clean[p], changed[p]) for p in range(1, prompt.n_text)])),
-        nll,
-        float(here.argmax() != there.argmax()),
-        diff,
-    ]
+    text = slice(1, prompt.n_text)
+    return [kl(here, there), kl(clean[text], changed[text]), nll, float(here.argmax() != there.argmax()), diff]

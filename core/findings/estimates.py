@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds, Evidence
 from xatlas.stats import (
@@ -70,19 +71,16 @@ def spread(moved: Floats, clusters: Sequence[str]) -> tuple[Floats, Floats]:
     return error.reshape(moved.shape[1:]), freedom.reshape(moved.shape[1:])
 
 
-def _over_all(moved: xr.DataArray, there: xr.DataArray) -> xr.DataArray:
+def _over_all(moved: Floats, there: NDArray[np.bool_], clusters: Sequence[str]) -> Floats:
     """Return how templates move a macro mean of some of them, as moves of a mean of all that are there."""
-    import xarray as xr
-
-    have = moved.notnull()
+    have = ~np.isnan(moved)
     if bool((have == there).all()):
-        return moved.fillna(0.0)
-    families = [str(name).split("|")[0] for name in moved["cluster"].values]
-    member = xr.DataArray(np.equal.outer(np.unique(families), families).astype(float), dims=("family", "cluster"))
-    own, every = (xr.dot(member, each.astype(float), dim="cluster") for each in (have, there))
-    share = (every / own.where(own > 0)).fillna(0.0) * (every > 1).sum("family") / (own > 1).sum("family")
-    times: xr.DataArray = xr.dot(member, share, dim="family").assign_coords(cluster=moved["cluster"])
-    return moved.fillna(0.0) * times
+        return np.nan_to_num(moved)
+    families = [name.split("|")[0] for name in clusters]
+    member = np.equal.outer(np.unique(families), families).astype(float)  # (family, cluster)
+    own, every = (np.tensordot(member, each, 1) for each in (have, there))  # (family, ...)
+    share = np.nan_to_num(divide(every, own)) * divide((every > 1).sum(0), (own > 1).sum(0))
+    return np.nan_to_num(moved) * np.tensordot(member.T, share, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +104,7 @@ class Statistic:
         """Return the standard error and the degrees of freedom."""
         moved = self.moved.transpose("cluster", ...)
         error, known = spread(moved.values, moved["cluster"].values.tolist())
-        return self.point.copy(data=error), self.point.copy(data=known)
+        return self.point.copy(deep=False, data=error), self.point.copy(deep=False, data=known)
 
     def freedom(self) -> float:
         """Return the degrees of freedom of one number."""
@@ -115,21 +113,22 @@ class Statistic:
     def half(self, level: float = LEVEL) -> xr.DataArray:
         """Return half the width of the interval, on the scale of inference."""
         error, freedom = self._spread
-        return error * error.copy(data=t_quantile(freedom.values, level))
+        return error.copy(deep=False, data=error.values * t_quantile(freedom.values, level))
 
     def bounds(self, level: float = LEVEL) -> xr.DataArray:
         """Return ``(*dims, bound)``: value, lower and upper end of the interval."""
         half, value = self.half(level).values, self.point.values
         ends = np.stack([value, value - half, value + half], axis=-1)
         found = self.point.expand_dims(bound=list(BOUND), axis=-1)
-        return found.copy(data=np.exp(ends) if self.log else ends)
+        return found.copy(deep=False, data=np.exp(ends) if self.log else ends)
 
     def p(self, null: float = 0.0) -> xr.DataArray:
         """Return the two-sided p-value against ``null``, on the scale of inference."""
-        error, freedom = self._spread
-        gap = abs(self.point - null)
-        t = (gap / error.where(error > 0)).where(error > 0, np.where(gap > 0, np.inf, 0.0))
-        return gap.copy(data=t_tail(np.minimum(t.values, 1e6), freedom.values)).where(gap.notnull() & error.notnull())
+        error, freedom = (each.values for each in self._spread)
+        gap = np.abs(self.point.values - null)
+        t = np.where(error > 0, divide(gap, error), np.where(gap > 0, np.inf, 0.0))
+        found = np.where(np.isnan(gap + error), np.nan, t_tail(np.minimum(t, 1e6), freedom))
+        return self.point.copy(deep=False, data=found)
 
     def within(self, margin: Margin) -> dict[str, Any]:
         """Return what evidence says of one number's lying within the margin."""
@@ -139,14 +138,19 @@ class Statistic:
         """Return the difference (of logarithms: the ratio), paired over the templates that both have."""
         import xarray as xr
 
-        own, others = xr.align(self.moved, other.moved, join="outer")
-        known = np.isfinite(self._spread[0]) & np.isfinite(other._spread[0])  # one without an interval has none
-        there = own.notnull() | others.notnull()
-        moved = (_over_all(own, there) - _over_all(others, there)).where(there & known)
-        gap = self.point - other.point
-        alike = np.isclose(self.point, gap.copy(data=other.point.broadcast_like(gap)), rtol=1e-9, atol=1e-12)
+        gap, errors = self.point - other.point, self._spread[0] + other._spread[0]
+        aligned = xr.align(self.moved, other.moved, join="outer", copy=False)
+        moves = [each.sel({dim: gap[dim] for dim in each.dims if dim in gap.indexes}) for each in aligned]
+        own, others = (each.transpose("cluster", ...) for each in xr.broadcast(*moves))
+        clusters = own["cluster"].values.tolist()
+        there = own.notnull().values | others.notnull().values
+        both = (_over_all(each.values, there, clusters) for each in (own, others))
+        moved = np.where(there & np.isfinite(errors.values), next(both) - next(both), np.nan)
+        theirs = other.point.broadcast_like(gap).transpose(*gap.dims).values
+        alike = np.abs(gap.values) <= 1e-12 + 1e-9 * np.abs(theirs)  # rounding is no difference
         control = self.control - other.control if self.control is not None and other.control is not None else None
-        return Statistic(gap.where(~alike, 0.0), moved, self.log, control)  # rounding is no difference
+        point = gap.copy(deep=False, data=np.where(alike, 0.0, gap.values))
+        return Statistic(point, own.copy(deep=False, data=moved), self.log, control)
 
     def isel(self, places: Mapping[Hashable, Any]) -> Statistic:
         """Return the numbers at some places."""
@@ -166,7 +170,8 @@ class Statistic:
         """
         value, low, high = self.bounds().values.tolist()
         tests = [self, *([self - self.control] if self.control is not None else [])]
-        sides = [side(*bounds_of(each)[1:], 1.0 if self.log else 0.0) for each in tests]
+        ends = [(low, high), *(bounds_of(each)[1:] for each in tests[1:])]
+        sides = [side(*each, 1.0 if self.log else 0.0) for each in ends]
         claimed = [each * sides[0] for each in sides] if two_sided else sides
         points = float(self.point)
         p = max(float(each.p()) for each in tests)
@@ -218,19 +223,50 @@ class Sample:
         found.brief = True
         return found
 
-    def mean(self, values: xr.DataArray, *, log: bool = False) -> Statistic:
-        """Return family-macro means; with ``log`` the interval is that of the logarithm (of what is positive)."""
+    @cached_property
+    def _names(self) -> xr.IndexVariable:
         import xarray as xr
 
-        values = values.transpose("prompt", ...)
-        point, moved = self.clusters.linear(values.values)
+        return xr.IndexVariable("cluster", list(self.clusters.names))  # type: ignore[no-untyped-call]
+
+    def _means(self, values: Floats, *, log: bool) -> tuple[Floats, Floats]:
+        """Return macro means ``(*items)`` and how each cluster moves them, on the scale of inference."""
+        point, moved = self.clusters.linear(values)
         if log:
             positive = np.where(point > 0, point, np.nan)
             point, moved = np.log(positive), moved / positive
-        dims = values.dims[1:]
-        coords: dict[Hashable, Any] = {dim: values[dim] for dim in dims if dim in values.coords}
-        clusters = {**coords, "cluster": list(self.clusters.names)}
+        return point, moved
+
+    def _quotients(self, top: Floats, bottom: Floats, *, log: bool) -> tuple[Floats, Floats]:
+        """Return the same of quotients of macro means, over the prompts that have both."""
+        lacking = np.isnan(top) | np.isnan(bottom)
+        sides = (self._means(np.where(lacking, np.nan, values), log=log) for values in (top, bottom))
+        (above, moved), (below, moved_below) = sides
+        if log:
+            return above - below, moved - moved_below
+        below = np.where(below > 0, below, np.nan)
+        return above / below, (moved - above / below * moved_below) / below
+
+    def _statistic(self, like: xr.DataArray, point: Floats, moved: Floats, *, log: bool) -> Statistic:
+        """Return numbers with the labels of values ``(prompt, *items)``."""
+        import xarray as xr
+
+        dims = like.dims[1:]
+        coords: dict[Hashable, Any] = {dim: like[dim] for dim in dims if dim in like.coords}
+        clusters = {**coords, "cluster": self._names}
         return Statistic(xr.DataArray(point, coords, dims), xr.DataArray(moved, clusters, ("cluster", *dims)), log)
+
+    def _over(self, top: xr.DataArray, bottom: xr.DataArray, *, log: bool) -> Statistic:
+        import xarray as xr
+
+        both = xr.broadcast(*xr.align(top, bottom, join="inner", copy=False))
+        top, bottom = (values.transpose("prompt", ...) for values in both)
+        return self._statistic(top, *self._quotients(top.values, bottom.values, log=log), log=log)
+
+    def mean(self, values: xr.DataArray, *, log: bool = False) -> Statistic:
+        """Return family-macro means; with ``log`` the interval is that of the logarithm (of what is positive)."""
+        values = values.transpose("prompt", ...)
+        return self._statistic(values, *self._means(values.values, log=log), log=log)
 
     def effects(self, values: xr.DataArray) -> xr.DataArray:
         """Return macro means ``(*dims, bound)`` of what is never negative: 0 where nothing changed in any prompt."""
@@ -238,17 +274,11 @@ class Sample:
 
     def ratio(self, top: xr.DataArray, bottom: xr.DataArray) -> Statistic:
         """Return ratios of macro means, over the prompts that have both."""
-        both = top.notnull() & bottom.notnull()
-        above, below = (self.mean(values.where(both), log=True) for values in (top, bottom))
-        return Statistic(above.point - below.point, above.moved - below.moved, True)
+        return self._over(top, bottom, log=True)
 
     def share(self, part: xr.DataArray, whole: xr.DataArray) -> Statistic:
         """Return ratios of macro means on their own scale, as is right for shares."""
-        both = part.notnull() & whole.notnull()
-        top, bottom = (self.mean(values.where(both)) for values in (part, whole))
-        positive = bottom.point.where(bottom.point > 0)
-        share = top.point / positive
-        return Statistic(share, (top.moved - share * bottom.moved) / positive, False)
+        return self._over(part, whole, log=False)
 
     @cached_property
     def halves(self) -> Floats:
@@ -273,23 +303,22 @@ class Sample:
         they chose. The interval is no narrower than that of what all templates choose: one text that makes an item the
         second largest is in no half that measures it. It describes: the verdict needs a test.
         """
-        import xarray as xr
-
         whole = np.ones((1, len(values)), dtype=bool)
         chosen = self.halves if self.clusters.resamples else whole
         held = np.logical_not(chosen) if self.clusters.resamples else whole
         means = self.clusters.macro(np.where(chosen.T[:, :, None], values[:, None], np.nan))  # (half, item)
         picked = np.array([pick(each) for each in means])  # (half, 2, item)
 
-        def quotient(weights: Floats, counted: Any) -> Statistic:
+        def both(weights: Floats, counted: Any) -> Floats:  # numerator and denominator of each prompt
             sums = np.einsum("pi,hki->hkp", values, weights)
             known = np.isfinite(sums) & counted[:, None]
-            both = divide(np.where(known, sums, 0.0).sum(0), known.sum(0))
-            top, bottom = (xr.DataArray(each, dims="prompt") for each in both)
-            return self.ratio(top, bottom) if log else self.share(top, bottom)
+            return divide(np.where(known, sums, 0.0).sum(0), known.sum(0))
 
-        found, plain = quotient(picked, held), quotient(pick(self.clusters.macro(values))[None], whole)
-        value, half = float(found.point), float(np.fmax(found.half(), plain.half()))
+        plain = both(pick(self.clusters.macro(values))[None], whole)
+        top, bottom = np.stack([both(picked, held), plain], axis=-1)  # (prompt, which)
+        point, moved = self._quotients(top, bottom, log=log)
+        error, freedom = spread(moved, self.clusters.names)
+        value, half = float(point[0]), float(np.fmax.reduce(error * t_quantile(freedom)))
         bounds = (value, value - half, value + half)
         value, low, high = (math.exp(each) for each in bounds) if log else bounds
         return (value, low, high), bool((picked != picked[:1]).any())
@@ -314,13 +343,13 @@ class Sample:
         parts = parts[..., np.isfinite(parts).all(tuple(range(parts.ndim - 1)))]
         observed = float(statistic(parts.sum(0)[None])[0])
         rows, count = parts.shape[: 1 + len(each)], parts.shape[-1]
-        together = (1,) * (parts.ndim - len(rows) - 1)
-        most = max(1, AT_ONCE // max(math.prod(rows) * count, 1))
+        first = np.arange(math.prod(rows)).reshape(*rows, 1) * count
+        flat = np.moveaxis(parts, -1, len(rows)).reshape(first.size * count, *parts.shape[len(rows) : -1])
+        most = max(1, AT_ONCE // max(first.size * count, 1))
         reached = 0
         for start in range(0, draws, most):
             order = orders((min(most, draws - start), *rows), count, self.clusters.seed + start)
-            order = order.reshape(*order.shape[:-1], *together, count)
-            total = np.take_along_axis(parts[None], order, axis=-1).sum(1)
+            total = np.moveaxis(flat[order + first].sum(1), len(rows), -1)
             reached += int((statistic(total) >= observed * (1 - 1e-9)).sum())
         return (1 + reached) / (1 + draws)
 

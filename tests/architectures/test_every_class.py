@@ -108,7 +108,7 @@ def test_ablations_of_layers_and_heads_are_those_of_plain_hooks(model):
     ours = sweep(model, PROMPTS, conditions, [KL(), KL("all")], means=means)
     for row, prompt in enumerate(PROMPTS):
         clean = ref.logits(model.model, prompt.ids)
-        plain = [ref.measure(model.model, prompt, edit, clean)[:2] for edit in edits]
+        plain = [ref.measure(prompt, clean, each)[:2] for each in ref.many_logits(model.model, prompt.ids, edits)]
         assert ref.agree(ours[:, row].T, plain)
 
 
@@ -125,7 +125,8 @@ def test_steering_at_the_readout_is_that_of_plain_hooks(model):
 
     for row, prompt in enumerate(PROMPTS):
         clean = ref.logits(model.model, prompt.ids)
-        plain = [ref.measure(model.model, prompt, [(site.layer, site.kind, steered)], clean)[0] for site in sites]
+        changed = ref.many_logits(model.model, prompt.ids, [[(site.layer, site.kind, steered)] for site in sites])
+        plain = [ref.kl(clean[-1], each[-1]) for each in changed]
         assert ref.agree(ours[row], plain)
 
 

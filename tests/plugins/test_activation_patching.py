@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from dataclasses import replace
 
@@ -41,51 +43,38 @@ def some_pairs(count=2):
     return Pairs(tuple(pairs), np.ones(count), np.zeros(count), {})
 
 
-def difference(logits):
-    return float(logits[-1, 7] - logits[-1, 11])
-
-
-def by_hand(model, pair, layer, kind, positions, mode):
-    """Patch one value with the plain loop."""
+def by_hand(model, pair, sites, places, mode):
+    """Return ``(site, place)``: what patching each does to the difference of logits in the plain loop."""
     into, source = (pair.corrupt, pair.clean) if mode == "denoise" else (pair.clean, pair.corrupt)
-    there = reference.values(model, source.ids, layer, kind)
+    there = reference.every_value(model, source.ids, sites)
+    chosen = {place: list(range(len(into.ids)) if place == "all" else into.positions(place)) for place in places}
 
-    def patch(value):
+    def patch(site, place, value):
         new = value.clone()
-        new[:, list(positions)] = there[:, list(positions)]
+        new[:, chosen[place]] = there[site][:, chosen[place]]
         return new
 
-    moved = difference(reference.logits(model, into.ids, [(layer, kind, patch)]))
-    change = moved - difference(reference.logits(model, into.ids))
+    cells = itertools.product(sites, places)
+    rows = [[], *([(*site, functools.partial(patch, site, place))] for site, place in cells)]
+    last = reference.many_logits(model, into.ids, rows)[:, -1].numpy()
+    moved = last[:, 7] - last[:, 11]
+    change = (moved[1:] - moved[0]).reshape(len(sites), len(places))
     return change if mode == "denoise" else -change
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("mode", ["denoise", "noise"])
+@pytest.mark.parametrize(
+    ("mode", "name"), [*(("denoise", name) for name in SHAPES), ("noise", "llama-untied-biased"), ("noise", "lfm2")]
+)
 def test_patches_are_the_plain_loops(shape, name, mode):
     model = shape(name)
     pairs = some_pairs()
     kinds, places = ("resid_pre", "operator_out", "resid_mid", "mlp_out", "resid_post"), ("all", *POSITIONS)
     ours = Patching(model, pairs, kinds, places).recovery(mode, Inputs(), "test", control=False)["recovery"]
     assert ours.dims == ("prompt", "layer", "site", "position")
-    expected = np.array(
-        [
-            [
-                [
-                    [by_hand(model.model, pair, layer, kind, chosen(pair.clean, place), mode) for place in places]
-                    for kind in kinds
-                ]
-                for layer in range(model.n_layers)
-            ]
-            for pair in pairs.pairs
-        ]
-    )
+    sites = list(itertools.product(range(model.n_layers), kinds))
+    expected = np.reshape([by_hand(model.model, pair, sites, places, mode) for pair in pairs.pairs], ours.shape)
     assert reference.agree(ours, expected)
     assert np.abs(expected).max() > 0.01
-
-
-def chosen(prompt, place):
-    return range(len(prompt.ids)) if place == "all" else prompt.positions(place)
 
 
 def test_what_the_last_layer_mixes_is_patched_at_other_positions_too(shape):
@@ -94,8 +83,7 @@ def test_what_the_last_layer_mixes_is_patched_at_other_positions_too(shape):
     patching = Patching(model, pairs, ("conv_signal",), ("other",))
     ours = patching.recovery("denoise", Inputs(), "test", control=False)["recovery"]
     last = model.n_layers - 1
-    places = pairs.pairs[0].clean.positions("other")
-    expected = by_hand(model.model, pairs.pairs[0], last, "conv_signal", places, "denoise")
+    expected = by_hand(model.model, pairs.pairs[0], [(last, "conv_signal")], ["other"], "denoise").item()
     assert expected != 0
     assert ours.sel(layer=last).item() == pytest.approx(expected, abs=1e-4)
     assert np.isnan(ours.sel(layer=1)).all()  # attention has no such site
@@ -215,6 +203,7 @@ def test_position_0_is_patched_where_only_some_pairs_differ_there(shape):
     twin = replace(other.corrupt, ids=((other.corrupt.ids[0] + 1) % 97, *other.corrupt.ids[1:]))
     pairs = replace(pairs, pairs=(same, replace(other, corrupt=twin)))
     ours = Patching(model, pairs, ("resid_post",), ("first",)).recovery("denoise", Inputs(), "test", control=False)
-    expected = [by_hand(model.model, pair, 0, "resid_post", (0,), "denoise") for pair in pairs.pairs]
+    site, places = (0, "resid_post"), ["first"]
+    expected = [by_hand(model.model, pair, [site], places, "denoise").item() for pair in pairs.pairs]
     assert abs(expected[1]) > 1e-4
     assert reference.agree(ours["recovery"].sel(layer=0).values.ravel(), expected)

@@ -38,35 +38,37 @@ def some_pairs():
     return Pairs(tuple(pairs), np.ones(3), np.zeros(3), {})
 
 
-def slope(model, pair, layer, kind, positions):
-    """Return the derivative of the logit difference on the way from the corrupt to the clean value."""
-    clean, corrupt = (reference.values(model, run.ids, layer, kind) for run in (pair.clean, pair.corrupt))
-    step = torch.zeros_like(clean)
-    step[:, list(positions)] = (clean - corrupt)[:, list(positions)]
-    way = torch.zeros((), requires_grad=True)
-    handles = reference._hook(model, layer, kind, lambda value: value + way * step)
+def slopes(model, pair, site, values, places):
+    """Return the logit difference's derivatives on the way from the corrupt to the clean value, one per place."""
+    clean, corrupt = (values[run.ids][site] for run in (pair.clean, pair.corrupt))
+    steps = torch.zeros(len(places), *clean.shape)
+    for step, place in zip(steps, places, strict=True):
+        at = list(pair.clean.positions(place))
+        step[:, at] = (clean - corrupt)[:, at]
+    ways = torch.zeros(len(places), requires_grad=True)
+    handles = reference._hook(model, *site, lambda value: value + torch.einsum("w,w...->...", ways, steps))
     with torch.enable_grad():
         logits = model(input_ids=torch.tensor([list(pair.corrupt.ids)]), use_cache=False).logits[0, -1]
-        (result,) = torch.autograd.grad(logits[7] - logits[11], way)
+        (result,) = torch.autograd.grad(logits[7] - logits[11], ways)
     for handle in handles:
         handle.remove()
-    return float(result)
+    return result.tolist()
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_attributions_are_the_plain_derivatives(shape, name):
     model = shape(name)
     kinds = [kind for kind in KINDS if model.sites(kind)]
-    pairs = some_pairs()
-    ours = Patching(model, pairs, kinds, ("subject", "last", "other")).attribution()
+    pairs, places = some_pairs(), ("subject", "last", "other")
+    ours = Patching(model, pairs, kinds, places).attribution()
     assert ours.dims == ("prompt", "layer", "site", "position")
     assert ours.shape == (3, model.n_layers, len(kinds), 3)
-    for s, kind in enumerate(kinds):
-        for site in model.sites(kind):
-            for row, pair in enumerate(pairs.pairs):
-                for p, place in enumerate(("subject", "last", "other")):
-                    expected = slope(model.model, pair, site.layer, kind, pair.clean.positions(place))
-                    assert reference.agree(ours[row, site.layer, s, p], expected), (site, place)
+    sites = [(site.layer, kind) for kind in kinds for site in model.sites(kind)]
+    for row, pair in enumerate(pairs.pairs):
+        values = {run.ids: reference.every_value(model.model, run.ids, sites) for run in (pair.clean, pair.corrupt)}
+        for layer, kind in sites:
+            expected = slopes(model.model, pair, (layer, kind), values, places)
+            assert reference.agree(ours[row, layer, kinds.index(kind)], expected), (layer, kind)
     absent = np.isnan(ours).all(axis=(0, 3))  # (layer, site)
     assert absent.sum() == sum(model.n_layers - len(model.sites(kind)) for kind in kinds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 
 import pytest
 
@@ -17,10 +18,14 @@ CONTROLLED = [name for name, probe in manager.probes().items() if any("control" 
 ASKED = {"head_ablation": {"controls": True, "subspace": True}}
 
 
+#: Models of registered architectures by the sites they have, made once.
+tiny = cache(model_with)
+
+
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_controls_are_drawn_by_the_seed(name):
     probe = manager.probes()[name]
-    model = model_with(probe.sites)
+    model = tiny(probe.sites)
     suite = Suite("few", answered_suite(model).prompts[:2])
     one, other = (
         probe(**ASKED.get(name, {})).measure(model, suite, Inputs(reference=tiny_reference(), seed=seed, draws=1))
@@ -37,7 +42,7 @@ def test_controls_are_drawn_by_the_seed(name):
 @pytest.mark.parametrize("name", [name for name in CONTROLLED if issubclass(manager.probes()[name], AblationProbe)])
 def test_every_cell_and_draw_has_a_control_of_its_own(name):
     probe = manager.probes()[name]
-    model, controls = model_with(probe.sites), Counter()
+    model, controls = tiny(probe.sites), Counter()
     for draw in range(2):
         for _, _, control in probe().cells(model, draw):
             controls.update(control.values() if isinstance(control, Mapping) else [control] * (control is not None))

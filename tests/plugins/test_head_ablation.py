@@ -78,13 +78,13 @@ def test_heads_and_groups_give_the_numbers_of_the_reference_loop(kind):
         return change
 
     for row, prompt in enumerate(tokens.prompts[:2]):
-        clean = ref.logits(hf, prompt.ids)
+        clean = ref.logits(hf, prompt.ids)[prompt.readout]
         for head in range(4):
-            expected = ref.measure(hf, prompt, [(layer, "heads", without(head))], clean)[0]
+            expected = ref.kl(clean, ref.logits(hf, prompt.ids, [(layer, "heads", without(head))])[prompt.readout])
             assert ref.agree(dataset.kl.isel(prompt=row).sel(layer=layer, head=head), expected)
         # 4 query heads read 2 groups: 0 and 1 the first, 2 and 3 the second.
         for group, heads in enumerate(((0, 1), (2, 3))):
-            expected = ref.measure(hf, prompt, [(layer, "heads", without(*heads))], clean)[0]
+            expected = ref.kl(clean, ref.logits(hf, prompt.ids, [(layer, "heads", without(*heads))])[prompt.readout])
             assert ref.agree(dataset.kl_kv_group.isel(prompt=row).sel(layer=layer)[group], expected)
     assert list(dataset.kv_group.values) == [0, 0, 1, 1]
 

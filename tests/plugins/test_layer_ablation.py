@@ -84,7 +84,8 @@ def test_the_probe_gives_the_numbers_of_the_reference_loop(kind):
         clean = ref.logits(hf, prompt.ids)
         for layer in range(3):
             for component, kinds in edits.items():
-                numbers = ref.measure(hf, prompt, [(layer, kind, torch.zeros_like) for kind in kinds], clean)
+                changed = ref.logits(hf, prompt.ids, [(layer, kind, torch.zeros_like) for kind in kinds])
+                numbers = ref.measure(prompt, clean, changed)
                 ours = dataset.isel(prompt=row).sel(layer=layer, component=component, ablation="zero")
                 found = [ours.kl.item(), ours.delta_nll.item(), ours.top1_changed.item()]
                 assert ref.agree(found, [numbers[0], *numbers[2:4]])
@@ -164,7 +165,7 @@ def test_position_0_and_the_rest_give_the_numbers_of_the_reference_loop():
         clean = ref.logits(hf, prompt.ids)
         for layer, (component, kinds), (name, where) in product(range(3), edits.items(), places.items()):
             edit = [(layer, kind, partial(silent, where=where)) for kind in kinds]
-            expected = ref.measure(hf, prompt, edit, clean)[0]
+            expected = ref.measure(prompt, clean, ref.logits(hf, prompt.ids, edit))[0]
             ours = dataset.kl_position.isel(prompt=row).sel(layer=layer, component=component, where=name)
             assert ref.agree(ours, expected)
     assert dataset.kl_position.sel(layer=0).min() > 1e-5  # the attention behind it moves either to the readout

@@ -90,7 +90,7 @@ def test_the_engine_gives_the_numbers_of_the_reference_loop(smollm2, tokens):
     for row, prompt in enumerate(tokens[:3]):
         clean = ref.logits(smollm2.model, prompt.ids)
         for column, (_, edits) in enumerate(cases):
-            theirs[:, row, column] = ref.measure(smollm2.model, prompt, edits, clean)
+            theirs[:, row, column] = ref.measure(prompt, clean, ref.logits(smollm2.model, prompt.ids, edits))
     # The logits themselves, thousands of them per prompt, are summed here in float64 and there in float32.
     assert ref.agree(ours, theirs), np.abs(ours - theirs).max((1, 2))
 

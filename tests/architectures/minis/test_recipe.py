@@ -19,7 +19,7 @@ from xatlas.plugins.suites.__main__ import main as suites_main
 from xatlas.suites import Prompt
 
 NAMES = tuple(MLP_WIDTH)
-SMALL = replace(RECIPE, lines_per_step=24, parts=2)
+SMALL = replace(RECIPE, lines_per_step=6, parts=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,15 @@ def test_all_three_see_the_same_tokens_in_the_same_order(out):
 
 
 def test_another_seed_begins_elsewhere_and_from_other_weights(out):
-    trainers = [Trainer("qwen-mini", out, recipe=replace(SMALL, seed=seed)) for seed in range(5)]
-    assert len({trainer.checkpoint for trainer in trainers}) == 5
-    assert len({float(trainer.model.lm_head.weight.detach().sum()) for trainer in trainers}) == 5
+    trainers = [Trainer("qwen-mini", out, recipe=replace(SMALL, seed=seed)) for seed in range(3)]
+    assert len({trainer.checkpoint for trainer in trainers}) == 3
+    assert len({float(trainer.model.lm_head.weight.detach().sum()) for trainer in trainers}) == 3
     seen = []
     for trainer in trainers:
         batches = trainer.data.batches
         trainer.data.batches = lambda step, *rest, batches=batches: seen.append(step) or batches(step, *rest)
         trainer.step()
-    assert seen == [seed * SEED_STEPS for seed in range(5)]
+    assert seen == [seed * SEED_STEPS for seed in range(3)]
 
 
 def test_a_step_holds_its_lines_once_each(out):

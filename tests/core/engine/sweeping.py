@@ -71,11 +71,10 @@ class Plain:
             self.clean = ref.every_value(self.model.model, prompt.ids, self.sites)
             self.donor = donor and ref.every_value(self.model.model, donor, self.sites)
             logits = ref.logits(self.model.model, prompt.ids)
-            for column, case in enumerate(cases):
-                if donor is None and any(part.how == "run" for part in case):
-                    continue
-                edits = [(part.layer, part.kind, self.edit(part, prompt)) for part in case]
-                table[:, row, column] = ref.measure(self.model.model, prompt, edits, logits)
+            told = [i for i, case in enumerate(cases) if donor or all(part.how != "run" for part in case)]
+            edits = [[(part.layer, part.kind, self.edit(part, prompt)) for part in cases[i]] for i in told]
+            changed = ref.many_logits(self.model.model, prompt.ids, edits)
+            table[:, row, told] = np.transpose([ref.measure(prompt, logits, each) for each in changed])
         return table
 
     def edit(self, part, prompt):

@@ -115,12 +115,11 @@ def test_a_sweep_while_interventions_are_held_measures_the_model_as_it_is_held(s
                     value[:, at] += vector
                     return value
 
-                for column, condition in enumerate(conditions):
-                    place = (condition[0].site.layer, condition[0].site.kind)
-                    edit = (*place, torch.zeros_like if column < len(sites) else last)
-                    wanted = ref.kl(clean, ref.logits(model.model, prompt.ids, [*edits, edit])[prompt.readout])
-                    assert ref.agree(ours[row, column], wanted), (site, positions, condition)
-                    assert ref.agree(both[row, column], wanted), (site, positions, condition)
+                rows = [[*edits, (s.layer, s.kind, change)] for change in (torch.zeros_like, last) for s in sites]
+                changed = ref.many_logits(model.model, prompt.ids, rows)[:, prompt.readout]
+                wanted = [ref.kl(clean, each) for each in changed]
+                assert ref.agree(ours[row], wanted), (site, positions)
+                assert ref.agree(both[row], wanted), (site, positions)
 
 
 @pytest.mark.parametrize("name", ["llama", "lfm2"])

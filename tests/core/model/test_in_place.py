@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import MethodType
 
+import numpy as np
 import pytest
 import reference as ref
 import torch
@@ -111,10 +112,36 @@ def test_gradients_belong_to_the_values_that_were_read():
     assert (difference(1) - difference(-1)) / (2 * step) == pytest.approx(float(gradient[0, 2, 5]), rel=0.05, abs=2e-3)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """A model that writes over its input, and what the plain loop gives for each site ``(prompt, site, change)``."""
+    hf, vector = adding_in_place(), torch.linspace(-1, 1, 32)
+    sites = [(layer, kind) for layer in range(3) for kind in KINDS]
+    found = np.zeros((len(PROMPTS), len(sites), 5))
+
+    def mean(value):
+        return torch.cat([vector.expand_as(value[:, :1]), -vector.expand_as(value[:, 1:])], 1)
+
+    for row, prompt in enumerate(PROMPTS):
+        clean = ref.logits(hf, prompt.ids)[prompt.readout]
+        there = ref.every_value(hf, prompt.ids[::-1], sites)
+
+        def last(value, at=prompt.readout):
+            value = value.clone()
+            value[:, at] += vector
+            return value
+
+        for column, site in enumerate(sites):
+            changes = [torch.zeros_like, lambda value: value + vector, mean, lambda _, new=there[site]: new, last]
+            logits = ref.many_logits(hf, prompt.ids, [[(*site, change)] for change in changes])
+            found[row, column] = [ref.kl(clean, each[prompt.readout]) for each in logits]
+    return hf, found
+
+
 @pytest.mark.parametrize("budget", [Budget(), Budget(stream_bytes=10_500, tile_tokens=8)])
 @pytest.mark.parametrize("metrics", [[KL()], [KL(), KL("all")]])
-def test_the_engine_agrees_with_the_plain_loop_where_layers_write_over_their_input(budget, metrics):
-    hf = adding_in_place()
+def test_the_engine_agrees_with_the_plain_loop_where_layers_write_over_their_input(plain, budget, metrics):
+    hf, wanted = plain
     model = HookedModel(hf, None)
     assert {Site(1, "resid_pre"), Site(2, "resid_mid")} <= set(model.overwritten)
     sites = [Site(layer, kind) for layer in range(3) for kind in KINDS]
@@ -122,27 +149,9 @@ def test_the_engine_agrees_with_the_plain_loop_where_layers_write_over_their_inp
     means = {site: torch.stack([vector, -vector]) for site in sites}
     conditions = [(Intervention(s, c),) for s in sites for c in (Zero(), Add(vector), Mean(), FromRun("donor"))]
     ours = sweep(model, PROMPTS, conditions, metrics, runs={"donor": donors}, means=means, budget=budget)
+    assert ref.agree(ours[0].reshape(len(PROMPTS), len(sites), 4), wanted[..., :4])
     at_last = [(Intervention(s, Add(vector), positions="last"),) for s in sites]
-    ours_last = sweep(model, PROMPTS, at_last, metrics, budget=budget)
-    for row, (prompt, donor) in enumerate(zip(PROMPTS, donors, strict=True)):
-        clean = ref.logits(hf, prompt.ids)[prompt.readout]
-        for column, site in enumerate(sites):
-            there = ref.values(hf, donor, site.layer, site.kind)
-
-            def mean(value):
-                return torch.cat([vector.expand_as(value[:, :1]), -vector.expand_as(value[:, 1:])], 1)
-
-            def last(value, at=prompt.readout):
-                value = value.clone()
-                value[:, at] += vector
-                return value
-
-            changes = [torch.zeros_like, lambda value: value + vector, mean, lambda value, new=there: new]
-            plain = [ref.logits(hf, prompt.ids, [(site.layer, site.kind, change)]) for change in changes]
-            wanted = [ref.kl(clean, logits[prompt.readout]) for logits in plain]
-            assert ref.agree(ours[0, row, 4 * column : 4 * column + 4], wanted), site
-            edited = ref.logits(hf, prompt.ids, [(site.layer, site.kind, last)])
-            assert ref.agree(ours_last[0, row, column], ref.kl(clean, edited[prompt.readout])), site
+    assert ref.agree(sweep(model, PROMPTS, at_last, metrics, budget=budget)[0], wanted[..., 4])
 
 
 def test_models_that_write_over_nothing_are_not_copied(shape):
