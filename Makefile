@@ -51,12 +51,14 @@ lint: $(VENV)/.installed $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config .importlinter
 
-# the package as it would be published, in an environment of its own, far from these folders
+# the package as it would be published, in an environment of its own, far from these folders: what it requires is linked
+# there, and what it doesn't is not
 wheel: $(VENV)/.installed
 	rm -rf dist $(VENV)-wheel
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-build-isolation --no-deps --wheel-dir dist .
-	$(PYTHON) -m venv $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt dist/*.whl
+	$(PYTHON) -m venv --without-pip $(VENV)-wheel
+	$(BIN)/python .ci/link.py dist/*.whl $(VENV)-wheel
+	$(BIN)/python -m pip --python $(VENV)-wheel install --disable-pip-version-check --quiet --no-index dist/*.whl
 	cd dist && $(abspath $(VENV))-wheel/bin/xatlas compare --models lfm2-mini,qwen-mini --suite quick --out .
 	rm -rf $(VENV)-wheel
 
@@ -92,10 +94,11 @@ $(VENV)/.installed-test: $(PACKAGE) | $(VENV)/.installed
 	$(EDITABLE) '.[test]'
 	touch $@
 
-$(VENV)/.installed-dev: $(PACKAGE) | $(VENV)/.installed-test
+# with all that the tests need
+$(VENV)/.installed-dev: $(PACKAGE) | $(VENV)/.installed
 	@echo "xatlas: installing linters"
 	$(EDITABLE) '.[dev]'
-	touch $@
+	touch $(VENV)/.installed-test $@
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

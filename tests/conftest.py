@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from functools import cache
 
+import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
 import pytest
 import xarray  # noqa: F401
@@ -12,9 +13,13 @@ from models import SHAPES, build
 
 from xatlas.model import HookedModel
 
-# Each run collects garbage before it loads the next model, and would walk over all that torch and transformers hold.
-gc.collect()
-gc.freeze()
+
+def pytest_collection_finish():
+    """Each run collects garbage before it loads the next model, and would walk over all that was ever imported."""
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
 
 
 @cache

