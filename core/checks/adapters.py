@@ -29,6 +29,8 @@ from xatlas.vocabulary import SITE_KINDS, Positions
 ABSOLUTE, RELATIVE = 1e-4, 1e-5
 #: How far a gradient may be from a difference of two forwards, of either and of the logits.
 _SLOPE, _NOISE = 0.1, 5e-3
+#: Sites that are changed in one forward, each in a row of its own.
+_ROWS = 24
 
 _F = TypeVar("_F", bound=Callable[..., None])
 
@@ -207,27 +209,36 @@ def _random_prompts(model: HookedModel, lengths: tuple[int, ...]) -> list[TokenP
 def _check_engine(model: HookedModel) -> None:
     """Zero every site, in the engine and in Hugging Face's own forward, everywhere and at the readout, and compare."""
     prompts, sites = _random_prompts(model, (5, 8, 8)), model.editable
-
-    def last_logits(prompt: TokenPrompt) -> Any:  # (vocabulary)
-        return model.model(input_ids=model.tokens([prompt]), use_cache=False).logits[0, -1].double()
-
-    def last_zeroed(value: Tensor) -> Tensor:
-        return torch.cat([value[:, :-1], value[:, -1:] * 0], 1)
-
-    places: tuple[tuple[Positions, Callable[[Tensor], Tensor]], ...]
-    places = ("all", torch.zeros_like), ("last", last_zeroed)
-    for positions, change in places:
-        cases = [(Intervention(site, Zero(), positions=positions),) for site in sites]
-        ours = sweep(model, prompts, cases, [KL()])[0]
+    places: tuple[Positions, Positions] = ("all", "last")
+    for positions in places:
+        ours = sweep(model, prompts, [(Intervention(site, Zero(), positions=positions),) for site in sites], [KL()])[0]
         for row, prompt in enumerate(prompts):
-            clean = last_logits(prompt)
-            for column, site in enumerate(sites):
-                with attached(model.edit_hooks(site, change)):
-                    theirs = float(kl_divergence(clean, last_logits(prompt)))
-                same = math.isclose(ours[row, column], theirs, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
-                numbers = f"{ours[row, column]:.6g} nats and Hugging Face's forward {theirs:.6g}"
+            found = _plain_zeroed(model, prompt, sites, slice(-1 if positions == "last" else 0, None))
+            for mine, theirs, site in zip(ours[row].tolist(), found, sites, strict=True):
+                same = math.isclose(mine, theirs, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+                numbers = f"{mine:.6g} nats and Hugging Face's forward {theirs:.6g}"
                 what = f"zeroing {site}" + (" at the readout" if positions == "last" else "")
                 must(same, f"{what}, the engine gives {numbers}: the layer needs more than its recorded arguments.")
+
+
+def _plain_zeroed(model: HookedModel, prompt: TokenPrompt, sites: list[Site], positions: slice) -> list[float]:
+    """Return the KL at the readout of each site's zeroing, in whole forwards: a row for each site, the first clean."""
+    found: list[float] = []
+    for some in (sites[start : start + _ROWS] for start in range(0, len(sites), _ROWS)):
+        hooks = []
+        for row, site in enumerate(some, start=1):
+
+            def zeroed(value: Tensor, row: int = row) -> Tensor:
+                result = value.clone()
+                result[row, positions] = 0
+                return result
+
+            hooks += model.edit_hooks(site, zeroed)
+        with attached(hooks):
+            tokens = model.tokens([prompt]).expand(len(some) + 1, -1)
+            logits = model.model(input_ids=tokens, use_cache=False).logits[:, -1].double()
+        found += [float(kl_divergence(logits[0], one)) for one in logits[1:]]
+    return found
 
 
 @exclusive
@@ -235,10 +246,15 @@ def _check_gradient(model: HookedModel) -> None:
     """Compare the gradient by every site with a difference of two forwards, along a random direction."""
     sites, (prompt,) = model.editable, _random_prompts(model, (6,))
     found = _gradients(model, prompt, sites)
+    for start in range(0, len(sites), _ROWS):
+        _compare_slopes(model, prompt, {site: found[site] for site in sites[start : start + _ROWS]})
+
+
+def _compare_slopes(model: HookedModel, prompt: TokenPrompt, found: dict[Site, tuple[Tensor, Tensor]]) -> None:
     generator = torch.Generator().manual_seed(3)
     expected, hooks = [], []
     step = 2e-3
-    for row, site in enumerate(sites):
+    for row, site in enumerate(found):
         value, slope = found[site]
         direction = torch.randn(value.shape[1:], generator=generator).to(value.device, value.dtype)
         direction = direction * (value.abs().mean() + 1e-3)
@@ -252,12 +268,12 @@ def _check_gradient(model: HookedModel) -> None:
 
         hooks += model.edit_hooks(site, shifted)
     with torch.inference_mode(), attached(hooks):
-        tokens = model.tokens([prompt]).expand(2 * len(sites), -1)
+        tokens = model.tokens([prompt]).expand(2 * len(found), -1)
         logits = model.model(input_ids=tokens, use_cache=False).logits[:, -1].double()
     difference = logits[:, prompt.answer] - logits[:, prompt.foil_answer]
     slopes = ((difference[::2] - difference[1::2]) / (2 * step)).tolist()
     noise = _NOISE * float(logits.abs().max())
-    for site, ours, theirs in zip(sites, expected, slopes, strict=True):
+    for site, ours, theirs in zip(found, expected, slopes, strict=True):
         same = abs(ours - theirs) <= _SLOPE * max(abs(ours), abs(theirs)) + noise
         fault = f"the gradient along a random direction is {ours:.3g}, a difference of two forwards {theirs:.3g}"
         must(same, f"{site} (module {model.point(site).module}): {fault}: is its view differentiable?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -294,10 +295,24 @@ def check(
     names: Annotated[
         list[str] | None, typer.Argument(help="Adapters, probes, comparisons, suites or models; all when left out.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER", help="Check the adapter of this model on its own weights, and nothing else."
+        ),
+    ] = None,
 ) -> None:
     """Check adapters, probes, comparisons, suites and named models against their contracts, installed ones included."""
     from xatlas.checks import check_adapter, check_comparison, check_probe, check_source, check_suite
 
+    if model is not None:
+        from xatlas import api
+
+        if names:
+            raise XatlasError("--model stands alone: name plugins or a model, not both.")
+        loaded = api.load(model)
+        _report({f"model {model}": lambda: check_adapter(loaded)})
+        return
     registries: list[tuple[str, Mapping[str, Any], Callable[[Any], None]]] = [
         ("architecture", manager.adapters(), check_adapter),
         ("probe", manager.probes(), check_probe),
@@ -308,16 +323,20 @@ def check(
     known = [(kind, name, item, run) for kind, registry, run in registries for name, item in registry.items()]
     for asked in names or ():
         manager.pick("plugin", asked, {name: item for _, name, item, _ in known})
+    chosen = [(f"{kind} {name}", partial(run, item)) for kind, name, item, run in known if not names or name in names]
+    _report(dict(chosen))
+
+
+def _report(checks: Mapping[str, Callable[[], None]]) -> None:
+    """Make checks and say what came of each; with a failure, end in an error."""
     failed = 0
-    for kind, name, item, run in known:
-        if names and name not in names:
-            continue
+    for what, run in checks.items():
         try:
-            run(item)
-            echo(f"ok      {kind} {name}")
+            run()
+            echo(f"ok      {what}")
         except (Exception, SystemExit) as error:  # whatever a plugin raises is its failure
             failed += 1
-            echo(f"FAILED  {kind} {name}: {one_line(str(error))}")
+            echo(f"FAILED  {what}: {one_line(str(error))}")
     if failed:
         raise end(f"{failed} failed their checks.", FAILED)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from xatlas.contracts.adapter import Adapter, HookPoint, Site
-from xatlas.errors import XatlasError, unknown
+from xatlas.errors import XatlasError, no_adapter, unknown
 from xatlas.files import sha256
 from xatlas.interventions import Intervention
 from xatlas.manager import adapters
@@ -45,7 +45,7 @@ def adapter_for(model: Any) -> Adapter:
     name = type(model).__name__
     known = adapters()
     if name not in known:
-        raise unknown("architecture", name, known, "Write an adapter for it: see docs/adapters.md, it fits a screen.")
+        raise no_adapter(name, known, model.config.to_dict())
     return known[name](model)
 
 

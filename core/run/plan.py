@@ -10,7 +10,8 @@ from xatlas import manager
 from xatlas.config import MeasureConfig
 from xatlas.contracts.comparison import Comparison
 from xatlas.contracts.probe import Probe, Requirement
-from xatlas.errors import XatlasError, unknown
+from xatlas.errors import XatlasError, no_adapter, unknown
+from xatlas.loading.model_files import read_json
 from xatlas.loading.model_names import Resolved
 from xatlas.manager import calling
 from xatlas.results.jobs import Job
@@ -114,8 +115,8 @@ def check_model(model: Resolved, config: MeasureConfig) -> None:
     """Refuse, before weights are read, a model without an adapter, or without the chat template that is asked for."""
     known = manager.adapters()
     if model.architecture not in known:
-        hint = f"'{model.name}' needs an adapter that names its hook points: docs/adapters.md shows how to write one."
-        raise unknown("architecture", model.architecture, known, hint)
+        fault = no_adapter(model.architecture, known, read_json(model.folder / "config.json"))
+        raise XatlasError(f"'{model.name}': {fault}")
     if config.chat_template and not model.chat_template:
         raise XatlasError(f"'{model.name}' has no chat template: leave --chat-template out.")
 

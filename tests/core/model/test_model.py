@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import reference as ref
 import torch
 from models import SHAPES, build
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from xatlas import manager
 from xatlas.api import load
@@ -14,6 +15,7 @@ from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, Zero
 from xatlas.model import HookedModel
+from xatlas.model.hooked import adapter_for
 from xatlas.model.hooks import attached, count_hooks, one_row
 from xatlas.suites import Prompt
 from xatlas.testing import tiny_model
@@ -111,10 +113,24 @@ def test_sites_that_are_not_there_are_named(shape):
     assert [site.layer for site in model.sites("conv_gate")] == [0, 2]
 
 
-def test_a_model_without_an_adapter_is_told_what_to_do():
-    tiny = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
-    with pytest.raises(XatlasError, match=r"unknown architecture 'GPT2LMHeadModel'.*docs/adapters.md"):
-        HookedModel(tiny, None)
+@pytest.mark.parametrize(
+    ("architecture", "config", "told"),
+    [
+        ("Qwen9ForCausalLM", {}, r"no adapter names the hook points of Qwen9ForCausalLM\. The nearest is Qwen\d"),
+        ("ElectraForCausalLM", {}, r"no adapter .* of ElectraForCausalLM\. 'xatlas architectures' lists"),
+        ("T5ForConditionalGeneration", {"is_encoder_decoder": True}, "is an encoder-decoder"),
+        ("LLaDAModelLM", {}, "is a diffusion model"),
+    ],
+)
+def test_a_model_without_an_adapter_is_told_by_what_it_is(architecture, config, told):
+    class Loaded:
+        pass
+
+    Loaded.__name__ = architecture
+    Loaded.config = SimpleNamespace(to_dict=lambda: config)
+    with pytest.raises(XatlasError, match=told) as error:
+        adapter_for(Loaded())
+    assert len(str(error.value)) < 220
 
 
 def test_a_model_without_a_tokenizer_can_not_read_a_suite(shape):
