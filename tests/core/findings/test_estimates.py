@@ -33,6 +33,21 @@ def test_t_is_that_of_the_tables():
     assert t_quantile(4, 0.9) == pytest.approx(2.13185, rel=1e-4)
 
 
+def test_the_interval_of_a_share_by_hand():
+    sample, part, whole = Sample(["f"] * 4, list("stuv")), np.array([1.0, 2, 4, 3]), np.array([2.0, 5, 6, 4])
+    left = (part - 10 / 17 * whole) / whole.mean()
+    half = t_quantile(3) * np.sqrt((left**2).sum() / (4 * 3))
+    bounds = sample.share(array(part), array(whole)).bounds()
+    assert bounds.values == pytest.approx([10 / 17, 10 / 17 - half, 10 / 17 + half])
+
+
+def test_labels_are_permuted_in_each_template_by_itself():
+    """Two templates put their larger item first in half of the draws together: then the larger sum is as observed."""
+    values = array([[0.0, 1.0], [0.0, 3.0]], "layer")
+    p = Sample(["f", "f"], ["s", "t"]).permuted(values, "layer", lambda sums: sums.max(-1), 2000)
+    assert p == pytest.approx(0.5, abs=0.05)
+
+
 def test_the_interval_of_a_ratio_by_hand():
     # family 0 has templates (2, 4), family 1 has (3, 5, 7): macro mean (3 + 5) / 2 = 4; the bottom is 1 throughout
     sample = Sample([0, 0, 1, 1, 1], [0, 1, 0, 1, 2])
