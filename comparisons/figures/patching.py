@@ -78,7 +78,8 @@ def _said(dataset: xr.Dataset, model: str) -> str:
     ends = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
     found = style.finding(dataset, "onset", model)
     verdict = "" if found is None else found["finding_verdict"].item()
-    return f"answer at the readout from depth {value:.2f}{ends}: {verdict}"
+    mark = ":" if verdict == "supported" else "?"
+    return f"answer at the readout from depth {value:.2f}{ends}{mark} {verdict}"
 
 
 def _handover(axes: Axes, one: xr.Dataset, colour: str) -> bool:

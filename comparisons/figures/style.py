@@ -275,8 +275,8 @@ def finding(dataset: xr.Dataset, name: str, model: str) -> xr.Dataset | None:
 
 def counted(title: str, dataset: xr.Dataset, claim: str) -> str:
     """Return a title with how many of the models a claim is supported of, of one its verdict: a question if not so."""
-    about = (dataset["finding_name"] == claim) & (dataset["finding_model_other"] == "")
-    verdicts = dataset["finding_verdict"].values[about.values].tolist()
+    shown = dataset["finding_model"].isin(dataset["model"]) & (dataset["finding_model_other"] == "")
+    verdicts = dataset["finding_verdict"].values[(shown & (dataset["finding_name"] == claim)).values].tolist()
     if not claim or not verdicts:
         return title
     count = dataset.sizes["model"]

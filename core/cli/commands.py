@@ -270,7 +270,7 @@ def _print_results(report: Report, out: Path) -> None:
     reason, count = Counter(item.reason for item in found).most_common(1)[0] if found else ("", 0)
     said = reason if 2 * count > len(found) else ""  # what holds for most is said once, at the end
     for result in report.results:
-        echo(f"\n{result.name}: {manager.comparisons()[result.name].summary}\n")
+        echo("\n" + textwrap.fill(f"{result.name}: {manager.comparisons()[result.name].summary}", WIDTH) + "\n")
         rows, others = fitting(result.table)
         print_table(rows)
         if others:

@@ -24,6 +24,8 @@ def test_losses_are_judged_beside_guessing(synthetic):
     assert found["loss", "a"].control == pytest.approx(4)
     assert found["loss", "b"].verdict == "undecided"
     assert found["loss", "c"].verdict == "refuted"
+    alone = LossProfile().plot(dataset.sel(model=["c"])).axes[0]  # the title is of the models that are drawn
+    assert alone.get_title(loc="left") == "All texts: better than guessing? refuted"
     loss = dataset["loss"].sel(model="a", bound="value")
     np.testing.assert_allclose(loss.sel(family=[f"family{i}" for i in range(6)]), HARD, rtol=0.15)
     np.testing.assert_allclose(dataset["overall"].sel(model="a", bound="value"), loss.mean(), rtol=1e-6)
