@@ -5,8 +5,8 @@ A further one is an entry of two or three lines: its class in transformers, and 
 
 from __future__ import annotations
 
-from xatlas import Adapter, HookPoint, hookimpl
-from xatlas.architectures.blocks import CappedLogits, SlidingEverywhere, adapters_of
+from xatlas import Adapter, hookimpl
+from xatlas.architectures.blocks import CappedLogits, LatentAttention, Multiplied, SlidingEverywhere, adapters_of
 from xatlas.contracts.adapter import PreNormAdapter
 
 _UNGATED = {"up": "up_proj", "down": "down_proj"}
@@ -51,6 +51,18 @@ class GemmaAdapter(PreNormAdapter):
     architectures = ("GemmaForCausalLM",)
 
 
+class GraniteAdapter(Multiplied):
+    """Granite, dense: embeddings, what is added, and logits are multiplied."""
+
+    architectures = ("GraniteForCausalLM",)
+
+
+class GraniteSwaAdapter(Multiplied):
+    """Granite with windows in most layers."""
+
+    architectures = ("GraniteSWAForCausalLM",)
+
+
 class HeliumAdapter(PreNormAdapter):
     """Helium."""
 
@@ -68,6 +80,17 @@ class Jais2Adapter(PreNormAdapter):
 
     architectures = ("Jais2ForCausalLM",)
     mlp_roles = _UNGATED
+
+
+class MiniCpm3Adapter(LatentAttention, Multiplied):
+    """MiniCPM 3: latent attention, and multipliers."""
+
+    architectures = ("MiniCPM3ForCausalLM",)
+
+    @property
+    def factor(self) -> float:
+        """Return what the layers took from the config."""
+        return float(self.module(self.layer_path(0)).residual_scale)
 
 
 class MinistralAdapter(PreNormAdapter):
@@ -126,19 +149,6 @@ class SmolLM3Adapter(PreNormAdapter):
     architectures = ("SmolLM3ForCausalLM",)
 
 
-class StableLmAdapter(PreNormAdapter):
-    """StableLM: LayerNorms; in some checkpoints attention and MLP stand side by side, with no stream between."""
-
-    architectures = ("StableLmForCausalLM",)
-
-    def hook_points(self, layer: int) -> dict[str, HookPoint]:
-        """Return the shared sites, without ``resid_mid`` where the block is parallel."""
-        points = super().hook_points(layer)
-        if self.layer(layer).use_parallel_residual:
-            del points["resid_mid"]
-        return points
-
-
 class Starcoder2Adapter(SlidingEverywhere):
     """StarCoder 2: LayerNorms, biases, and an MLP without a gate."""
 
@@ -151,6 +161,12 @@ class VaultGemmaAdapter(CappedLogits):
 
     architectures = ("VaultGemmaForCausalLM",)
     mlp_norm_name = "pre_feedforward_layernorm"
+
+
+class YoutuAdapter(LatentAttention):
+    """Youtu-LLM: latent attention."""
+
+    architectures = ("YoutuForCausalLM",)
 
 
 @hookimpl

@@ -24,10 +24,26 @@ _SIZES = {
     "vocab_size": 260,
     "hidden_size": 32,
     "intermediate_size": 48,
+    "ffn_dim": 48,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
+    "rotary_dim": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
     "max_position_embeddings": 256,
     "bos_token_id": 256,
     "eos_token_id": 257,
@@ -56,6 +72,8 @@ def tiny_hf_model(name: str, *, seed: int = 0, attention: str | None = None, **c
     default = cls.config_class()
     derived = {field for field in _SIZES if isinstance(getattr(cls.config_class, field, None), property)}
     sizes = {field: size for field, size in _SIZES.items() if hasattr(default, field) and field not in derived}
+    if "kv_lora_rank" in sizes:  # latent attention has keys and values for each head
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     made = cls.config_class(**sizes | config)
     if attention is not None:
         made._attn_implementation = attention

@@ -99,7 +99,8 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
     if kind == "operator_out":
         return _on_added(block, names.operator, factor, change)
     if kind == "mlp_out":
-        return _on_added(block, names.mlp, factor, change)
+        changed = (lambda value: change(value[None])[0]) if names.flat else change  # there is one prompt
+        return _on_added(block, names.mlp, factor, changed)
     if kind == "heads":
 
         def on_heads(_: Any, args: Any) -> Any:

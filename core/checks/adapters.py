@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from xatlas import testing
-from xatlas.contracts.adapter import Adapter, Part, Site
+from xatlas.contracts.adapter import Adapter, Part, Scaled, Site
 from xatlas.engine.sweep import sweep
 from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Intervention, Zero
@@ -208,7 +208,10 @@ def _random_prompts(model: HookedModel, lengths: tuple[int, ...]) -> list[TokenP
 @torch.inference_mode()
 def _check_engine(model: HookedModel) -> None:
     """Zero every site, in the engine and in Hugging Face's own forward, everywhere and at the readout, and compare."""
-    prompts, sites = _random_prompts(model, (5, 8, 8)), model.editable
+    prompts = _random_prompts(model, (5, 8, 8))
+    # at zero but for a factor's rounding, a stream is that rounding, which the rest of the model amplifies
+    scaled = {site.layer for site in model.sites("operator_out") if isinstance(model.point(site).view, Scaled)}
+    sites = [site for site in model.editable if site.kind != "resid_mid" or site.layer not in scaled]
     places: tuple[Positions, Positions] = ("all", "last")
     for positions in places:
         ours = sweep(model, prompts, [(Intervention(site, Zero(), positions=positions),) for site in sites], [KL()])[0]
@@ -243,15 +246,25 @@ def _plain_zeroed(model: HookedModel, prompt: TokenPrompt, sites: list[Site], po
 
 @exclusive
 def _check_gradient(model: HookedModel) -> None:
-    """Compare the gradient by every site with a difference of two forwards, along a random direction."""
-    sites, (prompt,) = model.editable, _random_prompts(model, (6,))
-    found = _gradients(model, prompt, sites)
-    for start in range(0, len(sites), _ROWS):
-        _compare_slopes(model, prompt, {site: found[site] for site in sites[start : start + _ROWS]})
+    """Compare the gradient by every site with differences of two forwards, along random directions.
+
+    Where the two choose other experts, their difference is no slope: along one of a few directions they don't.
+    """
+    (prompt,) = _random_prompts(model, (6,))
+    wrong, found = dict.fromkeys(model.editable, ""), _gradients(model, prompt, model.editable)
+    for seed in range(3, 7):
+        sites, wrong = list(wrong), {}
+        for start in range(0, len(sites), _ROWS):
+            wrong |= _wrong_slopes(model, prompt, {site: found[site] for site in sites[start : start + _ROWS]}, seed)
+    for site, fault in wrong.items():
+        raise XatlasError(f"{site} (module {model.point(site).module}): {fault}: is its view differentiable?")
 
 
-def _compare_slopes(model: HookedModel, prompt: TokenPrompt, found: dict[Site, tuple[Tensor, Tensor]]) -> None:
-    generator = torch.Generator().manual_seed(3)
+def _wrong_slopes(
+    model: HookedModel, prompt: TokenPrompt, found: dict[Site, tuple[Tensor, Tensor]], seed: int
+) -> dict[Site, str]:
+    """Return the sites whose slope along a random direction is not that of a difference, with both."""
+    generator = torch.Generator().manual_seed(seed)
     expected, hooks = [], []
     step = 2e-3
     for row, site in enumerate(found):
@@ -273,10 +286,11 @@ def _compare_slopes(model: HookedModel, prompt: TokenPrompt, found: dict[Site, t
     difference = logits[:, prompt.answer] - logits[:, prompt.foil_answer]
     slopes = ((difference[::2] - difference[1::2]) / (2 * step)).tolist()
     noise = _NOISE * float(logits.abs().max())
-    for site, ours, theirs in zip(found, expected, slopes, strict=True):
-        same = abs(ours - theirs) <= _SLOPE * max(abs(ours), abs(theirs)) + noise
-        fault = f"the gradient along a random direction is {ours:.3g}, a difference of two forwards {theirs:.3g}"
-        must(same, f"{site} (module {model.point(site).module}): {fault}: is its view differentiable?")
+    return {
+        site: f"the gradient along a random direction is {ours:.3g}, a difference of two forwards {theirs:.3g}"
+        for site, ours, theirs in zip(found, expected, slopes, strict=True)
+        if abs(ours - theirs) > _SLOPE * max(abs(ours), abs(theirs)) + noise
+    }
 
 
 def _gradients(model: HookedModel, prompt: TokenPrompt, sites: list[Site]) -> dict[Site, tuple[Tensor, Tensor]]:

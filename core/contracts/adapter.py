@@ -95,7 +95,8 @@ class Scaled(View):
         return tensor * self.factor
 
     def write(self, tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return tensor + (value - tensor * self.factor) / self.factor  # exact where nothing is changed
+        number = tensor.where(value == tensor * self.factor, value / self.factor)  # exact where nothing is changed
+        return number.detach() + (value - value.detach()) / self.factor  # the gradient is that of the quotient
 
 
 @dataclass(frozen=True, slots=True)

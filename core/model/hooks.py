@@ -380,7 +380,7 @@ def holding(
         for site in intervention.change.means(intervention.site):
             context.mean(site)
         hooks += model.edit_hooks(intervention.site, partial(context.edit, intervention))
-    decoder = model.model.base_model
+    decoder = _decoder(model)
     with ExitStack() as stack:
         stack.callback(decoder.register_forward_pre_hook(context.before_forward, with_kwargs=True).remove)
         stack.callback(decoder.register_forward_hook(context.after_forward).remove)
@@ -395,9 +395,14 @@ def holding(
             raise XatlasError(f"{what}: pass use_cache=False.") from None
 
 
+def _decoder(model: HookedModel) -> nn.Module:
+    """Return the module that runs the layers: every forward passes it, where OPT's goes past its base model."""
+    return model.adapter.module(model.adapter.layers_path.rpartition(".")[0])  # type: ignore[no-any-return]
+
+
 def is_held(model: HookedModel) -> bool:
     """Whether interventions are held over a model's forward at this moment."""
-    hooks = model.model.base_model._forward_pre_hooks.values()
+    hooks = _decoder(model)._forward_pre_hooks.values()
     return any(isinstance(getattr(hook, "__self__", None), HeldContext) for hook in hooks)
 
 

@@ -24,19 +24,49 @@ from xatlas.suites import Suite
 from xatlas.sweep import sweep
 from xatlas.testing import byte_tokenizer, tiny_hf_model, tiny_suite
 
-CLASSES = sorted(manager.adapters())
-#: Fields of configs that make a layer of each type, and windows that cut.
+ALTERNATING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2}
+MULTIPLIED = {"residual_multiplier": 0.6, "embedding_multiplier": 2.0, "logits_scaling": 3.0}
+#: Fields of configs that make a layer of each type, windows that cut, and multipliers that are not 1.
 CONFIGS = {
-    "CwmForCausalLM": {"sliding_window": 6, "layer_types": ["full_attention", "sliding_attention"] * 2},
+    "Cohere2ForCausalLM": ALTERNATING,
+    "Cohere2MoeForCausalLM": ALTERNATING,
+    "CwmForCausalLM": ALTERNATING,
+    "DeepseekV3ForCausalLM": {"first_k_dense_replace": 1},
+    "Exaone4ForCausalLM": ALTERNATING,
+    "Gemma2ForCausalLM": ALTERNATING,
+    "Gemma3ForCausalLM": ALTERNATING,
+    "GptOssForCausalLM": ALTERNATING,
+    "GraniteForCausalLM": MULTIPLIED,
+    "GraniteMoeForCausalLM": MULTIPLIED,
+    "GraniteMoeSharedForCausalLM": MULTIPLIED | {"shared_intermediate_size": 24},
+    "GraniteSWAForCausalLM": MULTIPLIED | ALTERNATING,
+    "HyperCLOVAXForCausalLM": MULTIPLIED,
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"] * 2},
-    "MinistralForCausalLM": {"sliding_window": 6, "layer_types": ["full_attention", "sliding_attention"] * 2},
+    "MinistralForCausalLM": ALTERNATING,
     "Ministral3ForCausalLM": {"sliding_window": 6},
     "MistralForCausalLM": {"sliding_window": 6},
+    "MixtralForCausalLM": {"sliding_window": 6},
+    "Olmo3ForCausalLM": ALTERNATING,
+    "Phi3ForCausalLM": {"sliding_window": 6},
+    "PhimoeForCausalLM": {"sliding_window": 6},
     "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    "Qwen2MoeForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
     "Qwen3ForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
+    "Qwen3MoeForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "mlp_only_layers": [1]},
     "Starcoder2ForCausalLM": {"sliding_window": 6},
-    "VaultGemmaForCausalLM": {"sliding_window": 6},
+    "VaultGemmaForCausalLM": ALTERNATING,
 }
+#: Models of some classes that differ by their config.
+VARIANTS = {
+    "Falcon, a head of keys each": ("FalconForCausalLM", {"multi_query": False, "bias": True}),
+    "Falcon, grouped": ("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "Falcon, in sequence, ALiBi": ("FalconForCausalLM", {"parallel_attn": False, "alibi": True}),
+    "GPT-BigCode, a head of keys each": ("GPTBigCodeForCausalLM", {"multi_query": False}),
+    "GPT-NeoX, in sequence": ("GPTNeoXForCausalLM", {"use_parallel_residual": False}),
+    "HyperCLOVA X, pre-norm": ("HyperCLOVAXForCausalLM", MULTIPLIED | {"use_post_norm": False}),
+    "StableLM, parallel": ("StableLmForCausalLM", {"use_parallel_residual": True}),
+}
+MODELS = {name: (name, CONFIGS.get(name, {})) for name in sorted(manager.adapters())} | VARIANTS
 #: Two different ones of equal length, and one that is longer than the windows.
 PROMPTS = [token_prompt("a", 5), token_prompt("b", 5, seed=1), token_prompt("c", 9)]
 VECTOR = torch.linspace(-1, 1, 32)
@@ -45,22 +75,31 @@ SUITE = Suite("few", tiny_suite().prompts[::4])
 
 @cache
 def hooked(name):
-    """Return the class's model, which tests leave as it is."""
-    hf = tiny_hf_model(name, **CONFIGS.get(name, {}))
-    norm = getattr(manager.adapters()[name](hf).module(manager.adapters()[name].final_norm_path), "weight", None)
+    """Return a model, which tests leave as it is."""
+    architecture, config = MODELS[name]
+    hf = tiny_hf_model(architecture, **config)
+    adapter = manager.adapters()[architecture](hf)
+    norm = getattr(adapter.module(adapter.final_norm_path), "weight", None)
     if norm is not None:
         with torch.no_grad():
             norm.add_(3.0)  # as in trained models, tokens differ by more than rounding
     return HookedModel(hf, byte_tokenizer())
 
 
-@pytest.fixture(params=CLASSES)
+def params(names):
+    rare = {name for name in names if MODELS[name][0] in plain_names.RARE or name in VARIANTS}
+    return [pytest.param(name, marks=pytest.mark.slow) if name in rare else name for name in names]
+
+
+@pytest.fixture(params=params(MODELS))
 def model(request):
     return hooked(request.param)
 
 
-def test_the_contract_holds(model):
-    check_adapter(model.model, model.tokenizer)
+@pytest.mark.parametrize("name", params([name for name in MODELS if name in CONFIGS or name in VARIANTS]))
+def test_the_contract_holds(name):
+    """With windows, multipliers and other settings; as their config is by default, all are checked as built-ins."""
+    check_adapter(hooked(name))
 
 
 def test_the_tables_modules_add_up_to_what_a_layer_adds(model):

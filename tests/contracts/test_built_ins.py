@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from plain_names import RARE
 
 from xatlas import check_adapter, check_comparison, check_probe, check_source, check_suite, manager
 
+ADAPTERS = [pytest.param(name, marks=pytest.mark.slow) if name in RARE else name for name in sorted(manager.adapters())]
 
-@pytest.mark.parametrize("name", sorted(manager.adapters()))
+
+@pytest.mark.parametrize("name", ADAPTERS)
 def test_adapter(name):
     check_adapter(manager.adapters()[name])
 

@@ -35,8 +35,9 @@ def test_what_has_no_card_is_refused_in_a_line(cli, folder, tmp_path, name):
     if name != "nowhere":
         (folder / name).mkdir(exist_ok=True)
     if name == "strange":
-        (folder / name / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+        config = '{"model_type": "openai-gpt", "architectures": ["OpenAIGPTLMHeadModel"]}'
+        (folder / name / "config.json").write_text(config)
     result = cli("card", name if name == "nowhere" else f"./{name}", "--out", str(tmp_path))
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
-    assert {"nowhere": "nowhere", "empty": "config.json", "strange": "GPT2LMHeadModel"}[name] in result.stderr
+    assert {"nowhere": "nowhere", "empty": "config.json", "strange": "OpenAIGPTLMHeadModel"}[name] in result.stderr

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "xatlas-neox"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "xatlas-codegen"
 
 
 def test_the_example_installs_and_its_own_tests_pass(tmp_path):

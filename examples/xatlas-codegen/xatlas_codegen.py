@@ -1,66 +1,46 @@
-"""An xatlas plugin: where GPT-NeoX keeps its sites, and a probe that looks at what its blocks write."""
+"""An xatlas plugin: where CodeGen keeps its sites, and a probe that looks at what its blocks write."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from xatlas import Adapter, HeadLayout, HookPoint, Inputs, Probe, ReadingProbe, Site, Variable, hookimpl
-from xatlas.contracts.adapter import Heads, Pattern
+from xatlas.contracts.adapter import Part, PreNormAdapter
 
 
-class GptNeoxAdapter(Adapter):
-    """GPT-NeoX and Pythia: attention and MLP read the same stream and are added to it together.
+class CodeGenAdapter(PreNormAdapter):
+    """CodeGen: attention and MLP read the same stream; queries, keys and values come from one projection, in quarters.
 
-    In such a parallel block no stream lies between the two, so ``resid_mid`` is absent. Queries, keys and
-    values come from one fused projection, the role ``attention.qkv``.
+    In such a parallel block no stream lies between the two, so ``resid_mid`` is absent.
     """
 
-    architectures = ("GPTNeoXForCausalLM",)
-    layers_path = "gpt_neox.layers"
-    embedding_path = "gpt_neox.embed_in"
-    final_norm_path = "gpt_neox.final_layer_norm"
-    unembedding_path = "lm_head"
+    architectures = ("CodeGenForCausalLM",)
+    layers_path = "transformer.h"
+    embedding_path = "transformer.wte"
+    final_norm_path = "transformer.ln_f"
     cache_argument = "layer_past"
-
-    def operator_type(self, layer: int) -> str:
-        """Return ``attention``: every layer attends."""
-        return "attention"
+    attention_name = "attn"
+    out_name = "out_proj"
+    mlp_roles = {"up": "fc_in", "down": "fc_out"}  # noqa: RUF012 - declared ClassVar in the base
 
     def head_layout(self, layer: int) -> HeadLayout:
         """Read the heads from the attention module; keys and values are not shared."""
-        attention = self.module(f"{self.layer_path(layer)}.attention")
-        n_heads = attention.dense.in_features // attention.head_size
-        return HeadLayout(n_heads, n_heads, attention.head_size)
-
-    def output_projection(self, layer: int) -> str:
-        """Return the attention's output projection."""
-        return f"{self.layer_path(layer)}.attention.dense"
+        attention = self.module(self.operator_path(layer))
+        return HeadLayout(attention.num_attention_heads, attention.num_attention_heads, attention.head_dim)
 
     def hook_points(self, layer: int) -> dict[str, HookPoint]:
-        """Return the sites; ``resid_mid`` only where the model was built with blocks in sequence."""
-        block, layout = self.layer_path(layer), self.head_layout(layer)
-        points = {
-            "resid_pre": HookPoint(block, "input"),
-            "heads": HookPoint(self.output_projection(layer), "input", Heads(layout.n_heads, layout.d_head)),
-            "attention_pattern": HookPoint(f"{block}.attention", "output", Pattern()),
-            "operator_out": HookPoint(f"{block}.attention", "output"),
-            "mlp_out": HookPoint(f"{block}.mlp", "output"),
-            "resid_post": HookPoint(block, "output"),
-        }
-        if not self.module(block).use_parallel_residual:
-            norm = f"{block}.post_attention_layernorm"
-            points["resid_mid"] = HookPoint(norm, "input", edit_as="operator_out")
+        """Return the shared sites but ``resid_mid``."""
+        points = super().hook_points(layer)
+        del points["resid_mid"]
         return points
 
-    def roles(self, layer: int) -> dict[str, str]:
-        """Return the four linear modules of a block."""
-        block = self.layer_path(layer)
-        return {
-            "attention.qkv": f"{block}.attention.query_key_value",
-            "attention.out": f"{block}.attention.dense",
-            "mlp.up": f"{block}.mlp.dense_h_to_4h",
-            "mlp.down": f"{block}.mlp.dense_4h_to_h",
-        }
+    def roles(self, layer: int) -> dict[str, str | Part]:
+        """Return the roles; each quarter of the fused projection holds queries, values and keys, in this order."""
+        path = f"{self.operator_path(layer)}.qkv_proj"
+        width = self.outputs(path) // 12
+        parts = {"q": 0, "v": width, "k": 2 * width}
+        fused = {f"attention.{role}": Part(path, at, at + width, 3 * width) for role, at in parts.items()}
+        return super().roles(layer) | fused
 
 
 class WriteAgreement(ReadingProbe):
@@ -118,8 +98,8 @@ class WriteAgreement(ReadingProbe):
 
 @hookimpl
 def xatlas_adapters() -> list[type[Adapter]]:
-    """Return the GPT-NeoX adapter."""
-    return [GptNeoxAdapter]
+    """Return the CodeGen adapter."""
+    return [CodeGenAdapter]
 
 
 @hookimpl
