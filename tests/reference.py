@@ -99,8 +99,18 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
     if kind == "operator_out":
         return _on_added(block, names.operator, factor, change)
     if kind == "mlp_out":
-        changed = (lambda value: change(value[None])[0]) if names.flat else change  # there is one prompt
-        return _on_added(block, names.mlp, factor, changed)
+        if not names.flat:
+            return _on_added(block, names.mlp, factor, change)
+        rows: list[int] = []
+
+        def count(_: Any, args: Any, kwargs: Any) -> None:
+            rows.append(len(args[0] if args else kwargs["hidden_states"]))
+
+        def unflattened(value: torch.Tensor) -> torch.Tensor:
+            return change(value.unflatten(0, (rows[-1], -1))).flatten(0, 1)
+
+        handle = block.register_forward_pre_hook(count, with_kwargs=True)
+        return [handle, *_on_added(block, names.mlp, factor, unflattened)]
     if kind == "heads":
 
         def on_heads(_: Any, args: Any) -> Any:
