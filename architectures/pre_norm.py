@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from xatlas import Adapter, hookimpl
 from xatlas.architectures.blocks import CappedLogits, LatentAttention, Multiplied, SlidingEverywhere, adapters_of
+from xatlas.architectures.gguf import DecoderGguf
 from xatlas.contracts.adapter import PreNormAdapter
 
 _UNGATED = {"up": "up_proj", "down": "down_proj"}
@@ -135,6 +136,7 @@ class Qwen3Adapter(PreNormAdapter):
     """Qwen3: norms on queries and keys."""
 
     architectures = ("Qwen3ForCausalLM",)
+    gguf = DecoderGguf("qwen3")
 
 
 class SeedOssAdapter(PreNormAdapter):
