@@ -30,7 +30,7 @@ def test_an_architecture_without_adapter_is_refused_before_loading(model, settin
     strange = dataclasses.replace(model, architecture="LlamaForCausalLMs")
     with plugged(xatlas_probes=[Counting]), pytest.raises(XatlasError) as caught:
         Plan([strange], settings, probes=["counting"])
-    assert "did you mean 'LlamaForCausalLM'" in str(caught.value)
+    assert "The nearest is LlamaForCausalLM." in str(caught.value)
     assert "docs/adapters.md" in str(caught.value)
 
 
