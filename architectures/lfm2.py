@@ -1,4 +1,4 @@
-"""LFM2: layers that mix tokens by a gated short convolution, and layers that attend."""
+"""LFM2 and its kin: layers that mix tokens by a gated short convolution, and layers that attend."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from xatlas.architectures.gguf import DecoderGguf
 from xatlas.contracts.adapter import Chunk, Part, PreNormAdapter
 
 if TYPE_CHECKING:
+    import torch
+
     from xatlas.loading.gguf import GgufFile
 
 
@@ -79,7 +81,55 @@ class Lfm2Adapter(PreNormAdapter):
         return roles
 
 
+class Lfm2MoeAdapter(Lfm2Adapter):
+    """LFM2-MoE: experts in place of the MLP, but for the first layers."""
+
+    architectures = ("Lfm2MoeForCausalLM",)
+
+    def roles(self, layer: int) -> dict[str, str | Part]:
+        """Return the shared roles; a layer with experts has a router in place of the MLP's."""
+        roles, path = super().roles(layer), f"{self.layer_path(layer)}.{self.mlp_name}"
+        if not hasattr(self.module(path), "experts"):
+            return roles
+        return {role: at for role, at in roles.items() if not role.startswith("mlp.")} | {"mlp.router": f"{path}.gate"}
+
+
+class Lfm3Adapter(Lfm2Adapter):
+    """LFM3: windows in some layers, and in some checkpoints norms behind operator and MLP."""
+
+    architectures = ("Lfm3ForCausalLM",)
+    out_name = "o_proj"
+
+    def behind(self, layer: int, name: str) -> str | None:
+        """Return the path of a norm behind what the layer adds, where it has one."""
+        path = f"{self.layer_path(layer)}.{name}"
+        return path if hasattr(self.module(path), "weight") else None
+
+    def written(self, layer: int, projected: torch.Tensor) -> torch.Tensor:
+        """Return what has passed the norm behind the operator."""
+        norm = self.behind(layer, "post_operator_norm")
+        return projected if norm is None else self.module(norm)(projected)
+
+    def hook_points(self, layer: int) -> dict[str, HookPoint]:
+        """Return LFM2's sites; what is added has passed the norms behind."""
+        points = super().hook_points(layer)
+        for kind, name in (("operator_out", "post_operator_norm"), ("mlp_out", "post_ffn_norm")):
+            norm = self.behind(layer, name)
+            if norm is not None:
+                points[kind] = HookPoint(norm, "output")
+        return points
+
+
+class Lfm2VlAdapter(Lfm2Adapter):
+    """The language model in LFM2-VL, on text alone."""
+
+    architectures = ("Lfm2VlForConditionalGeneration",)
+    layers_path = "model.language_model.layers"
+    embedding_path = "model.language_model.embed_tokens"
+    final_norm_path = "model.language_model.embedding_norm"
+
+
 @hookimpl
 def xatlas_adapters() -> list[type[Adapter]]:
-    """Return the LFM2 adapter."""
-    return [Lfm2Adapter]
+    """Return the adapters above."""
+    return [Lfm2Adapter, Lfm2MoeAdapter, Lfm3Adapter, Lfm2VlAdapter]

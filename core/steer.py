@@ -166,7 +166,7 @@ def _continue(model: HookedModel, ids: Tensor, tokens: int) -> tuple[str, Tensor
         do_sample=False,
         eos_token_id=ends,
         pad_token_id=own.pad_token_id if own.pad_token_id is not None else pad,
-        use_cache="attention" in model.operator_types,
+        use_cache=bool(model.sites("attention_pattern")),
         output_logits=True,
         return_dict_in_generate=True,
     )

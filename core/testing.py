@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from xatlas.suites import Prompt, Suite
 _SIZES = {
     "vocab_size": 260,
     "hidden_size": 32,
+    "embedding_dim": 32,
     "intermediate_size": 48,
     "ffn_dim": 48,
     "num_hidden_layers": 4,
+    "num_blocks": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
@@ -48,6 +50,42 @@ _SIZES = {
     "bos_token_id": 256,
     "eos_token_id": 257,
     "pad_token_id": None,
+    # state spaces and linear attention: 8 heads of 8, in 2 groups, and chunks that end within a prompt
+    "num_heads": 8,
+    "mamba_n_heads": 8,
+    "mamba_num_heads": 8,
+    "mamba_d_ssm": 64,
+    "n_groups": 2,
+    "mamba_n_groups": 2,
+    "mamba_ngroups": 2,
+    "linear_num_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "chunk_size": 4,
+    "mamba_chunk_size": 4,
+    "qk_dim_factor": 2.0,  # of which xLSTM's cache takes multiples of 64
+    "v_dim_factor": 2.0,
+    "num_expert_group": 1,
+    "intermediate_size_mlp": 48,
+    # which layers attend, and which have experts
+    "attn_layer_indices": [1, 3],
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "interleave_moe_layer_step": 2,
+}
+#: Endings of the names of other sizes, and the most that such a size may be.
+_MOST = {
+    "experts": 4,
+    "experts_per_tok": 2,
+    "experts_per_token": 2,
+    "_head_dim": 8,
+    "_rank": 8,
+    "_state": 8,
+    "state_size": 8,
+    "_d_head": 8,
+    "_size": 32,
+    "_dim": 32,
+    "_width": 32,
 }
 #: Kinds of layers tried beside a hybrid config's own, to have as many of an adapter's operators as can be.
 _LAYER_TYPES = ("conv", "linear_attention", "mamba", "full_attention")
@@ -64,17 +102,13 @@ _WORDINGS = {
 def tiny_hf_model(name: str, *, seed: int = 0, attention: str | None = None, **config: Any) -> Any:
     """Return a tiny random model of a class in transformers, with weights so large that every layer matters.
 
-    ``config`` holds fields of the model's config that differ from the tiny sizes and the class's own defaults.
+    ``config`` holds fields of the model's config that differ from the tiny sizes and the class's own defaults. Where a
+    config lists a type for each layer, the types take turns.
     """
     import transformers
 
     cls = getattr(transformers, name)
-    default = cls.config_class()
-    derived = {field for field in _SIZES if isinstance(getattr(cls.config_class, field, None), property)}
-    sizes = {field: size for field, size in _SIZES.items() if hasattr(default, field) and field not in derived}
-    if "kv_lora_rank" in sizes:  # latent attention has keys and values for each head
-        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-    made = cls.config_class(**sizes | config)
+    made = _tiny_config(cls.config_class, config)
     if attention is not None:
         made._attn_implementation = attention
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -86,6 +120,33 @@ def tiny_hf_model(name: str, *, seed: int = 0, attention: str | None = None, **c
             else:  # norms stay about 1, biases about 0
                 weight.add_(0.1 * torch.randn_like(weight))
     return model
+
+
+def _tiny_config(cls: Any, config: Mapping[str, Any]) -> Any:
+    """Return a config of a class with tiny sizes; where it holds that of a text model, ``config`` is about that one."""
+    default = cls()
+    if "text_config" in cls.sub_configs:
+        parts = {part: type(getattr(default, part)) for part in cls.sub_configs if getattr(default, part) is not None}
+        return cls(**{part: _tiny_config(one, config if part == "text_config" else {}) for part, one in parts.items()})
+    own = {each.name: each.default for each in fields(cls)} if is_dataclass(cls) else vars(default)
+    aliases = getattr(cls, "attribute_map", {})
+    derived = {name for name in _SIZES if isinstance(getattr(cls, name, None), property)}
+    # what the class derives from other fields where it is left out stays out, if only an alias names it
+    derived |= {name for name in _SIZES if name in aliases and own.get(aliases[name], 0) is None}
+    sizes: dict[str, Any] = {name: size for name, size in _SIZES.items() if hasattr(default, name)}
+    sizes = {name: size for name, size in sizes.items() if name not in derived}
+    for name, value in own.items():
+        most = next((most for ending, most in _MOST.items() if name.endswith(ending)), None)
+        if name not in sizes and most is not None and type(value) is int and not name.startswith("image"):
+            sizes[name] = min(value, most)
+    if "kv_lora_rank" in own:  # latent keys and values are of all heads
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    n = int(config.get("num_hidden_layers", 4))
+    for name, value in vars(default).items():
+        kinds = list(dict.fromkeys(value)) if isinstance(value, list) and name in own else []
+        if len(kinds) > 1 and all(isinstance(kind, str) for kind in kinds) and len(value) == default.num_hidden_layers:
+            sizes[name] = [kinds[layer % len(kinds)] for layer in range(n)]
+    return cls(**sizes | dict(config))
 
 
 def tiny_model(
@@ -105,23 +166,28 @@ def tiny_model(
     name = name or adapter.architectures[0]
     if not hasattr(transformers, name):
         raise XatlasError(f"transformers has no class {name}: check the adapter on a loaded model instead.")
-    first = getattr(getattr(transformers, name).config_class(), "layer_types", None) or []
-    layer_types = [[other, first[0]] * 2 for other in (first[0], *_LAYER_TYPES)] if first else [None]
+    cls = getattr(transformers, name).config_class
+    text = _tiny_config(cls, {}).get_text_config()
+    own = getattr(text, "layer_types", None) or ["full_attention"]
+    tries: list[dict[str, Any]] = [{}]
+    if len(set(own)) == 1 and is_dataclass(text) and "layer_types" in {each.name for each in fields(text)}:
+        tries += [{"layer_types": [other, own[0]] * 2} for other in _LAYER_TYPES]
     found: list[HookedModel] = []
-    for types in layer_types:
+    faults: list[str] = []
+    for config in tries:
         try:
-            hf = tiny_hf_model(name, seed=seed, attention=attention, **({"layer_types": types} if types else {}))
+            hf = tiny_hf_model(name, seed=seed, attention=attention, **config)
             hf(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
-        except Exception as error:
-            if found:  # this architecture has no such layers
-                continue
-            why = f"{type(error).__name__}: {error}"
-            raise XatlasError(f"{name} can't be made small ({why}): check on a loaded model instead.") from None
+        except Exception as error:  # most architectures have no such layers
+            faults.append(f"{type(error).__name__}: {error}")
+            continue
         fitted = adapter(hf)
         norm = getattr(fitted.module(fitted.final_norm_path), "weight", None)
         if norm is not None:
             norm.add_(3.0)  # stretches the logits as training does: random weights prefer nothing by much
         found.append(HookedModel(hf, byte_tokenizer(), slug="small", adapter=fitted))
+    if not found:
+        raise XatlasError(f"{name} can't be made small ({faults[0]}): check on a loaded model instead.")
     return max(found, key=lambda model: len(set(model.operator_types)))
 
 
@@ -134,21 +200,18 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
         No registered architecture has them all.
     """
     wanted = set(kinds)
-    found: list[HookedModel] = []
-    # Whose layers may differ come first, and the first such model that has the sites will do.
-    for adapter in sorted(dict.fromkeys(adapters().values()), key=_alike):
-        if found and _alike(adapter):
-            break
+    # Whose layers may differ come first, of these such as are read from GGUF files; the first with the sites will do.
+    for adapter in sorted(
+        dict.fromkeys(adapters().values()), key=lambda each: (_alike(each), "gguf" not in vars(each))
+    ):
         try:
             model = tiny_model(adapter, seed=seed)
         except XatlasError:  # the adapter's own check names the fault; here another architecture may do
             continue
         if all(model.sites(kind) for kind in wanted):
-            found.append(model)
-    if not found:
-        kinds = ", ".join(sorted(wanted)) or "(any)"
-        raise XatlasError(f"no registered architecture has the sites {kinds}: pass a HookedModel that has them.")
-    return max(found, key=lambda model: len(set(model.operator_types)))
+            return model
+    kinds = ", ".join(sorted(wanted)) or "(any)"
+    raise XatlasError(f"no registered architecture has the sites {kinds}: pass a HookedModel that has them.")
 
 
 def _alike(adapter: type[Adapter]) -> bool:

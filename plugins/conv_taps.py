@@ -69,7 +69,7 @@ class ConvTaps(AblationProbe):
     name = "conv_taps"
     version = 2
     sites = (*_FACTORS, "operator_out")
-    reasons = {"tap": "layers without a convolution have no kernel, and some may have a shorter one"}  # noqa: RUF012
+    reasons = {"tap": "layers without a gated convolution have no kernel, and some may have a shorter one"}  # noqa: RUF012
     _cell = ("prompt", "layer", "tap", "scope")
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "kl": Variable(_cell, "nats", "KL(clean || tap zeroed)"),
@@ -107,6 +107,8 @@ def _kernel(model: HookedModel, layer: int) -> tuple[Tensor, Tensor] | None:
     path, out = adapter.conv_path(layer), adapter.roles(layer).get("conv.out")
     if path is None or not isinstance(out, str) or not all(model.has(Site(layer, kind)) for kind in _FACTORS):
         return None
+    if model.point(Site(layer, "operator_out")).module != out.rpartition(".")[0]:
+        return None  # a norm stands behind the output projection
     return adapter.module(path).weight[:, 0].detach(), adapter.module(out).weight.detach()
 
 

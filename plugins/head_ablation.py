@@ -35,7 +35,7 @@ class HeadAblation(AblationProbe):
     version = 3
     sites = ("heads",)
     reasons = {  # noqa: RUF012 - declared ClassVar in the base
-        "head": "layers without attention have no heads",
+        "head": "layers without heads, or with fewer",
         "kv_group": "layers without attention have no key/value groups",
     }
     _cell = ("prompt", "layer", "head", "ablation", "scope")

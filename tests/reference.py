@@ -82,7 +82,8 @@ def values(model: Any, ids: Sequence[int], layer: int, kind: str) -> torch.Tenso
 def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
     names = plain_names(model, layer)
     block = model.get_submodule(f"{names.layers}.{layer}")
-    factor = names.factor(model.config)
+    config = model.config.get_text_config()
+    factors = names.factors(config) or (names.factor(config),) * len(names.operator)
 
     def on_output(_: Any, __: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
@@ -92,15 +93,18 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
             return (change(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
 
+    if kind == "resid_pre" and names.enters and layer == 0:
+        return [block.get_submodule(names.enters).register_forward_hook(on_output)]
     if kind == "resid_pre":
         return [block.register_forward_pre_hook(on_input, with_kwargs=True)]
     if kind == "resid_post":
         return [block.register_forward_hook(on_output)]
     if kind == "operator_out":
-        return _on_added(block, names.operator, factor, change)
+        return _on_added(block, names.operator, factors, change)
     if kind == "mlp_out":
+        factors = (names.factor(config),) * len(names.mlp)
         if not names.flat:
-            return _on_added(block, names.mlp, factor, change)
+            return _on_added(block, names.mlp, factors, change)
         rows: list[int] = []
 
         def count(_: Any, args: Any, kwargs: Any) -> None:
@@ -110,11 +114,11 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
             return change(value.unflatten(0, (rows[-1], -1))).flatten(0, 1)
 
         handle = block.register_forward_pre_hook(count, with_kwargs=True)
-        return [handle, *_on_added(block, names.mlp, factor, unflattened)]
+        return [handle, *_on_added(block, names.mlp, factors, unflattened)]
     if kind == "heads":
 
         def on_heads(_: Any, args: Any) -> Any:
-            split = args[0].unflatten(-1, (model.config.num_attention_heads, -1))
+            split = args[0].unflatten(-1, (getattr(config, names.heads), -1))
             return (change(split).reshape(args[0].shape),)
 
         return [block.get_submodule(names.out).register_forward_pre_hook(on_heads)]
@@ -130,7 +134,7 @@ def _hook(model: Any, layer: int, kind: str, change: Callable[[torch.Tensor], to
             return _where_changed(changed - stream, changed - entered[-1], written)
 
         handle = block.register_forward_pre_hook(keep, with_kwargs=True)
-        return [handle, *_on_added(block, names.operator, factor, rewritten)]
+        return [handle, *_on_added(block, names.operator, factors, rewritten)]
     third = {"conv_gate": 0, "conv_carrier": 1, "conv_signal": 2}[kind]
 
     def on_third(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
@@ -147,20 +151,20 @@ def _where_changed(difference: torch.Tensor, new: torch.Tensor, written: torch.T
 
 
 def _on_added(
-    block: Any, modules: Sequence[str], factor: float, change: Callable[[torch.Tensor], torch.Tensor]
+    block: Any, modules: Sequence[str], factors: Sequence[float], change: Callable[[torch.Tensor], torch.Tensor]
 ) -> list[Any]:
-    """Hook what several modules add to the stream together, times a factor: the last that runs makes the change."""
+    """Hook what several modules add to the stream together, times a factor each: the last that runs changes it."""
     before: list[torch.Tensor] = []
 
     def keep(_: Any, __: Any, output: Any) -> None:
-        before.append(output[0] if isinstance(output, tuple) else output)
+        before.append((output[0] if isinstance(output, tuple) else output) * factors[len(before)])
 
     def last(_: Any, __: Any, output: Any) -> Any:
         written = output[0] if isinstance(output, tuple) else output
         others = sum(before)
-        total = (written + others) * factor
+        total = written * factors[-1] + others
         changed = change(total)
-        new = _where_changed(changed - total, changed / factor - others, written)
+        new = _where_changed(changed - total, (changed - others) / factors[-1], written)
         before.clear()
         return (new, *output[1:]) if isinstance(output, tuple) else new
 

@@ -190,6 +190,8 @@ class Adapter(ABC):
     row_arguments: ClassVar[tuple[str, ...]] = ()
     #: Whether the model can be run step by step without a layer that counts tokens, as attention does in its cache.
     steps_uncounted: ClassVar[bool] = False
+    #: Whether layers with a convolution keep padding out of it, whatever its bias.
+    masks_convolutions: ClassVar[bool] = False
     #: How GGUF files write the architecture; None: they are refused. Subclasses don't inherit it.
     gguf: ClassVar[GgufLayout | None] = None
     #: Site kinds beyond the shared ones, with their dimensions.
@@ -293,7 +295,7 @@ class PreNormAdapter(Adapter):
     mlp_norm_name: ClassVar[str] = "post_attention_layernorm"
     out_name: ClassVar[str] = "o_proj"
     mlp_roles: ClassVar[Mapping[str, str]] = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    cache_argument = "past_key_values"
+    cache_argument: ClassVar[str | None] = "past_key_values"
 
     def operator_type(self, layer: int) -> str:
         return "attention"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +60,15 @@ def record_last_position(model: HookedModel, ids: Tensor, sites: Sequence[Site] 
 
     The cache holds what the positions before the last left behind.
     """
-    made = model.model.base_model(input_ids=ids[:, :-1], use_cache=True)
+    made = model.decoder(input_ids=ids[:, :-1], use_cache=True)
     name = next(name for name in CACHES if made.get(name) is not None)
     cache = made[name]
     for layer in cache.layers:
         if getattr(layer, "sliding_window", None) == 1:  # of a window of 1, Hugging Face's cache keeps all
             layer.keys, layer.values = layer.keys[..., :0, :], layer.values[..., :0, :]
     step = rows_of(cache, torch.arange(len(ids), device=ids.device))
-    run = partial(model.model.base_model, input_ids=ids[:, -1:], use_cache=True, **{name: step})
+    more = {name: step}
+    if "position_ids" in inspect.signature(model.decoder.forward).parameters:  # not all count the cache by themselves
+        more["position_ids"] = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+    run = partial(model.decoder, input_ids=ids[:, -1:], use_cache=True, **more)
     return record(model, ids.shape[0], sites, run), cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -23,12 +23,12 @@ from xatlas.model.hooks import (
     Editor,
     Hook,
     LayerCall,
+    Rebuild,
     SiteFunction,
     attached,
     attention_weights,
     exclusive,
     holding,
-    rebuild,
     record,
 )
 from xatlas.model.proof import prove as prove_hook_points
@@ -125,6 +125,12 @@ class HookedModel:
         return lock
 
     @property
+    def decoder(self) -> Any:
+        """The Hugging Face model without its unembedding."""
+        whole, base = self.model, self.model.base_model  # which is the whole itself where the class names it wrongly
+        return base if base is not whole else self.adapter.module(self.adapter.layers_path.rpartition(".")[0])
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return torch.device(next(self.model.parameters()).device)
@@ -198,13 +204,17 @@ class HookedModel:
         )
 
     def edit_hooks(self, site: Site, editor: Editor) -> list[Hook]:
-        """Return the hooks that replace a site's value by ``editor(value)``; an indirect site needs two."""
+        """Return the hooks that replace a site's value by ``editor(value)``; an indirect site needs four."""
         point = self.point(site)
         if point.edit_as is None:
             return [self.hook(site, editor)]
-        entered: deque[Tensor] = deque(maxlen=1)
-        enter = self.hook(Site(site.layer, "resid_pre"), entered.append)
-        return [enter, self.hook(Site(site.layer, point.edit_as), partial(rebuild, editor, entered))]
+        rebuild = Rebuild(editor)
+        return [
+            self.hook(Site(site.layer, "resid_pre"), rebuild.enter),
+            self.hook(Site(site.layer, point.edit_as), rebuild.add),
+            self.hook(site, rebuild.read),
+            self.hook(Site(site.layer, "resid_post"), rebuild.leave),
+        ]
 
     @exclusive
     def read(self, suite: Suite | Iterable[Prompt]) -> TokenSuite:
@@ -253,9 +263,9 @@ class HookedModel:
         """
         ids = self.tokens(ids) if isinstance(ids, str) else ids
         if not interventions:
-            return self.model.base_model(input_ids=ids, use_cache=False, **kwargs)
+            return self.decoder(input_ids=ids, use_cache=False, **kwargs)
         with self.intervene(interventions, means, seed):
-            return self.model.base_model(input_ids=ids, use_cache=False, **kwargs)
+            return self.decoder(input_ids=ids, use_cache=False, **kwargs)
 
     @exclusive
     @torch.inference_mode()

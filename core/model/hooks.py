@@ -165,16 +165,35 @@ def count_hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def rebuild(editor: Editor, entered: Sequence[Tensor], value: Tensor) -> Tensor:
-    """Return what to add to the stream that entered last, so that the sum is ``editor(sum)``, in place of ``value``.
+class Rebuild:
+    """Edits the stream inside a layer, where replacing what a module reads would miss the stream itself.
 
-    Where a module only reads a copy of the stream, replacing what it reads would miss the stream itself: it is rebuilt
-    where it was last added to.
+    It is rebuilt where it was last added to, so that the sum is what ``editor`` makes of it. What rounding leaves of
+    that is made good where the stream is read and where it leaves the layer: a norm of nearly nothing would enlarge it.
     """
-    stream = entered[-1] + value
-    new = editor(stream)
-    # Exact where the stream is set to zero, and where it is left alone.
-    return torch.where(new == stream, value, new - entered[-1])
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+
+    def enter(self, value: Tensor) -> None:
+        """Keep the stream that enters the layer."""
+        self.entered = value
+
+    def add(self, value: Tensor) -> Tensor:
+        """Return what is to be added to the stream in place of ``value``; exact where it is left alone."""
+        self.stream = self.entered + value
+        self.new = self.editor(self.stream)
+        return torch.where(self.new == self.stream, value, self.new - self.entered)
+
+    def read(self, value: Tensor) -> Tensor:
+        """Return the stream as it was to become."""
+        new = torch.where(self.new == self.stream, value, self.new)
+        self.lost = new - value
+        return new
+
+    def leave(self, value: Tensor) -> Tensor:
+        """Return the stream that leaves the layer."""
+        return value + self.lost
 
 
 @dataclass(frozen=True)
@@ -299,8 +318,10 @@ class HeldContext(InterventionContext):
         real = torch.ones(rows, length, dtype=torch.bool, device=tokens.device)
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
             real = mask.bool()
-            paths = [self.model.adapter.conv_path(layer) for layer in range(self.model.n_layers)]
-            biased = any(path is not None and self.model.adapter.module(path).bias is not None for path in paths)
+            adapter = self.model.adapter
+            paths = [adapter.conv_path(layer) for layer in range(self.model.n_layers)]
+            biased = any(path is not None and adapter.module(path).bias is not None for path in paths)
+            biased = biased and not adapter.masks_convolutions
             if biased and not bool(real.all()):
                 what = "padding in front of a convolution with bias is not exact in Hugging Face's forward"
                 warnings.warn(f"{what}: run prompts of equal length together.", stacklevel=2)

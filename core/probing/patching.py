@@ -171,9 +171,9 @@ class Patching:
 
     def __post_init__(self) -> None:
         layers = range(self.model.n_layers)
-        kinds = {kind for layer in layers for kind in self.model.adapter.hook_points(layer)} - READ_ONLY
+        kinds = {kind for layer in layers for kind in self.model.points[layer]} - READ_ONLY
         for kind in self.sites:
-            if kind not in kinds:
+            if kind not in kinds | {"resid_mid", "mlp_out"}:  # which a block may lack
                 raise unknown("site kind", kind, kinds)
 
     @property

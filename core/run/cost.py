@@ -101,7 +101,7 @@ def outline(model: Resolved, **texts: Any) -> HookedModel:
 
 def shapes(model: Resolved, tokenizer: Any = None, **texts: Any) -> HookedModel:
     """Return a model whose weights have shapes, and no values."""
-    made = _from_config(model, torch.float32, "sdpa")
+    made = _from_config(model, torch.float32, "eager")  # which every class has
     with calling(manager.adapters().get(model.architecture)):
         return HookedModel(made, tokenizer, slug=model.slug, prove=False, **texts)
 

@@ -41,7 +41,15 @@ CONFIGS = {
     "GraniteMoeSharedForCausalLM": MULTIPLIED | {"shared_intermediate_size": 24},
     "GraniteSWAForCausalLM": MULTIPLIED | ALTERNATING,
     "HyperCLOVAXForCausalLM": MULTIPLIED,
+    "FalconH1ForCausalLM": {
+        **{"attention_out_multiplier": 0.7, "ssm_out_multiplier": 1.3},
+        **{"embedding_multiplier": 2.0, "lm_head_multiplier": 0.5},
+    },
+    "GraniteMoeHybridForCausalLM": MULTIPLIED | {"layer_types": ["linear_attention", "full_attention"] * 2},
     "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"] * 2},
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 2},
+    "Lfm2VlForConditionalGeneration": {"layer_types": ["conv", "full_attention"] * 2},
+    "Lfm3ForCausalLM": {"sliding_window": 6, "layer_types": ["conv", "sliding_attention", "full_attention", "conv"]},
     "MinistralForCausalLM": ALTERNATING,
     "Ministral3ForCausalLM": {"sliding_window": 6},
     "MistralForCausalLM": {"sliding_window": 6},
@@ -53,6 +61,7 @@ CONFIGS = {
     "Qwen2MoeForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
     "Qwen3ForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
     "Qwen3MoeForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "mlp_only_layers": [1]},
+    "RecurrentGemmaForCausalLM": {"attention_window_size": 6},
     "Starcoder2ForCausalLM": {"sliding_window": 6},
     "VaultGemmaForCausalLM": ALTERNATING,
 }
