@@ -31,6 +31,16 @@ class Gemma3Adapter(CappedLogits, PostNormAdapter):
     mlp_norm_name = "pre_feedforward_layernorm"
 
 
+class Gemma3VlAdapter(PostNormAdapter):
+    """The language model in Gemma 3's checkpoints that see, on text alone; its logits have no cap."""
+
+    architectures = ("Gemma3ForConditionalGeneration",)
+    layers_path = "model.language_model.layers"
+    embedding_path = "model.language_model.embed_tokens"
+    final_norm_path = "model.language_model.norm"
+    mlp_norm_name = "pre_feedforward_layernorm"
+
+
 class Glm4Adapter(FusedGate, PostNormAdapter):
     """GLM 4: norms in front of attention and MLP and behind them; one projection for gate and up."""
 

@@ -163,6 +163,7 @@ NAMES: dict[str, Plain | Callable[[Any, int], Plain]] = {
     "GPTNeoXForCausalLM": _neox,
     "Gemma2ForCausalLM": POST_NORM,
     "Gemma3ForCausalLM": POST_NORM,
+    "Gemma3ForConditionalGeneration": replace(POST_NORM, layers="model.language_model.layers"),
     "GemmaForCausalLM": LLAMA,
     "Glm4ForCausalLM": Plain(operator=("post_self_attn_layernorm",), mlp=("post_mlp_layernorm",)),
     "Glm4MoeForCausalLM": LLAMA,
@@ -242,7 +243,7 @@ NAMES: dict[str, Plain | Callable[[Any, int], Plain]] = {
 
 
 #: Classes that differ from others by names alone, or that few models are of: tested by ``make test-all``.
-RARE = {"Lfm2VlForConditionalGeneration"} | frozenset(
+RARE = {"Gemma3ForConditionalGeneration", "Lfm2VlForConditionalGeneration"} | frozenset(
     f"{name}ForCausalLM"
     for name in (
         *("BailingHybrid", "FalconMamba", "Qwen3_5Moe", "Zamba"),

@@ -35,6 +35,7 @@ CONFIGS = {
     "Exaone4ForCausalLM": ALTERNATING,
     "Gemma2ForCausalLM": ALTERNATING,
     "Gemma3ForCausalLM": ALTERNATING,
+    "Gemma3ForConditionalGeneration": ALTERNATING,
     "GptOssForCausalLM": ALTERNATING,
     "GraniteForCausalLM": MULTIPLIED,
     "GraniteMoeForCausalLM": MULTIPLIED,
