@@ -28,6 +28,8 @@ _ROLES: dict[str | None, str] = {"measure": "to measure on", "reference": "for m
 
 models_app = typer.Typer(help="List models by name, or fetch one.", rich_markup_mode=None)
 app.add_typer(models_app, name="models", invoke_without_command=True)
+adapter_app = typer.Typer(help="Help with adapters of one's own.", rich_markup_mode=None)
+app.add_typer(adapter_app, name="adapter")
 
 
 @command()
@@ -339,6 +341,36 @@ def _report(checks: Mapping[str, Callable[[], None]]) -> None:
             echo(f"FAILED  {what}: {one_line(str(error))}")
     if failed:
         raise end(f"{failed} failed their checks.", FAILED)
+
+
+@command(adapter_app)
+def suggest(
+    model: Annotated[
+        str,
+        typer.Argument(help="Name or folder of a model, or its class in transformers.", metavar="MODEL|FOLDER|CLASS"),
+    ],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("adapter.py"),
+) -> None:
+    """Write a first adapter for an architecture that has none, with questions where it is not certain, and check it."""
+    from xatlas.files import write_atomic
+    from xatlas.loading.model_files import read_json
+    from xatlas.loading.model_names import resolve
+    from xatlas.suggest import is_class, suggest as suggest_adapter
+
+    architecture, config = model, {}
+    if not is_class(model):
+        found = resolve(model, fetch="config")
+        architecture, config = found.architecture, read_json(found.folder / "config.json")
+    if out.exists():
+        raise XatlasError(f"{out} is there already: name another file with --out.")
+    suggestion = suggest_adapter(architecture, config)
+    write_atomic(out, suggestion.source.encode())
+    echo(f"{out}: an adapter for {architecture}.")
+    for question in suggestion.questions:
+        echo(f"question: {question}")
+    if suggestion.verdict:
+        raise end(f"its check fails on a tiny model: {suggestion.verdict}", FAILED)
+    echo("Its check passes on a tiny model. docs/adapters.md says how to register it.")
 
 
 @models_app.callback()

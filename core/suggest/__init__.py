@@ -1,0 +1,87 @@
+"""A first adapter for a class that has none: read off the module tree and one traced forward of a tiny random model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xatlas.checks import check_adapter
+from xatlas.contracts.adapter import Adapter
+from xatlas.errors import XatlasError
+from xatlas.suggest.trace import traced
+from xatlas.suggest.writer import Writer
+from xatlas.testing import tiny_hf_model
+
+
+@dataclass
+class Suggestion:
+    """An adapter file, what the check says of it, and what it could not tell."""
+
+    source: str
+    questions: list[str]
+    verdict: str  # empty: the check passes
+
+
+def is_class(name: str) -> bool:
+    """Whether a name is that of a model's class in transformers."""
+    import transformers
+
+    return name.isidentifier() and isinstance(getattr(transformers, name, None), type)
+
+
+def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Suggestion:
+    """Suggest an adapter for a class of transformers.
+
+    The layer list is where each output is the next one's input; what a layer writes are the modules whose outputs, each
+    times a factor, sum to what the layer adds. What is not certain stands in the file as a question.
+
+    Parameters
+    ----------
+    architecture : str
+        Class in transformers, e.g. ``"GPT2LMHeadModel"``.
+    config : mapping, optional
+        Fields of a checkpoint's config: switches, words and types of layers decide which variant is looked at.
+
+    Raises
+    ------
+    XatlasError
+        transformers has no such class, no small model of it can be made, or its forward is no list of layers.
+    """
+    import transformers
+
+    if not is_class(architecture):
+        raise XatlasError(f"transformers has no class {architecture}.")
+    switches: dict[str, Any] = {name: value for name, value in (config or {}).items() if isinstance(value, bool | str)}
+    known = vars(getattr(transformers, architecture).config_class())
+    switches = {name: value for name, value in switches.items() if name in known and not name.startswith("_")}
+    if types := list(dict.fromkeys((config or {}).get("layer_types") or ())):
+        switches["layer_types"] = list(itertools.islice(itertools.cycle(types), max(4, len(types))))
+        switches["num_hidden_layers"] = len(switches["layer_types"])
+    for name in ("model_type", "transformers_version", "torch_dtype", "dtype"):
+        switches.pop(name, None)
+    try:
+        hf = tiny_hf_model(architecture, **switches)
+        trace = traced(hf, 0)
+        moved = traced(hf, 1)
+    except Exception as error:
+        raise XatlasError(f"{architecture} can't be made small and run ({type(error).__name__}: {error}).") from error
+    writer = Writer(hf, architecture, trace, moved)
+    source = writer.file()
+    return Suggestion(source, writer.questions, _judged(source, hf))
+
+
+def _judged(source: str, hf: Any) -> str:
+    """Return what the check says of the adapter in a file; nothing where it passes."""
+    found: dict[str, Any] = {"__name__": "suggested"}
+    exec(compile(source, "suggested", "exec"), found)
+    classes = [each for each in found.values() if isinstance(each, type) and issubclass(each, Adapter)]
+    cls = next(each for each in classes if each.__module__ == "suggested")
+    try:
+        from xatlas.model import HookedModel
+
+        check_adapter(HookedModel(hf, None, adapter=cls(hf)))
+    except XatlasError as error:
+        return str(error)
+    return ""
