@@ -322,11 +322,11 @@ def _check_generate(model: HookedModel) -> None:
             whole = model.model(input_ids=made.sequences[:, :-1], use_cache=False).logits[:, tokens.shape[1] - 1 :]
         return float((torch.stack(made.logits, 1) - whole).abs().max()) / max(1.0, float(whole.abs().max()))
 
-    own = gap(tokens)
-    if own > 1e-4:  # Hugging Face's own steps differ; some of its models can take steps of one row alone
-        tokens = tokens[:1]
-        own = gap(tokens)
     try:
+        own = gap(tokens)
+        if own > 1e-4:  # Hugging Face's own steps differ; some of its models can take steps of one row alone
+            tokens = tokens[:1]
+            own = gap(tokens)
         found = gap(tokens, Intervention(Site(0, "operator_out"), Zero(), positions="first"))
     except XatlasError:  # a cache that does not count is refused with its reason
         return
