@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from xatlas import Adapter, HookPoint, hookimpl
 from xatlas.architectures.state_space import MixerAdapter, WithoutMlp
-from xatlas.contracts.adapter import HeadLayout, Heads, Part, Pattern, Scaled, View, Whole
+from xatlas.contracts.adapter import HeadLayout, Heads, Part, Pattern, Scaled
 
 if TYPE_CHECKING:
     import torch
@@ -16,10 +16,6 @@ _SSM_HEADS = ("num_heads", "n_groups", "head_dim")
 _MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 _SHARED = {f"shared_{role}": f"shared_expert.{name}" for role, name in _MLP.items()}
 _KIMI = {f"shared_{role}": f"shared_experts.{name}" for role, name in _MLP.items()}
-
-
-def _times(factor: float) -> View:
-    return Whole() if factor == 1 else Scaled(float(factor))
 
 
 class JambaAdapter(MixerAdapter):
@@ -65,9 +61,9 @@ class FalconH1Adapter(JambaAdapter):
 
     def hook_points(self, layer: int) -> dict[str, HookPoint]:
         points, block = super().hook_points(layer), self.block(layer)
-        ssm = HookPoint(f"{self.layer_path(layer)}.{self.mixer_name}", "output", _times(block.ssm_out_multiplier))
+        ssm = HookPoint(f"{self.layer_path(layer)}.{self.mixer_name}", "output", Scaled(block.ssm_out_multiplier))
         attention = self.operator_path(layer)
-        points["operator_out"] = HookPoint(attention, "output", _times(block.attn_out_multiplier), beside=(ssm,))
+        points["operator_out"] = HookPoint(attention, "output", Scaled(block.attn_out_multiplier), beside=(ssm,))
         points["attention_pattern"] = HookPoint(attention, "output", Pattern())
         return points
 
@@ -97,7 +93,7 @@ class GraniteMoeHybridAdapter(MixerAdapter):
 
     def hook_points(self, layer: int) -> dict[str, HookPoint]:
         points, block, path = super().hook_points(layer), self.block(layer), self.layer_path(layer)
-        view = _times(block.residual_multiplier)
+        view = Scaled(block.residual_multiplier)
         points["operator_out"] = HookPoint(self.operator_path(layer), "output", view)
         experts = (HookPoint(f"{path}.block_sparse_moe", "output", view),) if block.has_experts else ()
         points["mlp_out"] = HookPoint(f"{path}.{self.mlp_name}", "output", view, beside=experts)

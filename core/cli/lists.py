@@ -1,11 +1,10 @@
-"""Commands that list, explain, show and check what there is: rows are collected, then printed as a table or JSON."""
+"""Commands that list, explain and show what there is: rows are collected, then printed as a table or JSON."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ import typer
 
 from xatlas import manager
 from xatlas.cli import options
-from xatlas.cli.app import FAILED, app, command, end, reports_errors
+from xatlas.cli.app import FAILED, app, command, reports_errors
 from xatlas.cli.output import Rows, echo, fitting, print_json, print_rows, print_table, summarised
 from xatlas.contracts.parameters import as_text
 from xatlas.errors import XatlasError, unknown
@@ -28,8 +27,6 @@ _ROLES: dict[str | None, str] = {"measure": "to measure on", "reference": "for m
 
 models_app = typer.Typer(help="List models by name, or fetch one.", rich_markup_mode=None)
 app.add_typer(models_app, name="models", invoke_without_command=True)
-adapter_app = typer.Typer(help="Help with adapters of one's own.", rich_markup_mode=None)
-app.add_typer(adapter_app, name="adapter")
 
 
 @command()
@@ -290,87 +287,6 @@ def suites() -> Rows:
         {"name": name, "default": _ROLES.get(item.default_for, ""), "what": item.summary}
         for name, item in manager.suites().items()
     ]
-
-
-@command()
-def check(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Adapters, probes, comparisons, suites or models; all when left out.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FOLDER", help="Check the adapter of this model on its own weights, and nothing else."
-        ),
-    ] = None,
-) -> None:
-    """Check adapters, probes, comparisons, suites and named models against their contracts, installed ones included."""
-    from xatlas.checks import check_adapter, check_comparison, check_probe, check_source, check_suite
-
-    if model is not None:
-        from xatlas import api
-
-        if names:
-            raise XatlasError("--model stands alone: name plugins or a model, not both.")
-        loaded = api.load(model)
-        _report({f"model {model}": lambda: check_adapter(loaded)})
-        return
-    registries: list[tuple[str, Mapping[str, Any], Callable[[Any], None]]] = [
-        ("architecture", manager.adapters(), check_adapter),
-        ("probe", manager.probes(), check_probe),
-        ("comparison", manager.comparisons(), check_comparison),
-        ("suite", manager.suites(), check_suite),
-        ("model", manager.models(), check_source),
-    ]
-    known = [(kind, name, item, run) for kind, registry, run in registries for name, item in registry.items()]
-    for asked in names or ():
-        manager.pick("plugin", asked, {name: item for _, name, item, _ in known})
-    chosen = [(f"{kind} {name}", partial(run, item)) for kind, name, item, run in known if not names or name in names]
-    _report(dict(chosen))
-
-
-def _report(checks: Mapping[str, Callable[[], None]]) -> None:
-    """Make checks and say what came of each; with a failure, end in an error."""
-    failed = 0
-    for what, run in checks.items():
-        try:
-            run()
-            echo(f"ok      {what}")
-        except (Exception, SystemExit) as error:  # whatever a plugin raises is its failure
-            failed += 1
-            echo(f"FAILED  {what}: {one_line(str(error))}")
-    if failed:
-        raise end(f"{failed} failed their checks.", FAILED)
-
-
-@command(adapter_app)
-def suggest(
-    model: Annotated[
-        str,
-        typer.Argument(help="Name or folder of a model, or its class in transformers.", metavar="MODEL|FOLDER|CLASS"),
-    ],
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("adapter.py"),
-) -> None:
-    """Write a first adapter for an architecture that has none, with questions where it is not certain, and check it."""
-    from xatlas.files import write_atomic
-    from xatlas.loading.model_files import read_json
-    from xatlas.loading.model_names import resolve
-    from xatlas.suggest import is_class, suggest as suggest_adapter
-
-    architecture, config = model, {}
-    if not is_class(model):
-        found = resolve(model, fetch="config")
-        architecture, config = found.architecture, read_json(found.folder / "config.json")
-    if out.exists():
-        raise XatlasError(f"{out} is there already: name another file with --out.")
-    suggestion = suggest_adapter(architecture, config)
-    write_atomic(out, suggestion.source.encode())
-    echo(f"{out}: an adapter for {architecture}.")
-    for question in suggestion.questions:
-        echo(f"question: {question}")
-    if suggestion.verdict:
-        raise end(f"its check fails on a tiny model: {suggestion.verdict}", FAILED)
-    echo("Its check passes on a tiny model. docs/adapters.md says how to register it.")
 
 
 @models_app.callback()

@@ -25,7 +25,8 @@ from xatlas.interventions import Condition
 from xatlas.metrics import Metric, TokenLogits
 from xatlas.model import HookedModel
 from xatlas.model.cache import record_last_position
-from xatlas.model.hooks import exclusive, is_held
+from xatlas.model.holding import is_held
+from xatlas.model.hooks import exclusive
 from xatlas.prompts.reader import TokenPrompt
 
 

@@ -16,7 +16,8 @@ from xatlas.interventions import Condition, Intervention, InterventionContext, e
 from xatlas.metrics import Metric
 from xatlas.model import HookedModel
 from xatlas.model.cache import has_steps, rows_of
-from xatlas.model.hooks import CleanRun, Hook, attached, is_held
+from xatlas.model.holding import is_held
+from xatlas.model.hooks import CleanRun, Hook, attached
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
 

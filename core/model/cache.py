@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from xatlas.contracts.adapter import Site
-from xatlas.model.hooks import CACHES, CleanRun, record
+from xatlas.model.hooks import CleanRun, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from xatlas.model import HookedModel
+
+
+#: Names under which decoders take and return their cache.
+CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 
 
 class _Rows(list[Any]):

@@ -18,6 +18,7 @@ from xatlas.errors import XatlasError, no_adapter, unknown
 from xatlas.files import sha256
 from xatlas.interventions import Intervention
 from xatlas.manager import adapters
+from xatlas.model.holding import holding
 from xatlas.model.hooks import (
     CleanRun,
     Editor,
@@ -28,7 +29,6 @@ from xatlas.model.hooks import (
     attached,
     attention_weights,
     exclusive,
-    holding,
     record,
 )
 from xatlas.model.proof import prove as prove_hook_points
@@ -126,9 +126,8 @@ class HookedModel:
 
     @property
     def decoder(self) -> Any:
-        """The Hugging Face model without its unembedding."""
-        whole, base = self.model, self.model.base_model  # which is the whole itself where the class names it wrongly
-        return base if base is not whole else self.adapter.module(self.adapter.layers_path.rpartition(".")[0])
+        """The Hugging Face module that runs the layers; Hugging Face's ``base_model`` may be one around it."""
+        return self.adapter.module(self.adapter.layers_path.rpartition(".")[0])
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xatlas.errors import XatlasError
-from xatlas.model.hooks import CACHES
+from xatlas.model.cache import CACHES
 from xatlas.suggest.trace import CLOSE, LENGTH, Trace, same
 
 #: Names of linear modules → what they are for.
