@@ -136,6 +136,17 @@ def test_the_largest_is_found_and_equal_ones_tie():
     assert set(largest(sample, noisy(rng, means, 60)).tied) & {3, 5}
 
 
+def test_a_family_that_varies_in_one_of_two_models_alone_leaves_the_other_its_error():
+    """A family of one template is left out of a mean: that mean is one over fewer families, and moves by more."""
+    rng, steady = np.random.default_rng(0), Sample(["f"] * 5 + ["g"] * 5, [*range(5), *range(5)])
+    fewer = Sample(["f"] * 5 + ["g"], [*range(5), 0]).mean(array(rng.normal(2, 1, 6)))
+    errors = [
+        float(each.half() / t_quantile(each.freedom()))
+        for each in (steady.mean(array(np.full(10, 3.0))) - fewer, fewer)
+    ]
+    assert errors[0] == pytest.approx(errors[1])
+
+
 def test_what_is_chosen_by_looking_is_measured_on_other_templates():
     rng, sample = np.random.default_rng(0), balanced(12, 5)
     over = [largest(sample, noisy(rng, np.ones(20), 60)).over_next for _ in range(10)]
@@ -152,6 +163,17 @@ def test_two_texts_that_make_the_runner_up_do_not_multiply_the_quotient():
     times, low, _ = largest(sample, values).over_next
     assert 1 < times / float(means[0] / means[1]) < 2.5
     assert low < float(means[0] / means[1])
+
+
+def test_a_runner_up_that_one_text_makes_is_as_uncertain_as_that_text_makes_it():
+    """That text is in no half that measures what it makes second: halves alone would be sure of a quotient."""
+    values = noisy(np.random.default_rng(0), np.array([10.0, 0.01, 0.01]), 60, sd=0.1)
+    values[7, 1] = 5.0
+    sample = balanced(12, 5)
+    (value, low, high), _ = sample.cross_fit(values.values, lambda means: np.eye(3)[np.argsort(-means)[:2]], log=True)
+    plain = sample.ratio(values.isel(layer=0), values.isel(layer=1))
+    assert math.log(high / value) == pytest.approx(math.log(value / low))
+    assert math.log(high / value) >= float(plain.half()) - 1e-9
 
 
 def test_where_halves_choose_alike_the_cross_fitted_quotient_is_the_plain_one():
