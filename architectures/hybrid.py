@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from xatlas import Adapter, HookPoint, hookimpl
 from xatlas.architectures.state_space import MixerAdapter, WithoutMlp
-from xatlas.contracts.adapter import HeadLayout, Heads, Part, Pattern, Scaled
+from xatlas.contracts.adapter import HeadLayout, Heads, Part, Pattern, PreNormAdapter, Scaled
 
 if TYPE_CHECKING:
     import torch
 
 _SSM_HEADS = ("num_heads", "n_groups", "head_dim")
 #: Names of an MLP, and of a mixture of experts in its place.
-_MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+_MLP = PreNormAdapter.mlp_roles
 _SHARED = {f"shared_{role}": f"shared_expert.{name}" for role, name in _MLP.items()}
 _KIMI = {f"shared_{role}": f"shared_experts.{name}" for role, name in _MLP.items()}
 

@@ -10,9 +10,11 @@ from typing import Any
 from xatlas.checks import check_adapter
 from xatlas.contracts.adapter import Adapter
 from xatlas.errors import XatlasError
+from xatlas.model import HookedModel
 from xatlas.suggest.trace import traced
 from xatlas.suggest.writer import Writer
 from xatlas.testing import tiny_hf_model
+from xatlas.text import one_line
 
 
 @dataclass
@@ -28,7 +30,9 @@ def is_class(name: str) -> bool:
     """Whether a name is that of a model's class in transformers."""
     import transformers
 
-    return name.isidentifier() and isinstance(getattr(transformers, name, None), type)
+    found: Any = getattr(transformers, name, None) if name.isidentifier() else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return is_model and getattr(found, "config_class", None) is not None
 
 
 def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Suggestion:
@@ -52,7 +56,7 @@ def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Sugge
     import transformers
 
     if not is_class(architecture):
-        raise XatlasError(f"transformers has no class {architecture}.")
+        raise XatlasError(f"transformers has no model class {architecture}.")
     switches: dict[str, Any] = {name: value for name, value in (config or {}).items() if isinstance(value, bool | str)}
     known = vars(getattr(transformers, architecture).config_class())
     switches = {name: value for name, value in switches.items() if name in known and not name.startswith("_")}
@@ -66,7 +70,10 @@ def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Sugge
         trace = traced(hf, 0)
         moved = traced(hf, 1)
     except Exception as error:
-        raise XatlasError(f"{architecture} can't be made small and run ({type(error).__name__}: {error}).") from error
+        why = one_line(f"{type(error).__name__}: {error}")
+        raise XatlasError(f"{architecture} can't be made small and run on a text ({why}).") from error
+    if hf.get_output_embeddings() is None:
+        raise XatlasError(f"{architecture} gives no logits: name the class that ends in ForCausalLM or LMHeadModel.")
     writer = Writer(hf, architecture, trace, moved)
     source = writer.file()
     return Suggestion(source, writer.questions, _judged(source, hf))
@@ -79,9 +86,7 @@ def _judged(source: str, hf: Any) -> str:
     classes = [each for each in found.values() if isinstance(each, type) and issubclass(each, Adapter)]
     cls = next(each for each in classes if each.__module__ == "suggested")
     try:
-        from xatlas.model import HookedModel
-
         check_adapter(HookedModel(hf, None, adapter=cls(hf)))
-    except XatlasError as error:
-        return str(error)
+    except Exception as error:  # what is wrong may be the file itself
+        return one_line(str(error) if isinstance(error, XatlasError) else f"{type(error).__name__}: {error}")
     return ""

@@ -153,7 +153,7 @@ class Writer:
         """Return the paths around the layers, and the name of the cache."""
         paths = {id(module): path for path, module in self.hf.named_modules()}
         last = self.trace.left[f"{self.layers}.{len(self.kinds) - 1}"]
-        head = self.hf.get_output_embeddings() or self.hf.lm_head
+        head = self.hf.get_output_embeddings()
         norms = [path for path, tensor in self.trace.entered.items() if same(tensor, last) and path != paths[id(head)]]
         outside = [path for path in norms if not path.startswith(f"{self.layers}.")]
         found = {

@@ -32,6 +32,16 @@ def test_a_stream_that_layers_norm_themselves_is_refused_with_the_reason():
         suggest("BloomForCausalLM")
 
 
-def test_what_transformers_does_not_have_is_one_line():
-    with pytest.raises(XatlasError, match="no class NoSuchModel"):
-        suggest("NoSuchModel")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("NoSuchModel", "no model class NoSuchModel"),
+        ("Trainer", "no model class Trainer"),
+        ("LlamaModel", "gives no logits"),
+        ("T5ForConditionalGeneration", "can't be made small and run on a text"),
+    ],
+)
+def test_what_is_no_decoder_is_one_line(name, told):
+    with pytest.raises(XatlasError, match=told) as error:
+        suggest(name)
+    assert "\n" not in str(error.value)
