@@ -21,6 +21,8 @@ from xatlas.vocabulary import forward_order
 if TYPE_CHECKING:
     from xatlas.model import HookedModel
 
+#: Difference, of the largest number, by which other matrix products may round a layer's output.
+_STEP = 1e-4
 #: Tokens in the proof's text.
 LENGTH = 7
 
@@ -81,11 +83,15 @@ def _wrong(model: HookedModel, site: Site, found: str) -> XatlasError:
     return XatlasError(f"{type(model.adapter).__name__} is wrong about {where}: {found}.")
 
 
-def _gap(ours: Tensor, theirs: Tensor, *terms: Tensor) -> float:
-    """Return the largest difference of two tensors; 0 where rounding explains it, given what they are sums of."""
+def _gap(ours: Tensor, theirs: Tensor, *terms: Tensor, relative: float = 0.0) -> float:
+    """Return the largest difference of two tensors; 0 where rounding explains it, given what they are sums of.
+
+    Rounding is that of sums of a few terms, or ``relative`` where that is more.
+    """
     tensors = (ours, theirs, *terms)
     largest = max(float(tensor.abs().max()) for tensor in tensors)
-    tolerance = 16 * max(torch.finfo(tensor.dtype).eps for tensor in tensors) * max(largest, 1e-3)
+    rounding = max(relative, 16 * max(torch.finfo(tensor.dtype).eps for tensor in tensors))
+    tolerance = rounding * max(largest, 1e-3)
     gap = float((ours - theirs).abs().max())
     return gap if gap > tolerance else 0.0
 
@@ -245,14 +251,18 @@ def _check_passed_on(model: HookedModel, layer: int, values: dict[Site, Tensor])
 
 
 def _check_last_position(model: HookedModel, ids: Tensor) -> None:
-    """Check that each layer gives at the last position, on the cache of those before it, what it gives in a whole."""
+    """Check that each layer gives at the last position, on the cache of those before it, what it gives in a whole.
+
+    What enters is that of the whole, so that rounding does not add up over layers.
+    """
     whole = model.record(ids)
     last, cache = record_last_position(model, ids)
     rows = torch.arange(len(ids), device=ids.device)
     for layer, call in enumerate(last.calls):
-        there = whole.inputs[layer + 1] if layer + 1 < model.n_layers else whole.final
-        here = model.run_layer(layer, last.inputs[layer], call, cache=rows_of(cache, rows))
-        if gap := _gap(here, there[:, -1:], whole.inputs[layer]):
+        entering = whole.inputs[layer][:, -1:]
+        leaving = (whole.inputs[layer + 1] if layer + 1 < model.n_layers else whole.final)[:, -1:]
+        here = model.run_layer(layer, entering, call, cache=rows_of(cache, rows))
+        if gap := _gap(here, leaving, entering, relative=_STEP):
             fault = f"run on its cache alone the last position of layer {layer} differs (by {gap:.2g})"
             advice = "its row_arguments are incomplete, or cache_argument must be None"
             raise XatlasError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from models import SHAPES, build
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from xatlas.architectures.lfm2 import Lfm2Adapter
 from xatlas.architectures.llama import LlamaAdapter
@@ -180,6 +181,25 @@ def test_a_receptive_field_that_is_too_short_is_refused(adapter, kind):
     hf = build(kind)
     with pytest.raises(XatlasError, match=r"wrong about layer 0: its last output does not follow"):
         HookedModel(hf, None, adapter=adapter(hf))
+
+
+class WithoutItsPast(LlamaAdapter):
+    cache_argument = "past"  # which a layer takes, and passes over
+
+
+def test_a_step_that_does_not_read_the_cache_is_refused():
+    hf = build("llama")
+    with pytest.raises(XatlasError, match=r"wrong about 'past': run on its cache alone the last position of layer 0"):
+        HookedModel(hf, None, adapter=WithoutItsPast(hf))
+
+
+def test_rounding_of_wide_layers_is_no_fault_of_an_adapter():
+    """A step multiplies other shapes than a whole: sums of thousands of numbers round otherwise."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 8, "vocab_size": 97}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "layer_types": ["conv", "full_attention"] * 4}
+    config = Lfm2Config(**sizes, **heads, block_auto_adjust_ff_dim=False, initializer_range=0.1)
+    HookedModel(Lfm2ForCausalLM(config).eval(), None)
 
 
 def test_a_hook_on_lfm2s_convolution_is_refused():
