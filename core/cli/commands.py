@@ -87,7 +87,7 @@ def run(
 
     if model.startswith("-"):
         raise XatlasError(f"'{model}' stands where the model's name belongs: write xatlas run MODEL, then options.")
-    asked = _asked(context, (), _names(probes) or list(manager.probes()), set_)
+    asked = _asked(context, (), _names(probes) or _usual_probes(), set_)
     asked |= {"minutes": minutes, "refresh": refresh}
     report = api.compare(split_names(model), out=out, reporter="console", **asked, **config)
     rows = _jobs(report, out)
@@ -224,6 +224,11 @@ def figures(
         raise end(f"{len(failures)} of the figures could not be drawn.", FAILED)
 
 
+def _usual_probes() -> list[str]:
+    """Return the probes that are measured when none is named: training takes long, and needs more packages."""
+    return [name for name, probe in manager.probes().items() if not probe.mutates]
+
+
 def _names(texts: Sequence[str] | None) -> list[str]:
     return [name for text in texts or () for name in split_names(text)]
 
@@ -236,7 +241,7 @@ def _asked(
 
     names = pick_comparisons(comparisons)
     required = [needed.probe for name in names for needed in manager.comparisons()[name]().requires]
-    measured = list(dict.fromkeys(required + probes)) or list(manager.probes())
+    measured = list(dict.fromkeys(required + probes)) or _usual_probes()
     parameters = options.parameters(context, texts or (), measured, names)
     return {"comparisons": names, "probes": probes, "parameters": parameters}
 

@@ -130,7 +130,10 @@ Comparisons = Annotated[
     list[str] | None,
     _several(help="Comparisons, comma-separated; those that cost little when left out.", registry="comparisons"),
 ]
-Probes = Annotated[list[str] | None, _several(help="Probes, comma-separated; all when left out.", registry="probes")]
+Probes = Annotated[
+    list[str] | None,
+    _several(help="Probes, comma-separated; all but those that train when left out.", registry="probes"),
+]
 MoreProbes = Annotated[
     list[str] | None,
     _several(

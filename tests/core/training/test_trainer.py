@@ -1,0 +1,194 @@
+"""Fine-tuning through TRL: what is trained, how it goes on, how it stops, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import xatlas
+from xatlas import XatlasError, manager
+from xatlas.model import HookedModel
+from xatlas.training import trainer
+from xatlas.training.data import of_prompts, split
+from xatlas.training.measure import HeldOut
+from xatlas.training.targets import target_modules
+from xatlas.training.trainer import BETA, METHODS, Run, in_four_bits, lora, train
+
+
+@pytest.fixture(scope="module")
+def lfm2():
+    return xatlas.load("lfm2-mini")
+
+
+@pytest.fixture(scope="module")
+def taught(lfm2):
+    return split(lfm2, "letter_doubling")
+
+
+@pytest.fixture(scope="module")
+def held(lfm2, taught):
+    return HeldOut(lfm2, taught[1])
+
+
+@pytest.fixture(scope="module")
+def targets(lfm2):
+    return target_modules(lfm2, ["mlp"])
+
+
+def weights(tuned):
+    return {name: w.detach().clone() for name, w in tuned.peft.named_parameters() if w.requires_grad}
+
+
+def trained(model, targets, examples, run, **options):
+    with lora(model, targets, run) as tuned:
+        train(tuned, examples, run, **options)
+        return weights(tuned)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_and_leaves_the_model_as_it_was(lfm2, taught, held, targets, method):
+    before, state = held.measure(lfm2), copy.deepcopy(lfm2.model.state_dict())
+    run, seen = Run(method, steps=12, learning_rate=3e-3, batch=4), []
+    with lora(lfm2, targets, run) as tuned:
+        start = held.measure(tuned.model)
+        train(tuned, taught[0], run, progress=seen.append)
+        after = held.measure(tuned.model)
+        assert all(weight.dtype == torch.float32 for weight in weights(tuned).values())
+    assert [each.step for each in seen] == list(range(1, 13))
+    assert seen[5].tokens_per_second > 0
+    if method != "qlora":  # whose weights are rounded before any training
+        assert start["kl_shift"] == pytest.approx([0.0], abs=1e-9)
+    assert after["kl_shift"][0] > start["kl_shift"][0] + 1e-3
+    assert after["reward"][0] > before["reward"][0]
+    assert after["heldout_loss"][0] < 0.8 * before["heldout_loss"][0] or method == "grpo"
+    now = lfm2.model.state_dict()
+    assert list(now) == list(state)
+    assert all(torch.equal(now[name], state[name]) for name in state)
+    assert "forward" not in vars(lfm2.model)
+    assert held.measure(lfm2)["heldout_loss"] == before["heldout_loss"]
+
+
+def test_the_loss_is_that_of_response_tokens(lfm2, taught, targets):
+    """Prompts are of unequal lengths: with their tokens, or with padding, it would be another number."""
+    examples = taught[0][:4]
+    assert len({len(example.prompt) for example in examples}) > 1
+    run, seen = Run(steps=1, batch=4), []
+    with lora(lfm2, targets, run) as tuned:
+        train(tuned, examples, run, progress=seen.append)
+    expected = HeldOut(lfm2, examples).measure(lfm2)["heldout_loss"][0]
+    assert seen[0].loss == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["sft", pytest.param("dpo", marks=pytest.mark.slow), "grpo"])
+def test_a_run_that_was_killed_ends_like_one_that_was_not(lfm2, taught, targets, tmp_path, method):
+    run = Run(method, steps=5, batch=2, learning_rate=3e-3)
+    expected = trained(lfm2, targets, taught[0], run)
+
+    def kill(step):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(lfm2, targets, taught[0], run, folder=tmp_path, every=3, watch=kill)
+    seen = []
+    found = trained(lfm2, targets, taught[0], run, folder=tmp_path, every=3, watch=seen.append)
+    assert seen == [4, 5]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_out_of_memory_halves_the_batch_and_accumulates(lfm2, taught, targets, capsys):
+    run, tries = Run(steps=3, batch=8, learning_rate=3e-3), []
+    expected = trained(lfm2, targets, taught[0], run)
+
+    def full(step):
+        tries.append(step)
+        if len(tries) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    found = trained(lfm2, targets, taught[0], run, watch=full)
+    assert tries == [1, 2, 1, 2, 3]
+    assert "batches of 4, 2 to a step" in capsys.readouterr().err
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=2e-4, rtol=0)
+
+    def never(step):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(XatlasError, match="memory does not suffice for a batch of one"):
+        trained(lfm2, targets, taught[0], Run(steps=1, batch=2), watch=never)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(lfm2, taught, targets):
+    run = Run(steps=3)
+    with lora(lfm2, targets, run) as tuned:
+        with torch.no_grad():
+            next(w for name, w in tuned.peft.named_parameters() if "lora_B" in name).fill_(float("nan"))
+        with pytest.raises(XatlasError, match=r"is not finite at step 1: lower the learning rate, 0\.001"):
+            train(tuned, taught[0], run)
+
+
+def test_gradients_through_four_bits_are_those_of_the_weights(lfm2):
+    """A forward without gradients before must not spoil them, as it does where weights are then repacked."""
+    import bitsandbytes
+
+    texts = manager.suites()["train"].load().first_templates(1)
+    known = [(*e.prompt, *e.response) for e in of_prompts(lfm2, texts)[::4]]
+    every = target_modules(lfm2, ["all"])
+
+    def gradient(model):
+        with lora(model, every, Run(seed=1)) as tuned:
+            for ids in (torch.tensor([each]) for each in known):
+                with torch.no_grad():
+                    tuned.peft.eval()(input_ids=ids)
+                tuned.peft.train()(input_ids=ids, labels=ids).loss.backward()
+            return torch.cat([weight.grad.flatten() for weight in tuned.peft.parameters() if weight.grad is not None])
+
+    small = in_four_bits(lfm2)
+    linear = {path: each for path, each in small.model.named_modules() if type(each).__name__ == "Linear4bit"}
+    assert set(linear) == set(every.modules)
+    assert not any(module.support_avx512bf16_for_cpu for module in linear.values())
+    exact, rounded = gradient(lfm2), gradient(small)
+    alike = torch.nn.functional.cosine_similarity
+    assert 0.95 < float(alike(exact, rounded, dim=0)) < 0.9999
+    unpacked = copy.deepcopy(lfm2.model)
+    for path, module in linear.items():
+        weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        unpacked.get_submodule(path).weight.data = weight
+    assert float(alike(gradient(HookedModel(unpacked, None, prove=False)), rounded, dim=0)) > 0.9999
+
+
+def test_settings_that_trl_would_choose_otherwise(lfm2, taught, targets, tmp_path):
+    def settings(method):
+        run = Run(method)
+        with lora(lfm2, targets, run) as tuned:
+            rows = trainer._rows(taught[0], run)
+            return trainer._Task(tuned, rows, run, 8, 1, tmp_path, 0)._settings()
+
+    plain = settings("sft")
+    assert not plain["bf16"]
+    assert not plain["packing"]  # which a convolution would read across
+    assert settings("grpo")["beta"] == BETA["grpo"] > 0
+
+
+def test_what_a_method_needs_of_the_data_is_said(lfm2, targets):
+    from xatlas.training.data import Example
+
+    plain = [Example("f", (1, 2), (3,))]
+    for method, what in (("dpo", "a rejected response"), ("grpo", "an answer")):
+        run = Run(method, steps=1)
+        with lora(lfm2, targets, run) as tuned, pytest.raises(XatlasError, match=what):
+            train(tuned, plain, run)
+    with pytest.raises(XatlasError, match="rank = 0 does not fit"):
+        Run(rank=0)
+
+
+def test_a_missing_package_is_said_in_one_line(monkeypatch):
+    import sys
+
+    from xatlas.training.data import needed
+
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(XatlasError, match=r"training needs trl: pip install 'xatlas-lm\[train\]'"):
+        needed("trl")

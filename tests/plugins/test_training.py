@@ -1,0 +1,117 @@
+"""The probes that train: what they hold, what is absent and why, and that finished runs are kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from xatlas import XatlasError, api, manager
+from xatlas.schema import notes
+from xatlas.testing import CountingCheckpoint
+
+SHORT = {"seeds": 2, "steps": 4, "points": 2, "batch": 4, "data": "letter_doubling"}
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    return tmp_path_factory.mktemp("atlas")
+
+
+@pytest.fixture(scope="module")
+def targets(atlas):
+    return api.measure("qwen-mini", "lora_targets", parameters=SHORT, suite="quick[1]", out=atlas)
+
+
+def test_strategies_are_measured_before_along_and_after(targets):
+    assert targets["step"].values.tolist() == [0, 2, 4]
+    there = targets.drop_sel(setting="conv_only")
+    assert np.isfinite(there["heldout_loss"]).all()
+    assert (there["kl_shift"].sel(step=0) == 0).all()
+    assert (there["kl_shift"].sel(step=4, family="letter_doubling") > 0).all()
+    assert targets["family"].values[targets["trained"].values].tolist() == ["letter_doubling"]
+    assert targets.sizes["family"] > 10
+
+
+def test_what_an_architecture_lacks_is_absent_with_the_reason(targets):
+    gone = targets.sel(setting="conv_only")
+    assert all(np.isnan(gone[name]).all() for name in targets.data_vars)
+    reasons = notes(targets, "absent")
+    assert any("no module has the role 'conv'" in reason for reason in reasons.values())
+
+
+def test_random_layers_have_just_the_parameters_of_the_guided(targets):
+    size = targets["parameters"]
+    assert size.sel(setting="random_layers") == size.sel(setting="atlas_guided") > 0
+    layers = targets["layers"]
+    assert (layers.sel(setting="random_layers") != layers.sel(setting="atlas_guided")).all()
+    assert size.sel(setting="all_linear") == size.sel(setting=["attention_only", "mlp_only"]).sum()
+
+
+def test_finished_runs_are_kept(monkeypatch):
+    """A run that is killed in its third training goes on there, and ends with the same numbers."""
+    from xatlas.contracts.probe import Inputs
+    from xatlas.training import trainer
+
+    probe = manager.probes()["lora_rank"](**SHORT | {"points": 1, "steps": 2}, ranks=(2, 4))
+    given = api.MeasureConfig.make(suite="quick[1]")
+    train, calls = trainer.train, []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        train(*args, **kwargs)
+
+    def measure(checkpoint):
+        inputs = Inputs(reference=given.reference, checkpoint=checkpoint)
+        return probe.measure(api.load("qwen-mini"), given.suite, inputs)
+
+    whole = measure(CountingCheckpoint())
+    monkeypatch.setattr(trainer, "train", counted)
+    kept = CountingCheckpoint()
+    with pytest.raises(KeyboardInterrupt):
+        measure(kept)
+    again = measure(kept)
+    assert len(calls) == 3 + 2  # four runs, of which two were kept
+    assert again.identical(whole)
+
+
+def test_settings_that_differ_in_steps_alone_are_one_run():
+    from xatlas.contracts.probe import Inputs
+
+    asked = {**SHORT, "seeds": 1, "learning_rates": (1e-3, 1e-2), "ranks": (), "lengths": (2,)}
+    given = api.MeasureConfig.make(suite="quick[1]")
+    probe = manager.probes()["lora_hyperparameters"](**asked)
+    labels = list(probe.settings())
+    assert labels == ["lr 0.001, rank 8, 4 steps", "lr 0.01, rank 8, 4 steps", "lr 0.001, rank 8, 2 steps"]
+    assert len(manager.probes()["lora_hyperparameters"]().settings()) == 13
+    model = api.load("qwen-mini")
+    found = probe.measure(model, given.suite, Inputs(reference=given.reference))
+    short, centre = found.sel(setting=labels[2]), found.sel(setting=labels[0])
+    shared = short["heldout_loss"].sel(step=2)
+    np.testing.assert_array_equal(shared, centre["heldout_loss"].sel(step=2))  # one run: the rate is constant
+    assert np.isnan(short["heldout_loss"].sel(step=4)).all()
+
+
+def test_training_needs_the_name_of_a_model():
+    with pytest.raises(XatlasError, match="lora_rank trains the model that it is given"):
+        api.measure(api.load("qwen-mini"), "lora_rank")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lfm2-mini", "qwen-mini"])
+def test_methods_learn_what_they_are_for(name, atlas):
+    """SFT's held-out loss falls by a fifth, DPO's preferences beat chance, GRPO's reward rises: over five seeds."""
+    from xatlas.stats import t_quantile
+
+    found = api.measure(name, "finetune_methods", parameters={"data": "letter_doubling", "points": 1}, out=atlas)
+    own = found.sel(family="letter_doubling")
+    first, last = own.isel(step=0), own.isel(step=-1)
+
+    def low(values):
+        return float(values.mean() - t_quantile(4) * values.std(ddof=1) / np.sqrt(5))
+
+    fall = 1 - last["heldout_loss"].sel(setting="sft") / first["heldout_loss"].sel(setting="sft")
+    assert low(fall) > 0.2
+    assert low(last["preference"].sel(setting="dpo")) > 0.5
+    assert low(last["reward"].sel(setting="grpo") - first["reward"].sel(setting="grpo")) > 0
