@@ -5,6 +5,7 @@
 # make test-oldest  the tests of what transformers does, on the oldest version that is allowed (a venv of its own)
 # make bench     the sweep benchmark                    make bench-reading  what the reading probes cost
 # make lint      ruff, mypy, import linter
+# make architectures  measure every class against plain hooks, for docs/architectures.md
 # make docs      write again what docs/ takes from the code; make picture: the README's picture and table
 
 PYTHON ?= python3.11
@@ -20,7 +21,7 @@ EDITABLE = $(INSTALL) --no-build-isolation --config-settings editable_mode=stric
 FOLDERS := $(shell find core plugins architectures comparisons -type d -not -name __pycache__)
 
 .DELETE_ON_ERROR:
-.PHONY: compare test test-all test-gpu test-oldest wheel bench bench-reading lint docs picture clean
+.PHONY: compare test test-all test-gpu test-oldest wheel bench bench-reading lint docs architectures picture clean
 
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
@@ -63,6 +64,10 @@ wheel: $(VENV)/.installed
 	rm -rf $(VENV)-wheel
 
 docs: $(VENV)/.installed $(VENV)/.installed-test
+	$(BIN)/python docs/generate.py
+
+architectures: $(VENV)/.installed $(VENV)/.installed-test
+	$(BIN)/python docs/measure.py
 	$(BIN)/python docs/generate.py
 
 # the README's picture and table, from what make compare left

@@ -199,7 +199,128 @@ def _scaling_row(row: dict[str, Any]) -> str:
     )
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": commands, "families.md": families, "benchmarks.md": speed}
+ARCHITECTURES = """# Architectures
+
+{made}
+
+{count} classes of transformers have an adapter. Each is held to plain hooks over whole Hugging Face forwards, whose
+module names stand in a table of the tests' own (`tests/plain_names.py`), on a tiny random model with a layer of every
+type. `make architectures` measures what stands here, on transformers {transformers} and torch {torch}:
+
+- *operators*: the types of its layers.
+- *heads*: the types of layers whose heads are sites.
+- *sites*: those beside `resid_pre`, `operator_out` and `resid_post`, which all have, and `heads`.
+- *steps*: whether the last position can be run by itself, on the model's own cache, where only it is changed. Where
+  not, results are the same, and sweeps of the readout take longer.
+- *gap*: the largest difference from plain hooks, in nats of KL, over zero and mean ablation of whole layers, zero
+  ablation of heads, and steering at the readout. Effects are mostly between 0.1 and 10 nats. The tests allow 10⁻⁴
+  and 10⁻⁵ of the effect.
+
+`xatlas check --model FOLDER` judges an adapter on a model's own weights. A model with fields of its config that no tiny
+model has is proved when it is loaded, as every model is.
+
+| class | aliases | operators | heads | sites | steps | gap: layers | gap: heads | gap: steering |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+## Without steps
+
+| class | why |
+| --- | --- |
+{slow}
+
+## Without an adapter
+
+Classes that were looked at and left out. The message for any class that has none names the nearest that has one;
+encoder-decoders and diffusion models are told apart. `xatlas adapter suggest CLASS` writes a first adapter.
+
+| class | why |
+| --- | --- |
+{missing}
+
+Heads of Falcon-H1 are those of its attention: a site kind stands for one place in a layer, so that the heads of the
+state space beside it are none. Where a layer is a state space alone, its heads are sites.
+"""
+#: Alias of a public checkpoint → its class.
+CLASS_OF = {
+    "bloom-560m": "BloomForCausalLM",
+    "gemma3-270m": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "granite-moe-1b": "GraniteMoeForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2-mini": "Lfm2ForCausalLM",
+    "llama3.2-1b": "LlamaForCausalLM",
+    "olmo2-1b": "Olmo2ForCausalLM",
+    "phi1.5": "PhiForCausalLM",
+    "pythia-160m": "GPTNeoXForCausalLM",
+    "pythia-1b": "GPTNeoXForCausalLM",
+    "qwen": "Qwen2ForCausalLM",
+    "qwen-mini": "Qwen2ForCausalLM",
+    "qwen3-0.6b": "Qwen3ForCausalLM",
+    "smollm2": "LlamaForCausalLM",
+    "smollm2-135m": "LlamaForCausalLM",
+    "smollm2-135m-q4": "LlamaForCausalLM",
+    "smollm2-mini": "LlamaForCausalLM",
+    "stablelm2-1.6b": "StableLmForCausalLM",
+    "tinyllama": "LlamaForCausalLM",
+}
+#: Why a class has no steps.
+_TIME = "transformers heeds the config's `time_step_min` on whole prompts, and not in its steps on a cache"
+WITHOUT_STEPS = {
+    "NemotronHForCausalLM": _TIME,
+    "RecurrentGemmaForCausalLM": "its recurrent layers keep their states in the modules themselves: no cache to copy",
+    "RwkvForCausalLM": "its states are tensors of all layers together, in no cache whose rows can be picked",
+    "Zamba2ForCausalLM": _TIME,
+    "xLSTMForCausalLM": "its states are a dictionary of its own kind, whose rows transformers doesn't pick",
+}
+#: Why classes have no adapter.
+WITHOUT_ADAPTER = {
+    ("MiniMaxForCausalLM",): "layers norm the stream itself, or multiply it, before they add to it: what layers add "
+    "doesn't sum to the stream",
+    ("ZayaForCausalLM",): "layers scale the stream itself, channel by channel, before they add to it",
+    ("RwkvForCausalLM",): "has an adapter, and is refused where `rescale_every` halves the stream between layers: "
+    "set it to 0",
+    ("DiffLlamaForCausalLM",): "a head is the difference of two, and the weights that it gives are those of one: "
+    "heads and patterns don't belong together",
+    ("DbrxForCausalLM",): "with its config's own default (`clip_qkv`: none) transformers' forward fails, so that there "
+    "is no tiny model to check an adapter on",
+}
+
+
+def architectures() -> str:
+    """Return architectures.md: a row for every registered class, with what ``measure.py`` found."""
+    from xatlas.manager import adapters, models
+
+    found = json.loads((FOLDER / "architectures.json").read_text(encoding="utf-8"))
+    aliases: dict[str, list[str]] = {}
+    for alias in sorted(models()):
+        aliases.setdefault(CLASS_OF[alias], []).append(f"`{alias}`")
+    rows, slow = [], []
+    for name in sorted(adapters(), key=str.lower):
+        one, own = found["classes"].get(name), ", ".join(aliases.get(name, ["–"]))
+        if one is None:
+            rows.append(f"| `{name}` | {own} | not measured |||||||")
+            continue
+        sites = [kind for kind in one["sites"] if kind not in ("resid_pre", "operator_out", "resid_post", "heads")]
+        cells = [", ".join(words) or "–" for words in (one["operators"], one["heads"], sites)]
+        gaps = (f"{one['gaps'][word]:.0e}" if word in one["gaps"] else "–" for word in ("layers", "heads", "steering"))
+        rows.append(
+            f"| `{name}` | {own} | {' | '.join(cells)} | {'yes' if one['steps'] else 'no'} | {' | '.join(gaps)} |"
+        )
+        if not one["steps"]:
+            slow.append(f"| `{name}` | {WITHOUT_STEPS[name]} |")
+    missing = [f"| {', '.join(f'`{name}`' for name in names)} | {why} |" for names, why in WITHOUT_ADAPTER.items()]
+    parts = {"rows": rows, "slow": slow, "missing": missing}
+    text = {part: "\n".join(lines) for part, lines in parts.items()}
+    return ARCHITECTURES.format(made=MADE, count=len(adapters()), **found["versions"], **text)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "architectures.md": architectures,
+    "cli.md": commands,
+    "families.md": families,
+    "benchmarks.md": speed,
+}
 
 
 def picture(out: Path) -> None:

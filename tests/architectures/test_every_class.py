@@ -1,99 +1,31 @@
 """Every registered class of transformers: the engine and the reading probes against plain hooks over whole forwards.
 
-Module names come from ``plain_names``, not from adapters. One tiny random model a class, with a layer of every type
-and windows shorter than the longest prompt.
+Module names come from ``plain_names``, not from adapters. One tiny random model a class, made in ``every_class``, with
+a layer of every type and windows shorter than the longest prompt.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import json
+from pathlib import Path
 
+import numpy as np
 import plain_names
 import pytest
 import reading
 import reference as ref
 import torch
-from models import token_prompt
+from every_class import CONFIGS, MODELS, PROMPTS, VARIANTS, VECTOR, ablations, hooked, stated, steering
 
-from xatlas import check_adapter, manager
+from xatlas import check_adapter
 from xatlas.contracts.adapter import Site
-from xatlas.interventions import Add, Intervention, Mean, Zero
-from xatlas.metrics import KL
-from xatlas.model import HookedModel
+from xatlas.interventions import Add, Intervention
 from xatlas.suites import Suite
-from xatlas.sweep import sweep
-from xatlas.testing import byte_tokenizer, tiny_hf_model, tiny_suite
+from xatlas.testing import tiny_suite
 
-ALTERNATING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2}
-MULTIPLIED = {"residual_multiplier": 0.6, "embedding_multiplier": 2.0, "logits_scaling": 3.0}
-#: Fields of configs that make a layer of each type, windows that cut, and multipliers that are not 1.
-CONFIGS = {
-    "Cohere2ForCausalLM": ALTERNATING,
-    "Cohere2MoeForCausalLM": ALTERNATING,
-    "CwmForCausalLM": ALTERNATING,
-    "DeepseekV3ForCausalLM": {"first_k_dense_replace": 1},
-    "Exaone4ForCausalLM": ALTERNATING,
-    "Gemma2ForCausalLM": ALTERNATING,
-    "Gemma3ForCausalLM": ALTERNATING,
-    "Gemma3ForConditionalGeneration": ALTERNATING,
-    "GptOssForCausalLM": ALTERNATING,
-    "GraniteForCausalLM": MULTIPLIED,
-    "GraniteMoeForCausalLM": MULTIPLIED,
-    "GraniteMoeSharedForCausalLM": MULTIPLIED | {"shared_intermediate_size": 24},
-    "GraniteSWAForCausalLM": MULTIPLIED | ALTERNATING,
-    "HyperCLOVAXForCausalLM": MULTIPLIED,
-    "FalconH1ForCausalLM": {
-        **{"attention_out_multiplier": 0.7, "ssm_out_multiplier": 1.3},
-        **{"embedding_multiplier": 2.0, "lm_head_multiplier": 0.5},
-    },
-    "GraniteMoeHybridForCausalLM": MULTIPLIED | {"layer_types": ["linear_attention", "full_attention"] * 2},
-    "Lfm2ForCausalLM": {"layer_types": ["conv", "full_attention"] * 2},
-    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 2},
-    "Lfm2VlForConditionalGeneration": {"layer_types": ["conv", "full_attention"] * 2},
-    "Lfm3ForCausalLM": {"sliding_window": 6, "layer_types": ["conv", "sliding_attention", "full_attention", "conv"]},
-    "MinistralForCausalLM": ALTERNATING,
-    "Ministral3ForCausalLM": {"sliding_window": 6},
-    "MistralForCausalLM": {"sliding_window": 6},
-    "MixtralForCausalLM": {"sliding_window": 6},
-    "Olmo3ForCausalLM": ALTERNATING,
-    "Phi3ForCausalLM": {"sliding_window": 6},
-    "PhimoeForCausalLM": {"sliding_window": 6},
-    "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
-    "Qwen2MoeForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
-    "Qwen3ForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 2},
-    "Qwen3MoeForCausalLM": {"use_sliding_window": True, "sliding_window": 6, "mlp_only_layers": [1]},
-    "RecurrentGemmaForCausalLM": {"attention_window_size": 6},
-    "Starcoder2ForCausalLM": {"sliding_window": 6},
-    "VaultGemmaForCausalLM": ALTERNATING,
-}
-#: Models of some classes that differ by their config.
-VARIANTS = {
-    "Falcon, a head of keys each": ("FalconForCausalLM", {"multi_query": False, "bias": True}),
-    "Falcon, grouped": ("FalconForCausalLM", {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    "Falcon, in sequence, ALiBi": ("FalconForCausalLM", {"parallel_attn": False, "alibi": True}),
-    "GPT-BigCode, a head of keys each": ("GPTBigCodeForCausalLM", {"multi_query": False}),
-    "GPT-NeoX, in sequence": ("GPTNeoXForCausalLM", {"use_parallel_residual": False}),
-    "HyperCLOVA X, pre-norm": ("HyperCLOVAXForCausalLM", MULTIPLIED | {"use_post_norm": False}),
-    "StableLM, parallel": ("StableLmForCausalLM", {"use_parallel_residual": True}),
-}
-MODELS = {name: (name, CONFIGS.get(name, {})) for name in sorted(manager.adapters())} | VARIANTS
-#: Two different ones of equal length, and one that is longer than the windows.
-PROMPTS = [token_prompt("a", 5), token_prompt("b", 5, seed=1), token_prompt("c", 9)]
-VECTOR = torch.linspace(-1, 1, 32)
+#: What the page of architectures is made of.
+WRITTEN = json.loads((Path(__file__).parents[2] / "docs" / "architectures.json").read_text())["classes"]
 SUITE = Suite("few", tiny_suite().prompts[::4])
-
-
-@cache
-def hooked(name):
-    """Return a model, which tests leave as it is."""
-    architecture, config = MODELS[name]
-    hf = tiny_hf_model(architecture, **config)
-    adapter = manager.adapters()[architecture](hf)
-    norm = getattr(adapter.module(adapter.final_norm_path), "weight", None)
-    if norm is not None:
-        with torch.no_grad():
-            norm.add_(3.0)  # as in trained models, tokens differ by more than rounding
-    return HookedModel(hf, byte_tokenizer())
 
 
 def params(names):
@@ -124,59 +56,22 @@ def test_the_tables_modules_add_up_to_what_a_layer_adds(model):
         assert names.between == model.has(Site(layer, "resid_mid"))
 
 
-def zero(value):
-    return torch.zeros_like(value)
-
-
 def test_ablations_of_layers_and_heads_are_those_of_plain_hooks(model):
-    """Operator and MLP of a layer together at zero and at means, and one head at zero."""
-    sites = [Site(layer, kind) for layer in range(model.n_layers) for kind in ("operator_out", "mlp_out")]
-    generator = torch.Generator().manual_seed(4)
-    means = {site: torch.randn(2, model.d_model, generator=generator) for site in sites if model.has(site)}
-
-    def mean(site):
-        first, others = means[site]
-        return lambda value: torch.cat([first[None], others.expand(value.shape[1] - 1, -1)])[None]
-
-    conditions, edits = [], []
-    for layer in range(model.n_layers):
-        here = [site for site in means if site.layer == layer]
-        conditions += [tuple(Intervention(site, change) for site in here) for change in (Zero(), Mean())]
-        edits += [[(layer, site.kind, zero) for site in here], [(layer, site.kind, mean(site)) for site in here]]
-        layout = model.head_layouts[layer]
-        if layout is not None:
-            head = layer % layout.n_heads
-            conditions.append((Intervention(Site(layer, "heads"), Zero(), heads=(head,)),))
-
-            def without(value, head=head):
-                value = value.clone()
-                value[:, :, head] = 0
-                return value
-
-            edits.append([(layer, "heads", without)])
-    ours = sweep(model, PROMPTS, conditions, [KL(), KL("all")], means=means)
-    for row, prompt in enumerate(PROMPTS):
-        clean = ref.logits(model.model, prompt.ids)
-        plain = [ref.measure(prompt, clean, each)[:2] for each in ref.many_logits(model.model, prompt.ids, edits)]
-        assert ref.agree(ours[:, row].T, plain)
+    for ours, plain in ablations(model).values():
+        assert ref.agree(ours, plain)
+        assert np.median(plain) > 10 * ref.ABSOLUTE  # else agreement would say nothing
 
 
 def test_steering_at_the_readout_is_that_of_plain_hooks(model):
-    """Where the layers allow it, only the last position is run, with the clean cache before it."""
-    sites = [Site(layer, kind) for layer in range(model.n_layers) for kind in ("operator_out", "resid_post")]
-    conditions = [(Intervention(site, Add(VECTOR), positions="last"),) for site in sites]
-    ours = sweep(model, PROMPTS, conditions, [KL()])[0]
+    ours, plain = steering(model)
+    assert ref.agree(ours, plain)
+    assert np.median(plain) > 10 * ref.ABSOLUTE
 
-    def steered(value):
-        value = value.clone()
-        value[:, -1] += VECTOR
-        return value
 
-    for row, prompt in enumerate(PROMPTS):
-        clean = ref.logits(model.model, prompt.ids)
-        changed = ref.many_logits(model.model, prompt.ids, [[(site.layer, site.kind, steered)] for site in sites])
-        plain = [ref.kl(clean[-1], each[-1]) for each in changed]
-        assert ref.agree(ours[row], plain)
+@pytest.mark.parametrize("name", params(sorted(WRITTEN)))
+def test_the_page_says_what_the_adapter_states(name):
+    """A class without a row is told as not measured."""
+    assert {key: value for key, value in WRITTEN[name].items() if key != "gaps"} == stated(hooked(name))
 
 
 def test_generation_under_an_intervention_is_that_of_whole_prefixes(model):
