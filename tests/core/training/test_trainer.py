@@ -62,7 +62,10 @@ def test_each_method_trains_and_leaves_the_model_as_it_was(lfm2, taught, held, t
         assert start["kl_shift"] == pytest.approx([0.0], abs=1e-9)
     assert after["kl_shift"][0] > start["kl_shift"][0] + 1e-3
     assert after["reward"][0] > before["reward"][0]
-    assert after["heldout_loss"][0] < 0.8 * before["heldout_loss"][0] or method == "grpo"
+    if method in ("sft", "qlora"):
+        assert after["heldout_loss"][0] < 0.8 * before["heldout_loss"][0]
+    if method == "dpo":
+        assert after["preference"][0] > before["preference"][0]
     now = lfm2.model.state_dict()
     assert list(now) == list(state)
     assert all(torch.equal(now[name], state[name]) for name in state)
