@@ -14,6 +14,16 @@ from xatlas.architectures.blocks import (
     adapters_of,
 )
 from xatlas.architectures.parallel import CohereAdapter
+from xatlas.contracts.adapter import HeadLayout, Part, PreNormAdapter
+
+
+class AfmoeAdapter(Experts, PostNormAdapter):
+    """AFMoE (Trinity): norms in front of attention and MLP and behind them; a gate on the heads; first layers dense."""
+
+    architectures = ("AfmoeForCausalLM",)
+    mlp_norm_name = "pre_mlp_layernorm"
+    mlp_post_norm_name = "post_mlp_layernorm"
+    router_name = "router.gate"
 
 
 class Cohere2MoeAdapter(Experts, CohereAdapter):
@@ -93,6 +103,33 @@ class MiniMaxM2Adapter(Experts):
     """MiniMax M2."""
 
     architectures = ("MiniMaxM2ForCausalLM",)
+
+
+class JetMoeAdapter(PreNormAdapter):
+    """JetMoE: experts in place of queries and outputs of attention, too, so that heads enter no module as sites."""
+
+    architectures = ("JetMoeForCausalLM",)
+    attention_name = "self_attention"
+    steps_uncounted = True
+
+    def head_layout(self, layer: int) -> HeadLayout | None:
+        """Return None: what attends with whose queries differs from token to token."""
+        return None
+
+    def output_projection(self, layer: int) -> str | None:
+        """Return None: each expert has its own."""
+        return None
+
+    def roles(self, layer: int) -> dict[str, str | Part]:
+        """Return the modules that are linear: of keys and values, and both routers."""
+        path = self.operator_path(layer)
+        width = self.outputs(f"{path}.kv_proj") // 2
+        return {
+            "attention.k": Part(f"{path}.kv_proj", 0, width),
+            "attention.v": Part(f"{path}.kv_proj", width, 2 * width),
+            "attention.router": f"{path}.experts.router.layer",
+            "mlp.router": f"{self.layer_path(layer)}.{self.mlp_name}.router.layer",
+        }
 
 
 class MixtralAdapter(Experts, SlidingEverywhere):

@@ -96,6 +96,25 @@ class GptBigCodeAdapter(Gpt2Adapter):
     grouped = True
 
 
+class GptNeoAdapter(PreNormAdapter):
+    """GPT-Neo: scores are not scaled; every other layer attends in a window."""
+
+    architectures = ("GPTNeoForCausalLM",)
+    layers_path = "transformer.h"
+    embedding_path = "transformer.wte"
+    final_norm_path = "transformer.ln_f"
+    cache_argument = "layer_past"
+    attention_name = "attn.attention"
+    mlp_norm_name = "ln_2"
+    out_name = "out_proj"
+    mlp_roles = {"up": "c_fc", "down": "c_proj"}  # noqa: RUF012 - declared ClassVar in the base
+
+    def window(self, layer: int) -> int | None:
+        """Return the config's window in layers that attend locally."""
+        local = self.module(self.operator_path(layer)).attention_type == "local"
+        return int(self.model.config.window_size) if local else None
+
+
 class MptAdapter(AddsItself, FusedAttention):
     """MPT: ALiBi, norms without bias."""
 

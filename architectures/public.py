@@ -9,12 +9,15 @@ _PUBLIC = (
     ModelSource("lfm2", "LiquidAI/LFM2.5-230M", "hub", "LFM2.5-230M: convolution and attention layers"),
     ModelSource("qwen", "Qwen/Qwen2.5-0.5B", "hub", "Qwen2.5-0.5B: attention layers with biases"),
     ModelSource("bloom-560m", "bigscience/bloom-560m", "hub", "BLOOM-560M: ALiBi in place of rotary embeddings"),
+    ModelSource("falcon-h1-0.5b", "tiiuae/Falcon-H1-0.5B-Base", "hub", "Falcon-H1 0.5B: Mamba 2 beside attention"),
     ModelSource("gemma3-270m", "google/gemma-3-270m", "hub", "Gemma 3 270M: norms behind attention and MLP, windows"),
+    ModelSource("gpt-neo-125m", "EleutherAI/gpt-neo-125m", "hub", "GPT-Neo 125M: windows in every other layer"),
     ModelSource("gpt2", "openai-community/gpt2", "hub", "GPT-2, 124M: learnt positions"),
     ModelSource(
         "granite-moe-1b", "ibm-granite/granite-3.0-1b-a400m-base", "hub", "Granite 3.0 1B: experts, 400M active"
     ),
     ModelSource("llama3.2-1b", "meta-llama/Llama-3.2-1B", "hub", "Llama 3.2 1B"),
+    ModelSource("mamba-130m", "state-spaces/mamba-130m-hf", "hub", "Mamba 130M: a state space in every layer"),
     ModelSource("olmo2-1b", "allenai/OLMo-2-0425-1B", "hub", "OLMo 2 1B: norms behind attention and MLP"),
     ModelSource("phi1.5", "microsoft/phi-1_5", "hub", "Phi-1.5, 1.3B: attention and MLP side by side"),
     ModelSource("pythia-160m", "EleutherAI/pythia-160m", "hub", "Pythia 160M: attention and MLP side by side"),
@@ -25,6 +28,7 @@ _PUBLIC = (
     ModelSource(
         "tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "hub", "TinyLlama 1.1B, a Llama of its own training"
     ),
+    ModelSource("zamba2-1.2b", "Zyphra/Zamba2-1.2B", "hub", "Zamba 2 1.2B: Mamba 2, and attention that layers share"),
     ModelSource("smollm2", "HuggingFaceTB/SmolLM2-1.7B", "hub", "SmolLM2-1.7B: a Llama-style transformer"),
     ModelSource(
         "smollm2-135m-q4",

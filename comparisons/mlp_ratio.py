@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from xatlas import Comparison, Requirement, Variable, hookimpl
+from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
 from xatlas.findings.claims import ALPHA, UNKNOWN
@@ -47,14 +47,32 @@ class MlpRatio(ClaimComparison):
     MLPs matter more than operators over all layers, or less; and that the ratio is the largest in one layer, against
     pairs of effects permuted over layers within templates, each layer's scaled to the same sum. Claims about layer
     types are tested over layers, never over prompts: log effects of the MLPs, of the operators, and the log ratio, on
-    type with depth taken out. Of more than two types the two with most layers are compared (``types (model)``). Models
-    of one type have no such rows.
+    type with depth taken out. Of more than two types the two with most layers are compared (``types (model)``), or
+    those that are named. Models of one type have no such rows.
     """
 
     name = "mlp_ratio"
     version = 3
     summary = "How much more do MLPs matter than operators, over depth and by operator type?"
     requires = (Requirement("layer_ablation"),)
+
+    @dataclass(frozen=True)
+    class Parameters:
+        """What is compared.
+
+        Parameters
+        ----------
+        types : tuple[str, ...]
+            Two operator types, e.g. ssm,attention; without them, the two with most layers.
+        """
+
+        types: tuple[str, ...] = ()
+
+        def __post_init__(self) -> None:
+            if self.types and len(set(self.types)) != 2:
+                fault = f"mlp_ratio.types = {','.join(self.types)} does not fit"
+                raise XatlasError(f"{fault}: it takes two operator types, e.g. ssm,attention.")
+
     claims = (
         Claim(
             "mlp_over_operator",
@@ -100,7 +118,7 @@ class MlpRatio(ClaimComparison):
         (one,) = effects
         mlp, operator = parts(one["kl"])
         if not mlp.notnull().any():
-            return _types(one)
+            return self._types(one)
         found: dict[str, Evidence | Statistic] = {}
         overall = one.sample.ratio(mlp.mean("layer"), operator.mean("layer"))
         if one.control is not None:
@@ -108,7 +126,29 @@ class MlpRatio(ClaimComparison):
         which = "MLPs" if float(overall.point) > 0 else "operators"
         found["mlp_over_operator"] = replace(overall, words={"which": which})
         found["peak"] = _peak(one, mlp, operator)
-        return found | dict(_types(one))
+        return found | dict(self._types(one))
+
+    def operator_types(self, kl: xr.DataArray) -> tuple[str, str] | None:
+        """Return the two operator types whose layers are compared; None where there is one only."""
+        named = self.parameters.types
+        return named or operator_types(list(map(str, kl["operator_type"].values)))
+
+    def _types(self, one: Effects) -> dict[str, Evidence]:
+        """Return what speaks for differences between layers of two operator types."""
+        kl = one["kl"]
+        types, pair = list(map(str, kl["operator_type"].values)), self.operator_types(kl)
+        if pair is None:
+            return {}
+        logs = {name: one.sample.mean(kl.sel(component=name), log=True).point.values for name in ("mlp", "operator")}
+        compared = {f"types_{name}": each for name, each in logs.items()}
+        found = {}
+        for name, values in (compared | {"types_ratio": logs["mlp"] - logs["operator"]}).items():
+            evidence = layer_types(values, types, kl["depth"].values, pair)
+            more, less = pair if evidence.number[0] > 1 else pair[::-1]
+            words = {**evidence.words, "one": pair[0], "other": pair[1], "more": more, "less": less}
+            if np.isfinite(values).any():
+                found[name] = replace(evidence, words=words)
+        return found
 
     def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
         """Return the ratio through the layers."""
@@ -122,7 +162,7 @@ class MlpRatio(ClaimComparison):
         known = 1.0 if one.sample.clusters.resamples else math.nan
         ranks = ranking(one.sample, one.sample.ratio(mlp, operator), _draws(one, mlp, operator)).sure * known
         found["p_rank1"] = found["mlp_over_operator"].sel(bound="value", drop=True).copy(data=ranks)
-        found["types"] = xr.DataArray(" / ".join(operator_types(one["kl"]["operator_type"].values.tolist()) or ()))
+        found["types"] = xr.DataArray(" / ".join(self.operator_types(one["kl"]) or ()))
         return found
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
@@ -159,25 +199,6 @@ def operator_types(types: Sequence[str]) -> tuple[str, str] | None:
         return None
     first, second = sorted(common, key=lambda name: (name == "attention", name))
     return first, second
-
-
-def _types(one: Effects) -> dict[str, Evidence]:
-    """Return what speaks for differences between layers of two operator types."""
-    kl = one["kl"]
-    types = list(map(str, kl["operator_type"].values))
-    pair = operator_types(types)
-    if pair is None:
-        return {}
-    logs = {name: one.sample.mean(kl.sel(component=name), log=True).point.values for name in ("mlp", "operator")}
-    compared = {f"types_{name}": each for name, each in logs.items()} | {"types_ratio": logs["mlp"] - logs["operator"]}
-    found = {}
-    for name, values in compared.items():
-        evidence = layer_types(values, types, kl["depth"].values, pair)
-        more, less = pair if evidence.number[0] > 1 else pair[::-1]
-        words = {**evidence.words, "one": pair[0], "other": pair[1], "more": more, "less": less}
-        if np.isfinite(values).any():
-            found[name] = replace(evidence, words=words)
-    return found
 
 
 def _draws(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Floats:

@@ -28,6 +28,7 @@ _SIZES = {
     "ffn_dim": 48,
     "num_hidden_layers": 4,
     "num_blocks": 4,
+    "attention_types": [[["global", "local"], 2]],
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
@@ -143,8 +144,9 @@ def _tiny_config(cls: Any, config: Mapping[str, Any]) -> Any:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     n = int(config.get("num_hidden_layers", 4))
     for name, value in vars(default).items():
-        kinds = list(dict.fromkeys(value)) if isinstance(value, list) and name in own else []
-        if len(kinds) > 1 and all(isinstance(kind, str) for kind in kinds) and len(value) == default.num_hidden_layers:
+        typed = isinstance(value, list) and name in own and all(isinstance(kind, str) for kind in value)
+        kinds = list(dict.fromkeys(value)) if typed else []
+        if len(kinds) > 1 and len(value) == default.num_hidden_layers:
             sizes[name] = [kinds[layer % len(kinds)] for layer in range(n)]
     return cls(**sizes | dict(config))
 

@@ -245,11 +245,14 @@ state space beside it are none. Where a layer is a state space alone, its heads 
 CLASS_OF = {
     "bloom-560m": "BloomForCausalLM",
     "gemma3-270m": "Gemma3ForCausalLM",
+    "falcon-h1-0.5b": "FalconH1ForCausalLM",
+    "gpt-neo-125m": "GPTNeoForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "granite-moe-1b": "GraniteMoeForCausalLM",
     "lfm2": "Lfm2ForCausalLM",
     "lfm2-mini": "Lfm2ForCausalLM",
     "llama3.2-1b": "LlamaForCausalLM",
+    "mamba-130m": "MambaForCausalLM",
     "olmo2-1b": "Olmo2ForCausalLM",
     "phi1.5": "PhiForCausalLM",
     "pythia-160m": "GPTNeoXForCausalLM",
@@ -263,6 +266,7 @@ CLASS_OF = {
     "smollm2-mini": "LlamaForCausalLM",
     "stablelm2-1.6b": "StableLmForCausalLM",
     "tinyllama": "LlamaForCausalLM",
+    "zamba2-1.2b": "Zamba2ForCausalLM",
 }
 #: Why a class has no steps.
 _TIME = "transformers heeds the config's `time_step_min` on whole prompts, and not in its steps on a cache"

@@ -28,6 +28,7 @@ ALTERNATING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_a
 MULTIPLIED = {"residual_multiplier": 0.6, "embedding_multiplier": 2.0, "logits_scaling": 3.0}
 #: Fields of configs that make a layer of each type, windows that cut, and multipliers that are not 1.
 CONFIGS = {
+    "AfmoeForCausalLM": ALTERNATING | {"num_dense_layers": 1},
     "Cohere2ForCausalLM": ALTERNATING,
     "Cohere2MoeForCausalLM": ALTERNATING,
     "CwmForCausalLM": ALTERNATING,
@@ -36,6 +37,7 @@ CONFIGS = {
     "Gemma2ForCausalLM": ALTERNATING,
     "Gemma3ForCausalLM": ALTERNATING,
     "Gemma3ForConditionalGeneration": ALTERNATING,
+    "GPTNeoForCausalLM": {"window_size": 6},
     "GptOssForCausalLM": ALTERNATING,
     "GraniteForCausalLM": MULTIPLIED,
     "GraniteMoeForCausalLM": MULTIPLIED,

@@ -136,6 +136,7 @@ _KIMI = _hybrid("self_attn", "o_proj", "linear_num_heads")
 
 #: Class → its layers, the same for all or by config and layer.
 NAMES: dict[str, Plain | Callable[[Any, int], Plain]] = {
+    "AfmoeForCausalLM": Plain(operator=("post_attention_layernorm",), mlp=("post_mlp_layernorm",)),
     "ApertusForCausalLM": LLAMA,
     "ArceeForCausalLM": LLAMA,
     "BioGptForCausalLM": replace(OPT, layers="biogpt.layers", flat=False),
@@ -160,6 +161,7 @@ NAMES: dict[str, Plain | Callable[[Any, int], Plain]] = {
     "GPT2LMHeadModel": GPT2,
     "GPTBigCodeForCausalLM": GPT2,
     "GPTJForCausalLM": Plain(layers="transformer.h", operator=("attn",), out="attn.out_proj", between=False),
+    "GPTNeoForCausalLM": Plain("transformer.h", operator=("attn",), out="attn.attention.out_proj"),
     "GPTNeoXForCausalLM": _neox,
     "Gemma2ForCausalLM": POST_NORM,
     "Gemma3ForCausalLM": POST_NORM,
@@ -178,6 +180,7 @@ NAMES: dict[str, Plain | Callable[[Any, int], Plain]] = {
     "HunYuanMoEV1ForCausalLM": LLAMA,
     "HyperCLOVAXForCausalLM": Plain(operator=("post_norm1",), mlp=("post_norm2",), factor=_residual_multiplier),
     "Jais2ForCausalLM": LLAMA,
+    "JetMoeForCausalLM": Plain(operator=("self_attention",)),
     "Lfm2ForCausalLM": _lfm2,
     "LlamaForCausalLM": LLAMA,
     "MiniCPM3ForCausalLM": Plain(factor=lambda config: config.scale_depth / math.sqrt(config.num_hidden_layers)),
@@ -246,7 +249,7 @@ NAMES: dict[str, Plain | Callable[[Any, int], Plain]] = {
 RARE = {"Gemma3ForConditionalGeneration", "Lfm2VlForConditionalGeneration"} | frozenset(
     f"{name}ForCausalLM"
     for name in (
-        *("BailingHybrid", "FalconMamba", "Qwen3_5Moe", "Zamba"),
+        *("Afmoe", "BailingHybrid", "FalconMamba", "JetMoe", "Qwen3_5Moe", "Zamba"),
         *("Apertus", "Arcee", "BioGpt", "BitNet", "Cohere2Moe", "Cwm", "Ernie4_5", "Ernie4_5_Moe", "FlexOlmo"),
         *("Glm4Moe", "GraniteMoe", "GraniteSWA", "HunYuanDenseV1", "HunYuanMoEV1", "HyperCLOVAX", "Jais2", "MiniCPM3"),
         *("MiniMaxM2", "Ministral", "Ministral3", "Persimmon", "Phimoe", "SeedOss", "SolarOpen", "VaultGemma", "XGLM"),

@@ -20,16 +20,16 @@ _COLOURS = {
     "embedding": "#BBBBBB",
     "conv": "#88CCEE",
     "attention": "#4477AA",
-    "ssm": "#AA4499",
+    "ssm": "#EE8866",
+    "linear_attention": "#882255",
+    "recurrent": "#999933",
     "mlp": "#DDCC77",
     "norm": "#117733",
     "rest": "#332288",
     "unembedding": "#777777",
 }
-_OTHERS = ("#CC6677", "#999933", "#44AA99", "#882255")
+_OTHERS = ("#44AA99", "#D55E00", "#661100", "#AA4499")
 _NAMES = 7.5
-#: How layers of each operator type are named below their bars.
-_LETTERS = {"attention": "A", "conv": "C", "ssm": "S"}
 
 
 def groups(one: xr.Dataset) -> list[str]:
@@ -70,7 +70,8 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 
 def _letter(kind: str) -> str:
-    return _LETTERS.get(kind, kind[:1].upper())
+    """Return how layers of an operator type are named below their bars."""
+    return "+".join(part[:1].upper() for part in kind.split("+"))
 
 
 def _shares(axes: Axes, dataset: xr.Dataset, names: list[str], colours: dict[str, str]) -> None:
@@ -104,7 +105,7 @@ def _layers(axes: Axes, one: xr.Dataset, title: str, colours: dict[str, str]) ->
         axes.bar(there, part, bottom=top, width=0.85, color=colours[group], lw=0, snap=False)
         top += part
     kinds = list(map(str, own["operator_type"].values))
-    step = max(1, -(-len(there) // 32))
+    step = max(1, -(-sum(len(_letter(kind)) for kind in kinds) // 32))
     axes.set_xticks(
         there[::step], [f"{_letter(kind)}" for kind in kinds[::step]], fontsize=6.5 if len(there) > 16 else 7.5
     )

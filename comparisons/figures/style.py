@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Raised whenever figures of the same data look different.
-VERSION = "6"
+VERSION = "7"
 #: Colours of the models that have a name here (Okabe and Ito 2008, Tol 2021).
 FIXED = {
     "lfm2-mini": "#0072B2",
@@ -38,8 +38,12 @@ FIXED = {
 OTHERS = ("#332288", "#999933", "#AA4499", "#661100", "#6699CC", "#B8A000", "#DD6677", "#225555")
 CONTROL = "#8A8A8A"
 INK = "#222222"
-#: Markers by operator type; any other type takes a diamond.
-MARKERS = {"attention": "o", "conv": "^", "ssm": "s"}
+#: Markers by operator type, and those that other types take in turn.
+MARKERS = {
+    **{"attention": "o", "conv": "^", "ssm": "s", "attention+ssm": "*", "linear_attention": "D", "recurrent": "P"},
+    **{"mlp": "X", "experts": "v"},
+}
+_OTHER_MARKERS = ("h", "8", "d", "<", ">")
 #: Mark of what lies beyond a panel.
 BEYOND: dict[str, Any] = {"marker": "v", "ls": "none", "mfc": "none", "ms": 5}
 #: Models side by side, at most; inches that each takes at least; font size of titles.
@@ -311,8 +315,9 @@ def layers(one: xr.Dataset) -> xr.Dataset:
 
 
 def marker(operator_type: str) -> str:
-    """Return the marker of an operator type."""
-    return MARKERS.get(operator_type, "D")
+    """Return the marker of an operator type, in every figure the same."""
+    other = int(sha256(operator_type.encode()), 16) % len(_OTHER_MARKERS)
+    return MARKERS.get(operator_type, _OTHER_MARKERS[other])
 
 
 def _handles(entries: Entries) -> list[Any]:

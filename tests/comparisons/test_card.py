@@ -61,3 +61,9 @@ def test_that_mlps_hold_most_is_counted(synthetic):
     own = 3 * (4000 + 2020) + 3 * (4000 + 1220)
     assert found["a"].value == pytest.approx(6 * 4000 / own)
     assert "3 conv, 3 attention layers" in found["a"].sentence
+
+
+def test_layers_are_named_by_all_their_operators_below_their_bars(synthetic):
+    figure = Card().plot(compare(synthetic, a=synthetic.card_result(["attention+ssm", "ssm", "linear_attention"])))
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["A+S", "S", "L"]
+    assert "A+S: attention+ssm layer" in [text.get_text() for text in figure.legends[0].get_texts()]

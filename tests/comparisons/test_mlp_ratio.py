@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from xatlas import XatlasError
 from xatlas.comparisons.mlp_ratio import MlpRatio, operator_types
 from xatlas.findings.readings import Source
 
@@ -167,6 +168,35 @@ def test_few_layers_of_a_type_decide_nothing(synthetic):
 def test_any_two_operator_types_are_compared():
     assert operator_types(["attention", "ssm", "conv", "conv", "attention"]) == ("conv", "attention")
     assert operator_types(["ssm", "conv"]) == ("conv", "ssm")
+
+
+def test_two_named_operator_types_are_compared(synthetic):
+    types = ["attention", "attention", "ssm", "recurrent"] * 6
+
+    def plant(kl):
+        kl[:, np.array(types) == "recurrent", 0] *= 4
+        return kl
+
+    tree = synthetic.tree_of(a={"layer_ablation": synthetic.layer_result(types, plant)})
+    dataset = MlpRatio(types="recurrent,ssm").compare(tree)
+    (finding,) = (each for each in MlpRatio().findings(dataset) if each.name == "types_operator")
+    assert finding.verdict == "supported"
+    assert finding.value == pytest.approx(4, rel=0.3)
+    assert "operators of recurrent layers" in finding.sentence
+    assert dataset["types"].item() == "recurrent / ssm"
+    with pytest.raises(XatlasError, match="two operator types"):
+        MlpRatio(types="ssm,ssm")
+
+
+def test_operator_types_are_told_apart_and_explained_where_they_occur(synthetic):
+    types = ["attention", "conv", "ssm", "linear_attention", "recurrent", "attention+ssm", "experts", "some_new_kind"]
+    for shown in (types, types[:2]):
+        figure = MlpRatio().plot(compare(synthetic, shown * 2))
+        held = zip(figure.legends[0].get_texts(), figure.legends[0].get_lines(), strict=True)
+        legend = {text.get_text(): line.get_marker() for text, line in held if text.get_text().endswith(" layer")}
+        assert set(legend) == {f"{kind} layer" for kind in shown}
+        assert len(set(legend.values())) == len(shown)
+        assert {line.get_marker() for line in figure.axes[0].lines} >= set(legend.values())
 
 
 def test_without_mlps_there_is_no_ratio(synthetic):
