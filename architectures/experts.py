@@ -66,6 +66,7 @@ class GptOssAdapter(Experts):
     """GPT-OSS: windows in every other layer, and a sink that takes some of each query's attention."""
 
     architectures = ("GptOssForCausalLM",)
+    supports_sdpa = False
     router_name = "router"
 
 

@@ -55,6 +55,7 @@ class BloomAdapter(AddsItself, FusedAttention):
     """BLOOM: ALiBi, a row of it for each head of each prompt."""
 
     architectures = ("BloomForCausalLM",)
+    supports_sdpa = False
     layers_path = "transformer.h"
     embedding_path = "transformer.word_embeddings"
     final_norm_path = "transformer.ln_f"
@@ -100,6 +101,7 @@ class GptNeoAdapter(PreNormAdapter):
     """GPT-Neo: scores are not scaled; every other layer attends in a window."""
 
     architectures = ("GPTNeoForCausalLM",)
+    supports_sdpa = False
     layers_path = "transformer.h"
     embedding_path = "transformer.wte"
     final_norm_path = "transformer.ln_f"
@@ -119,6 +121,7 @@ class MptAdapter(AddsItself, FusedAttention):
     """MPT: ALiBi, norms without bias."""
 
     architectures = ("MptForCausalLM",)
+    supports_sdpa = False
     layers_path = "transformer.blocks"
     embedding_path = "transformer.wte"
     final_norm_path = "transformer.norm_f"
@@ -164,6 +167,7 @@ class XglmAdapter(BareMlp):
     """XGLM: its attention wants a mask for each row."""
 
     architectures = ("XGLMForCausalLM",)
+    supports_sdpa = False
     final_norm_path = "model.layer_norm"
     row_arguments = ("attention_mask",)
 

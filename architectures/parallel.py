@@ -52,6 +52,7 @@ class GptJAdapter(ParallelAdapter):
     """GPT-J."""
 
     architectures = ("GPTJForCausalLM",)
+    supports_sdpa = False
     layers_path = "transformer.h"
     embedding_path = "transformer.wte"
     final_norm_path = "transformer.ln_f"

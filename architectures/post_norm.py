@@ -21,6 +21,7 @@ class Gemma2Adapter(CappedLogits, PostNormAdapter):
     """Gemma 2: norms in front of attention and MLP and behind them; capped logits."""
 
     architectures = ("Gemma2ForCausalLM",)
+    supports_sdpa = False
     mlp_norm_name = "pre_feedforward_layernorm"
 
 

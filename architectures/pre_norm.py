@@ -62,6 +62,7 @@ class GraniteSwaAdapter(Multiplied):
     """Granite with windows in most layers."""
 
     architectures = ("GraniteSWAForCausalLM",)
+    supports_sdpa = False
 
 
 class HeliumAdapter(PreNormAdapter):
@@ -162,6 +163,7 @@ class VaultGemmaAdapter(CappedLogits):
     """VaultGemma: Gemma 2 without the norms behind attention and MLP."""
 
     architectures = ("VaultGemmaForCausalLM",)
+    supports_sdpa = False
     mlp_norm_name = "pre_feedforward_layernorm"
 
 

@@ -116,6 +116,7 @@ class MambaAdapter(WithoutMlp):
     """Mamba and FalconMamba: a selective state space for each channel, without heads."""
 
     architectures: ClassVar[tuple[str, ...]] = ("MambaForCausalLM", "FalconMambaForCausalLM")
+    supports_sdpa = False
     layers_path = "backbone.layers"
     embedding_path = "backbone.embeddings"
     final_norm_path = "backbone.norm_f"
@@ -144,6 +145,7 @@ class RwkvAdapter(MixerAdapter):
     """
 
     architectures = ("RwkvForCausalLM",)
+    supports_sdpa = False
     layers_path = "rwkv.blocks"
     embedding_path = "rwkv.embeddings"
     final_norm_path = "rwkv.ln_out"
@@ -177,6 +179,7 @@ class XlstmAdapter(MixerAdapter):
     """xLSTM: matrix memories, one a head, then a gated MLP; logits go through a soft cap."""
 
     architectures = ("xLSTMForCausalLM",)
+    supports_sdpa = False
     layers_path = "backbone.blocks"
     embedding_path = "backbone.embeddings"
     final_norm_path = "backbone.out_norm"

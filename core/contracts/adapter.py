@@ -190,6 +190,8 @@ class Adapter(ABC):
     row_arguments: ClassVar[tuple[str, ...]] = ()
     #: Whether the model can be run step by step without a layer that counts tokens, as attention does in its cache.
     steps_uncounted: ClassVar[bool] = False
+    #: Whether the class has torch's fused attention, ``sdpa``; a model of one that hasn't is loaded with ``eager``.
+    supports_sdpa: ClassVar[bool] = True
     #: Whether layers with a convolution keep padding out of it, whatever its bias.
     masks_convolutions: ClassVar[bool] = False
     #: How GGUF files write the architecture; None: they are refused. Subclasses don't inherit it.

@@ -135,15 +135,25 @@ def quiet_transformers() -> Iterator[None]:
                 messages.enable_progress_bar()
 
 
+def auto_class(config: Any) -> Any:
+    """Return transformers' auto class for a config: that of language models, or of those inside models that see."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    sees = AutoModelForImageTextToText
+    text = type(config) in AutoModelForCausalLM._model_mapping or type(config) not in sees._model_mapping
+    return AutoModelForCausalLM if text else sees
+
+
 def _base_model(resolved: Resolved, dtype: torch.dtype, attention: str, say: Callable[[str], None]) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     place, files = resolved.folder, resolved.files
     options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True, **_LOCAL}
     try:
         with only(files, place, f"'{resolved.name}' in {place} cannot be loaded") as folder:
             if resolved.untrained is None:
-                model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+                auto = auto_class(AutoConfig.from_pretrained(folder, **_LOCAL))
+                model, report = auto.from_pretrained(folder, output_loading_info=True, **options)
             else:
                 model, report = _untrained(folder, resolved.untrained, dtype, attention), None
     except XatlasError as error:
@@ -163,14 +173,14 @@ def _untrained(folder: Path, seed: int, dtype: torch.dtype, attention: str) -> A
     They are drawn in float32 on the CPU: one seed gives the same ones in any dtype, on any device, after anything.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
     config = AutoConfig.from_pretrained(folder, **_LOCAL)
     if hasattr(config, "quantization_config"):  # says how trained weights were stored
         del config.quantization_config
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+        model = auto_class(config).from_config(config, dtype=torch.float32, attn_implementation=attention)
     if dtype != torch.float32:  # rounded as loading rounds: what stays in float32 then, does here
         model = type(model).from_pretrained(
             None, config=config, state_dict=model.state_dict(), dtype=dtype, attn_implementation=attention

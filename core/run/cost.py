@@ -18,7 +18,7 @@ from xatlas.config import MeasureConfig, settings
 from xatlas.engine.schedule import Budget, work
 from xatlas.errors import XatlasError
 from xatlas.interventions import means_needed
-from xatlas.loading.loader import load_tokenizer, pick_device, quiet_transformers
+from xatlas.loading.loader import auto_class, load_tokenizer, pick_device, quiet_transformers
 from xatlas.loading.model_files import missing_parts
 from xatlas.loading.model_names import Resolved
 from xatlas.manager import calling
@@ -108,7 +108,7 @@ def shapes(model: Resolved, tokenizer: Any = None, **texts: Any) -> HookedModel:
 
 def _from_config(model: Resolved, dtype: torch.dtype, attention: str, layers: int | None = None) -> Any:
     """Make a model, or its first ``layers``, by the config alone, on the device that has no memory."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with quiet_transformers(), torch.device("meta"):
@@ -118,7 +118,7 @@ def _from_config(model: Resolved, dtype: torch.dtype, attention: str, layers: in
                 text.num_hidden_layers = layers
                 if getattr(text, "layer_types", None):
                     text.layer_types = text.layer_types[:layers]
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+            return auto_class(config).from_config(config, dtype=dtype, attn_implementation=attention)
     except Exception as error:  # whatever the class made of the config
         raise XatlasError(f"no model can be made of {model.folder / 'config.json'} ({first_line(error)})") from error
 

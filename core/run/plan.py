@@ -88,7 +88,8 @@ class Plan:
         """Write down one measurement; what the probe does not depend on stays out of it."""
         adapter = manager.adapters()[model.architecture]
         settings = self.config.keyed()
-        if "attention_pattern" in probe.sites:  # only eager attention computes one that can be read
+        # only eager attention computes a pattern that can be read
+        if "attention_pattern" in probe.sites or not adapter.supports_sdpa:
             settings["attention"] = "eager"
         reference = self.config.reference if probe.uses_reference else None
         return Job(

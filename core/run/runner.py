@@ -27,6 +27,7 @@ from xatlas.results.jobs import Job
 from xatlas.results.store import Store, read_entry
 from xatlas.run.plan import Plan, Step
 from xatlas.run.reporting import Failure, Report, Reporter, ReporterChoice, reporting
+from xatlas.text import say_on_stderr
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -226,8 +227,12 @@ def load_model(model: Resolved, given: Mapping[str, Any]) -> HookedModel:
         chosen = [each for each in settings("of_model") if each.metadata["of_model"] == part]
         return {each.name: given.get(each.name, each.default) for each in chosen}
 
-    with calling(manager.adapters().get(model.architecture)):
-        parts = load(model, **of("weights"))
+    adapter, weights = manager.adapters().get(model.architecture), of("weights")
+    if adapter is not None and not adapter.supports_sdpa and weights["attention"] == "sdpa":
+        say_on_stderr(f"{model.architecture} has no sdpa attention: loaded with eager attention.")
+        weights["attention"] = "eager"
+    with calling(adapter):
+        parts = load(model, **weights)
         return HookedModel(parts.model, parts.tokenizer, slug=model.slug, **of("texts"))
 
 

@@ -167,7 +167,8 @@ class Writer:
         cache = next((n for n in (*CACHES, "layer_past") if n in inspect.signature(layer.forward).parameters), None)
         if cache is None:
             self.questions.append("does a layer take a cache, and under which argument? Without, no step is run alone.")
-        return found | {"cache_argument": cache}
+        attention = {} if type(self.hf)._supports_sdpa else {"supports_sdpa": False}
+        return found | {"cache_argument": cache} | attention
 
     def _logits(self, outer: Mapping[str, Any]) -> list[str]:
         """Return a method for logits that are more than the unembedding of the normed stream."""

@@ -74,6 +74,10 @@ def test_the_page_says_what_the_adapter_states(name):
     assert {key: value for key, value in WRITTEN[name].items() if key != "gaps"} == stated(hooked(name))
 
 
+def test_attention_is_what_the_class_has(model):
+    assert model.adapter.supports_sdpa == type(model.model)._supports_sdpa
+
+
 def test_generation_under_an_intervention_is_that_of_whole_prefixes(model):
     site, tokens = Site(model.n_layers - 2, "operator_out"), list(PROMPTS[0].ids)
     with model.intervene([Intervention(site, Add(VECTOR))]):

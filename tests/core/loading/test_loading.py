@@ -11,6 +11,9 @@ from folders import edit_config, logits, write_lora
 
 from xatlas import XatlasError, files, loading
 from xatlas.loading import model_files
+from xatlas.model import HookedModel
+from xatlas.run.cost import shapes
+from xatlas.testing import write_tiny_model
 
 
 def test_loaded_model_is_the_saved_one(tiny):
@@ -46,6 +49,16 @@ def test_model_without_sdpa_says_what_to_use(tiny):
     with pytest.raises(XatlasError, match="--attention eager"):
         loading.load(loading.resolve(str(tiny)), device="cpu")
     loading.load(loading.resolve(str(tiny)), device="cpu", attention="eager")
+
+
+def test_the_language_model_inside_one_that_sees_is_loaded_by_its_folder(tiny):
+    name = "Lfm2VlForConditionalGeneration"
+    folder = write_tiny_model(tiny.with_name("sees"), name, layer_types=["conv", "full_attention"] * 2)
+    for named in (str(folder), f"{folder}~untrained"):
+        model = HookedModel(loading.load(loading.resolve(named), device="cpu").model, None)
+        assert type(model.model).__name__ == name
+        assert model.operator_types == ["conv", "attention"] * 2
+        assert shapes(loading.resolve(named)).operator_types == model.operator_types
 
 
 def test_loading_turns_tf32_off(tiny):

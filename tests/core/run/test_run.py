@@ -17,12 +17,14 @@ from running import Counting, another, go, plugged, seeds
 from xatlas.api import load, measure
 from xatlas.contracts.probe import Inputs, ReadingProbe, Requirement
 from xatlas.errors import XatlasError
+from xatlas.loading.model_names import resolve
 from xatlas.probing.reading import read_together
 from xatlas.results.atlas import verify
 from xatlas.results.store import Store, read_entry
 from xatlas.run import runner
 from xatlas.run.plan import Plan
 from xatlas.run.runner import run
+from xatlas.testing import write_tiny_model
 
 
 def test_what_is_there_is_not_measured_again(model, settings, tmp_path):
@@ -184,6 +186,14 @@ def test_patterns_are_read_of_the_model_as_it_is_loaded(model, settings, tmp_pat
     assert loaded == ["sdpa"]
     kinds = {step.job.probe: step.job.attention for step in outcome.measured}
     assert kinds == {"attention_patterns": "eager", "residual_norms": "sdpa", "layer_ablation": "sdpa"}
+
+
+def test_a_model_without_sdpa_is_loaded_with_what_it_has(settings, tmp_path, capsys):
+    model = resolve(str(write_tiny_model(tmp_path / "mamba", "MambaForCausalLM")))
+    outcome = go(model, settings, Store(tmp_path / "atlas"), "residual_norms", "layer_ablation")
+    assert not outcome.failures
+    assert {step.job.attention for step in outcome.measured} == {"eager"}
+    assert "MambaForCausalLM has no sdpa attention" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_be_loaded_does_not_stop_the_next(model, settings, tmp_path):
