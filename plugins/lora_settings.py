@@ -55,6 +55,7 @@ class LoraHyperparameters(TrainingProbe):
 
     name = "lora_hyperparameters"
     version = 1
+    check_parameters = {**TrainingProbe.check_parameters, "lengths": (2, 3)}  # noqa: RUF012 - a ClassVar in the base
 
     @dataclass(frozen=True)
     class Parameters(TrainingProbe.Parameters):

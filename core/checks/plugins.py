@@ -77,7 +77,7 @@ def check_probe(probe_class: type[Probe], model: HookedModel | None = None) -> N
     probe = probe_class()
     _check_requirements(probe.requires, who)
     model = model or testing.model_with(probe.sites)
-    dataset = _measure_tiny(probe, model, Checkpoint())
+    dataset = _measure_tiny(probe_class(**probe_class.check_parameters), model, Checkpoint())
     if probe.replicate is not None and all(probe.replicate not in v.dims for v in probe.variables.values()):
         advice = "keep values per replicate, or declare replicate = None."
         raise XatlasError(f"{who} has no variable with the dimension '{probe.replicate}': {advice}")
@@ -111,7 +111,7 @@ def _check_repeated(probe_class: type[Probe], model: HookedModel, first: xr.Data
     """Measure again with an empty checkpoint, and once more as a killed run goes on: with half of its parts."""
 
     def check(checkpoint: Checkpoint, when: str) -> None:
-        again = _measure_tiny(probe_class(), model, checkpoint)
+        again = _measure_tiny(probe_class(**probe_class.check_parameters), model, checkpoint)
         for name in map(str, first.data_vars):
             one, other = first[name].values, again[name].values
             if one.dtype.kind == "f":
@@ -190,7 +190,8 @@ def check_comparison(comparison_class: type[Comparison], tree: xr.DataTree | Non
 @functools.cache
 def _measured(probe: str, parameters: str, kinds: frozenset[str], seed: int) -> xr.Dataset:
     """Measure once what several comparisons rest on."""
-    asked = manager.probes()[probe](**json.loads(parameters))
+    known = manager.probes()[probe]
+    asked = known(**known.check_parameters | json.loads(parameters))
     return _measure_tiny(asked, testing.model_with(kinds, seed=seed), Checkpoint())
 
 

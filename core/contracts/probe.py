@@ -83,6 +83,8 @@ class Probe(Parameterised, ABC):
     needs_weights: ClassVar[bool] = True
     #: Whether means or donors of the reference split are used; then its hash enters the key.
     uses_reference: ClassVar[bool] = False
+    #: Parameters that :func:`xatlas.check_probe` measures with, where the defaults take long.
+    check_parameters: ClassVar[Mapping[str, Any]] = {}
     #: Variables that the dataset holds; an instance may leave out what its parameters don't ask for.
     variables: Mapping[str, Variable]
 

@@ -280,12 +280,13 @@ def footer(mains: Sequence[readings.Reading], measured: str = "") -> str:
     groups: dict[tuple[str, int, str], list[int]] = {}
     for main in mains:
         key = (main.suite, len(main.sample.clusters.families), main.bos)
-        groups.setdefault(key, []).append(main.dataset.sizes["prompt"])
+        groups.setdefault(key, []).append(main.dataset.sizes.get("prompt", 0))
     parts = []
     for (suite, families, bos), sizes in groups.items():
         count = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
         of = "1 family" if families == 1 else f"{families} families"
-        parts.append(f"suite {suite} ({of}, {count} prompts), bos {bos}")
+        parts.append(f"suite {suite} ({of}, {count} prompts), bos {bos}" if families else f"suite {suite}, bos {bos}")
     if not measured and "ablation" in mains[0].dataset.dims:
         measured = f"ablation {ABLATION}, KL at the {SCOPE} position"
-    return "; ".join([*parts, *([measured] if measured else []), "95 % intervals over templates"])
+    over = "templates" if "prompt" in mains[0].dataset.dims else "training seeds"
+    return "; ".join([*parts, *([measured] if measured else []), f"95 % intervals over {over}"])

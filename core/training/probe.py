@@ -87,6 +87,7 @@ class TrainingProbe(Probe):
     uses_reference: ClassVar[bool] = True
     sites: ClassVar[tuple[str, ...]] = ("resid_post",)
     variables = SHARED
+    check_parameters: ClassVar[Mapping[str, Any]] = {"seeds": 1, "steps": 2, "points": 1, "batch": 2}
 
     @dataclass(frozen=True)
     class Parameters:
@@ -94,7 +95,7 @@ class TrainingProbe(Probe):
 
         seeds: int = 5  # of the LoRA weights, the order of the examples, random layers
         steps: int = 100
-        points: int = 4  # measurements after the one before training
+        points: int = 4  # equal parts that it is measured after, besides before, a quarter and half of the first one
         rank: int = 8
         learning_rate: float = 1e-3
         batch: int = 8
@@ -194,8 +195,8 @@ _ABOUT = ("method", "rank", "learning_rate", "steps")
 
 
 def _points(steps: int, count: int) -> list[int]:
-    """Return the steps after which a run is measured, the first before any."""
-    return sorted({round(steps * place / count) for place in range(count + 1)})
+    """Return the steps after which a run is measured, the first before any; what is learnt soon is met early."""
+    return sorted({round(steps * place / count) for place in (0, 0.25, 0.5, *range(1, count + 1))})
 
 
 def _stepless(setting: Setting) -> Setting:

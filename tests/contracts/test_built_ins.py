@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from plain_names import RARE
 
@@ -17,26 +15,9 @@ def test_adapter(name):
     check_adapter(manager.adapters()[name])
 
 
-@pytest.mark.parametrize("name", sorted(name for name, probe in manager.probes().items() if not probe.mutates))
+@pytest.mark.parametrize("name", sorted(manager.probes()))
 def test_probe(name):
     check_probe(manager.probes()[name])
-
-
-@pytest.mark.parametrize("name", sorted(name for name, probe in manager.probes().items() if probe.mutates))
-def test_training_probe(name):
-    """With fewer and shorter runs than by default."""
-    probe = manager.probes()[name]
-
-    @dataclass(frozen=True)
-    class Short(probe.Parameters):
-        seeds: int = 1
-        steps: int = 2
-        points: int = 1
-        batch: int = 2
-        data: str = "letter_doubling"
-        lengths: tuple[int, ...] = (2, 3)
-
-    check_probe(type(name, (probe,), {"Parameters": Short, "__doc__": probe.__doc__}))
 
 
 @pytest.mark.parametrize("name", sorted(manager.comparisons()))

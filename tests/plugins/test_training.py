@@ -23,7 +23,7 @@ def targets(atlas):
 
 
 def test_strategies_are_measured_before_along_and_after(targets):
-    assert targets["step"].values.tolist() == [0, 2, 4]
+    assert targets["step"].values.tolist() == [0, 1, 2, 4]
     there = targets.drop_sel(setting="conv_only")
     assert np.isfinite(there["heldout_loss"]).all()
     assert (there["kl_shift"].sel(step=0) == 0).all()

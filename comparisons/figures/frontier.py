@@ -1,0 +1,72 @@
+"""The figure of what fine-tuning costs: KL shift over held-out loss, and quotients at equal loss below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xatlas.comparisons.figures import forest, style
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Colour of each strategy's curve.
+_COLOURS = {
+    "all_linear": "#222222",
+    "attention_only": "#0072B2",
+    "mlp_only": "#D55E00",
+    "conv_only": "#009E73",
+    "atlas_guided": "#CC79A7",
+    "atlas_full": "#7A4FA3",
+    "random_layers": style.CONTROL,
+}
+#: Claims that stand below, as rows.
+_ROWS = (
+    "random_over_guided",
+    *(f"all_over_{name}" for name in _COLOURS if name not in ("all_linear", "random_layers")),
+)
+#: Smallest KL drawn.
+_FLOOR = 1e-6
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """Draw each model's curves, and the quotients of strategies that both have learnt as much."""
+    models = list(map(str, dataset["model"].values))
+    said = style.said(dataset, "random_over_guided", models, "no layers to draw from")
+    palette = style.colours(models)
+    rows: list[forest.Row] = []
+    for model in models:
+        found = [(name, style.finding(dataset, name, model)) for name in _ROWS]
+        named = [(name.replace("_over_", " / ").replace("all /", "all_linear /"), each) for name, each in found]
+        rows += [(f"{model}\n{name}", palette[model], each) for name, each in named if each is not None]
+    with style.context():
+        below = forest.height([name for name, _, _ in rows]) if rows else 0.0
+        made, panels, last = style.blocks(dataset, models, said, (2.4,), below)
+        for model, (axes,) in zip(models, panels, strict=True):
+            _curves(axes, dataset.sel(model=model))
+        entries: list[Any] = [(name, {"color": colour, "marker": "."}) for name, colour in _COLOURS.items()]
+        if last is not None:
+            last.axvline(1, color=style.CONTROL, lw=1)
+            forest.draw(last, rows)
+            style.log_axis(last, "x", about=(0.5, 2))
+            last.set_xlabel("KL shift at equal held-out loss, quotient")
+            entries += forest.entries(dataset, "quotient")
+        style.legend(made, entries)
+    return made
+
+
+def _curves(axes: Axes, one: xr.Dataset) -> None:
+    for name, colour in _COLOURS.items():
+        if name not in one["strategy"].values:
+            continue
+        curve = one.sel(strategy=name)
+        loss, kl = (curve[each].transpose("bound", "step").values for each in ("loss", "kl"))
+        shown = np.isfinite(loss[0]) & (kl[0] > _FLOOR)
+        axes.plot(loss[0][shown], kl[0][shown], color=colour, marker=".", lw=1.3, gid=name)
+    axes.invert_xaxis()
+    style.log_axis(axes)
+    axes.set_xlabel("held-out loss, nats per token (learnt →)")
+    style.label_y(axes, "KL shift elsewhere, nats")
