@@ -4,6 +4,7 @@
 # make wheel     build the wheel, install it in an environment of its own, compare two miniatures there
 # make test-oldest  the tests of what transformers does, on the oldest version that is allowed (a venv of its own)
 # make bench     the sweep benchmark                    make bench-reading  what the reading probes cost
+# make bench-training  what fine-tuning adds to TRL's own steps
 # make lint      ruff, mypy, import linter
 # make architectures  measure every class against plain hooks, for docs/architectures.md
 # make docs      write again what docs/ takes from the code; make picture: the README's picture and table
@@ -21,7 +22,7 @@ EDITABLE = $(INSTALL) --no-build-isolation --config-settings editable_mode=stric
 FOLDERS := $(shell find core plugins architectures comparisons -type d -not -name __pycache__)
 
 .DELETE_ON_ERROR:
-.PHONY: compare test test-all test-gpu test-oldest wheel bench bench-reading lint docs architectures picture clean
+.PHONY: compare test test-all test-gpu test-oldest wheel bench bench-reading bench-training lint docs architectures picture clean
 
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
@@ -45,6 +46,9 @@ bench: $(VENV)/.installed
 
 bench-reading: $(VENV)/.installed
 	$(BIN)/python benchmarks/reading.py --memory standard
+
+bench-training: $(VENV)/.installed $(VENV)/.installed-test
+	$(BIN)/python benchmarks/training.py --threads 1 --clock cpu
 
 lint: $(VENV)/.installed $(VENV)/.installed-dev
 	$(BIN)/ruff check .
