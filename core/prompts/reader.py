@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -323,14 +323,27 @@ class ChatTemplate:
         for text, mark, plain, with_marks in zip(new, marked, answers, answers[len(new) :], strict=False):
             self._rendered[text] = _placed(text, plain, with_marks, mark)
 
-    def _render(self, contents: list[str]) -> list[dict[str, str]]:
-        """Return ``{"text": rendered}`` or ``{"fault": why}`` of each content."""
+    def conversations(self, given: Iterable[Sequence[Mapping[str, str]]]) -> list[str]:
+        """Return turns, each with a role and a content, as texts; where there is no system's turn, the user says it."""
+        asked = [[dict(turn) for turn in turns] for turns in given]
+        answers = self._render(asked)
+        for index in [i for i, one in enumerate(answers) if "fault" in one and asked[i][0]["role"] == "system"]:
+            system, first, *rest = asked[index]
+            joined = {"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}
+            answers[index] = self._render([[joined, *rest]])[0]
+        fault = next((one["fault"] for one in answers if "fault" in one), None)
+        if fault is not None:
+            raise _unusable(f"the chat template fails ({fault})")
+        return [one["text"] for one in answers]
+
+    def _render(self, contents: Sequence[str | list[dict[str, str]]]) -> list[dict[str, str]]:
+        """Return ``{"text": rendered}`` or ``{"fault": why}`` of each content, the user's turn or several."""
         libraries = [find_spec(name) for name in ("jinja2", "markupsafe")]
         request = {
             "template": self.source,
             "variables": self.variables,
             "date": self.date,
-            "contents": contents,
+            "contents": list(contents),
             "paths": [str(Path(str(spec.origin)).parents[1]) for spec in libraries if spec],
             "seconds": _SECONDS,
             "characters": _CHARACTERS,

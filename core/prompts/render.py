@@ -63,12 +63,12 @@ def _environment(date: str) -> Any:
     return made
 
 
-def _render(template: Any, content: str, variables: dict[str, Any], most: int) -> str:
-    """Render ``content`` as the user's turn; refuse more than ``most`` characters beyond four times its own."""
+def _render(template: Any, content: str | list[dict[str, str]], variables: dict[str, Any], most: int) -> str:
+    """Render ``content``, one turn or several; refuse more than ``most`` characters beyond four times its own."""
     random.seed(0)  # Jinja has a filter that draws
-    turns = [{"role": "user", "content": content}]
+    turns = [{"role": "user", "content": content}] if isinstance(content, str) else content
     given = {"tools": None, "documents": None, "add_generation_prompt": True, **variables}
-    pieces, room = [], most + 4 * len(content)
+    pieces, room = [], most + 4 * sum(len(turn["content"]) for turn in turns)
     for piece in template.generate(messages=turns, **given):
         pieces.append(piece)
         room -= len(piece)

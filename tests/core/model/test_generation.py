@@ -1,0 +1,122 @@
+"""Prompts that are continued together are continued as each is alone."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import reference as ref
+import torch
+
+from xatlas import manager
+from xatlas.contracts.adapter import Site
+from xatlas.interventions import Intervention, Zero
+from xatlas.model import HookedModel
+from xatlas.model.generation import batches, continue_all, end_tokens, way_for
+from xatlas.testing import byte_tokenizer, tiny_hf_model
+
+#: A kind of cache each: keys, windows, convolutions, states, both in one layer, one after another.
+KINDS = ("LlamaForCausalLM", "Gemma2ForCausalLM", "Lfm2ForCausalLM", "Mamba2ForCausalLM", "BambaForCausalLM")
+OTHERS = sorted(set(manager.adapters()) - set(KINDS))
+STEPS = 6
+
+
+@cache
+def hooked(name):
+    adapter = manager.adapters()[name]
+    hf = tiny_hf_model(name)
+    norm = getattr(adapter(hf).module(adapter(hf).final_norm_path), "weight", None)
+    if norm is not None:
+        with torch.no_grad():
+            norm.add_(3.0)  # as in trained models, tokens differ by more than rounding
+    return HookedModel(hf, byte_tokenizer(), prove=False)
+
+
+def prompts():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 250, (n,), generator=generator).tolist() for n in (5, 3, 9, 5, 14)]
+
+
+def alone(model, prompt, edits=()):
+    """Return a prompt's continuation, a whole plain forward per token, and how far the two likeliest lie apart."""
+    tokens, gaps = list(prompt), []
+    for _ in range(STEPS):
+        logits = ref.logits(model.model, tokens, list(edits))[-1]
+        top = logits.topk(2)
+        gaps.append(float(top.values[0] - top.values[1]))
+        if int(top.indices[0]) in end_tokens(model):
+            break
+        tokens.append(int(top.indices[0]))
+    return tokens[len(prompt) :], gaps
+
+
+def assert_equal_but_for_ties(model, edits=()):
+    ties = 0
+    together = continue_all(model, prompts(), STEPS, size=3)
+    for prompt, found in zip(prompts(), together, strict=True):
+        wanted, gaps = alone(model, prompt, edits)
+        if list(found.tokens) != wanted:
+            pairs = zip(found.tokens, wanted, strict=False)
+            first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found.tokens), len(wanted)))
+            assert gaps[first] < 1e-4, (found.tokens, wanted, gaps)
+            ties += 1
+    assert ties < len(together)
+
+
+def params():
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]
+    return [*KINDS, *slow]
+
+
+@pytest.mark.parametrize("name", params())
+def test_a_batch_is_continued_as_each_prompt_alone(name):
+    assert_equal_but_for_ties(hooked(name))
+
+
+@pytest.mark.parametrize("name", params())
+def test_under_an_intervention_each_step_is_that_of_the_whole_prefix(name):
+    model = hooked(name)
+    layer = next(layer for layer in range(model.n_layers) if model.has(Site(layer, "operator_out")))
+    way_for(model)
+    with model.intervene([Intervention(Site(layer, "operator_out"), Zero())]):
+        together = continue_all(model, prompts(), STEPS, size=3)
+    for prompt, found in zip(prompts(), together, strict=True):
+        wanted, gaps = alone(model, prompt, [(layer, "operator_out", torch.zeros_like)])
+        assert list(found.tokens) == wanted or min(gaps) < 1e-4
+
+
+def test_attention_is_padded_and_states_that_ignore_the_mask_are_not():
+    assert way_for(hooked("LlamaForCausalLM")).padded
+    assert way_for(hooked("Lfm2ForCausalLM")).padded
+    assert way_for(hooked("LlamaForCausalLM")).cached
+    model = hooked("Mamba2ForCausalLM")
+    way = way_for(model)
+    for rows in batches([5, 3, 9, 5, 14], [6] * 5, way):
+        assert way.padded or len({len(prompts()[i]) for i in rows}) == 1
+
+
+def test_the_models_own_settings_of_generation_are_left_out_and_stay():
+    model = hooked("LlamaForCausalLM")
+    plain = continue_all(model, prompts(), STEPS)
+    own = model.model.generation_config
+    own.repetition_penalty = 50.0
+    try:
+        assert continue_all(model, prompts(), STEPS) == plain
+        assert model.model.generation_config is own
+    finally:
+        own.repetition_penalty = None
+
+
+def test_it_stops_at_the_models_end():
+    model = hooked("LlamaForCausalLM")
+    whole = continue_all(model, prompts()[:1], STEPS)[0]
+    own = model.model.generation_config
+    before = own.eos_token_id
+    try:
+        own.eos_token_id = whole.tokens[2]
+        stopped = continue_all(model, prompts(), STEPS)[0]
+    finally:
+        own.eos_token_id = before
+    assert stopped.stop_reason == "end"
+    assert stopped.tokens == whole.tokens[: whole.tokens.index(whole.tokens[2])]
+    assert whole.stop_reason == "length"
