@@ -225,8 +225,8 @@ def figures(
 
 
 def _usual_probes() -> list[str]:
-    """Return the probes that are measured when none is named: training takes long, and needs more packages."""
-    return [name for name, probe in manager.probes().items() if not probe.mutates]
+    """Return the probes that are measured when none is named: training and tests of capability take long."""
+    return [name for name, probe in manager.probes().items() if not probe.mutates and probe.measures_on != "tests"]
 
 
 def _names(texts: Sequence[str] | None) -> list[str]:

@@ -67,9 +67,19 @@ def _plainly(hf: Any, config: Any) -> Iterator[None]:
 
 
 def run_generate(
-    model: HookedModel, prompts: Sequence[Sequence[int]], most: int, way: Way, *, forced: bool = False, **more: Any
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    way: Way,
+    *,
+    forced: bool = False,
+    watch: Any = None,
+    **more: Any,
 ) -> Any:
-    """Call ``generate`` greedily on prompts; ``forced``: it writes ``most`` tokens, whatever they are."""
+    """Call ``generate`` greedily on prompts; ``forced``: it writes ``most`` tokens, whatever they are.
+
+    ``watch`` is a list of functions that are called after each step, as Hugging Face's stopping criteria.
+    """
     from transformers import GenerationConfig
 
     ends = [] if forced else end_tokens(model)
@@ -88,7 +98,7 @@ def run_generate(
         **more,
     )
     with torch.inference_mode(), _plainly(model.model, config):
-        return model.model.generate(ids, attention_mask=mask, generation_config=config)
+        return model.model.generate(ids, attention_mask=mask, generation_config=config, stopping_criteria=watch)
 
 
 @exclusive

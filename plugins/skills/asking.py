@@ -12,12 +12,13 @@ from xatlas.files import sha256
 if TYPE_CHECKING:
     from xatlas.contracts.probe import Inputs
     from xatlas.model import HookedModel
+    from xatlas.plugins.skills.tests import Test
 
 #: Whether tests are put through the model's chat template: if it has one, or both with it and without.
 Chat = Literal["auto", "on", "off", "both"]
 Turns = Sequence[Mapping[str, str]]
 
-_TEMPLATE, _PLAIN = "template", "plain"
+_TEMPLATE, _PLAIN, _RAW = "template", "plain", "raw"
 _NAMES = {"user": "User", "assistant": "Assistant"}
 
 
@@ -77,6 +78,17 @@ def asked(model: HookedModel, questions: Iterable[tuple[str, Turns, int]], chat:
     return found
 
 
+def continued(model: HookedModel, tests: Sequence[Test]) -> dict[str, Asked]:
+    """Return texts that are gone on with as they are, up to as many tokens as their targets have; by id."""
+    from xatlas.suites import Prompt
+
+    read = model.read(Prompt(test.id, test.category, test.messages[0]["content"], str(test.target)) for test in tests)
+    return {
+        one.prompt.id: Asked(one.prompt.id, one.prompt.text, one.ids[: one.n_text], len(one.target_ids), _RAW)
+        for one in read.prompts
+    }
+
+
 def answer_all(
     model: HookedModel, questions: Sequence[Asked], inputs: Inputs, label: str = "tests", part: str = ""
 ) -> list[Answer]:
@@ -118,6 +130,9 @@ def answer_all(
 
 def _decoded(model: HookedModel, one: Asked, tokens: Sequence[int], stop_reason: str) -> Answer:
     text = model.tokenizer.decode(list(tokens), skip_special_tokens=True)
+    if one.chat == _RAW:  # with the space in front that some tokenizers drop
+        whole = model.tokenizer.decode([*one.ids, *tokens], skip_special_tokens=True)
+        text = whole[len(model.tokenizer.decode(list(one.ids), skip_special_tokens=True)) :]
     if one.chat == _PLAIN and one.text.endswith("Assistant:"):  # without a template nothing else ends a turn
         text = text.split("\nUser:")[0]
     return Answer(storable(text), len(tokens), stop_reason)

@@ -23,6 +23,8 @@ def passes(test: Test, answer: str, *, run_code: bool = False) -> bool:
 
     An answer that is empty, repeats the prompt or declines passes none (a test of declining says ``declines``).
     """
+    if "verbatim" in test.check:  # the raw continuation of a text, in which nothing is to be parsed
+        return answer == str(test.target)
     text = answers.said(answer, test.asked)
     if not any(letter.isalnum() for letter in text):
         return False
@@ -272,4 +274,4 @@ _CHECKS: dict[str, Callable[[str, Any, Test], bool]] = {
 }
 _STRUCTURED = {"json", "yaml", "csv", "python"}
 #: Names of the checks that a test may ask for.
-CHECKS = (*_CHECKS, "cases")
+CHECKS = (*_CHECKS, "cases", "verbatim")

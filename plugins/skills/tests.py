@@ -13,6 +13,7 @@ from typing import Any
 from xatlas.errors import XatlasError, unknown
 from xatlas.files import sha256
 from xatlas.plugins.skills.checks import CHECKS
+from xatlas.suites import Suite
 
 #: The built-in categories, one file each.
 CATEGORIES = (
@@ -64,7 +65,7 @@ class Test:
         for name in self.check:
             if name not in CHECKS:
                 raise unknown("check", str(name), CHECKS)
-        needed = {"phrase", "choice", "number", "exact", "items", "yaml", "csv"} & self.check.keys()
+        needed = {"verbatim", "phrase", "choice", "number", "exact", "items", "yaml", "csv"} & self.check.keys()
         if needed and self.target is None:
             raise XatlasError(f"the check '{min(needed)}' needs a 'target'")
         for turn in self.messages:
@@ -145,6 +146,25 @@ def built_in(categories: tuple[str, ...] = CATEGORIES) -> tuple[Test, ...]:
         for name in categories
         for test in _parse_lines((folder / f"{name}.jsonl").read_text(encoding="utf-8"), f"{name}.jsonl")
     )
+
+
+def of_suite(suite: Suite) -> tuple[Test, ...]:
+    """Return tests made of a suite's prompts that have targets: a model that goes on with the target passes."""
+    made = tuple(
+        Test(
+            one.id,
+            one.family,
+            ({"role": "user", "content": one.text},),
+            {"verbatim": {}},
+            one.target,
+            record=one.record(),
+        )
+        for one in suite
+        if one.target is not None
+    )
+    if not made:
+        raise XatlasError(f"suite '{suite.name}' has no prompt with a target: nothing can be tested with it.")
+    return made
 
 
 def hash_of(tests: Sequence[Test]) -> str:

@@ -1,0 +1,176 @@
+"""The probes that ask: answers are kept, judged and resumed; what is removed is removed at every step."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import reference as ref
+import torch
+
+from xatlas import XatlasError, load, manager
+from xatlas.contracts.probe import Inputs
+from xatlas.plugins.ablated_capability import AblatedCapability
+from xatlas.plugins.capability import Capability
+from xatlas.plugins.qualitative import Qualitative, numbers, prompts
+from xatlas.plugins.skills.asking import plain
+from xatlas.plugins.speed import GenerationSpeed
+from xatlas.schema import notes, validate
+from xatlas.testing import CountingCheckpoint, tiny_model, tiny_suite
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TESTS = [
+    {"id": "a", "category": "one", "prompt": "2 + 2?", "check": {"number": {}}, "target": 4, "tokens": 5},
+    {"id": "b", "category": "one", "prompt": "Say it.", "check": {"regex": "(?s).*"}, "tokens": 6},
+    {"id": "c", "category": "two", "prompt": "x" * 400, "check": {"phrase": {}}, "target": "x", "tokens": 5},
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    found = tiny_model(manager.adapters()["Lfm2ForCausalLM"])
+    found.tokenizer.chat_template = TEMPLATE
+    return found
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, TESTS)))
+    return str(path)
+
+
+def measured(probe, model, checkpoint=None):
+    found = probe.measure(model, tiny_suite(), Inputs(**({"checkpoint": checkpoint} if checkpoint else {})))
+    validate(found, probe, model)
+    return found
+
+
+def test_answers_are_kept_with_the_prompt_as_run(model, own):
+    found = measured(Capability(tests=own, chat="both"), model)
+    assert found["passed"].dims == ("test",)
+    assert list(found["test"].values[:2]) == ["a (template)", "b (template)"]
+    assert found["text"].values[0] == "<user>2 + 2?</><assistant>"
+    assert found["text"].values[3] == "User: 2 + 2?\nAssistant:"
+    assert list(found["category"].values) == ["one", "one", "two"] * 2
+    assert np.isnan(found["passed"].values[[2, 5]]).all()
+    assert "context" in str(notes(found, "absent"))
+    ids = model.tokenizer(str(found["text"].values[0]), add_special_tokens=False)["input_ids"]
+    tokens = list(ids)
+    for _ in range(5):
+        tokens.append(int(ref.logits(model.model, tokens)[-1].argmax()))
+    wanted = model.tokenizer.decode(tokens[len(ids) :], skip_special_tokens=True)
+    if found["stop_reason"].values[0] == "length":
+        assert found["answer"].values[0] == wanted
+
+
+def test_a_run_goes_on_after_the_last_test(model, own, monkeypatch):
+    kept = CountingCheckpoint()
+    whole = measured(Capability(tests=own), model, kept)
+    assert len(kept.parts) == 2  # the third is too long to be asked
+    del kept.parts[next(iter(kept.parts))]
+    seen = []
+    from xatlas.model import generation
+
+    plainly = generation.continue_batch
+    monkeypatch.setattr(generation, "continue_batch", lambda m, p, n: seen.extend(p) or plainly(m, p, n))
+    again = measured(Capability(tests=own), model, kept)
+    assert len(seen) == 1
+    assert again.equals(whole)
+
+
+def test_the_key_depends_on_what_the_tests_hold(own, tmp_path):
+    first = Capability(tests=own).canonical_parameters()["tests"]
+    other = tmp_path / "moved.jsonl"
+    other.write_text("\n".join(map(json.dumps, TESTS)))
+    assert Capability(tests=str(other)).canonical_parameters()["tests"] == first
+    other.write_text("\n".join(map(json.dumps, TESTS[:2])))
+    assert Capability(tests=str(other)).canonical_parameters()["tests"] != first
+    with pytest.raises(XatlasError, match="category"):
+        Capability(tests=own, categories=("three",)).canonical_parameters()
+
+
+def test_a_miniature_passes_of_a_suite_what_its_card_says():
+    model = load("qwen-mini", dtype="float32")
+    found = measured(Capability(tests="quick"), model)
+    from pathlib import Path
+
+    import xatlas.architectures.minis as minis
+    from xatlas.architectures.minis.card import load_shipped, solved
+    from xatlas.config import find_suite
+
+    hf, tokenizer = load_shipped(Path(minis.__file__).parent / "qwen-mini")
+    right = solved(hf, tokenizer, find_suite("quick"))
+    assert {
+        str(name): bool(value) for name, value in zip(found["test"].values, found["passed"].values, strict=True)
+    } == right
+    assert 0 < found["passed"].mean() <= 1
+
+
+def test_what_is_removed_is_removed_at_every_step(model, own):
+    found = measured(AblatedCapability(tests=own, per_category=0, layers=(0, 1), heads=("1.0",)), model)
+    assert list(found["condition"].values)[:3] == ["none", "layer 0", "layer 0 (random)"]
+    assert list(found["condition"].values)[-2:] == ["layer 1 head 0", "layer 1 head 0 (random)"]
+    clean = measured(Capability(tests=own), model)
+    assert list(found["answer"].sel(condition="none").values) == list(clean["answer"].values)
+    edits = [(0, kind, torch.zeros_like) for kind in ("operator_out", "mlp_out")]
+    ids = model.tokenizer(str(found["text"].values[1]), add_special_tokens=False)["input_ids"]
+    tokens = list(ids)
+    for _ in range(6):
+        tokens.append(int(ref.logits(model.model, tokens, edits)[-1].argmax()))
+    wanted = model.tokenizer.decode(tokens[len(ids) :], skip_special_tokens=True)
+    assert wanted.startswith(str(found["answer"].sel(condition="layer 0").values[1]))
+    for layer in ("9.0", "x", "0.99"):
+        with pytest.raises(XatlasError):
+            measured(AblatedCapability(tests=own, heads=(layer,)), model)
+
+
+def test_random_controls_change_as_much_as_removing(model):
+    from xatlas.contracts.adapter import Site
+    from xatlas.interventions import Intervention, Zero
+    from xatlas.plugins.ablated_capability import AddEqual
+
+    ids, site = model.tokens("abc"), Site(0, "mlp_out")
+    values = []
+    for change in (None, Zero(), AddEqual(0)):
+        held = [Intervention(site, change)] if change else []
+        with torch.inference_mode():
+            values.append(model.run(ids, held, output_hidden_states=True).hidden_states[1])
+    removed, added = ((each - values[0]).norm(dim=-1) for each in values[1:])
+    torch.testing.assert_close(removed, added, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(values[1], values[2])
+
+
+def test_texts_are_kept_and_turns_follow_the_models_own_answers(model):
+    found = measured(Qualitative(tokens=4, groups=("multi-turn", "edge")), model)
+    last = str(found.sel(prompt="multi-turn-01")["text"].values)
+    assert last.count("<user>") == 3
+    assert last.count("<assistant>") == 3
+    assert (found["length"] <= 4).all()
+    rows = prompts()
+    assert len(rows) >= 46
+    assert len({row["group"] for row in rows}) == 9
+    assert numbers("a b c d a b c d") == (pytest.approx(0.2), pytest.approx(4 / 7))
+    assert numbers("one two three four") == (0.0, 1.0)
+
+
+def test_speeds_are_those_of_a_clock(model, monkeypatch):
+    from xatlas.plugins import speed
+
+    now = iter(range(10_000))
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: float(next(now)))
+    found = measured(GenerationSpeed(lengths=(4, 8), batches=(1, 2), new_tokens=3, repeats=2), model)
+    rate = found["tokens_per_second"]
+    assert rate.dims == ("phase", "length", "batch", "repeat")
+    np.testing.assert_allclose(rate.sel(phase="prefill", repeat=0), [[4, 8], [8, 16]])
+    np.testing.assert_allclose(rate.sel(phase="decode", repeat=1), [[1, 2], [1, 2]])  # three steps after the first
+    assert (found["peak_memory"] > 0).all()
+
+
+def test_without_a_template_turns_are_named():
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert plain(turns) == "Be brief.\n\nUser: Hi\nAssistant:"
