@@ -1,0 +1,139 @@
+"""The bridge to lm-evaluation-harness: its tasks on the loaded model, with its own metrics, stored beside ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, XatlasError, hookimpl
+from xatlas.interventions import Zero
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from xatlas import HookedModel
+
+
+log = logging.getLogger("xatlas")
+
+
+class LmEval(Probe):
+    """What lm-evaluation-harness measures on its own tasks, run on the loaded model.
+
+    Definition: the harness's, task by task (``lm_eval``: names of tasks, or files or folders of task configs, which
+    work without a network). ``value`` is a metric of a task as the harness gives it, ``stderr`` its standard error,
+    NaN where the harness has none. ``limit`` takes the first so many documents of each task. With ``ablate_layers``,
+    what these layers add to the stream is zero meanwhile.
+
+    Unit: that of the metric, as a rule a share.
+
+    Control: none is run: tasks state their own chance level.
+
+    Source: Gao et al., lm-evaluation-harness, 10.5281/zenodo.10256836.
+    """
+
+    name = "lm_eval"
+    version = 1
+    measures_on = "tests"
+    replicate = None
+    variables = {  # noqa: RUF012 - declared ClassVar in the base
+        "value": Variable(("metric",), "1", "value of the metric"),
+        "stderr": Variable(("metric",), "1", "standard error of the metric"),
+    }
+
+    @dataclass(frozen=True)
+    class Parameters:
+        """What the harness is asked."""
+
+        lm_eval: tuple[str, ...] = ()
+        limit: int = 0  # documents of each task; 0: all
+        batch: int = 8
+        ablate_layers: tuple[int, ...] = ()
+
+    def canonical_parameters(self) -> dict[str, Any]:
+        """Return the parameters; a task's file by its name and contents."""
+        from xatlas.files import sha256
+
+        tasks = [
+            f"{os.path.basename(name)}:{sha256(Path(name).read_bytes())[:12]}" if os.path.isfile(name) else name
+            for name in self.parameters.lm_eval
+        ]
+        return super().canonical_parameters() | {"lm_eval": tasks}
+
+    def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
+        """Run the tasks."""
+        import numpy as np
+
+        from xatlas.schema import cells, label
+
+        asked = self.parameters
+        if not asked.lm_eval:
+            log.warning("lm_eval: no task is named, so nothing is run: give --lm-eval TASK,TASK, or a task's file.")
+            empty = {"metric": np.array([], dtype=str), "task": ("metric", np.array([], dtype=str))}
+            return label(self.variables, {"value": np.zeros(0), "stderr": np.zeros(0)}, empty)
+        sites = [Site(layer, kind) for layer in asked.ablate_layers for kind in ("operator_out", "mlp_out")]
+        for layer in asked.ablate_layers:
+            model.point(Site(layer, "resid_post"))
+        held = [Intervention(site, Zero()) for site in sites if model.has(site)]
+        inputs.progress("lm-eval", 0, 1)
+        with model.intervene(held, seed=inputs.seed):
+            results = evaluated(model, asked)
+        inputs.progress("lm-eval", 1, 1)
+        rows = [
+            (f"{task}: {name}", task, float(value), _number(metrics.get(name.replace(",", "_stderr,", 1))))
+            for task, metrics in sorted(results["results"].items())
+            for name, value in sorted(metrics.items())
+            if isinstance(value, int | float) and "_stderr" not in name and "," in name
+        ]
+        if not rows:
+            raise XatlasError("the harness gave no number for these tasks.")
+        names, tasks, values, errors = zip(*rows, strict=True)
+        bare = [name for name, error in zip(names, errors, strict=True) if error != error]
+        coords = {"metric": list(names), "task": ("metric", list(tasks))}
+        absent = {f"stderr & {cells(metric=bare)}": "the harness gives none"} if bare else None
+        return label(self.variables, {"value": list(values), "stderr": list(errors)}, coords, absent=absent)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def evaluated(model: HookedModel, asked: Any) -> dict[str, Any]:
+    """Return what the harness says of a model that is loaded already."""
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise XatlasError(f"lm-evaluation-harness is not there ({error}): pip install 'xatlas-lm[lm-eval]'.") from None
+    files = [name for name in asked.lm_eval if os.path.exists(name)]
+    import yaml
+
+    folders = sorted({name if os.path.isdir(name) else os.path.dirname(os.path.abspath(name)) for name in files})
+
+    tasks = []
+    for name in asked.lm_eval:
+        config = yaml.safe_load(Path(name).read_text(encoding="utf-8")) if os.path.isfile(name) else {}
+        tasks.append(str((config or {}).get("task", name)))
+    manager = TaskManager(include_path=folders or None)
+    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        raise XatlasError(f"lm-evaluation-harness knows no task '{unknown[0]}'.")
+    found = simple_evaluate(
+        model=HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=asked.batch),
+        tasks=tasks,
+        limit=asked.limit or None,
+        task_manager=manager,
+        bootstrap_iters=1000,
+        log_samples=False,
+    )
+    return dict(found or {"results": {}})
+
+
+@hookimpl
+def xatlas_probes() -> list[type[Probe]]:
+    """Return the probe."""
+    return [LmEval]
