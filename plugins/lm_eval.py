@@ -122,8 +122,14 @@ def evaluated(model: HookedModel, asked: Any) -> dict[str, Any]:
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         raise XatlasError(f"lm-evaluation-harness knows no task '{unknown[0]}'.")
+    begins = model.tokenizer("a")["input_ids"][:1] == [model.tokenizer.bos_token_id]
     found = simple_evaluate(
-        model=HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=asked.batch),
+        model=HFLM(
+            pretrained=model.model,
+            tokenizer=model.tokenizer,
+            batch_size=asked.batch,
+            add_bos_token=begins,  # as the tokenizer does of itself; the harness leaves it out by default
+        ),
         tasks=tasks,
         limit=asked.limit or None,
         task_manager=manager,

@@ -41,7 +41,7 @@ def test_a_task_of_ones_own_is_run_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     rows = [
-        {"question": f"{a} + {b} =", "choices": [f" {a + b + 1}", f" {a + b}"], "label": 1}
+        {"question": f"{a} + {b} =", "choices": [f"{a + b + 1}", f"{a + b}"], "label": 1}
         for a, b in ((1, 2), (2, 2), (3, 1))
     ]
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -55,7 +55,10 @@ def test_a_task_of_ones_own_is_run_and_kept(tmp_path, monkeypatch):
     model = load("qwen-mini")
     right = 0
     for row in rows:
-        ids = [model.tokenizer(row["question"] + choice, return_tensors="pt")["input_ids"] for choice in row["choices"]]
+        ids = [
+            model.tokenizer(f"{row['question']} {choice}", return_tensors="pt")["input_ids"]
+            for choice in row["choices"]
+        ]
         start = len(model.tokenizer(row["question"])["input_ids"])
         logits = [model.model(each).logits[0].log_softmax(-1) for each in ids]
         scores = [

@@ -1,0 +1,70 @@
+"""Advice rests on ends of intervals and on speed; speeds compare on one machine."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from xatlas import XatlasError
+from xatlas.comparisons.deployment import Deployment, advice, further
+from xatlas.comparisons.speed_profile import SpeedProfile
+from xatlas.stats import wilson
+
+
+def asked(right, total, category="math"):
+    passed = [1.0] * right + [0.0] * (total - right)
+    tests = [f"t{i}" for i in range(total)]
+    return xr.Dataset({"passed": ("test", passed)}, {"test": tests, "category": ("test", [category] * total)})
+
+
+def timed(decode, threads=2):
+    rates = np.stack([np.full(len(decode), 100.0), np.asarray(decode, float)])[:, None, None]
+    coords = {"phase": ["prefill", "decode"], "length": [8], "batch": [1], "repeat": range(len(decode))}
+    about = json.dumps({"platform": "one", "device": "cpu", "threads": threads})
+    dims = ("phase", "length", "batch", "repeat")
+    return xr.Dataset({"tokens_per_second": (dims, rates)}, coords, {"xatlas": about})
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "decode", "wanted"),
+    [
+        (59, 60, [20, 21, 22], "use"),
+        (20, 20, [20, 21, 22], "use"),
+        (15, 20, [20, 21, 22], "with care"),
+        (12, 20, [20, 21, 22], "can't tell"),
+        (2, 20, [20, 21, 22], "avoid"),
+        (60, 60, [1, 2, 3], "avoid"),
+        (60, 60, [4, 6, 7], "can't tell"),
+    ],
+)
+def test_advice_rests_on_the_ends_of_intervals(right, total, decode, wanted):
+    tree = xr.DataTree.from_dict({"/m/capability": asked(right, total), "/m/speed": timed(decode)})
+    comparison = Deployment()
+    data = comparison.compare(tree)
+    assert advice(data, "m", "calculating")[0] == wanted
+    assert comparison.table(data)[0]["advice"] == wanted
+
+
+def test_how_many_more_tests_would_decide():
+    more = int(further(12, 20, 0.8, 0.5))
+    assert wilson(round(0.6 * (20 + more)), 20 + more)[0] >= 0.5
+    assert wilson(round(0.6 * (20 + more - 2)), 20 + more - 2)[0] < 0.505
+    assert further(20, 20, 0.8, 0.5) == 0
+    assert np.isnan(further(10, 20, 0.8, 0.5))
+
+
+def test_speeds_are_ratios_on_one_machine():
+    comparison = SpeedProfile()
+    tree = xr.DataTree.from_dict({"/a/speed": timed([20, 22, 24]), "/b/speed": timed([10, 11, 12])})
+    data = comparison.compare(tree)
+    found = {each.name: each for each in comparison.findings(data) if each.model_other}
+    assert found["decode"].value == pytest.approx(2.0)
+    assert found["decode"].low == pytest.approx(20 / 12)
+    assert found["decode"].verdict == "supported"
+    assert found["prefill"].verdict == "undecided"
+    other = xr.DataTree.from_dict({"/a/speed": timed([20]), "/b/speed": timed([10], threads=8)})
+    with pytest.raises(XatlasError, match="one machine"):
+        comparison.compare(other)
