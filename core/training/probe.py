@@ -56,6 +56,7 @@ class _Task:
     total: int  # steps of all runs
     done: int = 0
     effects: Sequence[float] | None = None
+    start: dict[str, np.ndarray] | None = None  # what is measured before training, the same whatever is trained
 
     def layer_effects(self) -> Sequence[float]:
         """Return the effects of the layers on the train split, measured once."""
@@ -225,7 +226,9 @@ def _run(task: _Task, setting: Setting, seed: int, points: list[int]) -> dict[st
     rows: dict[int, dict[str, np.ndarray]] = {}
 
     def watch(step: int) -> None:
-        if step in points:
+        if step == 0 and run.method != "qlora":  # whose four bits are another model
+            task.start = rows[0] = task.start or task.held.measure(tuned.model, task.measures)
+        elif step in points:
             rows[step] = task.held.measure(tuned.model, task.measures)
 
     def progress(now: Progress) -> None:

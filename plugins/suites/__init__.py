@@ -55,6 +55,6 @@ def xatlas_suites() -> list[SuiteSpec]:
         _suite("quick", FAMILIES, "test", 5),
         STANDARD,
         _suite("train", FAMILIES, "train", 50),
-        _suite("transfer", TRANSFER, "test", 40),
+        _suite("transfer", TRANSFER, "test", 50),
         _suite("transfer-train", TRANSFER, "train", 50),
     ]

@@ -23,7 +23,7 @@ def write(path, rows):
 
 def test_families_are_split_by_their_suites(model):
     taught, held = split(model, "transfer")
-    assert len(held) >= 80
+    assert len(held) >= 100
     assert {e.family for e in taught} == {e.family for e in held}
     assert not {e.prompt for e in taught} & {e.prompt for e in held}
     assert all(e.response and e.rejected and e.prompt[0] == model.reader.first_token for e in taught)

@@ -39,7 +39,7 @@ def test_sizes():
         "quick": 60,
         "standard": 480,
         "train": 600,
-        "transfer": 80,
+        "transfer": 100,
         "transfer-train": 100,
     }
     assert len(SUITES["standard"].families) == 12
