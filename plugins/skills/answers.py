@@ -30,12 +30,19 @@ _NEGATION = re.compile(
     r"(?:\b(?:not|never|neither|nor|unlike|except|excluding|cannot|no|false that|wrong that)\b|n't\b|"
     r"\b(?:rather than|instead of|opposed to)\b)(?:\W+[\w'-]+){0,3}\W*$"
 )
+_DENIED = re.compile(
+    r"\W*(?:is|was|are|were|would be|'s)(?:\s+\w+ly)?\s+(?:wrong|incorrect|false|untrue|"
+    r"not (?:right|correct|true|it\b|(?:the|my|an?) (?:\w+ )?answer))|"
+    r"\W*(?:isn't|wasn't|aren't) (?:right|correct|true|it\b|the)"
+)
 _CLAUSE = re.compile(r"[.;:!?\n](?:\s|$)|\n|\bbut\b|\bhowever\b|,\s*it(?:'s| is)\b")
+_OPENING = re.compile(r"(?:(?<!\w)|(?<=json))[{\[]")
 _UNITS = r"(?:km|kg|cm|mm|ml|mg|kb|mb|gb|m|g|h|s|l|c|f|x|am|pm)\b"
 _NUMBER = re.compile(
     r"(?<![\w.])(?<!\d,)[-+]?(?:\d{1,3}(?:[, ]\d{3})+(?![\d])|\d+)(?:\.\d+)?(?:\s*/\s*\d+(?![\d/]))?"
     rf"(?:(?=%|°)|(?!\w)|(?={_UNITS}))(?!\.\d)"
 )
+_NO_NUMBER = re.compile(r"\bnot\b|n't\b|\bnever\b|\b(?:any|every)thing but\b|\b(?:wrong|incorrect|false)\b")
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _ONES = [
     "zero",
@@ -126,11 +133,13 @@ def matches(text: str, phrase: str) -> list[tuple[int, int]]:
 
 def affirmed(text: str, phrase: str) -> bool:
     """Whether a phrase stands in a text as whole words, and not denied; both folded."""
-    for start, _ in matches(text, phrase):
-        clause = _CLAUSE.split(text[:start])[-1]
-        if not _NEGATION.search(clause.replace("no doubt", "")):
-            return True
-    return False
+    return any(not denied(text[:start], text[end:]) for start, end in matches(text, phrase))
+
+
+def denied(before: str, behind: str) -> bool:
+    """Whether what stands between two folded texts is denied by them."""
+    before = re.sub(r"\b(?:any|every)thing but\b", "not", before).replace("no doubt", "")
+    return bool(_NEGATION.search(_CLAUSE.split(before)[-1]) or _DENIED.match(behind))
 
 
 def numbers(text: str) -> list[Fraction]:
@@ -171,7 +180,7 @@ def final_number(text: str, asked: str) -> Fraction | None:
     last = sentences[-1]
     either = rf"{_NUMBER.pattern}(?:\s*%)?(?:,| or|, or| and|, and|/| to)\s+{_NUMBER.pattern}"
     behind = re.split(r"=|\bis\b|\bare\b|\bequals\b|\bbe\b|\banswer\b|:", last)[-1]
-    if re.search(either, behind) or " or " in behind or re.search(r"\bnot\b|n't\b", last):
+    if re.search(either, behind) or " or " in behind or _NO_NUMBER.search(last):
         return None
     own = set(numbers(behind))
     if not own or len(own) > 1:
@@ -184,13 +193,15 @@ def documents(text: str) -> list[tuple[Any, str]]:
     """Return the JSON documents of a text, each with what stands around it."""
     found = []
     decoder, at = json.JSONDecoder(object_pairs_hook=_once), 0
-    while (opening := re.compile(r"[{\[]").search(text, at)) is not None:
+    while (opening := _OPENING.search(text, at)) is not None:
         try:
             value, end = decoder.raw_decode(text, opening.start())
         except (ValueError, RecursionError):
             at = opening.end()
             continue
-        found.append((value, text[: opening.start()] + " " + text[end:]))
+        before, behind = text[: opening.start()], text[end:]
+        if not behind[:1].isalnum() and not denied(folded(before), folded(behind)):
+            found.append((value, before + " " + behind))
         at = end
     return found
 

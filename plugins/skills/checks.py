@@ -84,8 +84,9 @@ def _choice(text: str, options: Mapping[str, str], test: Test) -> bool:
     found |= set(re.findall(rf"(?i:answer|option|choice)(?i: is)?:?\s*\(?([{letters}])\b", plain))
     low = folded(text)
     named = {letter for letter, words in options.items() if affirmed(low, folded(words))}
-    denied = re.search(rf"(?:\bnot|n't)\s+(?:option |choice )?\(?{target.lower()}\b", low)
-    return bool(found | named) and found <= {target} and named <= {target} and not denied
+    no = re.search(rf"(?:\b(?:not|never|but)|n't)\s+(?:option |choice )?\(?{target.lower()}\b", low)
+    no = no or re.search(rf"\b{target.lower()}\)? (?:is|was) (?:not|wrong|incorrect|false)\b", low)
+    return bool(found | named) and found <= {target} and named <= {target} and not no
 
 
 def _number(text: str, about: Mapping[str, float], test: Test) -> bool:

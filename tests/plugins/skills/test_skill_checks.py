@@ -63,6 +63,12 @@ def refusals(test):
     if {"phrase", "number", "choice", "exact"} & test.check.keys():
         yield f"It is not {right}"
         yield f"The answer isn't {right}"
+        yield f"Anything but {right}."
+        yield f"{right} is wrong."
+        yield f"No, never {right}" if right != "no" else ""
+    if "json" in test.check:
+        yield f"It is not {right}"
+        yield f"x{right}x" if right[0] in "{[" else ""
 
 
 def attacks(test):
@@ -81,6 +87,8 @@ def attacks(test):
         yield from longer(bare_target(test))
         if "items" not in test.check:
             yield from options(test)
+    if {"phrase", "number", "choice", "exact"} & test.check.keys():
+        yield " ".join(map(str, range(101)))
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
