@@ -31,7 +31,7 @@ compare: $(VENV)/.installed
 test: $(VENV)/.installed $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile
 
-test-all: $(VENV)/.installed $(VENV)/.installed-test
+test-all: $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lm-eval
 	$(BIN)/python -m pytest
 
 test-gpu: $(VENV)/.installed $(VENV)/.installed-test
@@ -101,6 +101,11 @@ $(VENV)-oldest/.installed: $(PACKAGE)
 $(VENV)/.installed-test: $(PACKAGE) | $(VENV)/.installed
 	@echo "xatlas: installing what its tests need"
 	$(EDITABLE) '.[test]'
+	touch $@
+
+# what one slow test asks, and is skipped without
+$(VENV)/.installed-lm-eval: $(PACKAGE) | $(VENV)/.installed-test
+	$(EDITABLE) '.[test,lm-eval]'
 	touch $@
 
 # with all that the tests need

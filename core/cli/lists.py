@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,11 +39,22 @@ def show(
             help="Of a figure's .nc: every finding under every other setting, and which runs the atlas lacks.",
         ),
     ] = False,
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Of a result that keeps them: what the model wrote, prompt by prompt.")
+    ] = False,
+    beside: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --texts: another model's result, side by side.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what an atlas or one of its files holds."""
     from xatlas.results.store import Store, atlas_folder, read_entry, read_result
 
+    if beside is not None and not texts:
+        raise XatlasError("--beside goes with --texts: it shows what two models wrote.")
+    if texts:
+        print_rows(_texts([each for each in (path, beside) if each is not None]), as_json)
+        return
     if sensitivity:
         dataset = _figure_data(path) if path.is_file() else None
         if dataset is None or "sensitivity" not in dataset:
@@ -90,6 +101,32 @@ def show(
     print_table(fitting(summarised(dataset))[0])
     for head, fields in tables:
         print_table([{head: name, "value": value} for name, value in _flat(fields)])
+
+
+def _texts(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return what models wrote, a row for each prompt, and condition, that the first was given; a column a model."""
+    from xatlas.results.store import read_entry, read_result
+
+    rows: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise XatlasError(f"{path} is no file: --texts takes the result of a probe that keeps texts.")
+        dataset, slug = read_result(path, placed=False), read_entry(path, placed=False).job.model
+        answer = dataset.coords.get("answer")
+        if answer is None:
+            raise XatlasError(f"{path} keeps no texts: --texts takes results of probes such as qualitative.")
+        column = slug if not any(slug in row for row in rows.values()) else f"{slug} ({path.stem})"
+        first = str(answer.dims[0])
+        for cell in answer.stack(cell=answer.dims):
+            at = {str(dim): cell[dim].item() for dim in answer.dims}
+            name = ", ".join(map(str, at.values()))
+            row = rows.get(name)
+            if row is None and path == paths[0]:
+                row = rows[name] = {first: name, "read": str(dataset["text"].sel({first: at[first]}).item())}
+            if row is not None:
+                mark = {1.0: "+ ", 0.0: "- "}.get(float(dataset["passed"].sel(at)), "") if "passed" in dataset else ""
+                row[column] = mark + str(cell.item())
+    return list(rows.values())
 
 
 def _sensitivity(dataset: xr.Dataset, as_json: bool) -> list[dict[str, Any]]:
