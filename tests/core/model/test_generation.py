@@ -19,12 +19,14 @@ from xatlas.testing import byte_tokenizer, tiny_hf_model
 KINDS = ("LlamaForCausalLM", "Gemma2ForCausalLM", "Lfm2ForCausalLM", "Mamba2ForCausalLM", "BambaForCausalLM")
 OTHERS = sorted(set(manager.adapters()) - set(KINDS))
 STEPS = 6
+#: Classes without a default for the types of their layers.
+CONFIGS = {"Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 2}}
 
 
 @cache
 def hooked(name):
     adapter = manager.adapters()[name]
-    hf = tiny_hf_model(name)
+    hf = tiny_hf_model(name, **CONFIGS.get(name, {}))
     norm = getattr(adapter(hf).module(adapter(hf).final_norm_path), "weight", None)
     if norm is not None:
         with torch.no_grad():
