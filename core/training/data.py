@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xatlas import manager
 from xatlas.errors import XatlasError, unknown
+from xatlas.files import digest, sha256_of_file
 from xatlas.suites import Prompt, Suite
 from xatlas.text import first_line
 
@@ -74,6 +75,17 @@ def split(model: HookedModel, data: str, tokens: Sequence[str] = ()) -> tuple[li
             raise unknown("family", name, [*known, "transfer"], "Or give a FILE.jsonl, or a hub data set OWNER/NAME.")
     taught, held = ([prompt for prompt in suite if prompt.family in names] for suite in suites)
     return of_prompts(model, taught), of_prompts(model, held)
+
+
+def named_by_contents(data: str) -> str:
+    """Return what names the data by what it holds: a file by its hash, families with that of their suites."""
+    path = Path(data)
+    if path.is_file():
+        return f"file:{sha256_of_file(path)[:12]}"
+    if "/" in data:
+        return data
+    hashes = [manager.pick("suite", name, manager.suites()).load().hash for name in (TRAIN, HELD_OUT)]
+    return f"{data}:{digest(hashes)[:12]}"
 
 
 def of_prompts(model: HookedModel, prompts: Suite | Iterable[Prompt], *, end: bool = False) -> list[Example]:

@@ -102,6 +102,12 @@ class TrainingProbe(Probe):
         batch: int = 8
         data: str = "transfer"  # families of the transfer suites, as a list in quotes, or all
 
+    def canonical_parameters(self) -> dict[str, Any]:
+        """Return the parameters; what is trained on and held out by its contents."""
+        from xatlas.training.data import named_by_contents
+
+        return super().canonical_parameters() | {"data": named_by_contents(self.parameters.data)}
+
     @abstractmethod
     def settings(self) -> Mapping[str, Setting]:
         """Return label → what is trained; the runs' seeds are filled in."""

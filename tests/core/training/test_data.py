@@ -8,7 +8,7 @@ import pytest
 
 import xatlas
 from xatlas import XatlasError, manager, testing
-from xatlas.training.data import answers, split
+from xatlas.training.data import TRAIN, answers, named_by_contents, split
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +80,16 @@ def test_an_answer_is_the_beginning_of_a_text_and_ends_as_a_word():
     assert not answers(" goodness", " good")
     assert not answers(" not good", " good")
     assert not answers("anything", "")
+
+
+def test_data_are_named_by_what_they_hold(tmp_path, monkeypatch):
+    """Else results of a file that was edited, or of suites that another version ships, would be taken for these."""
+    rows = [{"prompt": "a", "completion": " b"}] * 3
+    first, same = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows)
+    before, families = named_by_contents(first), named_by_contents("letter_doubling")
+    assert named_by_contents(same) == before
+    write(tmp_path / "a.jsonl", rows[1:])
+    assert named_by_contents(first) != before
+    suites = manager.suites()
+    monkeypatch.setattr(manager, "suites", lambda: suites | {TRAIN: suites["quick"]})
+    assert named_by_contents("letter_doubling") != families
