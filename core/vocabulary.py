@@ -58,11 +58,12 @@ SITE_KINDS: dict[str, tuple[str, ...]] = {
     "heads": ("batch", "pos", "n_heads", "d_head"),
     "operator_out": ("batch", "pos", "d_model"),
     "resid_mid": ("batch", "pos", "d_model"),
+    "router": ("batch", "pos", "n_experts"),
     "mlp_out": ("batch", "pos", "d_model"),
     "resid_post": ("batch", "pos", "d_model"),
 }
 #: Kinds that can be read but never edited.
-READ_ONLY: frozenset[str] = frozenset({"attention_pattern"})
+READ_ONLY: frozenset[str] = frozenset({"attention_pattern", "router"})
 #: Kinds whose value is added to (or is) the stream leaving the layer: a change there is a change of
 #: ``resid_post`` by the same difference, whatever else the layer computes.
 WRITES: frozenset[str] = frozenset({"mlp_out", "resid_post"})

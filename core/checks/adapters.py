@@ -116,7 +116,7 @@ def _check_shapes(model: HookedModel) -> None:
     ids = torch.ones(1, 5, dtype=torch.long, device=model.device)
     dims = {**SITE_KINDS, **model.adapter.extra_kinds}
     sizes = {"batch": 1, "pos": 5, "d_model": model.d_model}
-    for site, value in model.capture(ids, model.editable).items():
+    for site, value in model.capture(ids, [*model.editable, *model.sites("router")]).items():
         names, shape = dims[site.kind], tuple(value.shape)
         fits = len(names) == len(shape) and all(sizes.get(d, n) == n for d, n in zip(names, shape, strict=True))
         must(fits, f"{site} (module {model.point(site).module}) has the shape {shape}, not ({', '.join(names)}).")

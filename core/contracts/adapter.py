@@ -69,6 +69,18 @@ class Heads(View):
 
 
 @dataclass(frozen=True)
+class Projected(View):
+    """What a linear module, or one like it, makes of its input, before all else that it does; read only."""
+
+    module: Any
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
+        logits = tensor.to(weight.dtype) @ weight.T
+        return logits if bias is None else logits + bias
+
+
+@dataclass(frozen=True)
 class Chunk(View):
     """One of ``count`` equal parts of the last dimension."""
 
@@ -340,6 +352,9 @@ class PreNormAdapter(Adapter):
         if layout is not None and projection is not None:
             points["heads"] = HookPoint(projection, "input", Heads(layout.n_heads, layout.d_head))
             points["attention_pattern"] = HookPoint(self.operator_path(layer), "output", Pattern())
+        router = self.roles(layer).get("mlp.router")
+        if router is not None:  # some take batch and position in one dimension, and return more than logits
+            points["router"] = HookPoint(str(router), "input", Projected(self.role_module(router)), flat=True)
         return points
 
     def roles(self, layer: int) -> dict[str, str | Part]:

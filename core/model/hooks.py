@@ -88,7 +88,7 @@ def _attach(hook: Hook, thread: int | None) -> Iterator[RemovableHandle]:
         return one.view.read(unflattened(tensor) if one.flat else tensor)
 
     def unflattened(tensor: Tensor) -> Tensor:
-        return tensor.reshape(*sizes[here()], *tensor.shape[1:])
+        return tensor.reshape(*sizes[here()], tensor.shape[-1])
 
     def replaced(tensor: Tensor) -> Tensor | None:
         """Return the module's tensor with the site's new value; None where it stays."""

@@ -6,6 +6,7 @@ a layer of every type and windows shorter than the longest prompt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import reference as ref
 import torch
 from every_class import CONFIGS, MODELS, PROMPTS, VARIANTS, VECTOR, ablations, hooked, stated, steering
 
-from xatlas import check_adapter
+from xatlas import XatlasError, check_adapter
 from xatlas.contracts.adapter import Site
 from xatlas.interventions import Add, Intervention
 from xatlas.suites import Suite
@@ -72,6 +73,27 @@ def test_steering_at_the_readout_is_that_of_plain_hooks(model):
 def test_the_page_says_what_the_adapter_states(name):
     """A class without a row is told as not measured."""
     assert {key: value for key, value in WRITTEN[name].items() if key != "gaps"} == stated(hooked(name))
+
+
+def test_routers_logits_are_those_by_which_experts_are_chosen(model):
+    """What the module itself returns first: logits, or shares of them."""
+    ids, sites, own = torch.tensor([PROMPTS[0].ids] * 2), model.sites("router"), {}
+    with contextlib.ExitStack() as stack:
+        for site in sites:
+            module = model.adapter.module(model.point(site).module)
+            keep = lambda _, __, output, site=site: own.setdefault(site, output)  # noqa: E731
+            stack.callback(module.register_forward_hook(keep).remove)
+        found = model.capture(ids, sites)
+    for site in sites:
+        logits = found[site]
+        assert logits.shape[:2] == ids.shape
+        assert logits.std(-1).min() > 1e-3
+        parts = own[site] if isinstance(own[site], tuple) else (own[site],)
+        forms = (logits, logits.softmax(-1), logits.sigmoid())
+        alike = [part for part in parts if part.numel() == logits.numel()]
+        assert any(torch.allclose(part.reshape(form.shape), form, atol=1e-5) for part in alike for form in forms)
+        with pytest.raises(XatlasError, match="can be read, not changed"):
+            Intervention(site, Add(VECTOR))
 
 
 def test_attention_is_what_the_class_has(model):
