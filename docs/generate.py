@@ -238,8 +238,10 @@ encoder-decoders and diffusion models are told apart. `xatlas adapter suggest CL
 | --- | --- |
 {missing}
 
-`router` can be read, not changed: a changed choice of experts is not a change of one value. Heads of Falcon-H1 are those
-of its attention: a site kind stands for one place in a layer, so that the heads of the state space beside it are none. Where a layer is a state space alone, its heads are sites.
+`router` can be read, not changed: a changed choice of experts is not a change of one value.
+
+Heads of Falcon-H1 are those of its attention: a site kind stands for one place in a layer, so that the heads of the
+state space beside it are none. Where a layer is a state space alone, its heads are sites.
 """
 #: Alias of a public checkpoint → its class.
 CLASS_OF = {
