@@ -76,7 +76,7 @@ class Projected(View):
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         weight, bias = self.module.weight, getattr(self.module, "bias", None)
-        logits = tensor.to(weight.dtype) @ weight.T
+        logits: torch.Tensor = tensor.to(weight.dtype) @ weight.T
         return logits if bias is None else logits + bias
 
 
