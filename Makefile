@@ -6,7 +6,7 @@
 # make bench     the sweep benchmark                    make bench-reading  what the reading probes cost
 # make bench-training  what fine-tuning adds to TRL's own steps
 # make lint      ruff, mypy, import linter
-# make architectures  measure every class against plain hooks, for docs/architectures.md
+# make classes  measure every class against plain hooks, for docs/architectures.md
 # make docs      write again what docs/ takes from the code; make picture: the README's picture and table
 
 PYTHON ?= python3.11
@@ -22,7 +22,7 @@ EDITABLE = $(INSTALL) --no-build-isolation --config-settings editable_mode=stric
 FOLDERS := $(shell find core plugins architectures comparisons -type d -not -name __pycache__)
 
 .DELETE_ON_ERROR:
-.PHONY: compare test test-all test-gpu test-oldest wheel bench bench-reading bench-training lint docs architectures picture clean
+.PHONY: compare test test-all test-gpu test-oldest wheel bench bench-reading bench-training lint docs classes picture clean
 
 compare: $(VENV)/.installed
 	$(BIN)/xatlas compare --models lfm2-mini,qwen-mini,smollm2-mini --suite quick --out $(OUT)
@@ -70,7 +70,7 @@ wheel: $(VENV)/.installed
 docs: $(VENV)/.installed $(VENV)/.installed-test
 	$(BIN)/python docs/generate.py
 
-architectures: $(VENV)/.installed $(VENV)/.installed-test
+classes: $(VENV)/.installed $(VENV)/.installed-test
 	$(BIN)/python docs/measure.py
 	$(BIN)/python docs/generate.py
 

@@ -205,7 +205,7 @@ ARCHITECTURES = """# Architectures
 
 {count} classes of transformers have an adapter. Each is held to plain hooks over whole Hugging Face forwards, whose
 module names stand in a table of the tests' own (`tests/plain_names.py`), on a tiny random model with a layer of every
-type. `make architectures` measures what stands here, on transformers {transformers} and torch {torch}:
+type. `make classes` measures what stands here, on transformers {transformers} and torch {torch}:
 
 - *operators*: the types of its layers.
 - *heads*: the types of layers whose heads are sites.

@@ -1,6 +1,6 @@
 """Measure by how much the engine differs from plain hooks, on a tiny model of every registered class.
 
-Run ``make architectures``, or this file with the names of some classes; it writes ``architectures.json``, from which
+Run ``make classes``, or this file with the names of some classes; it writes ``architectures.json``, from which
 ``generate.py`` makes the page.
 """
 
