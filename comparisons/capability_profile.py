@@ -158,7 +158,7 @@ def _pair(dataset: xr.Dataset, first: str, second: str) -> list[Finding]:
         found.append(
             Finding(
                 f"{said}: a difference of shares of {interval(value, low, high)}, p = {own:.2g}.",
-                value, low, high, 0.0, p, "supported" if decided and total else "undecided",
+                value, low, high, 0.0, p, "supported" if decided else "undecided",
                 model=first, model_other=second, p_adjusted=own, name=category, against="no difference (exact McNemar)",
                 reason="" if decided else "the models pass nearly the same tests, or there are too few",
                 short=f"different tests{where} are passed",

@@ -22,7 +22,7 @@ from xatlas.text import say_on_stderr
 if TYPE_CHECKING:
     from xatlas.model import HookedModel
     from xatlas.training.targets import Targets
-    from xatlas.training.trainer import Method, Progress, Tuned
+    from xatlas.training.trainer import Method, Progress
 
 #: What a run was, beside its weights; and its checkpoints, until it is done.
 SETTINGS, CHECKPOINTS = "xatlas.json", "checkpoints"
@@ -114,9 +114,9 @@ def finetune(
     before = held.measure(model)
     every = max(1, min(100, steps // 4))
     with lora(model, targets, run) as tuned:
-        train(tuned, taught, run, folder=place, every=every, progress=_lines(progress), watch=lambda _: None)
+        train(tuned, taught, run, folder=place, every=every, progress=_lines(progress))
         after = held.measure(tuned.model)
-        _save(tuned, folder)
+        tuned.peft.save_pretrained(str(folder))
     shutil.rmtree(place, ignore_errors=True)
     trained = {example.family for example in own}
     rows = [
@@ -137,10 +137,9 @@ def _targets(model: HookedModel, roles: Sequence[str], layers: Sequence[int] | s
 
     if isinstance(layers, str) and layers not in ("all", "hub"):
         raise XatlasError(f"layers '{layers}' don't fit: give numbers, hub or all.")
-    chosen: Sequence[int] | None = None if layers == "all" else [] if isinstance(layers, str) else layers
     if layers == "hub":
-        chosen = picked(layer_effects(model, Inputs(reference=settings.reference, seed=settings.seed)))
-    return target_modules(model, roles, chosen)
+        layers = picked(layer_effects(model, Inputs(reference=settings.reference, seed=settings.seed)))
+    return target_modules(model, roles, None if isinstance(layers, str) else layers)
 
 
 def _begin(folder: Path, about: dict[str, Any]) -> Path:
@@ -159,11 +158,6 @@ def _begin(folder: Path, about: dict[str, Any]) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     write_atomic(file, json.dumps(about, indent=1).encode())
     return place
-
-
-def _save(tuned: Tuned, folder: Path) -> None:
-    """Save the weights as peft does, and say whose they are by the model's name alone."""
-    tuned.peft.save_pretrained(str(folder))
 
 
 def _lines(say: Callable[[str], None]) -> Callable[[Progress], None]:
