@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import lettering, style
 from xatlas.text import span
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def draw(dataset: xr.Dataset) -> Figure:
     strange = [group for group in parts if group not in _COLOURS]
     colours = {**_COLOURS, **{group: _OTHERS[at % len(_OTHERS)] for at, group in enumerate(strange)}}
     with style.context():
-        names = [style.fitted(model, style.within(1.6), _NAMES) for model in models]
-        titles = [style.fitted(model, 2.3, 9.5, bold=True, lines=3) for model in models]
-        extra = max(style.extra(titles, 9.5), style.extra(names, _NAMES) * len(models))
+        names = [lettering.fitted(model, style.within(1.6), _NAMES) for model in models]
+        titles = [lettering.fitted(model, 2.3, 9.5, bold=True, lines=3) for model in models]
+        extra = max(lettering.extra(titles, 9.5), lettering.extra(names, _NAMES) * len(models))
         made = style.figure(
             10.2, (3.2 if len(models) < 3 else 2.6) + 0.06 * len(models) + extra, dataset.attrs["suite"]
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import lettering, style
 from xatlas.drawing import asked_width
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ def draw(dataset: xr.Dataset) -> Figure:
     with style.context():
         asked = asked_width.get()
         size = (asked - 1.7) / (count + 1) if asked else max(1.2, 2.9 - 0.3 * count)
-        names = [style.fitted(f"layer of {model}", 0.75 * size, _NAMES, bold=True, lines=12) for model in models]
-        width = max(6.4, (count + 1) * size + 2.0 + style.extra(names, _NAMES))
+        names = [lettering.fitted(f"layer of {model}", 0.75 * size, _NAMES, bold=True, lines=12) for model in models]
+        width = max(6.4, (count + 1) * size + 2.0 + lettering.extra(names, _NAMES))
         made = style.figure(width, 1.3 + count * (size + 0.1), dataset.attrs["suite"])
-        titles = [style.fitted(_title(dataset, model, size), size, _SMALL) for model in models]
-        style.grow(made, style.extra(names, _NAMES) + sum(style.extra([title], _SMALL) + 0.1 for title in titles))
+        titles = [lettering.fitted(_title(dataset, model, size), size, _SMALL) for model in models]
+        style.grow(
+            made, lettering.extra(names, _NAMES) + sum(lettering.extra([title], _SMALL) + 0.1 for title in titles)
+        )
         grid = made.subplots(count, count + 1, squeeze=False)
         for i, model in enumerate(models):
             _within(grid[i, i], dataset, model, size)
@@ -154,7 +156,7 @@ def _number(axes: Axes, dataset: xr.Dataset, first: str, second: str, size: floa
     chance, twins = float(one["finding_control"].sel(bound="value")), one["twin"].sel(bound="value").values
     lines += [f"chance {_two(chance)}"] if np.isfinite(chance) else []
     lines += [f"untrained {_two(float(np.nanmean(twins)))}"] if np.isfinite(twins).any() else []
-    text = "\n".join(style.fitted(line, size, _SMALL) for line in lines)
+    text = "\n".join(lettering.fitted(line, size, _SMALL) for line in lines)
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=_SMALL, transform=axes.transAxes)
 
 
@@ -168,5 +170,5 @@ def _edges(grid: Any, dataset: xr.Dataset, models: list[str], names: list[str], 
         grid[-1, i].set_xticks(at, layers[at], fontsize=_SMALL)
         grid[i, 0].set_ylabel(name, color=palette[model], fontsize=_NAMES, fontweight="bold")
         grid[-1, i].set_xlabel(name, color=palette[model], fontsize=_NAMES, fontweight="bold")
-    said = style.fitted("biased, 27 tokens" + ": as often published" * (size > 1), size, _NAMES)
+    said = lettering.fitted("biased, 27 tokens" + ": as often published" * (size > 1), size, _NAMES)
     grid[-1, -1].set_xlabel(said, fontsize=_NAMES)

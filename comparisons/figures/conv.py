@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import curves, style
+from xatlas.comparisons.figures import curves, lettering, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,7 +45,7 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
             one = dataset.sel(model=model)
             clipped |= _factors(top, one, "")
             clipped |= _effects(below, one, "tap")
-            below.set_title(style.fitted(tap, 2.4, 8), fontsize=8, fontweight="normal")
+            below.set_title(lettering.fitted(tap, 2.4, 8), fontsize=8, fontweight="normal")
             low = min(top.get_ylim()[0], below.get_ylim()[0])
             high = max(top.get_ylim()[1], below.get_ylim()[1])
             for axes in (top, below):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import curves, style
+from xatlas.comparisons.figures import curves, lettering, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -79,4 +79,4 @@ def entries(dataset: xr.Dataset, what: str) -> style.Entries:
 
 
 def _names(names: Sequence[str]) -> list[str]:
-    return [style.fitted(name, style.within(1.9), _SIZE, lines=3) for name in names]
+    return [lettering.fitted(name, style.within(1.9), _SIZE, lines=3) for name in names]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import lettering, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,8 +29,8 @@ def draw(dataset: xr.Dataset) -> Figure:
         footer = (f"no conv layers: {', '.join(without)}; " if without else "") + dataset.attrs["suite"]
         titles = [[_title(dataset.sel(model=model), name) for name in _PANELS] for model in models]
         for row, model in zip(titles, models, strict=True):
-            row[0] = f"{style.fitted(model, style.within(2.7), 8.5, bold=True)}\n{row[0]}"
-        height = sum(1.75 + style.extra(row, 8.5) for row in titles) or 2.0
+            row[0] = f"{lettering.fitted(model, style.within(2.7), 8.5, bold=True)}\n{row[0]}"
+        height = sum(1.75 + lettering.extra(row, 8.5) for row in titles) or 2.0
         made = style.figure(9.2, 1.3 + height, footer)
         if not models:
             axes = made.subplots()

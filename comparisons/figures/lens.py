@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import style
+from xatlas.comparisons.figures import lettering, style
 from xatlas.drawing import asked_width
 from xatlas.text import span
 
@@ -32,8 +32,8 @@ def draw(dataset: xr.Dataset) -> Figure:
     models = list(map(str, dataset["model"].values))
     palette = style.colours(models)
     with style.context():
-        names = [style.fitted(model, style.within(1.5), _NAMES) for model in models]
-        row = max(0.5, 0.3 + style.extra(names, _NAMES))
+        names = [lettering.fitted(model, style.within(1.5), _NAMES) for model in models]
+        row = max(0.5, 0.3 + lettering.extra(names, _NAMES))
         narrow = asked_width.get() is not None
         height = max(3.6, 1.6 + row * len(models))
         made = style.figure(10.6, 7.0 + height if narrow else height, dataset.attrs["suite"])

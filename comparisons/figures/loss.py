@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import curves, style
+from xatlas.comparisons.figures import curves, lettering, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,10 +22,10 @@ def draw(dataset: xr.Dataset) -> Figure:
     models = list(map(str, dataset["model"].values))
     palette = style.colours(models)
     with style.context():
-        names = [style.fitted(model, style.within(1.7), _NAMES) for model in models]
-        families = [style.fitted(str(name), style.within(1.7), _NAMES) for name in dataset["family"].values]
+        names = [lettering.fitted(model, style.within(1.7), _NAMES) for model in models]
+        families = [lettering.fitted(str(name), style.within(1.7), _NAMES) for name in dataset["family"].values]
         per_family = max(0.24, 0.075 * len(models) + 0.06)
-        height = 1.5 + max((0.3 + style.extra(names, _NAMES)) * len(models), per_family * len(families), 1.4)
+        height = 1.5 + max((0.3 + lettering.extra(names, _NAMES)) * len(models), per_family * len(families), 1.4)
         made = style.figure(9.2, height, dataset.attrs["suite"])
         made.set_layout_engine("constrained", w_pad=0.1)  # names stand at the edge
         left, right = style.panels(made, 2, ratios=[1, 1.3])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import curves, style
+from xatlas.comparisons.figures import curves, lettering, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,8 +30,8 @@ def draw(dataset: xr.Dataset) -> Figure:
     models = list(map(str, dataset["model"].values))
     palette = style.colours(models)
     with style.context():
-        names = {model: style.fitted(model, style.within(1.6), _NAMES) for model in models}
-        row = 0.16 + style.extra(list(names.values()), _NAMES)
+        names = {model: lettering.fitted(model, style.within(1.6), _NAMES) for model in models}
+        row = 0.16 + lettering.extra(list(names.values()), _NAMES)
         height = max(3.9 + max(0.0, 0.11 * len(models) - 0.4), 1.4 + row * len(models))
         made = style.figure(11.0, height, dataset.attrs["suite"])
         *norms, share, layers, says = style.panels(made, 6, least=3.2)

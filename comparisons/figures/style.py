@@ -6,14 +6,13 @@ import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xatlas.comparisons.figures.lettering import FONT, extra, fitted, width_of
 from xatlas.drawing import asked_width
 from xatlas.files import sha256
-from xatlas.text import one_line
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -57,7 +56,7 @@ Panel = Callable[["Axes", "xr.Dataset", str], bool]
 FLOOR = 1e-4
 
 _RC: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
@@ -206,51 +205,6 @@ def grow(made: Figure, inches: float) -> None:
     made.set_size_inches(width, height + inches)
 
 
-@lru_cache(maxsize=4096)
-def _advance(character: str, bold: bool) -> float:
-    """Return a character's width over the font's size."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextToPath
-
-    font = FontProperties(family=_RC["font.family"], weight="bold" if bold else "normal", size=100)
-    return float(TextToPath().get_text_width_height_descent(character, font, False)[0]) / 100
-
-
-def _inches(text: str, size: float, bold: bool = False) -> float:
-    """Return about how wide a line is, rather too much than too little."""
-    return 1.04 * size / 72 * sum(_advance(character, bold) for character in text)
-
-
-def fitted(text: str, inches: float, size: float, *, bold: bool = False, lines: int = 5) -> str:
-    """Return text of others as lines that fit; of what takes more ``lines`` the middle is left out."""
-    text, left_out = one_line(text), 0
-    while True:
-        middle = (len(text) - left_out) // 2
-        shown = text if not left_out else f"{text[:middle]}…{text[middle + left_out :]}"
-        found = _broken(shown, inches, size, bold)
-        if len(found) <= lines or len(shown) < 4:
-            return "\n".join(found).replace("$", r"\$")  # a pair of them would be read as a formula
-        left_out += max(1, len(text) // 50)
-
-
-def _broken(text: str, inches: float, size: float, bold: bool) -> list[str]:
-    """Break a text where words end, or else parts of names."""
-    found, line = [], ""
-    for character in text:
-        if line and _inches(line + character, size, bold) > inches:
-            end = max(line.rfind(sign) for sign in " -_/@+,;") + 1
-            end = end if 2 * end > len(line) else len(line)
-            found.append(line[:end].rstrip())
-            line = line[end:]
-        line += character if line or character != " " else ""
-    return [*found, line]
-
-
-def extra(texts: Sequence[str], size: float) -> float:
-    """Return how much higher, in inches, the highest of some texts is than one line."""
-    return max((text.count("\n") for text in texts), default=0) * size * 1.3 / 72
-
-
 def colours(models: Iterable[str]) -> dict[str, str]:
     """Return a colour per model slug, in their order: the fixed one, or one derived from the slug.
 
@@ -331,7 +285,7 @@ def legend(made: Figure, entries: Entries) -> None:
     """Explain marks once for all panels, above them: ``(label, line properties)`` each."""
     size, width = _RC["legend.fontsize"], made.get_size_inches()[0] - 0.3
     shown = [(fitted(label, min(width - 0.5, 3.0), size), look) for label, look in entries]
-    wide = [max(_inches(line, size) for line in text.split("\n")) + 4.2 * size / 72 for text, _ in shown]
+    wide = [max(width_of(line, size) for line in text.split("\n")) + 4.2 * size / 72 for text, _ in shown]
 
     def columns(count: int) -> list[slice]:
         """Return which entries stand in each column, as matplotlib fills them."""

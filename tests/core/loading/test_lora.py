@@ -189,7 +189,7 @@ def test_lora_with_resized_embeddings_is_refused(tiny):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "exclude_modules", "modules_to_save"])
 def test_pattern_that_never_ends_is_refused(tiny, monkeypatch, field):
-    from xatlas.loading import loader as module
+    from xatlas.loading import lora as module
 
     lora = tiny.parent / "lora"
     write_lora(lora, tiny)
