@@ -123,6 +123,7 @@ def quiet_transformers() -> Iterator[None]:
         offline = constants.HF_HUB_OFFLINE
         messages.set_verbosity_error()
         messages.disable_progress_bar()
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it asks for packages
         constants.HF_HUB_OFFLINE = True
         warnings.simplefilter("ignore")
         try:
