@@ -292,17 +292,21 @@ def _print_results(report: Report, out: Path) -> None:
     lines = closing(found, shown).split("\n")
     echo("\n" + "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines))
     suite = report.plan.config.suite
-    echo(f"\n{_described(suite)}.")
-    if found:
-        echo("Control: what a random change of equal size does there, or chance. In brackets: 95 % intervals.")
+    read = any(manager.probes()[step.job.probe].measures_on == "suite" for step in report.plan.steps)
+    echo("\n" + (f"{_described(suite)}. " if read else "") + "In brackets: 95 % intervals.")
+    columns = {name for result in report.results for row in result.table for name, cell in row.items() if cell != "–"}
+    if "control" in columns:
+        echo("Control: what a random change of equal size does there, or chance.")
+    if "sensitivity" in columns:
         echo("Sensitivity: how many other settings give the same answer, and what changes it: 2/5: layer 0 means")
         echo("2 of 5, and not without layer 0; robust: all, numbers inside the interval; same: all, other sizes.")
+    if found:
         echo("p: adjusted (Holm) for the claims of one comparison about the same model or pair.")
         echo("How a claim is judged: xatlas explain verdicts")
     if not report.measured and all(result.reused for result in report.results):
         echo("Nothing has changed: all of it was there.")
     echo(f"Results are in {out / ATLAS}, figures and their data in {out / FIGURES}.")
-    larger = larger_suite(suite)
+    larger = larger_suite(suite) if read else None
     if larger is not None:
         echo(f"On suite '{larger.name}' ({len(larger)} prompts): {_again('--suite', larger.name)}")
 

@@ -31,15 +31,16 @@ def closing(findings: Sequence[Finding], models: Sequence[str]) -> str:
     ] or ["Nothing is supported."]
     lines += ["* Not so without layer 0."] if any(map(_on_layer0, found)) else []
     refuted = sum(finding.verdict in ("refuted", "artefact") for finding in findings)
-    counted = [f"{refuted} are refuted or artefacts"] if refuted else []
+    counted = [f"{refuted} {'is' if refuted == 1 else 'are'} refuted or artefacts"] if refuted else []
     undecided = Counter(_kind(finding.reason) for finding in findings if finding.verdict == "undecided").most_common()
     if undecided:
         reasons = [f"{reason} ({count})" for reason, count in undecided[:_REASONS]]
         left = sum(count for _, count in undecided[_REASONS:])
         reasons += [f"other reasons ({left})"] if left else []
         total = sum(count for _, count in undecided)
-        counted.append(f"{total} can't be decided from this suite: {', '.join(reasons)}")
-    lines += [f"Of {len(findings)} claims {'; '.join(counted)}."] if counted else []
+        counted.append(f"{total} can't be decided from these data: {', '.join(reasons)}")
+    count = "1 claim" if len(findings) == 1 else f"{len(findings)} claims"
+    lines += [f"Of {count} {'; '.join(counted)}."] if counted else []
     return "\n".join(lines)
 
 

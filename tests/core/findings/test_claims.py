@@ -124,5 +124,5 @@ def test_the_closing_lines_say_once_what_models_share_and_what_rests_on_layer_0(
         "b: it rises.",
         "a and c: alike in the depth.",
         "* Not so without layer 0.",
-        "Of 11 claims 1 are refuted or artefacts; 2 can't be decided from this suite: p above 0.05 (2).",
+        "Of 11 claims 1 is refuted or artefacts; 2 can't be decided from these data: p above 0.05 (2).",
     ]
