@@ -12,6 +12,7 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import frontier as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Sample, Statistic
+from xatlas.findings.claims import ALPHA
 from xatlas.findings.estimates import bounds_of
 from xatlas.stats import Floats
 from xatlas.text import number
@@ -63,10 +64,12 @@ class LoraFrontier(ClaimComparison):
     A strategy that has learnt less has shifted less; so at one number of steps nothing can be said. In each training
     seed two curves are read at the lowest loss that both reach (log KL interpolated over loss; from 0, its root); the
     number is the geometric mean of their quotients, its interval and p-value those of a paired t over seeds, at least
-    five. What holds after equal steps and not at equal loss is an artefact. KL is that on families that were not
-    trained on (``shift=trained``: on those that were), the loss that on families that were. Ranks, learning rates and
-    steps: the quotient for each doubling (tenfold), a straight line through logarithms, after the last step. That KL
-    doubles with the rank: that this quotient is 2, within 0.80 to 1.25 of it.
+    five. What holds after equal steps, where more was learnt, is an artefact if at equal loss the two are equal within
+    the margin, or the interval lies below the quotient after equal steps; one that reaches from 1 to that quotient
+    decides nothing. KL is that on families that were not trained on (``shift=trained``: on those that were), the loss
+    that on families that were. Ranks, learning rates and steps: the quotient for each doubling (tenfold), a straight
+    line through logarithms, after the last step. That KL doubles with the rank: that this quotient is 2, within 0.80 to
+    1.25 of it.
 
     ``loss``, ``kl``, ``kl_trained (model, strategy, step, bound)``: means over seeds, of every strategy.
     """
@@ -199,7 +202,7 @@ class _Curves:
         found = statistic.evidence(two_sided=two_sided, margin=RATIO_MARGIN)
         known = int(np.isfinite(logs).sum())
         blocked = "too few training seeds" if 0 < known < SEEDS or found.blocked else ""
-        return replace(found, sample="training seeds", blocked=blocked, against="1")
+        return replace(found, sample="training seeds", blocked=blocked, against="1", own=found.side)
 
     def _statistic(self, logs: Floats) -> Statistic:
         import xarray as xr
@@ -221,12 +224,12 @@ class _Curves:
             return Evidence(
                 blocked="one of them has learnt next to nothing", words={"steps": number(equal_steps.number[0])}
             )
-        artefact = ""
-        if equal_steps.side > 0 and equal_steps.p <= 0.05 and found.side <= 0 and not found.blocked:
-            artefact = f"it does after equal steps ({number(equal_steps.number[0])} times), where it has learnt more"
-            learnt = _last(curves[0][0]).mean() < _last(curves[0][1]).mean()
-            artefact = artefact if learnt else ""
-        return replace(found, artefact=artefact, words={"steps": number(equal_steps.number[0])})
+        after, artefact = equal_steps.number[0], ""
+        holds = equal_steps.side > 0 and equal_steps.p <= ALPHA
+        denied = found.equal or (found.side <= 0 and found.number[2] < after)
+        if holds and denied and _last(curves[0][0]).mean() < _last(curves[0][1]).mean():
+            artefact = f"it does after equal steps ({number(after)} times), where it has learnt more"
+        return replace(found, artefact=artefact, words={"steps": number(after)})
 
     def growth(self, by: str, step: float, variable: str) -> Floats | None:
         """Return ``(seed)`` log quotients of a variable, at the end, for a coordinate ``step`` times as large."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import textwrap
@@ -118,17 +119,18 @@ def plan(
 ) -> None:
     """List the jobs that compare (or run, with --probes) would do, with estimated minutes and memory."""
     from xatlas import api
-    from xatlas.run.cost import estimate
+    from xatlas.run.cost import estimate, training
 
     store = api.store_in(out)
     asked = _asked(context, () if probes and not comparisons else _names(comparisons) or None, _names(probes), set_)
     planned = api.plan(_names(models), null=null, fetch="config", minutes=minutes, store=store, **asked, **config)
-    rows, total = [], 0.0
+    rows, total, left = [], 0.0, []
     for step in planned.steps:
         done = store.state(step.job) == "done"
         minutes, gigabytes = estimate(step, planned.config)
         minutes = 0.0 if done else round(minutes, 2)
-        total += minutes
+        total += 0.0 if math.isnan(minutes) else minutes
+        left += [] if done else [step]
         here = bool(step.model.weights_hash)  # else the config alone is, and no key can be known
         row = {"model": step.job.model, "probe": step.job.probe, "key": step.job.key if here else None}
         state = "done" if done else "to do" if here else "needs download"
@@ -137,7 +139,9 @@ def plan(
         print_json(rows)
         return
     print_table(rows)
-    echo(f"\n{_described(planned.config.suite)}; about {total:.1f} min on this machine.")
+    runs = training(left)
+    besides = f", besides {runs}" if runs else ""
+    echo(f"\n{_described(planned.config.suite)}; about {total:.1f} min on this machine{besides}.")
 
 
 @command()

@@ -6,11 +6,12 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from xatlas import manager
@@ -29,6 +30,7 @@ from xatlas.prompts.reader import TokenPrompt, TokenSuite
 from xatlas.run.plan import Plan, Step
 from xatlas.suites import Suite
 from xatlas.text import first_line
+from xatlas.training.probe import TrainingProbe
 from xatlas.vocabulary import DTYPE_BYTES
 
 log = logging.getLogger("xatlas")
@@ -49,9 +51,16 @@ class Speed:
 
 
 def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
-    """Return about how many minutes on this machine, and GB at the peak, a step will take; the model isn't loaded."""
+    """Return about how many minutes on this machine, and GB at the peak, a step will take; the model isn't loaded.
+
+    Minutes of training are not estimated: they are NaN.
+    """
     texts = [each.name for each in settings("of_model") if each.metadata["of_model"] == "texts"]
     model = outline(step.model, **{name: getattr(config, name) for name in texts})
+    weights = sum(weight.numel() for weight in model.model.parameters())
+    gigabytes = (weights * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
+    if isinstance(step.probe, TrainingProbe):
+        return math.nan, gigabytes
     with calling(type(step.probe)):
         conditions, metrics = step.probe.planned(model, config.suite, config.draws)
     prompts = _read(model, config.suite)
@@ -69,8 +78,14 @@ def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
     seconds = rows * speed.row + done.visits * VISIT
     for layer, kind in enumerate(model.operator_types):
         seconds += calls[layer] * speed.call[kind] + tokens[layer] * speed.token[kind]
-    weights = sum(weight.numel() for weight in model.model.parameters())
-    return float(seconds) / 60, (weights * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
+    return float(seconds) / 60, gigabytes
+
+
+def training(steps: Iterable[Step]) -> str:
+    """Say how many runs are trained, whose time no estimate holds; nothing where there are none."""
+    runs = [step.probe.runs() for step in steps if isinstance(step.probe, TrainingProbe)]
+    count, length = (sum(each) for each in zip(*runs, strict=True)) if runs else (0, 0)
+    return f"{count:,} training runs of {length:,} steps in all, whose time is not estimated" if runs else ""
 
 
 def shortened(plan: Plan, minutes: float, done: Callable[[Step], bool]) -> Plan:
@@ -80,10 +95,12 @@ def shortened(plan: Plan, minutes: float, done: Callable[[Step], bool]) -> Plan:
     whole, most = plan, plan.config.suite.most_templates
     fewer = [2**power for power in range(most.bit_length()) if 2**power < most]  # of which all is used again
     while True:
-        total = sum(0.0 if done(step) else estimate(step, plan.config)[0] for step in plan.steps)
+        total = float(np.nansum([0.0 if done(step) else estimate(step, plan.config)[0] for step in plan.steps]))
         if total <= minutes or not fewer:
             break
         plan = whole.on(whole.config.suite.first_templates(fewer.pop()))
+    if runs := training(step for step in plan.steps if not done(step)):
+        log.warning("%g minutes do not count %s.", minutes, runs)
     if total > minutes:
         log.warning(
             "one template of each family takes about %.2g minutes, not %g: it is done all the same.", total, minutes

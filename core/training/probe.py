@@ -120,6 +120,11 @@ class TrainingProbe(Probe):
         usual = {name: getattr(asked, name) for name in ("steps", "rank", "learning_rate", "batch")}
         return Run(**usual | changed)
 
+    def runs(self) -> tuple[int, int]:
+        """Return how many runs :meth:`measure` makes, and how many steps all of them take."""
+        lengths = [max(points) for points in _longest(self.settings(), self.parameters.points).values()]
+        return self.parameters.seeds * len(lengths), self.parameters.seeds * sum(lengths)
+
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Train every setting from every seed, and return what held-out prompts say before, along and after."""
         from xatlas.training.data import needed, of_prompts, split
@@ -137,9 +142,8 @@ class TrainingProbe(Probe):
         held = HeldOut(model, own + [example for example in others if example.family not in trained])
         seeds = [inputs.seed + number for number in range(self.parameters.seeds)]
         groups = _longest(settings, self.parameters.points)
-        total = len(seeds) * sum(max(points) for points in groups.values())
         measures = tuple(name for name, variable in self.variables.items() if variable.dims == _CURVE)
-        task = _Task(model, inputs, taught, held, measures, total)
+        task = _Task(model, inputs, taught, held, measures, self.runs()[1])
         found, why = {}, {}
         for setting, points in groups.items():
             for seed in seeds:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import xarray as xr
 
 from xatlas import check_comparison
 from xatlas.comparisons.hub_shift import HubShift
-from xatlas.comparisons.lora_frontier import LoraFrontier
+from xatlas.comparisons.lora_frontier import LoraFrontier, _Curves
+from xatlas.findings.verdict import verdict
 
 TYPES = ["conv", "attention"] * 2
 STEPS = [0, 6, 12, 25, 50, 100]
@@ -54,6 +57,34 @@ def test_what_looks_dear_after_equal_steps_and_learns_more_is_an_artefact():
     assert guided.verdict == "artefact"
     assert "after equal steps" in guided.reason
     assert found["random_over_guided"].verdict == "refuted"  # equal
+
+
+def judged(seed, *, quotient, faster, noise):
+    """Return the verdict on two ways whose seeds learn unequally, while KL goes by the steps alone."""
+    rng, steps = np.random.default_rng(seed), np.array(STEPS) / 100
+    shape = (2, 5, len(STEPS), 2)
+    loss, kl = np.full(shape, 0.1), np.zeros(shape)
+    for row, (speed, price) in enumerate(((faster, quotient), (1.0, 1.0))):
+        fall = 4 * (1 - np.exp(-speed * steps))
+        loss[row, :, :, 0] = 6 - fall * np.exp(rng.normal(0, noise, (5, 1)))
+        kl[row, :, :, 1] = price * np.exp(fall) * fall**2 * np.exp(rng.normal(0, 0.1, (5, 1)))
+    data = result(dict.fromkeys(("dear", "cheap"), (1.0, 1.0))).copy()
+    data["heldout_loss"].values[:], data["kl_shift"].values[:] = loss, kl
+    found = _Curves(SimpleNamespace(dataset=data), "others").cost("dear", "cheap")
+    return verdict(found, found.p)[0]
+
+
+def test_an_artefact_is_not_made_of_a_wide_interval():
+    """Where both ways differ as much at equal loss, but seeds don't show it, nothing is decided."""
+    same = Counter(judged(seed, quotient=2.0, faster=1.02, noise=0.25) for seed in range(60))
+    assert same["artefact"] + same["refuted"] <= 6
+    assert same["undecided"] >= 30  # or nothing could have gone wrong
+    none = Counter(judged(seed, quotient=1.0, faster=1.0, noise=0.25) for seed in range(60))
+    assert none["artefact"] + none["supported"] <= 6
+    learnt = Counter(judged(seed, quotient=1.0, faster=3.0, noise=0.05) for seed in range(60))
+    assert learnt["artefact"] >= 48
+    dear = Counter(judged(seed, quotient=3.0, faster=1.5, noise=0.05) for seed in range(60))
+    assert dear["supported"] >= 48
 
 
 def test_what_is_dearer_at_equal_loss_is_found():
