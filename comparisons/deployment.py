@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, XatlasError, hookimpl
+from xatlas.comparisons.figures import rows as figure
 from xatlas.contracts.comparison import Verdict
-from xatlas.findings import forest
 from xatlas.findings.readings import find, models
 from xatlas.stats import wilson
 from xatlas.text import interval
@@ -153,8 +153,9 @@ class Deployment(Comparison):
         return rows
 
     def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw the shares, use by use."""
-        return forest.draw(self.findings(dataset), {}, self.summary)
+        """Draw the shares, use by use, with what is asked of them."""
+        shares = dataset["share"].rename(use="row").assign_attrs(long_name="share of tests that are passed")
+        return figure.draw(dataset, [shares], lines={dataset.attrs["fair"]: "fair", dataset.attrs["good"]: "good"})
 
 
 def advice(dataset: xr.Dataset, model: str, use: str) -> tuple[Advice, str]:

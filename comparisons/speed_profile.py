@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, XatlasError, hookimpl
-from xatlas.contracts.comparison import Verdict
-from xatlas.findings import forest
+from xatlas.comparisons.figures import rows as figure
+from xatlas.findings import Claim, Evidence
+from xatlas.findings.claims import ALPHA
+from xatlas.findings.estimates import side
 from xatlas.findings.readings import find, models
+from xatlas.findings.sentences import Row, decide
 from xatlas.text import interval
 
 if TYPE_CHECKING:
@@ -23,6 +27,13 @@ if TYPE_CHECKING:
 MACHINE = ("platform", "device", "device_name", "threads")
 #: Resamples of repeats.
 DRAWS = 2000
+_FASTER = Claim(
+    "faster",
+    "Is one model faster than another?",
+    "{first} is {number} times as fast as {second} in {phase} ({cell})",
+    label="ratio of speeds",
+    short="{first} is faster in {phase}",
+)
 
 
 class SpeedProfile(Comparison):
@@ -30,7 +41,8 @@ class SpeedProfile(Comparison):
 
     The interval of a median, and of a ratio of medians, is over repeats, drawn anew with replacement; five repeats
     say what the machine makes of equal work on one day, not on another. A claim about a pair is that the first is
-    faster at the smallest length and batch, in each phase. Speeds of two machines, devices or numbers of threads are
+    faster at the smallest length and batch, in each phase; p is that of the draws, and no less than the least of a
+    permutation of the repeats: of three, nothing can be said. Speeds of two machines, devices or numbers of threads are
     refused.
 
     ``rate (model, phase, length, batch, bound)``.
@@ -71,38 +83,19 @@ class SpeedProfile(Comparison):
         )
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
-        """State each model's speed, and the ratios of pairs."""
-        found, at = [], {"length": 0, "batch": 0}
+        """State the ratios of pairs."""
+        at = {"length": 0, "batch": 0}
         cell = f"length {int(dataset['length'][0])}, batch {int(dataset['batch'][0])}"
-        drawn = _medians(dataset["repeats"]).isel(at)
-        for model in map(str, dataset["model"].values):
-            value, low, high = (float(x) for x in dataset["rate"].isel(at).sel(model=model, phase="decode"))
-            said = f"{model} writes {interval(value, low, high)} tokens a second ({cell})."
-            found.append(
-                Finding(
-                    said, value, low, high, math.nan, math.nan, "supported", model=model, name="decode", short="speed"
-                )
-            )
-        for first, second in combinations(map(str, dataset["model"].values), 2):
+        drawn, repeats = _medians(dataset["repeats"].isel(at)), dataset["repeats"].isel(at)
+        rows = []
+        for pair in combinations(map(str, dataset["model"].values), 2):
             for phase in map(str, dataset["phase"].values):
-                one, two = (dataset["rate"].isel(at).sel(model=m, phase=phase, bound="value") for m in (first, second))
-                ratios = (drawn.sel(model=first, phase=phase) / drawn.sel(model=second, phase=phase)).values
-                value, low, high = float(one / two), *map(float, np.quantile(ratios, [0.025, 0.975]))
-                low, high = min(low, value), max(high, value)
-                verdict: Verdict = "supported" if low > 1 else "refuted" if high < 1 else "undecided"
-                reason = {"supported": "", "refuted": "the interval lies on the other side"}
-                found.append(
-                    Finding(
-                        f"{first} is {interval(value, low, high)} times as fast as {second} in {phase} ({cell}).",
-                        *(value, low, high, 1.0, math.nan, verdict),
-                        model=first,
-                        model_other=second,
-                        name=phase,
-                        reason=reason.get(verdict, "the interval includes equal speeds"),
-                        short=f"{first} is faster in {phase}",
-                    )
-                )
-        return found
+                one, two = (repeats.sel(model=model, phase=phase).median().item() for model in pair)
+                ratios = drawn.sel(model=pair[0], phase=phase).values / drawn.sel(model=pair[1], phase=phase).values
+                evidence = _faster(one / two, ratios, repeats.sizes["repeat"])
+                words = {"phase": phase, "cell": cell, "first": pair[0]}
+                rows.append(Row(replace(_FASTER, name=phase), pair, replace(evidence, words=words)))
+        return decide(rows)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return the medians, a row a model, length and batch."""
@@ -116,9 +109,31 @@ class SpeedProfile(Comparison):
         return rows
 
     def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw how fast each model writes."""
-        labels = {"decode": "tokens written per second"}
-        return forest.draw(self.findings(dataset), labels, self.summary)
+        """Draw how fast each model reads and writes, at every length and batch."""
+        rate = dataset["rate"].stack(row=("length", "batch"), create_index=False)
+        cells = zip(rate["length"].values, rate["batch"].values, strict=True)
+        rate = rate.assign_coords(row=[f"length {length}, batch {batch}" for length, batch in cells])
+        panels = [
+            rate.sel(phase=phase).assign_attrs(long_name=f"tokens {done} per second")
+            for phase, done in (("prefill", "read"), ("decode", "written"))
+        ]
+        return figure.draw(dataset, panels, log=True)
+
+
+def _faster(ratio: float, drawn: np.ndarray, repeats: int) -> Evidence:
+    """Return what speaks for a ratio's being above 1, from draws of it over so many repeats of each."""
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
+    least = 2 / math.comb(2 * repeats, repeats)  # of all ways of dealing the repeats out to the two
+    return Evidence(
+        number=(ratio, min(low, ratio), max(high, ratio)),
+        p=max(least, min(1.0, 2 * float(min((drawn <= 1).mean(), (drawn >= 1).mean())))),
+        against="equal speeds",
+        side=side(low, high, 1.0),
+        own=side(low, high, 1.0),
+        answer=ratio > 1,
+        control=(1.0, math.nan, math.nan),
+        blocked="too few repeats" if least > ALPHA else "",
+    )
 
 
 def _medians(repeats: xr.DataArray) -> xr.DataArray:

@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from xatlas.errors import XatlasError, unknown
 from xatlas.interventions import Add, Intervention
 from xatlas.metrics import kl_divergence
 from xatlas.model import HookedModel
+from xatlas.model.generation import Way, run_generate
 from xatlas.model.hooks import exclusive
 from xatlas.probing.directions import contrasts, median_norms, random_direction, readout_values
 from xatlas.suites import Suite
@@ -152,24 +152,9 @@ def steer(
     return Steered(clean, steered, float(kl_divergence(first, other)), length)
 
 
-@torch.inference_mode()
 def _continue(model: HookedModel, ids: Tensor, tokens: int) -> tuple[str, Tensor]:
     """Return the greedy continuation, and the first next token's logits in float64."""
-    from transformers import GenerationConfig
-
-    own: Any = model.model.generation_config
-    ends = own.eos_token_id if own.eos_token_id is not None else model.tokenizer.eos_token_id
-    pad = ends[0] if isinstance(ends, list) else ends
-    # A config of our own: the model's may sample, or punish repetition.
-    config = GenerationConfig(
-        max_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=ends,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else pad,
-        use_cache=bool(model.sites("attention_pattern")),
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    made = model.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    way = Way(padded=False, cached=bool(model.sites("attention_pattern")))
+    made = run_generate(model, ids.tolist(), tokens, way, output_logits=True)
     text: str = model.tokenizer.decode(made.sequences[0, ids.shape[1] :], skip_special_tokens=True)
     return text, made.logits[0][0].double()

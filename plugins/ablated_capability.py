@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, XatlasError, hookimpl
 from xatlas.interventions import Change, Zero
-from xatlas.plugins.skills.asking import Chat
+from xatlas.plugins.skills.choosing import AskingProbe
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +36,7 @@ class AddEqual(Change):
         return target.put(value, part + (direction * scale).to(part.dtype))
 
 
-class AblatedCapability(Probe):
+class AblatedCapability(AskingProbe):
     """Which tests a model passes while what a layer, or a head, writes is removed at every token.
 
     Definition: as ``capability``, with an ablation at zero held over the prompt and every step of generation: of what
@@ -54,8 +54,6 @@ class AblatedCapability(Probe):
 
     name = "ablated_capability"
     version = 1
-    measures_on = "tests"
-    replicate = None
     check_parameters = {"categories": ("math",), "layers": (0,)}  # noqa: RUF012 - declared ClassVar in the base
     sites = ("operator_out",)
     variables = {  # noqa: RUF012 - declared ClassVar in the base
@@ -63,23 +61,13 @@ class AblatedCapability(Probe):
     }
 
     @dataclass(frozen=True)
-    class Parameters:
+    class Parameters(AskingProbe.Parameters):
         """What is asked, and what is removed meanwhile."""
 
-        tests: str = "built-in"
-        categories: tuple[str, ...] = ()  # all
-        per_category: int = 1  # the first so many of each; 0: all
-        chat: Chat = "auto"
-        run_code: bool = False
+        per_category: int = 1
         layers: tuple[int, ...] = ()  # all
         heads: tuple[str, ...] = ()  # LAYER.HEAD, as 3.1; with heads, no whole layer is removed unless layers are named
         component: Literal["joint", "operator", "mlp"] = "joint"
-
-    def canonical_parameters(self) -> dict[str, Any]:
-        """Return the parameters; tests by their contents, whatever the file is called."""
-        from xatlas.plugins.skills.choosing import chosen
-
-        return super().canonical_parameters() | {"tests": chosen(self.parameters)[0]}
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Ask every test under every condition, and check the answers."""
@@ -103,7 +91,7 @@ class AblatedCapability(Probe):
                 coords = about(tests, questions, answers)
         coords["condition"] = list(conditions)
         coords["answer"] = (("test", "condition"), np.array(texts, dtype=object).T)
-        del coords["answer_tokens"], coords["stop_reason"]
+        del coords["answer_tokens"], coords["stop_reason"], coords["ties"]
         values = np.array(passed).T
         long = [name for name, row in zip(coords["test"], values, strict=True) if np.isnan(row).any()]
         absent = {cells(test=long): "prompt and answer are longer than the model's context"} if long else None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from xatlas import Inputs, Probe, Suite, Variable, hookimpl
-from xatlas.plugins.skills.asking import Chat
+from xatlas.plugins.skills.choosing import AskingProbe
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -14,16 +13,17 @@ if TYPE_CHECKING:
     from xatlas import HookedModel
 
 
-class Capability(Probe):
+class Capability(AskingProbe):
     """Which tests a model passes when it answers greedily.
 
     Definition: each test is put as the user's turn of the model's chat template, or without one as
     ``User: … Assistant:`` (``chat`` says which), and continued greedily up to the test's own length; the answer passes
     if every check that the test names holds for what it says, as parsed. ``passed`` is 1 or 0. The answer, the prompt
-    as run, the category and why the answer ended are kept with each test. Tests that don't fit the model's context are
-    NaN. ``tests`` is ``built-in``, a file of the same form (JSON lines: id, category, prompt or messages, check,
-    target), or the name of a suite: then the model goes on from a prompt's text, and passes if it writes the target.
-    With ``run_code``, answers that are code are also run, in a process that can do nothing but compute.
+    as run, the category and why the answer ended are kept with each test, and at how many steps the two largest logits
+    lie within 1e-4 (``ties``): there a batch of other questions may decide otherwise. Tests that don't fit the model's
+    context are NaN. ``tests`` is ``built-in``, a file of the same form (JSON lines: id, category, prompt or messages,
+    check, target), or the name of a suite: then the model goes on from a prompt's text, and passes if it writes the
+    target. With ``run_code``, answers that are code are also run, in a process that can do nothing but compute.
 
     Unit: 1 (passed) or 0.
 
@@ -35,28 +35,10 @@ class Capability(Probe):
 
     name = "capability"
     version = 1
-    measures_on = "tests"
-    replicate = None
     check_parameters = {"categories": ("math",), "per_category": 2}  # noqa: RUF012 - declared ClassVar in the base
     variables = {  # noqa: RUF012 - declared ClassVar in the base
         "passed": Variable(("test",), "1", "whether the answer passes the test"),
     }
-
-    @dataclass(frozen=True)
-    class Parameters:
-        """How and what is asked."""
-
-        tests: str = "built-in"
-        categories: tuple[str, ...] = ()  # all
-        per_category: int = 0  # the first so many of each; 0: all
-        chat: Chat = "auto"
-        run_code: bool = False
-
-    def canonical_parameters(self) -> dict[str, Any]:
-        """Return the parameters; tests by their contents, whatever the file is called."""
-        from xatlas.plugins.skills.choosing import chosen
-
-        return super().canonical_parameters() | {"tests": chosen(self.parameters)[0]}
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Ask every test, and check the answers."""

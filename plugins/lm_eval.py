@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xatlas import Inputs, Intervention, Probe, Site, Suite, Variable, XatlasError, hookimpl
+from xatlas.files import sha256
 from xatlas.interventions import Zero
 
 if TYPE_CHECKING:
@@ -54,14 +58,13 @@ class LmEval(Probe):
         ablate_layers: tuple[int, ...] = ()
 
     def canonical_parameters(self) -> dict[str, Any]:
-        """Return the parameters; a task's file by its name and contents."""
-        from xatlas.files import sha256
+        """Return the parameters; a task's file or folder by its name and contents, and those of files that it names."""
 
-        tasks = [
-            f"{os.path.basename(name)}:{sha256(Path(name).read_bytes())[:12]}" if os.path.isfile(name) else name
-            for name in self.parameters.lm_eval
-        ]
-        return super().canonical_parameters() | {"lm_eval": tasks}
+        def held(name: str) -> str:
+            digest = sha256(Path(each).read_bytes() for each in files_of(name))
+            return f"{Path(name).name}:{digest[:12]}" if os.path.exists(name) else name
+
+        return super().canonical_parameters() | {"lm_eval": list(map(held, self.parameters.lm_eval))}
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Run the tasks."""
@@ -78,13 +81,11 @@ class LmEval(Probe):
         for layer in asked.ablate_layers:
             model.point(Site(layer, "resid_post"))
         held = [Intervention(site, Zero()) for site in sites if model.has(site)]
-        inputs.progress("lm-eval", 0, 1)
         with model.intervene(held, seed=inputs.seed):
-            results = evaluated(model, asked)
-        inputs.progress("lm-eval", 1, 1)
+            results = evaluated(model, asked, inputs)
         rows = [
             (f"{task}: {name}", task, float(value), _number(metrics.get(name.replace(",", "_stderr,", 1))))
-            for task, metrics in sorted(results["results"].items())
+            for task, metrics in sorted(results.items())
             for name, value in sorted(metrics.items())
             if isinstance(value, int | float) and "_stderr" not in name and "," in name
         ]
@@ -101,8 +102,52 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
-def evaluated(model: HookedModel, asked: Any) -> dict[str, Any]:
-    """Return what the harness says of a model that is loaded already."""
+def config_of(path: str) -> Any:
+    """Return what a task's config holds; ``!function module.name`` as the name of the module's file."""
+    import yaml
+
+    loader: Any = type("Loader", (yaml.SafeLoader,), {})  # tags are made texts
+    loader.add_multi_constructor("!", lambda _, __, node: f"{str(node.value).partition('.')[0]}.py")
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise XatlasError(f"the task config '{path}' can't be read: {error}".replace("\n", " ")) from None
+
+
+def tasks_of(name: str) -> list[str]:
+    """Return the names of the tasks that a config, or a folder's, defines; of what is neither, the name itself."""
+    configs = sorted(glob.glob(os.path.join(name, "*.yaml"))) if os.path.isdir(name) else [name]
+    held = [config_of(each) if os.path.isfile(each) else {"task": name} for each in configs]
+    return [each["task"] for each in held if isinstance(each, dict) and isinstance(each.get("task"), str)]
+
+
+def files_of(name: str) -> list[str]:
+    """Return the files of a task: its config, or a folder's, and local files that these name, and so on."""
+    left = sorted(str(each) for each in Path(name).rglob("*")) if os.path.isdir(name) else [name]
+    found: dict[str, None] = {}
+    while left:
+        path = left.pop(0)
+        if path in found or not os.path.isfile(path):
+            continue
+        found[path] = None
+        for text in _texts(config_of(path)) if path.endswith((".yaml", ".yml")) else ():
+            for folder in ("", os.path.dirname(path)):
+                left += sorted(glob.glob(os.path.join(folder, text))) if len(text) < 256 else []
+    return list(found)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def evaluated(model: HookedModel, asked: Any, inputs: Inputs) -> dict[str, Any]:
+    """Return what the harness says of each task, on a model that is loaded already; kept task by task."""
+    import numpy as np
+
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -110,33 +155,42 @@ def evaluated(model: HookedModel, asked: Any) -> dict[str, Any]:
     except ImportError as error:
         raise XatlasError(f"lm-evaluation-harness is not there ({error}): pip install 'xatlas-lm[lm-eval]'.") from None
     files = [name for name in asked.lm_eval if os.path.exists(name)]
-    import yaml
-
     folders = sorted({name if os.path.isdir(name) else os.path.dirname(os.path.abspath(name)) for name in files})
-
-    tasks = []
-    for name in asked.lm_eval:
-        config = yaml.safe_load(Path(name).read_text(encoding="utf-8")) if os.path.isfile(name) else {}
-        tasks.append(str((config or {}).get("task", name)))
     manager = TaskManager(include_path=folders or None)
+    tasks = [task for name in asked.lm_eval for task in tasks_of(name)]
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         raise XatlasError(f"lm-evaluation-harness knows no task '{unknown[0]}'.")
     begins = model.tokenizer("a")["input_ids"][:1] == [model.tokenizer.bos_token_id]
-    found = simple_evaluate(
-        model=HFLM(
-            pretrained=model.model,
-            tokenizer=model.tokenizer,
-            batch_size=asked.batch,
-            add_bos_token=begins,  # as the tokenizer does of itself; the harness leaves it out by default
-        ),
-        tasks=tasks,
-        limit=asked.limit or None,
-        task_manager=manager,
-        bootstrap_iters=1000,
-        log_samples=False,
+    harnessed = HFLM(
+        pretrained=model.model,
+        tokenizer=model.tokenizer,
+        batch_size=asked.batch,
+        add_bos_token=begins,  # as the tokenizer does of itself; the harness leaves it out by default
     )
-    return dict(found or {"results": {}})
+    found: dict[str, Any] = {}
+    for done, task in enumerate(tasks):
+        inputs.progress("lm-eval", done, len(tasks))
+        key = sha256(task.encode())[:20]
+        kept = inputs.checkpoint.load(key)
+        if kept is None:
+            made = simple_evaluate(
+                model=harnessed,
+                tasks=[task],
+                limit=asked.limit or None,
+                task_manager=manager,
+                bootstrap_iters=1000,
+                log_samples=False,
+            )
+            kept = {
+                "results": np.array(
+                    json.dumps((made or {"results": {}})["results"], default=lambda each: each.tolist())
+                )
+            }
+            inputs.checkpoint.save(key, kept)
+        found |= json.loads(str(kept["results"]))
+    inputs.progress("lm-eval", len(tasks), len(tasks))
+    return found
 
 
 @hookimpl

@@ -113,7 +113,9 @@ def timed(
         return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
     started = time.perf_counter()
-    _, most = clocked(model, lambda: run_generate(model, prompts, new_tokens + 1, way, forced=True, watch=[watch]))
+    _, most = clocked(
+        model, lambda: run_generate(model, prompts, new_tokens + 1, way, forced=True, stopping_criteria=[watch])
+    )
     rates = [batch * length / prefill, batch * new_tokens / (steps[-1] - steps[0])]
     return rates, [held, most], steps[0] - started
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.comparisons.figures import curves, lettering, style
+from xatlas.comparisons.figures import curves, lettering, rows, style
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,17 +55,8 @@ def _families(axes: Axes, dataset: xr.Dataset, palette: dict[str, str], families
     """Draw families from the one that costs most down, models above one another in each."""
     mean = np.nanmean(np.log(dataset["loss"].sel(bound="value").transpose("family", "model").values), axis=1)
     order = np.argsort(-mean, kind="stable")
-    models = list(map(str, dataset["model"].values))
-    offsets = np.linspace(0.3, -0.3, len(models)) if len(models) > 1 else np.zeros(1)
-    for row, family in enumerate(order):
-        if row % 2:
-            axes.axhspan(-row - 0.5, -row + 0.5, color="#F6F6F6", lw=0, zorder=0)
-        for offset, model in zip(offsets, models, strict=True):
-            value, low, high = dataset["loss"].sel(model=model).isel(family=family).transpose("bound").values
-            axes.plot([low, high], [offset - row] * 2, color=palette[model], lw=1.2, solid_capstyle="butt")
-            axes.plot([value], [offset - row], "o", color=palette[model], ms=3.2)
-    axes.set_yticks([-row for row in range(len(order))], [families[family] for family in order], fontsize=_NAMES)
-    axes.set_ylim(-len(order) + 0.5, 0.5)
+    values = dataset["loss"].transpose("family", "model", "bound").values[order]
+    rows.of_models(axes, values, list(palette.values()), [families[family] for family in order])
     _bits(axes)
     axes.set_title(style.counted("By family: one is the hardest", dataset, "hardest"))
 

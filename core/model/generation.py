@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BATCH = 16
 #: Difference of logits, as a share of their largest, that is rounding: by dtype.
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+#: Difference of the two largest logits within which another batch may decide otherwise: a tie.
+TIE = 1e-4
 #: Tokens of the short and the long prompt that padding is tried on, and steps after them.
 _SHORT, _LONG, _STEPS = 3, 12, 3
 
@@ -41,7 +43,8 @@ class Continuation:
     """What a model writes after a prompt."""
 
     tokens: tuple[int, ...]  # without the one that ended it
-    stop_reason: Literal["end", "length"]  # the model ended it, or it was as long as allowed
+    stop_reason: str  # end: the model ended it; length: it was as long as allowed
+    ties: int = field(default=0, compare=False)  # steps at which the two likeliest tokens tie
 
 
 _WAYS: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
@@ -73,12 +76,13 @@ def run_generate(
     way: Way,
     *,
     forced: bool = False,
-    watch: Any = None,
-    **more: Any,
+    output_logits: bool = False,
+    **watching: Any,
 ) -> Any:
     """Call ``generate`` greedily on prompts; ``forced``: it writes ``most`` tokens, whatever they are.
 
-    ``watch`` is a list of functions that are called after each step, as Hugging Face's stopping criteria.
+    ``watching`` are lists of functions that are called at each step, as ``generate`` takes them: ``logits_processor``,
+    ``stopping_criteria``.
     """
     from transformers import GenerationConfig
 
@@ -94,11 +98,11 @@ def run_generate(
         eos_token_id=ends or None,
         pad_token_id=pad,
         use_cache=way.cached,
+        output_logits=output_logits,
         return_dict_in_generate=True,
-        **more,
     )
     with torch.inference_mode(), _plainly(model.model, config):
-        return model.model.generate(ids, attention_mask=mask, generation_config=config, stopping_criteria=watch)
+        return model.model.generate(ids, attention_mask=mask, generation_config=config, **watching)
 
 
 @exclusive
@@ -159,12 +163,18 @@ def continue_batch(model: HookedModel, prompts: Sequence[Sequence[int]], most: i
 
     They are padded on the left where the model reads them so as it reads each alone; else they must be of one length.
     """
-    ends = set(end_tokens(model))
-    made = run_generate(model, prompts, most, way_for(model)).sequences[:, max(map(len, prompts)) :].tolist()
+    ends, near = set(end_tokens(model)), []
+
+    def count(_: Tensor, logits: Tensor) -> Tensor:
+        near.append((logits >= logits.amax(-1, keepdim=True) - TIE).sum(-1) > 1)
+        return logits
+
+    made = run_generate(model, prompts, most, way_for(model), logits_processor=[count]).sequences
     found = []
-    for row in made:
+    for row, ties in zip(made[:, max(map(len, prompts)) :].tolist(), torch.stack(near, 1).tolist(), strict=True):
         stop = next((place for place, token in enumerate(row) if token in ends), None)
-        found.append(Continuation(tuple(row[:stop]), "length" if stop is None else "end"))
+        steps = len(row) if stop is None else stop + 1
+        found.append(Continuation(tuple(row[:stop]), "length" if stop is None else "end", sum(ties[:steps])))
     return found
 
 

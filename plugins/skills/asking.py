@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from xatlas.errors import XatlasError
@@ -12,6 +12,7 @@ from xatlas.files import sha256
 if TYPE_CHECKING:
     from xatlas.contracts.probe import Inputs
     from xatlas.model import HookedModel
+    from xatlas.model.generation import Continuation
     from xatlas.plugins.skills.tests import Test
 
 #: Whether tests are put through the model's chat template: if it has one, or both with it and without.
@@ -40,6 +41,7 @@ class Answer:
     text: str
     tokens: int
     stop_reason: str  # end, length; context where the question was too long to be asked
+    ties: int = 0  # steps at which the two likeliest tokens tie
 
 
 def chat_modes(model: HookedModel, chat: Chat) -> list[str]:
@@ -107,8 +109,9 @@ def answer_all(
     left = []
     for index, (one, key) in enumerate(zip(questions, keys, strict=True)):
         kept = inputs.checkpoint.load(key)
-        if kept is not None:
-            found[index] = _decoded(model, one, [int(each) for each in kept["tokens"]], str(kept["stop_reason"]))
+        if kept is not None and "ties" in kept:
+            tokens = tuple(map(int, kept["tokens"]))
+            found[index] = _decoded(model, one, Continuation(tokens, str(kept["stop_reason"]), int(kept["ties"])))
         elif reader.context is not None and len(one.ids) + one.most > reader.context:
             found[index] = Answer("", 0, "context")
         else:
@@ -118,24 +121,23 @@ def answer_all(
     def keep(rows: list[int], made: list[Continuation]) -> None:
         for row, each in zip(rows, made, strict=True):
             index = left[row]
-            inputs.checkpoint.save(
-                keys[index], {"tokens": np.array(each.tokens, int), "stop_reason": np.array(each.stop_reason)}
-            )
-            found[index] = _decoded(model, questions[index], each.tokens, each.stop_reason)
+            inputs.checkpoint.save(keys[index], {name: np.array(value) for name, value in asdict(each).items()})
+            found[index] = _decoded(model, questions[index], each)
         inputs.progress(label, len(found), len(questions))
 
     continue_all(model, [questions[i].ids for i in left], [questions[i].most for i in left], kept=keep)
     return [found[index] for index in range(len(questions))]
 
 
-def _decoded(model: HookedModel, one: Asked, tokens: Sequence[int], stop_reason: str) -> Answer:
+def _decoded(model: HookedModel, one: Asked, made: Continuation) -> Answer:
+    tokens = made.tokens
     text = model.tokenizer.decode(list(tokens), skip_special_tokens=True)
     if one.chat == _RAW:  # with the space in front that some tokenizers drop
         whole = model.tokenizer.decode([*one.ids, *tokens], skip_special_tokens=True)
         text = whole[len(model.tokenizer.decode(list(one.ids), skip_special_tokens=True)) :]
     if one.chat == _PLAIN and one.text.endswith("Assistant:"):  # without a template nothing else ends a turn
         text = text.split("\nUser:")[0]
-    return Answer(storable(text), len(tokens), stop_reason)
+    return Answer(storable(text), len(tokens), made.stop_reason, made.ties)
 
 
 def storable(text: str) -> str:

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from xatlas import Probe
+from xatlas.plugins.skills.asking import Chat
 
 if TYPE_CHECKING:
     from xatlas import HookedModel
     from xatlas.plugins.skills.asking import Answer, Asked
     from xatlas.plugins.skills.tests import Test
+
+
+class AskingProbe(Probe):
+    """A probe that asks tests."""
+
+    measures_on = "tests"
+    replicate = None
+
+    @dataclass(frozen=True)
+    class Parameters:
+        """How and what is asked."""
+
+        tests: str = "built-in"
+        categories: tuple[str, ...] = ()  # all
+        per_category: int = 0  # the first so many of each; 0: all
+        chat: Chat = "auto"
+        run_code: bool = False
+
+    def canonical_parameters(self) -> dict[str, Any]:
+        """Return the parameters; tests by their contents, whatever the file is called."""
+        return super().canonical_parameters() | {"tests": chosen(self.parameters)[0]}
 
 
 def chosen(parameters: Any) -> tuple[str, tuple[Test, ...]]:
@@ -74,4 +99,5 @@ def about(tests: Sequence[Test], questions: Sequence[Asked], answers: Sequence[A
         "answer": ("test", [each.text for each in answers]),
         "answer_tokens": ("test", [each.tokens for each in answers]),
         "stop_reason": ("test", [each.stop_reason for each in answers]),
+        "ties": ("test", [each.ties for each in answers]),
     }

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xatlas.comparisons.capability_profile import CapabilityProfile, difference
+from xatlas.comparisons.capability_profile import CapabilityProfile
+from xatlas.findings.shares import difference
 from xatlas.stats import mcnemar, wilson
 
 

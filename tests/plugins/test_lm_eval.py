@@ -10,7 +10,7 @@ import pytest
 from xatlas import XatlasError, manager, measure
 from xatlas.contracts.probe import Inputs
 from xatlas.plugins.lm_eval import LmEval
-from xatlas.testing import tiny_model, tiny_suite
+from xatlas.testing import CountingCheckpoint, tiny_model, tiny_suite
 
 TASK = """
 task: xatlas_sums
@@ -33,6 +33,19 @@ def test_without_the_harness_there_is_one_clear_line(monkeypatch):
     model = tiny_model(manager.adapters()["LlamaForCausalLM"])
     with pytest.raises(XatlasError, match=r"pip install 'xatlas-lm\[lm-eval\]'"):
         LmEval(lm_eval="arc_easy").measure(model, tiny_suite(), Inputs())
+
+
+def test_the_key_depends_on_the_files_that_a_task_names(tmp_path):
+    task, data, code = tmp_path / "sums.yaml", tmp_path / "sums.jsonl", tmp_path / "own.py"
+    task.write_text(TASK.format(file=data) + "process_docs: !function own.kept\n")
+    keys = set()
+    for changed in (data, code, task):
+        changed.write_text(changed.read_text() + "\n" if changed.exists() else "{}")
+        keys |= {str(LmEval(lm_eval=str(given)).canonical_parameters()["lm_eval"]) for given in (task, tmp_path)}
+    assert len(keys) == 6
+    task.write_text("task: [")
+    with pytest.raises(XatlasError, match=r"sums\.yaml"):
+        LmEval(lm_eval=str(task)).canonical_parameters()
 
 
 @pytest.mark.slow
@@ -67,5 +80,11 @@ def test_a_task_of_ones_own_is_run_and_kept(tmp_path, monkeypatch):
         ]
         right += scores[1] > scores[0]
     assert float(found["value"][0]) == pytest.approx(right / 3)
+    kept = CountingCheckpoint()
+    again = LmEval(lm_eval=str(tmp_path)).measure(model, tiny_suite(), Inputs(checkpoint=kept))
+    assert again.equals(found)
+    assert len(kept.parts) == 1
+    monkeypatch.setattr("lm_eval.simple_evaluate", None)
+    assert LmEval(lm_eval=str(task)).measure(model, tiny_suite(), Inputs(checkpoint=kept)).equals(found)
     with pytest.raises(XatlasError, match="no task"):
         measure("qwen-mini", "lm_eval", parameters={"lm_eval": ("no_such_task",)}, out=tmp_path, reporter=None)

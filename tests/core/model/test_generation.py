@@ -7,20 +7,19 @@ from functools import cache
 import pytest
 import reference as ref
 import torch
+from every_class import CONFIGS
 
 from xatlas import manager
 from xatlas.contracts.adapter import Site
 from xatlas.interventions import Intervention, Zero
 from xatlas.model import HookedModel
-from xatlas.model.generation import batches, continue_all, end_tokens, way_for
+from xatlas.model.generation import TIE, batches, continue_all, end_tokens, way_for
 from xatlas.testing import byte_tokenizer, tiny_hf_model
 
 #: A kind of cache each: keys, windows, convolutions, states, both in one layer, one after another.
 KINDS = ("LlamaForCausalLM", "Gemma2ForCausalLM", "Lfm2ForCausalLM", "Mamba2ForCausalLM", "BambaForCausalLM")
 OTHERS = sorted(set(manager.adapters()) - set(KINDS))
 STEPS = 6
-#: Classes without a default for the types of their layers.
-CONFIGS = {"Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"] * 2}}
 
 
 @cache
@@ -52,17 +51,20 @@ def alone(model, prompt, edits=()):
     return tokens[len(prompt) :], gaps
 
 
-def assert_equal_but_for_ties(model, edits=()):
-    ties = 0
-    together = continue_all(model, prompts(), STEPS, size=3)
-    for prompt, found in zip(prompts(), together, strict=True):
+def ties(model, together, edits=()):
+    """Return of how many prompts a tie is decided otherwise; all else is as each prompt alone."""
+    found = 0
+    for prompt, one in zip(prompts(), together, strict=True):
         wanted, gaps = alone(model, prompt, edits)
-        if list(found.tokens) != wanted:
-            pairs = zip(found.tokens, wanted, strict=False)
-            first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found.tokens), len(wanted)))
-            assert gaps[first] < 1e-4, (found.tokens, wanted, gaps)
-            ties += 1
-    assert ties < len(together)
+        if list(one.tokens) != wanted:
+            pairs = zip(one.tokens, wanted, strict=False)
+            first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one.tokens), len(wanted)))
+            assert gaps[first] < TIE, (one.tokens, wanted, gaps)
+            assert one.ties
+            found += 1
+        elif min(gaps) > 2 * TIE:  # rounding may move a gap
+            assert not one.ties
+    return found
 
 
 def params():
@@ -71,20 +73,32 @@ def params():
 
 
 @pytest.mark.parametrize("name", params())
-def test_a_batch_is_continued_as_each_prompt_alone(name):
-    assert_equal_but_for_ties(hooked(name))
-
-
-@pytest.mark.parametrize("name", params())
-def test_under_an_intervention_each_step_is_that_of_the_whole_prefix(name):
+def test_a_batch_is_continued_as_each_prompt_alone_with_an_intervention_as_without(name):
     model = hooked(name)
+    found = ties(model, continue_all(model, prompts(), STEPS, size=3))
     layer = next(layer for layer in range(model.n_layers) if model.has(Site(layer, "operator_out")))
-    way_for(model)
     with model.intervene([Intervention(Site(layer, "operator_out"), Zero())]):
         together = continue_all(model, prompts(), STEPS, size=3)
-    for prompt, found in zip(prompts(), together, strict=True):
-        wanted, gaps = alone(model, prompt, [(layer, "operator_out", torch.zeros_like)])
-        assert list(found.tokens) == wanted or min(gaps) < 1e-4
+    found += ties(model, together, [(layer, "operator_out", torch.zeros_like)])
+    print(f"{name}: in {found} of {2 * len(together)} continuations a tie is decided otherwise")
+    assert found <= 1  # of ten continuations, sixty steps
+
+
+def test_steps_at_which_the_two_likeliest_tokens_tie_are_counted():
+    model = hooked("LlamaForCausalLM")
+    head = model.model.lm_head.weight
+    plain = continue_all(model, prompts(), STEPS)
+    assert [each.ties for each in plain] == [0] * len(plain)
+    likeliest = plain[0].tokens[0]
+    before = head[255].clone()
+    with torch.no_grad():
+        head[255] = head[likeliest]
+    try:
+        tied = continue_all(model, prompts(), STEPS)
+    finally:
+        with torch.no_grad():
+            head[255] = before
+    assert tied[0].ties >= 1
 
 
 def test_attention_is_padded_and_states_that_ignore_the_mask_are_not():

@@ -1,0 +1,49 @@
+"""The figure of what breaks: a map of layers or heads against categories of tests, model by model."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import TYPE_CHECKING, Any
+
+from xatlas.comparisons.figures import lettering, style
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+_NAMES = 7
+_BREAKS: dict[str, Any] = {"marker": "o", "ls": "none", "ms": 3, "color": style.INK}
+
+
+def draw(dataset: xr.Dataset, broken: Set[tuple[str, str]]) -> Figure:
+    """Draw the share of tests lost beyond the control; a mark where a claim ``(model, "removed: category")`` holds."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    models = list(map(str, dataset["model"].values))
+    beyond = (dataset["loss"] - dataset["control"]).sel(bound="value")
+    categories = [lettering.fitted(str(name), 1.6, _NAMES) for name in dataset["category"].values]
+    norm = Normalize(-1, 1)
+    scale = ScalarMappable(norm, "RdBu_r")
+    with style.context():
+        counts = [sum(name == model for name, _ in broken) for model in models]
+        said = [
+            f"{count} of {beyond.sel(model=model).notnull().sum().item()} break"
+            for model, count in zip(models, counts, strict=True)
+        ]
+        made, panels, _ = style.blocks(dataset, models, said, (1.6 + 0.15 * beyond.sizes["removed"],))
+        for model, (axes,) in zip(models, panels, strict=True):
+            own = beyond.sel(model=model).dropna("removed", how="all")
+            names = list(map(str, own["removed"].values))
+            axes.pcolormesh(own.transpose("removed", "category").values, cmap=scale.cmap, norm=norm, gid=model)
+            for y, removed in enumerate(names):
+                for x, category in enumerate(map(str, own["category"].values)):
+                    if (model, f"{removed}: {category}") in broken:
+                        axes.plot([x + 0.5], [y + 0.5], **_BREAKS)
+            axes.set_xticks([x + 0.5 for x in range(len(categories))], categories, fontsize=_NAMES, rotation=90)
+            axes.set_yticks([y + 0.5 for y in range(len(names))], names, fontsize=_NAMES)
+            axes.invert_yaxis()
+            axes.grid(visible=False)
+        style.scale([axes for (axes,) in panels], scale, "share of tests lost beyond the control", beyond="neither")
+        style.legend(made, [("breaks (supported)", _BREAKS)])
+    return made
