@@ -7,9 +7,10 @@ import pytest
 
 from xatlas import XatlasError, api, manager
 from xatlas.schema import notes
-from xatlas.testing import CountingCheckpoint
+from xatlas.testing import CountingCheckpoint, tiny_reference, write_tiny_model
+from xatlas.training import probe as training
 
-SHORT = {"seeds": 2, "steps": 4, "points": 2, "batch": 4, "data": "letter_doubling"}
+SHORT = {"seeds": 1, "steps": 4, "points": 2, "batch": 2, "data": "letter_doubling"}
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,22 @@ def atlas(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def targets(atlas):
-    return api.measure("qwen-mini", "lora_targets", parameters=SHORT | {"seeds": 1}, suite="quick[1]", out=atlas)
+def tiny(tmp_path_factory):
+    return str(write_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def given():
+    """Few held-out prompts of other families, and few to find layers on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LEAST_OTHERS", 1)
+        yield api.MeasureConfig.make(suite="quick[1]", reference=tiny_reference())
+
+
+@pytest.fixture(scope="module")
+def targets(atlas, tiny, given):
+    few = {"suite": given.suite, "reference": given.reference}
+    return api.measure(tiny, "lora_targets", parameters=SHORT, out=atlas, **few)
 
 
 def test_strategies_are_measured_before_along_and_after(targets):
@@ -47,13 +62,12 @@ def test_random_layers_have_just_the_parameters_of_the_guided(targets):
     assert size.sel(setting="all_linear") == size.sel(setting=["attention_only", "mlp_only"]).sum()
 
 
-def test_finished_runs_are_kept(monkeypatch):
+def test_finished_runs_are_kept(tiny, given, monkeypatch):
     """A run that is killed in its second training goes on there, and ends with the same numbers."""
     from xatlas.contracts.probe import Inputs
     from xatlas.training import trainer
 
-    probe = manager.probes()["lora_rank"](**SHORT | {"points": 1, "steps": 2, "seeds": 1}, ranks=(2, 4))
-    given = api.MeasureConfig.make(suite="quick[1]")
+    probe = manager.probes()["lora_rank"](**SHORT | {"points": 1, "steps": 2}, ranks=(2, 4))
     train, calls = trainer.train, []
 
     def counted(*args, **kwargs):
@@ -64,7 +78,7 @@ def test_finished_runs_are_kept(monkeypatch):
 
     def measure(checkpoint):
         inputs = Inputs(reference=given.reference, checkpoint=checkpoint)
-        return probe.measure(api.load("qwen-mini"), given.suite, inputs)
+        return probe.measure(api.load(tiny), given.suite, inputs)
 
     whole = measure(CountingCheckpoint())
     monkeypatch.setattr(trainer, "train", counted)
@@ -76,26 +90,24 @@ def test_finished_runs_are_kept(monkeypatch):
     assert again.identical(whole)
 
 
-def test_settings_that_differ_in_steps_alone_are_one_run():
+def test_settings_that_differ_in_steps_alone_are_one_run(tiny, given):
     from xatlas.contracts.probe import Inputs
 
-    asked = {**SHORT, "seeds": 1, "learning_rates": (1e-3, 1e-2), "ranks": (), "lengths": (2,)}
-    given = api.MeasureConfig.make(suite="quick[1]")
+    asked = {**SHORT, "learning_rates": (1e-3, 1e-2), "ranks": (), "lengths": (2,)}
     probe = manager.probes()["lora_hyperparameters"](**asked)
     labels = list(probe.settings())
     assert labels == ["lr 0.001, rank 8, 4 steps", "lr 0.01, rank 8, 4 steps", "lr 0.001, rank 8, 2 steps"]
     assert len(manager.probes()["lora_hyperparameters"]().settings()) == 13
-    model = api.load("qwen-mini")
-    found = probe.measure(model, given.suite, Inputs(reference=given.reference))
+    found = probe.measure(api.load(tiny), given.suite, Inputs(reference=given.reference))
     short, centre = found.sel(setting=labels[2]), found.sel(setting=labels[0])
     shared = short["heldout_loss"].sel(step=2)
     np.testing.assert_array_equal(shared, centre["heldout_loss"].sel(step=2))  # one run: the rate is constant
     assert np.isnan(short["heldout_loss"].sel(step=4)).all()
 
 
-def test_training_needs_the_name_of_a_model():
+def test_training_needs_the_name_of_a_model(tiny):
     with pytest.raises(XatlasError, match="lora_rank trains the model that it is given"):
-        api.measure(api.load("qwen-mini"), "lora_rank")
+        api.measure(api.load(tiny), "lora_rank")
 
 
 @pytest.mark.slow
