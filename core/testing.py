@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from xatlas.manager import adapters
 from xatlas.model import HookedModel
 from xatlas.model.hooks import exclusive
 from xatlas.suites import Prompt, Suite
+from xatlas.text import one_line
 
 #: Sizes, under the names that configs of Hugging Face models have for them.
 _SIZES = {
@@ -163,34 +165,47 @@ def tiny_model(
     XatlasError
         transformers does not know the class, it can't be made tiny, or the adapter is wrong.
     """
-    import transformers
-
-    name = name or adapter.architectures[0]
-    if not hasattr(transformers, name):
-        raise XatlasError(f"transformers has no class {name}: check the adapter on a loaded model instead.")
-    cls = getattr(transformers, name).config_class
-    text = _tiny_config(cls, {}).get_text_config()
-    own = getattr(text, "layer_types", None) or ["full_attention"]
-    tries: list[dict[str, Any]] = [{}]
-    if len(set(own)) == 1 and is_dataclass(text) and "layer_types" in {each.name for each in fields(text)}:
-        tries += [{"layer_types": [other, own[0]] * 2} for other in _LAYER_TYPES]
     found: list[HookedModel] = []
-    faults: list[str] = []
-    for config in tries:
-        try:
-            hf = tiny_hf_model(name, seed=seed, attention=attention, **config)
-            hf(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
-        except Exception as error:  # most architectures have no such layers
-            faults.append(f"{type(error).__name__}: {error}")
-            continue
+    for hf in running_models(name or adapter.architectures[0], seed=seed, attention=attention):
         fitted = adapter(hf)
         norm = getattr(fitted.module(fitted.final_norm_path), "weight", None)
         if norm is not None:
             norm.add_(3.0)  # stretches the logits as training does: random weights prefer nothing by much
         found.append(HookedModel(hf, byte_tokenizer(), slug="small", adapter=fitted))
-    if not found:
-        raise XatlasError(f"{name} can't be made small ({faults[0]}): check on a loaded model instead.")
     return max(found, key=lambda model: len(set(model.operator_types)))
+
+
+def running_models(name: str, *, seed: int = 0, attention: str | None = None, **config: Any) -> Iterator[Any]:
+    """Yield tiny random models of a class, :func:`tiny_hf_model`'s, that run on a text: with one type of layers or two.
+
+    Raises
+    ------
+    XatlasError
+        transformers does not know the class, or it can't be made tiny.
+    """
+    import transformers
+
+    if not hasattr(transformers, name):
+        raise XatlasError(f"transformers has no class {name}: check the adapter on a loaded model instead.")
+    tries: list[dict[str, Any]] = [{}]
+    faults: list[str] = []
+    with suppress(Exception):  # a config that can't be made fails below, too, and is named there
+        text = _tiny_config(getattr(transformers, name).config_class, {}).get_text_config()
+        own = getattr(text, "layer_types", None) or ["full_attention"]
+        typed = is_dataclass(text) and "layer_types" in {each.name for each in fields(text)}
+        if len(set(own)) == 1 and typed and "layer_types" not in config:
+            tries += [{"layer_types": [other, own[0]] * 2} for other in _LAYER_TYPES]
+    for more in tries:
+        try:
+            hf = tiny_hf_model(name, seed=seed, attention=attention, **more | config)
+            hf(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
+        except Exception as error:  # most architectures have no such layers
+            faults.append(f"{type(error).__name__}: {error}")
+        else:
+            yield hf
+    if len(faults) == len(tries):
+        advice = "check its adapter on a loaded model instead"
+        raise XatlasError(f"{name} can't be made small and run on a text ({one_line(faults[0])}): {advice}.")
 
 
 def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:

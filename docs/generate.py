@@ -232,11 +232,18 @@ model has is proved when it is loaded, as every model is.
 ## Without an adapter
 
 Classes that were looked at and left out. The message for any class that has none names the nearest that has one;
-encoder-decoders and diffusion models are told apart. `xatlas adapter suggest CLASS` writes a first adapter.
+encoder-decoders and diffusion models are told apart.
 
 | class | why |
 | --- | --- |
 {missing}
+
+`xatlas adapter suggest CLASS` writes a first adapter. Measured on the {count} classes of the first table, as if they had
+none: for {passing} what it writes passes its check, for {sure} of these without a question left in the file.
+
+| else | what it says |
+| --- | --- |
+{failing}
 
 `router` can be read, not changed: a changed choice of experts is not a change of one value.
 
@@ -316,9 +323,13 @@ def architectures() -> str:
         if not one["steps"]:
             slow.append(f"| `{name}` | {WITHOUT_STEPS[name]} |")
     missing = [f"| {', '.join(f'`{name}`' for name in names)} | {why} |" for names, why in WITHOUT_ADAPTER.items()]
-    parts = {"rows": rows, "slow": slow, "missing": missing}
+    suggested = {name: one["suggested"] for name, one in found["classes"].items()}
+    failing = [f"| `{name}` | {one['verdict']} |" for name, one in suggested.items() if one["verdict"]]
+    sure = sum(not one["verdict"] and not one["questions"] for one in suggested.values())
+    parts = {"rows": rows, "slow": slow, "missing": missing, "failing": failing}
     text = {part: "\n".join(lines) for part, lines in parts.items()}
-    return ARCHITECTURES.format(made=MADE, count=len(adapters()), **found["versions"], **text)
+    counts = {"count": len(adapters()), "passing": len(suggested) - len(failing), "sure": sure}
+    return ARCHITECTURES.format(made=MADE, **counts, **found["versions"], **text)
 
 
 PAGES: dict[str, Callable[[], str]] = {

@@ -19,7 +19,7 @@ sys.path.insert(0, str(FILE.parents[1] / "tests"))
 
 
 def measure(names: Iterable[str]) -> dict[str, Any]:
-    """Return what each class's adapter states, and the largest differences, in nats, over all that is made of it."""
+    """Return what each class's adapter states, the largest differences, in nats, and what comes of one suggested."""
     import every_class
 
     found: dict[str, Any] = {}
@@ -33,9 +33,10 @@ def measure(names: Iterable[str]) -> dict[str, Any]:
             if variant == name:
                 found[name] = every_class.stated(model)
         found[name]["gaps"] = {word: float(f"{gap:.0e}") for word, gap in gaps.items()}
+        found[name]["suggested"] = every_class.suggested(name)
         every_class.hooked.cache_clear()
         print(
-            name, found[name]["gaps"], {w: float(f"{np.median(p[1]):.1g}") for w, p in pairs.items()}, file=sys.stderr
+            name, found[name]["gaps"], found[name]["suggested"], {w: float(f"{np.median(p[1]):.1g}") for w, p in pairs.items()}, file=sys.stderr
         )
     return found
 

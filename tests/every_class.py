@@ -16,10 +16,12 @@ from models import token_prompt
 
 from xatlas import manager
 from xatlas.contracts.adapter import Site
+from xatlas.errors import XatlasError
 from xatlas.interventions import Add, Intervention, Mean, Zero
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
 from xatlas.model.cache import has_steps
+from xatlas.suggest import suggest
 from xatlas.sweep import sweep
 from xatlas.testing import byte_tokenizer, tiny_hf_model
 from xatlas.vocabulary import SITE_KINDS
@@ -173,3 +175,12 @@ def stated(model: HookedModel) -> dict[str, Any]:
         "sites": [kind for kind in [*SITE_KINDS, *model.adapter.extra_kinds] if kind in kinds],
         "steps": has_steps(model),
     }
+
+
+def suggested(name: str) -> dict[str, Any]:
+    """Return what the check says of the adapter suggested for a class, nothing where it passes, and its questions."""
+    try:
+        found = suggest(name)
+    except XatlasError as error:
+        return {"verdict": str(error), "questions": 0}
+    return {"verdict": found.verdict, "questions": len(found.questions)}

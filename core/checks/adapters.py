@@ -65,7 +65,7 @@ def check_adapter(model: Any, tokenizer: Any = None) -> None:
     that the config allows. With a tokenizer, that a suite can be read is checked too.
     """
     if not isinstance(model, type):
-        _check_model(model if isinstance(model, HookedModel) else HookedModel(model, tokenizer))
+        check_model(model if isinstance(model, HookedModel) else HookedModel(model, tokenizer))
         return
     must(issubclass(model, Adapter), f"check_adapter takes a model or an adapter class, not {model.__name__}.")
     check_complete(model)
@@ -73,10 +73,11 @@ def check_adapter(model: Any, tokenizer: Any = None) -> None:
     fits = isinstance(names, tuple) and names and all(isinstance(name, str) for name in names)
     must(fits, f"{model.__name__}.architectures must be a tuple of Hugging Face class names.")
     for name in names:
-        _check_model(testing.tiny_model(model, name))
+        check_model(testing.tiny_model(model, name))
 
 
-def _check_model(model: HookedModel) -> None:
+def check_model(model: HookedModel) -> None:
+    """Check an adapter on a model that it has been proved on; errors of its own code pass as they are."""
     for layer in range(model.n_layers):
         _check_layer(model.adapter, layer)
     _check_shapes(model)

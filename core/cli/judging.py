@@ -96,5 +96,6 @@ def suggest(
     for question in suggestion.questions:
         echo(f"question: {question}")
     if suggestion.verdict:
-        raise end(f"its check fails on a tiny model: {suggestion.verdict}", FAILED)
+        advice = "Mend that place in the file; docs/adapters.md says what each part of it is."
+        raise end(f"its check fails on a tiny model: {suggestion.verdict} {advice}", FAILED)
     echo("Its check passes on a tiny model. docs/adapters.md says how to register it.")

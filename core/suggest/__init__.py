@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xatlas.checks import check_adapter
+from xatlas.checks.adapters import check_model
 from xatlas.contracts.adapter import Adapter
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
 from xatlas.suggest.trace import traced
 from xatlas.suggest.writer import Writer
-from xatlas.testing import tiny_hf_model
-from xatlas.text import one_line
+from xatlas.testing import running_models
+from xatlas.text import first_line, one_line
 
 
 @dataclass
@@ -57,36 +58,48 @@ def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Sugge
 
     if not is_class(architecture):
         raise XatlasError(f"transformers has no model class {architecture}.")
-    switches: dict[str, Any] = {name: value for name, value in (config or {}).items() if isinstance(value, bool | str)}
-    known = vars(getattr(transformers, architecture).config_class())
-    switches = {name: value for name, value in switches.items() if name in known and not name.startswith("_")}
-    if types := list(dict.fromkeys((config or {}).get("layer_types") or ())):
+    try:
+        hf = next(running_models(architecture, **_switches(getattr(transformers, architecture), config or {})))
+        if hf.get_output_embeddings() is None:
+            raise XatlasError(
+                f"{architecture} gives no logits: name the class that ends in ForCausalLM or LMHeadModel."
+            )
+        writer = Writer(hf, architecture, traced(hf, 0), traced(hf, 1))
+        source = writer.file()
+    except XatlasError:
+        raise
+    except Exception as error:
+        fault = f"its places can't be read off a forward of a tiny model ({first_line(error).rstrip('.')})"
+        raise XatlasError(f"{architecture}: {fault}: write the adapter by hand, as docs/adapters.md shows.") from error
+    return Suggestion(source, writer.questions, _judged(source, hf))
+
+
+def _switches(cls: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a checkpoint's config that decide which variant of a class it is."""
+    given: dict[str, Any] = {name: value for name, value in config.items() if isinstance(value, bool | str)}
+    known = vars(cls.config_class()).keys() - {"model_type", "transformers_version", "torch_dtype", "dtype"}
+    switches = {name: value for name, value in given.items() if name in known and not name.startswith("_")}
+    if types := list(dict.fromkeys(config.get("layer_types") or ())):
         switches["layer_types"] = list(itertools.islice(itertools.cycle(types), max(4, len(types))))
         switches["num_hidden_layers"] = len(switches["layer_types"])
-    for name in ("model_type", "transformers_version", "torch_dtype", "dtype"):
-        switches.pop(name, None)
-    try:
-        hf = tiny_hf_model(architecture, **switches)
-        trace = traced(hf, 0)
-        moved = traced(hf, 1)
-    except Exception as error:
-        why = one_line(f"{type(error).__name__}: {error}")
-        raise XatlasError(f"{architecture} can't be made small and run on a text ({why}).") from error
-    if hf.get_output_embeddings() is None:
-        raise XatlasError(f"{architecture} gives no logits: name the class that ends in ForCausalLM or LMHeadModel.")
-    writer = Writer(hf, architecture, trace, moved)
-    source = writer.file()
-    return Suggestion(source, writer.questions, _judged(source, hf))
+    return switches
 
 
 def _judged(source: str, hf: Any) -> str:
     """Return what the check says of the adapter in a file; nothing where it passes."""
     found: dict[str, Any] = {"__name__": "suggested"}
-    exec(compile(source, "suggested", "exec"), found)
-    classes = [each for each in found.values() if isinstance(each, type) and issubclass(each, Adapter)]
-    cls = next(each for each in classes if each.__module__ == "suggested")
     try:
-        check_adapter(HookedModel(hf, None, adapter=cls(hf)))
+        exec(compile(source, "suggested", "exec"), found)
+        classes = [each for each in found.values() if isinstance(each, type) and issubclass(each, Adapter)]
+        cls = next(each for each in classes if each.__module__ == "suggested")
+        check_model(HookedModel(hf, None, adapter=cls(hf)))
+    except XatlasError as error:
+        return one_line(str(error))
     except Exception as error:  # what is wrong may be the file itself
-        return one_line(str(error) if isinstance(error, XatlasError) else f"{type(error).__name__}: {error}")
+        why, frames = first_line(error).rstrip("."), traceback.extract_tb(error.__traceback__)
+        methods = [frame.name for frame in frames if frame.filename == "suggested"]
+        if methods:
+            return f"what {methods[-1]} gives was not found ({why}): write {methods[-1]} by hand."
+        advice = "look its hook_points, cache_argument and row_arguments through by hand"
+        return f"with the places that were found the model can't be run ({why}): {advice}."
     return ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ class Trace:
     entered: dict[str, Tensor] = field(default_factory=dict)
     left: dict[str, Tensor] = field(default_factory=dict)
     patterns: dict[str, Tensor] = field(default_factory=dict)
+    again: dict[str, Tensor] = field(default_factory=dict)  # what modules took last that ran more than once: no sites
 
 
 @torch.inference_mode()
@@ -56,8 +59,42 @@ def traced(hf: Any, first: int) -> Trace:
         for handle in handles:
             handle.remove()
     for path in twice:  # a hook there would fire more than once
-        del trace.entered[path], trace.left[path]
+        trace.again[path] = trace.entered.pop(path)
+        del trace.left[path]
     return trace
+
+
+@torch.inference_mode()
+def row_arguments(hf: Any, layers: str) -> tuple[str, ...]:
+    """Return the arguments of layers that need a row for each prompt: cut to that of one, the forward differs.
+
+    The first tensor is the stream, which is left as it is.
+    """
+    ids = torch.arange(3, 3 + LENGTH) + torch.arange(2)[:, None]
+    lengths: dict[str, int] = {}
+
+    def forward(rows: int, cut: str | None = None) -> Tensor:
+        def before(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+            bound = dict(zip(inspect.signature(layer.forward).parameters, args, strict=False)) | kwargs
+            tensors = [name for name, value in bound.items() if isinstance(value, Tensor) and value.dim() > 1]
+            lengths.update({name: len(bound[name]) for name in tensors[1:]})
+            return (), bound | {name: bound[name][: len(bound[name]) // rows] for name in tensors[1:] if name == cut}
+
+        with ExitStack() as stack, attention_weights(hf):
+            for layer in hf.get_submodule(layers):
+                stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            logits: Tensor = hf(input_ids=ids[:rows], use_cache=False).logits
+        return logits
+
+    def needed(name: str) -> bool:
+        try:
+            return not same(forward(2, name), whole)
+        except Exception:  # each class has its own way to say that sizes differ
+            return True
+
+    forward(1)
+    of_one, whole = dict(lengths), forward(2)
+    return tuple(name for name, n in dict(lengths).items() if n == 2 * of_one.get(name, n) and needed(name))
 
 
 def same(one: Tensor | None, other: Tensor) -> bool:

@@ -1,20 +1,17 @@
-"""The file of a suggested adapter: places are found in a trace, one after another, and written down."""
+"""The file of a suggested adapter."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from xatlas.errors import XatlasError
 from xatlas.model.cache import CACHES
-from xatlas.suggest.trace import CLOSE, LENGTH, Trace, same
+from xatlas.suggest.places import Places, Write, is_linear
+from xatlas.suggest.trace import LENGTH, row_arguments, same
 
 #: Names of linear modules → what they are for.
 _ROLES = {
@@ -23,98 +20,9 @@ _ROLES = {
     "in_proj": "in", "dense": "out", "c_proj": "out", "dense_h_to_4h": "up", "dense_4h_to_h": "down",
 }  # fmt: skip
 
-#: Parts of the names of classes that mix tokens → what the operator is called.
-_WORDS = {
-    "conv": "conv", "mamba": "ssm", "mixer": "ssm", "rwkv": "recurrent", "lstm": "recurrent", "recurrent": "recurrent",
-    "linear": "linear_attention", "delta": "linear_attention", "attention": "attention",
-}  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Write:
-    """A module whose output, times a factor, is added to the stream."""
-
-    path: str  # inside the layer
-    factor: float
-
-
-class Writer:
-    """Finds the places one after another and writes the file."""
-
-    def __init__(self, hf: Any, architecture: str, trace: Trace, moved: Trace) -> None:
-        self.hf, self.architecture, self.trace, self.moved = hf, architecture, trace, moved
-        self.questions: list[str] = []
-        self.layers = self._layers()
-        self.kinds = [self._kind(layer) for layer in range(len(hf.get_submodule(self.layers)))]
-
-    def _layers(self) -> str:
-        """Return the path of the list whose members each take what the one before gave."""
-        found = []
-        for path, module in self.hf.named_modules():
-            if not isinstance(module, nn.ModuleList) or len(module) < 2:
-                continue
-            pairs = list(itertools.pairwise(f"{path}.{index}" for index in range(len(module))))
-            if all(b in self.trace.entered and same(self.trace.left.get(a), self.trace.entered[b]) for a, b in pairs):
-                found.append(path)
-        if not found:
-            raise XatlasError(f"{self.architecture} has no list of layers that each take what the one before gave.")
-        return str(min(found, key=len))
-
-    def _kind(self, layer: int) -> tuple[tuple[Write, ...], tuple[Write, ...]]:
-        """Return what a layer writes: by modules that mix tokens, and by others."""
-        block = f"{self.layers}.{layer}"
-        added = self.trace.left[block] - self.trace.entered[block]
-        for terms in self._sums(block, added):
-            mixing = tuple(term for term in terms if self._behind_mixing(block, term.path))
-            if mixing or not any(self._mixes(f"{block}.{path}") for path in self._inside(block)):
-                return mixing or terms[:1], tuple(term for term in terms if term not in mixing) if mixing else terms[1:]
-        advice = "its layers may scale or norm the stream itself"
-        raise XatlasError(
-            f"no modules of {block} sum to what it adds to the stream: {advice}; write the adapter by hand."
-        )
-
-    def _inside(self, block: str) -> list[str]:
-        prefix, shape = f"{block}.", self.trace.left[block].shape
-        return [
-            p.removeprefix(prefix)
-            for p in self.trace.left
-            if p.startswith(prefix) and self.trace.left[p].numel() == shape.numel()
-        ]
-
-    def _sums(self, block: str, added: Tensor) -> Iterator[tuple[Write, ...]]:
-        """Yield sets of modules whose outputs sum to what is added: few before many, outer before inner."""
-        paths = sorted(self._inside(block), key=lambda path: path.count("."))
-        outputs = {path: self.trace.left[f"{block}.{path}"].double().flatten() for path in paths}
-        target = added.double().flatten()
-        for size in (1, 2, 3, 4):
-            for chosen in itertools.combinations(paths[:24], size):
-                if any(a != b and a.startswith(f"{b}.") for a in chosen for b in chosen):
-                    continue
-                columns = torch.stack([outputs[path] for path in chosen], 1)
-                factors = torch.linalg.lstsq(columns, target[:, None]).solution[:, 0]
-                if bool((factors.abs() < 1e-3).any()):  # a smaller set is enough
-                    continue
-                if float((columns @ factors - target).norm()) <= CLOSE * float(target.norm()):
-                    plain = [1.0 if abs(f - 1) < 1e-3 else float(f"{f:.4g}") for f in factors.tolist()]
-                    yield tuple(Write(path, factor) for path, factor in zip(chosen, plain, strict=True))
-
-    def _behind_mixing(self, block: str, path: str) -> bool:
-        """Whether a module mixes tokens, or norms or scales what one that does gave."""
-        given = self.trace.entered[f"{block}.{path}"]
-        mixers = (inner for inner in self._inside(block) if self._mixes(f"{block}.{inner}"))
-        return self._mixes(f"{block}.{path}") or any(same(self.trace.left[f"{block}.{one}"], given) for one in mixers)
-
-    def _mixes(self, path: str) -> bool:
-        """Whether a module's last output depends on earlier positions of its own input, which it then mixes."""
-        block = ".".join(path.split(".")[: len(self.layers.split(".")) + 1])
-        if block != f"{self.layers}.0":  # in later layers everything depends on the first token
-            twin = f"{self.layers}.0.{path.removeprefix(f'{block}.')}"
-            if twin in self.trace.left:
-                return self._mixes(twin)
-            return any(word in path.lower() for word in ("attn", "attention", "mixer", "conv", "ssm", "mamba"))
-        there = (trace[path].reshape(LENGTH, -1)[-1] for trace in (self.trace.entered, self.moved.entered))
-        here = (trace[path].reshape(LENGTH, -1)[-1] for trace in (self.trace.left, self.moved.left))
-        return same(*there) and not same(*here)
+class Writer(Places):
+    """Writes down the places that are found."""
 
     def file(self) -> str:
         """Return the adapter's file."""
@@ -123,15 +31,8 @@ class Writer:
             kind: [n for n, other in enumerate(self.kinds) if other == kind] for kind in dict.fromkeys(self.kinds)
         }
         name = re.sub(r"(For|LM)\w*$", "", self.architecture) or self.architecture
-        lines = [
-            f'"""Adapter for {self.architecture}: suggested from its module tree and one forward; look it through."""',
-            "",
-        ]
-        lines += [
-            "from xatlas import Adapter, HeadLayout, HookPoint, hookimpl",
-            "from xatlas.contracts.adapter import Heads, Pattern, Scaled",
-            "",
-        ]
+        lines = ["from xatlas import Adapter, HeadLayout, HookPoint, hookimpl"]
+        lines += ["from xatlas.contracts.adapter import Heads, Pattern, Scaled", ""]
         lines += ["", f"class {name}Adapter(Adapter):", f'    """{self.architecture}."""', ""]
         lines += [f"    architectures = ({self.architecture!r},)", f"    layers_path = {self.layers!r}"]
         lines += [f"    {key} = {value!r}" for key, value in outer.items()]
@@ -146,15 +47,17 @@ class Writer:
             "",
         ]
         self.questions = list(dict.fromkeys(self.questions))
+        said = f'"""Adapter for {self.architecture}: suggested from its modules and one forward; look it through."""'
         marked = [f"# QUESTION: {question}" for question in self.questions]
-        return "\n".join([lines[0], "", *marked, *lines[1:]])
+        return "\n".join([said, "", *marked, *[""][: len(marked)], *lines])
 
     def _outer(self) -> dict[str, Any]:
         """Return the paths around the layers, and the name of the cache."""
         paths = {id(module): path for path, module in self.hf.named_modules()}
         last = self.trace.left[f"{self.layers}.{len(self.kinds) - 1}"]
         head = self.hf.get_output_embeddings()
-        norms = [path for path, tensor in self.trace.entered.items() if same(tensor, last) and path != paths[id(head)]]
+        entered = self.trace.entered | self.trace.again
+        norms = [path for path, tensor in entered.items() if same(tensor, last) and path != paths[id(head)]]
         outside = [path for path in norms if not path.startswith(f"{self.layers}.")]
         found = {
             "embedding_path": paths[id(self.hf.get_input_embeddings())],
@@ -168,10 +71,13 @@ class Writer:
         if cache is None:
             self.questions.append("does a layer take a cache, and under which argument? Without, no step is run alone.")
         attention = {} if type(self.hf)._supports_sdpa else {"supports_sdpa": False}
-        return found | {"cache_argument": cache} | attention
+        rows = {"row_arguments": names} if (names := row_arguments(self.hf, self.layers)) else {}
+        return found | {"cache_argument": cache} | attention | rows
 
     def _logits(self, outer: Mapping[str, Any]) -> list[str]:
         """Return a method for logits that are more than the unembedding of the normed stream."""
+        if outer["final_norm_path"] == outer["unembedding_path"]:  # where no norm is found, nothing can be told
+            return []
         last = self.trace.left[f"{self.layers}.{len(self.kinds) - 1}"]
         with torch.inference_mode():
             plain = self.hf.get_submodule(outer["unembedding_path"])(
@@ -182,12 +88,15 @@ class Writer:
         if same(plain, own):
             return []
         factor = float((own * plain).sum() / plain.square().sum())
-        cap = getattr(self.hf.config.get_text_config(), "final_logit_softcapping", None)
+        numbers = {
+            name: n for name, n in vars(self.hf.config.get_text_config()).items() if type(n) in (int, float) and n
+        }
+        cap = next((name for name, n in numbers.items() if same((plain / n).tanh() * n, own)), None)
         head = ["", "    def logits(self, hidden):", "        plain = super().logits(hidden)"]
         if cap:
             return [
                 *head,
-                "        cap = self.model.config.get_text_config().final_logit_softcapping",
+                f"        cap = self.model.config.get_text_config().{cap}",
                 "        return (plain / cap).tanh() * cap",
             ]
         if same(plain * factor, own):
@@ -209,7 +118,7 @@ class Writer:
             lines += [f"        if {self._told_by(numbers, kind, by_kind)}:", f"            return {types[kind]!r}"]
         lines += [f"        return {types[next(iter(by_kind))]!r}", "", "    def hook_points(self, layer):"]
         lines += ["        block, layout = self.layer_path(layer), self.head_layout(layer)"]
-        bodies = [(types[kind], self._points(numbers[0], kind)) for kind, numbers in by_kind.items()]
+        bodies = [(types[kind], self._points(numbers, kind)) for kind, numbers in by_kind.items()]
         lines += _branches(bodies, "points")
         lines += ["        return points", "", "    def roles(self, layer):", "        block = self.layer_path(layer)"]
         lines += _branches([(types[kind], self._roles(numbers, kind)) for kind, numbers in by_kind.items()], "roles")
@@ -236,13 +145,14 @@ class Writer:
 
     def _way(self, layer: int, kind: Any) -> str | None:
         """Return the code of what is added when the heads' projection returns ``projected``, unless it is just that."""
-        block, last = f"{self.layers}.{layer}", kind[0][-1]
-        pattern = next((p for p in self.trace.patterns if p.startswith(f"{block}.")), None)
-        if pattern is None or (last.factor == 1 and pattern == f"{block}.{last.path}"):
+        block, heads = f"{self.layers}.{layer}", self._heads(layer, kind)
+        if heads is None:
             return None
-        if pattern == f"{block}.{last.path}":
-            return f"projected * {last.factor}"
-        return f'self.module(f"{{self.layer_path(layer)}}.{last.path}")(projected) * {last.factor}'
+        projected = self.trace.left[f"{block}.{heads[0]}"]
+        write = next(one for one in kind[0] if self._leads_to(projected, f"{block}.{one.path}"))
+        if not same(self.trace.left[f"{block}.{write.path}"], projected):
+            return f'self.module(f"{{self.layer_path(layer)}}.{write.path}")(projected) * {write.factor}'
+        return None if write.factor == 1 else f"projected * {write.factor}"
 
     def _sizes(self, n_heads: int, groups: int, width: int) -> tuple[str, str, str]:
         """Return the code that reads query heads, groups and a head's width from the config."""
@@ -269,14 +179,6 @@ class Writer:
             self.questions.append(what)
         return str(value) if found is None else f"config.{found}"
 
-    def _word(self, layer: int, kind: Any) -> str:
-        path = f"{self.layers}.{layer}.{kind[0][0].path}"
-        near = [p for p in self.trace.patterns if p.startswith(f"{self.layers}.{layer}.")]
-        if near:
-            return "attention" if len(kind[0]) == 1 else "attention+ssm"
-        name = type(self.hf.get_submodule(path)).__name__.lower()
-        return next((word for part, word in _WORDS.items() if part in name), "operator")
-
     def _told_by(self, numbers: list[int], kind: Any, by_kind: Mapping[Any, list[int]]) -> str:
         """Return the code that tells a layer of a kind: by a module that only these have."""
         own = set(dict(self.hf.get_submodule(f"{self.layers}.{numbers[0]}").named_children()))
@@ -289,14 +191,15 @@ class Writer:
         )
         return f"layer in {tuple(numbers)}"
 
-    def _points(self, layer: int, kind: Any) -> list[str]:
-        """Return the entries of a layer's hook points."""
+    def _points(self, layers: list[int], kind: Any) -> list[str]:
+        """Return the entries of the hook points of all layers of a kind."""
+        layer = layers[0]
         block = f"{self.layers}.{layer}"
         operators, others = kind
         entries = ['"resid_pre": HookPoint(block, "input"),', '"resid_post": HookPoint(block, "output"),']
-        entries.append(f'"operator_out": {self._point(layer, operators)},')
+        entries.append(f'"operator_out": {self._point(layers, operators)},')
         if others:
-            entries.append(f'"mlp_out": {self._point(layer, others)},')
+            entries.append(f'"mlp_out": {self._point(layers, others)},')
             written = (each.factor * self.trace.left[f"{block}.{each.path}"] for each in operators)
             middle = self.trace.entered[block] + sum(written)
             norm = next(
@@ -307,50 +210,24 @@ class Writer:
                 place = f'f"{{block}}.{norm.removeprefix(f"{block}.")}", "input", edit_as="operator_out"'
                 flat = ", flat=True" if self.trace.entered[norm].dim() == 2 else ""
                 entries.append(f'"resid_mid": HookPoint({place}{flat}),')
-        heads = self._heads(layer, kind)
-        if heads is not None and heads[0]:
+        heads, pattern = self._heads(layer, kind), self._pattern(layer)
+        if heads is not None and pattern is not None:
             entries.append(
                 f'"heads": HookPoint(f"{{block}}.{heads[0]}", "input", Heads(layout.n_heads, layout.d_head)),'
             )
-        pattern = next((p for p in self.trace.patterns if p.startswith(f"{block}.")), None)
-        if pattern is not None:
             path = pattern.removeprefix(f"{block}.")
             entries.append(f'"attention_pattern": HookPoint(f"{{block}}.{path}", "output", Pattern()),')
         return entries
 
-    def _point(self, layer: int, writes: tuple[Write, ...]) -> str:
+    def _point(self, layers: list[int], writes: tuple[Write, ...]) -> str:
         """Return the code of a hook point for a sum of writes, in the order in which they run."""
-        code: list[str] = []
-        for write in sorted(
-            writes, key=lambda write: list(self.trace.left).index(f"{self.layers}.{layer}.{write.path}")
-        ):
-            flat = self.trace.left[f"{self.layers}.{layer}.{write.path}"].dim() == 2
+        code, order = list[str](), list(self.trace.left)
+        for write in sorted(writes, key=lambda write: order.index(f"{self.layers}.{layers[0]}.{write.path}")):
+            flat = any(self.trace.left[f"{self.layers}.{layer}.{write.path}"].dim() == 2 for layer in layers)
             scaled = "" if write.factor == 1 else f", Scaled({write.factor})"
             code.append(f'HookPoint(f"{{block}}.{write.path}", "output"{scaled}{", flat=True" if flat else ""}')
         beside = f", beside=({', '.join(f'{one})' for one in code[:-1])},)" if len(code) > 1 else ""
         return f"{code[-1]}{beside})"
-
-    def _heads(self, layer: int, kind: Any) -> tuple[str, int, int, int] | None:
-        """Return the output projection inside the layer, its query heads, groups, and the width of one."""
-        block = f"{self.layers}.{layer}"
-        pattern = next((p for p in self.trace.patterns if p.startswith(f"{block}.")), None)
-        if pattern is None:
-            return None
-        projections = [
-            p
-            for p in self.trace.left
-            if p.startswith(f"{pattern}.") and same(self.trace.left[p], self.trace.left[pattern])
-        ]
-        if not projections:
-            self.questions.append(f"which module projects the heads of layer {layer}? Its heads are left out.")
-            return None
-        n_heads, width = self.trace.patterns[pattern].shape[1], self.trace.entered[projections[0]].shape[-1]
-        keys = [p for p in self.trace.left if p.startswith(f"{pattern}.") and re.search(r"\bk(ey)?(_proj)?$", p)]
-        groups = self.trace.left[keys[0]].shape[-1] * n_heads // width if keys else n_heads
-        if not keys:
-            groups = getattr(self.hf.config.get_text_config(), "num_key_value_heads", None) or n_heads
-            self.questions.append(f"has layer {layer} {groups} key/value groups? Its projections are fused.")
-        return projections[0].removeprefix(f"{block}."), n_heads, groups, width // n_heads
 
     def _roles(self, layers: list[int], kind: Any) -> list[str]:
         """Return the entries of the roles that all layers of a kind have."""
@@ -360,24 +237,30 @@ class Writer:
     def _roles_of(self, layer: int, kind: Any) -> list[str]:
         """Return the entries of a layer's roles: linear modules under what writes, by their names."""
         block, entries = f"{self.layers}.{layer}", []
-        word = self._word(layer, kind)
-        for part, writes in (("attention" if word.startswith("attention") else word, kind[0]), ("mlp", kind[1])):
-            for write in writes:
-                given = self.trace.entered[f"{block}.{write.path}"]
-                before = (p for p in self._inside(block) if same(self.trace.left[f"{block}.{p}"], given))
-                owner = min(before, key=len, default=write.path) if "norm" in write.path.lower() else write.path
-                for path, module in self.hf.get_submodule(f"{block}.{owner}").named_modules():
-                    whole, last = f"{owner}.{path}".strip("."), path.rpartition(".")[2] or owner
-                    role = _ROLES.get(last, last)
-                    if _is_linear(module) and ".experts." not in f".{whole}." and role.isidentifier():
-                        entries.append(f'"{part}.{role}": f"{{block}}.{whole}",')
+        heads, projected = self._heads(self.kinds.index(kind), kind), None
+        widths: dict[str, int] = {}
+        if heads is not None:
+            projected, width = self.trace.left[f"{block}.{heads[0]}"], heads[3]
+            widths = {"attention.q": heads[1] * width, "attention.k": heads[2] * width, "attention.v": heads[2] * width}
+        for write in (*kind[0], *kind[1]):
+            place = f"{block}.{write.path}"
+            part = "attention" if projected is not None and self._leads_to(projected, place) else self._named(place)
+            part = "mlp" if write in kind[1] else part
+            given, own = self.trace.entered[place], self._owner(place).removeprefix(f"{block}.")
+            before = (p for p in self._inside(block) if same(self.trace.left[f"{block}.{p}"], given))
+            owner = min(before, key=len, default=own) if "norm" in own.lower() else own
+            for path, module in self.hf.get_submodule(f"{block}.{owner}").named_modules():
+                whole, last = f"{owner}.{path}".strip("."), path.rpartition(".")[2] or owner
+                role = f"{part}.{_ROLES.get(last, last)}"
+                if not is_linear(module) or ".experts." in f".{whole}." or not role.replace(".", "").isidentifier():
+                    continue
+                outputs = module.weight.numel() // self.trace.left[block].shape[-1]
+                if widths.get(role, outputs) == outputs:
+                    entries.append(f'"{role}": f"{{block}}.{whole}",')
+                else:
+                    fault = f"{last} gives {outputs} numbers, of which heads take {widths[role]}"
+                    self.questions.append(f"{fault}: which? The role {role} is left out.")
         return entries
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether a module multiplies by a matrix."""
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
 
 
 def _branches(bodies: list[tuple[str, list[str]]], name: str) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 import reading
 import reference as ref
 import torch
-from every_class import CONFIGS, MODELS, PROMPTS, VARIANTS, VECTOR, ablations, hooked, stated, steering
+from every_class import CONFIGS, MODELS, PROMPTS, VARIANTS, VECTOR, ablations, hooked, stated, steering, suggested
 
 from xatlas import XatlasError, check_adapter
 from xatlas.contracts.adapter import Site
@@ -72,7 +72,14 @@ def test_steering_at_the_readout_is_that_of_plain_hooks(model):
 @pytest.mark.parametrize("name", params(sorted(WRITTEN)))
 def test_the_page_says_what_the_adapter_states(name):
     """A class without a row is told as not measured."""
-    assert {key: value for key, value in WRITTEN[name].items() if key != "gaps"} == stated(hooked(name))
+    measured = ("gaps", "suggested")
+    assert {key: value for key, value in WRITTEN[name].items() if key not in measured} == stated(hooked(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+def test_the_page_says_what_comes_of_a_suggested_adapter(name):
+    assert WRITTEN[name]["suggested"] == suggested(name)
 
 
 def test_routers_logits_are_those_by_which_experts_are_chosen(model):
