@@ -36,7 +36,11 @@ def measure(names: Iterable[str]) -> dict[str, Any]:
         found[name]["suggested"] = every_class.suggested(name)
         every_class.hooked.cache_clear()
         print(
-            name, found[name]["gaps"], found[name]["suggested"], {w: float(f"{np.median(p[1]):.1g}") for w, p in pairs.items()}, file=sys.stderr
+            name,
+            found[name]["gaps"],
+            found[name]["suggested"],
+            {w: float(f"{np.median(p[1]):.1g}") for w, p in pairs.items()},
+            file=sys.stderr,
         )
     return found
 
