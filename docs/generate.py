@@ -238,8 +238,8 @@ encoder-decoders and diffusion models are told apart.
 | --- | --- |
 {missing}
 
-`xatlas adapter suggest CLASS` writes a first adapter. Measured on the {count} classes of the first table, as if none had
-one: for {passing} what it writes passes its check, for {sure} of these without a question left in the file.
+`xatlas adapter suggest CLASS` writes a first adapter. Measured on the {count} classes of the first table, as if
+none had one: for {passing} what it writes passes its check, for {sure} of these without a question left in the file.
 
 | else | what it says |
 | --- | --- |
