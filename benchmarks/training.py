@@ -3,7 +3,7 @@
     python benchmarks/training.py --model lfm2-mini --threads 1 --clock cpu
 
 *TRL* is its trainer as it is called without xatlas: in float32, without gradient checkpointing, logging every ten
-steps. *xatlas* is ``xatlas.training.trainer.train``, which follows the loss of every step. Both include the making of
+steps; GRPO with the same reward, groups of eight and KL. *xatlas* is ``xatlas.training.trainer.train``, which follows the loss of every step. Both include the making of
 the trainer. Measurements on held-out prompts stand apart: seconds for each.
 """
 
@@ -21,7 +21,7 @@ import torch
 
 import xatlas
 from xatlas.loading.loader import quiet_transformers
-from xatlas.training.data import split
+from xatlas.training.data import answers, split
 from xatlas.training.measure import HeldOut
 from xatlas.training.targets import target_modules
 from xatlas.training.trainer import METHODS, Run, lora, train
@@ -31,8 +31,8 @@ def parse():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="lfm2-mini")
-    parser.add_argument("--methods", default="sft", help="comma-separated: sft,dpo,grpo")
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--methods", default="sft,dpo,grpo", help="comma-separated")
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=machine.CLOCKS, default="wall", help="cpu: with --threads 1 only")
@@ -66,7 +66,7 @@ def plain(tuned, examples, run):
     if name == "GRPO":
         longest = max(len(e.response) for e in examples) + 1
         settings |= {"beta": 0.04, "per_device_train_batch_size": 8 * run.batch, "max_completion_length": longest}
-        more = {"reward_funcs": lambda completions, **_: [float(len(text)) for text in completions]}
+        more = {"reward_funcs": lambda completions, answer, **_: list(map(float, map(answers, completions, answer)))}
     with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
         trainer = getattr(trl, f"{name}Trainer")(
             model=tuned.peft,
@@ -86,7 +86,7 @@ def main():
     model = xatlas.load(options.model, device="cpu")
     targets, (examples, own) = target_modules(model, ["all"]), split(model, "transfer")
     held = HeldOut(model, own)
-    found = {}
+    rows = []
     for method in options.methods.split(","):
         assert method in METHODS
         assert method != "qlora", "of QLoRA's four bits TRL knows nothing once a model is loaded"
@@ -99,13 +99,16 @@ def main():
                 took[name] += [seconds / run.steps] if number else []  # the first is to warm up
         per_step = {name: statistics.median(each) for name, each in took.items()}
         ratio = statistics.median(a / b for a, b in zip(took["xatlas"], took["trl"], strict=True))
-        found[method] = {**per_step, "ratio": ratio}
+        row = {"method": method, "model": options.model, "steps": options.steps, "ratio": ratio}
+        rows.append(row | {f"{name}_s": each for name, each in per_step.items()})
         print(f"{method}: TRL {per_step['trl']:.4f} s, xatlas {per_step['xatlas']:.4f} s a step, {ratio:.3f} times")
     seconds, _ = machine.seconds(partial(held.measure, model), model.device, options.clock)
     print(f"{len(own)} held-out prompts: {seconds:.2f} s")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump({"options": vars(options), "steps": found, "held_out": seconds}, file, indent=1)
+        options.device = "cpu"
+        with open(options.json, "w", encoding="utf-8") as file:
+            found = machine.about(options) | {"training": rows, "held_out": len(own), "held_out_s": seconds}
+            json.dump(found, file, indent=1)
 
 
 if __name__ == "__main__":

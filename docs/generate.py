@@ -118,6 +118,9 @@ pass* is that of `attention_patterns`, which also reads random tokens, repeated,
 themselves have. *Gram matrices* is what CKA computes at the end. The ways take turns in one process; ratios are medians
 over rounds. *Over weights* is the peak while all nine are measured, on half of a suite and on all of it.
 
+`make bench-training` runs [`benchmarks/training.py`](../benchmarks/training.py). It trains the same LoRA weights on the
+same examples through xatlas and through TRL as one calls it without, in turn, the making of the trainer included.
+
 ## Measured
 """
 PROBES_HEAD = (
@@ -127,6 +130,7 @@ READING_HEAD = (
     "| model | prompts | tokens | plain forward | shared pass | eager pass | Gram matrices "
     "| nine probes, three miniatures |"
 )
+TRAINING_HEAD = "| method | model | steps | TRL, a step | xatlas, a step | ratio |"
 SPEED_HEAD = (
     "| model | sweep | conditions × prompts | engine | over prompt by prompt | over bucketed | rate "
     "| largest difference (nats) | over weights |"
@@ -154,6 +158,9 @@ def speed() -> str:
             lines += [READING_HEAD, "| --- " * 8 + "|", _reading_row(found["reading"]), ""]
             lines += [_memory_line(found["reading"]), ""]
             lines += [f"Of {found['cores']} cores, with a load of {found['load']:.0f} when it began.", ""]
+        if found.get("training"):
+            lines += [TRAINING_HEAD, "| --- " * 6 + "|", *(_training_row(row) for row in found["training"]), ""]
+            lines += [f"A measurement on {found['held_out']} held-out prompts: {found['held_out_s']:.1f} s.", ""]
         if found.get("scaling"):
             lines += ["Time and memory as prompts grow (layer sweep, engine alone):", ""]
             lines += ["| model | prompts | tokens | seconds | µs per token and condition | over weights |"]
@@ -184,6 +191,13 @@ def _reading_row(row: dict[str, Any]) -> str:
     return (
         f"| {row['model']} | {row['prompts']} | {row['tokens']} | {row['plain_s']:.1f} s | {' | '.join(parts)} "
         f"| {row['miniatures_s']:.0f} s |"
+    )
+
+
+def _training_row(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['method']} | {row['model']} | {row['steps']} | {row['trl_s']:.3f} s | {row['xatlas_s']:.3f} s "
+        f"| {row['ratio']:.2f} × |"
     )
 
 

@@ -23,11 +23,12 @@ _COLOURS = {
     "atlas_full": "#7A4FA3",
     "random_layers": style.CONTROL,
 }
-#: Claims that stand below, as rows.
-_ROWS = (
-    "random_over_guided",
-    *(f"all_over_{name}" for name in _COLOURS if name not in ("all_linear", "random_layers")),
-)
+#: Claims that stand below, as rows: how they are called, and the strategy whose colour they have.
+_ROWS = {"random_over_guided": ("random / atlas_guided", "random_layers")} | {
+    f"all_over_{name}": (f"all / {name.removesuffix('_only')}", name)
+    for name in _COLOURS
+    if name not in ("all_linear", "random_layers")
+}
 #: Smallest KL drawn.
 _FLOOR = 1e-6
 
@@ -36,12 +37,10 @@ def draw(dataset: xr.Dataset) -> Figure:
     """Draw each model's curves, and the quotients of strategies that both have learnt as much."""
     models = list(map(str, dataset["model"].values))
     said = style.said(dataset, "random_over_guided", models, "no layers to draw from")
-    palette = style.colours(models)
     rows: list[forest.Row] = []
     for model in models:
-        found = [(name, style.finding(dataset, name, model)) for name in _ROWS]
-        named = [(name.replace("_over_", " / ").replace("all /", "all_linear /"), each) for name, each in found]
-        rows += [(f"{model}\n{name}", palette[model], each) for name, each in named if each is not None]
+        found = [(*row, style.finding(dataset, name, model)) for name, row in _ROWS.items()]
+        rows += [(f"{model}\n{name}", _COLOURS[one], each) for name, one, each in found if each is not None]
     with style.context():
         below = forest.height([name for name, _, _ in rows]) if rows else 0.0
         made, panels, last = style.blocks(dataset, models, said, (2.4,), below)
@@ -53,7 +52,7 @@ def draw(dataset: xr.Dataset) -> Figure:
             forest.draw(last, rows)
             style.log_axis(last, "x", about=(0.5, 2))
             last.set_xlabel("KL shift at equal held-out loss, quotient")
-            entries += forest.entries(dataset, "quotient")
+            entries += [entry for entry in forest.entries(dataset, "quotient") if entry[0] != "control"]
         style.legend(made, entries)
     return made
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from xatlas.errors import XatlasError
 from xatlas.files import sha256_of_file
@@ -31,6 +31,7 @@ class ModelSource:
     sha256: str | None = None  # and its hash
 
 
+_T = TypeVar("_T")
 #: Seconds that the hub has for its first answer, name look-up included.
 HUB_SECONDS = 5.0
 
@@ -65,25 +66,33 @@ def download(repo: str, revision: str | None, say: Callable[[str], None], parts:
     """Download a repository's safetensors, config and tokenizer, or part of them; the folder's name is the commit."""
     from huggingface_hub import snapshot_download
 
-    answer: Future[list[str]] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(_wanted_files(repo, revision, parts))
-        except Exception as error:  # handed over, whatever it is
-            answer.set_exception(error)
-
-    # Under a clock of our own, for looking up a host name has no time-out; as a daemon, unlike an executor's threads:
-    # a look-up that hangs must not keep the process from ending.
-    threading.Thread(target=ask, name="xatlas-hub", daemon=True).start()
     try:
-        wanted = answer.result(HUB_SECONDS)
+        wanted = answered(lambda: _wanted_files(repo, revision, parts))
         if parts != "config":
             say(f"downloading {repo} ({len(wanted)} files) from the hub")
         # By name, not by commit: only then does the cache note which commit the name stands for.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, etag_timeout=HUB_SECONDS))
     except Exception as error:  # the client's own errors and every network error below it
         raise _explained(error) from error
+
+
+def answered(ask: Callable[[], _T], what: str = "model") -> _T:
+    """Return what the hub answers to a question about a model or a data set, or say soon why it gives none."""
+    answer: Future[_T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:  # handed over, whatever it is
+            answer.set_exception(error)
+
+    # Under a clock of our own, for looking up a host name has no time-out; as a daemon, unlike an executor's threads:
+    # a look-up that hangs must not keep the process from ending.
+    threading.Thread(target=work, name="xatlas-hub", daemon=True).start()
+    try:
+        return answer.result(HUB_SECONDS)
+    except Exception as error:
+        raise _explained(error, what) from error
 
 
 def _wanted_files(repo: str, revision: str | None, parts: Parts) -> list[str]:
@@ -106,7 +115,7 @@ def _wanted_files(repo: str, revision: str | None, parts: Parts) -> list[str]:
     return weights + [name for name in names if is_read(name) or name in (INDEX, LORA_CONFIG)]
 
 
-def _explained(error: BaseException) -> HubError:
+def _explained(error: BaseException, what: str = "model") -> HubError:
     """Say in one sentence why the hub gave nothing."""
     from huggingface_hub import constants, errors
 
@@ -119,14 +128,14 @@ def _explained(error: BaseException) -> HubError:
     if isinstance(error, errors.GatedRepoError):
         return HubError("it is gated: ask for access on its page, then log in with 'hf auth login'", "unusable")
     if isinstance(error, errors.RevisionNotFoundError):
-        return HubError("the hub knows the model, but no such revision", "unknown")
+        return HubError(f"the hub knows the {what}, but no such revision", "unknown")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubError("the hub was not asked, because HF_HUB_OFFLINE is set", "unreachable")
     if status == 403 or (status == 401 and "Invalid credentials" in str(error)):
         return HubError(f"the hub refused access (HTTP {status}): check the token with 'hf auth whoami'", "unusable")
     # To callers without a token the hub says 401 of models that don't exist, too.
     if status == 401 or isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
-        return HubError("the hub knows no such model (a private one needs 'hf auth login')", "unknown")
+        return HubError(f"the hub knows no such {what} (a private one needs 'hf auth login')", "unknown")
     if status is not None:
         return HubError(f"the hub answered with HTTP {status}", "unreachable")
     return HubError(f"{address} is unreachable ({first_line(error).rstrip('.')})", "unreachable")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xatlas import manager
 from xatlas.errors import XatlasError, unknown
 from xatlas.files import digest, sha256_of_file
+from xatlas.loading.download import answered
 from xatlas.suites import Prompt, Suite
 from xatlas.text import first_line
 
@@ -176,9 +177,13 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _from_hub(name: str) -> Any:
+    from huggingface_hub import HfApi, constants
+
+    load = needed("datasets").load_dataset
     try:
-        return needed("datasets").load_dataset(name, split="train")
-    except XatlasError:
-        raise
+        # asked first: datasets itself tries for half a minute, and says so line by line
+        revision = None if constants.HF_HUB_OFFLINE else answered(lambda: HfApi().dataset_info(name).sha, "data set")
+        return load(name, split="train", revision=revision)
     except Exception as error:  # whatever the hub, or the network, has against it
-        raise XatlasError(f"cannot load the data set '{name}' from the hub ({first_line(error)})") from error
+        why = str(error if isinstance(error, XatlasError) else first_line(error)).rstrip(".")
+        raise XatlasError(f"the data set '{name}' could not be loaded: {why}. Or give a FILE.jsonl.") from error

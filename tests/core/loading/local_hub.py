@@ -58,7 +58,10 @@ class Hub(BaseHTTPRequestHandler):
             return self._answer(200, json.dumps(body).encode(), {})
         if self.gated_files:
             return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
-        content = (self.model / self.path.rsplit("/", 1)[1]).read_bytes()
+        file = self.model / self.path.rsplit("/", 1)[1]
+        if not file.is_file():
+            return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+        content = file.read_bytes()
         return self._answer(200, content, {"ETag": f'"{len(content):040x}"', "X-Repo-Commit": COMMIT})
 
     def _size(self, name: str) -> int:

@@ -14,7 +14,7 @@ import pytest
 from local_hub import COMMIT, REPO, Hub, put_in_cache
 from running import write_tiny_llama
 
-from xatlas import XatlasError, manager
+from xatlas import XatlasError, manager, testing
 from xatlas.loading import download, model_files
 from xatlas.loading.download import ModelSource
 from xatlas.loading.loader import load
@@ -342,3 +342,25 @@ def test_resolving_imports_neither_torch_nor_transformers(cache, tiny):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_data_set_is_read_from_the_hub_or_refused_in_a_line(cache, hub, tmp_path, monkeypatch):
+    import datasets
+    from huggingface_hub import constants
+
+    from xatlas.training.data import split
+
+    (tmp_path / "words").mkdir()
+    rows = [{"prompt": f"The number {n} is", "completion": f" {n}"} for n in range(20)]
+    (tmp_path / "words" / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hub.model = tmp_path / "words"
+    settings = {"HF_ENDPOINT": constants.ENDPOINT, "HF_DATASETS_CACHE": tmp_path / "read", "HF_HUB_OFFLINE": False}
+    for name, value in settings.items():
+        monkeypatch.setattr(datasets.config, name, value)
+    model = testing.tiny_model(manager.adapters()["LlamaForCausalLM"], "LlamaForCausalLM")
+    taught, held = split(model, "someone/words")
+    assert (len(taught), len(held)) == (18, 2)
+    assert model.tokenizer.decode(taught[3].response[:-1]) == " 3"
+    hub.status, hub.error_code = 404, "RepoNotFound"
+    with pytest.raises(XatlasError, match=r"'someone/other' could not be loaded: the hub knows no such data set"):
+        split(model, "someone/other")

@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_response_tokens(lfm2, taught, targets):
     assert seen[0].loss == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["sft", pytest.param("dpo", marks=pytest.mark.slow), "grpo"])
+@pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(tiny, tmp_path, monkeypatch, method):
     if method == "grpo":  # of a model that answers nothing
         monkeypatch.setattr(trainer, "_reward", lambda completions, **_: [float(len(text)) for text in completions])
