@@ -3,8 +3,9 @@
     python benchmarks/training.py --model lfm2-mini --threads 1 --clock cpu
 
 *TRL* is its trainer as it is called without xatlas: in float32, without gradient checkpointing, logging every ten
-steps; GRPO with the same reward, groups of eight and KL. *xatlas* is ``xatlas.training.trainer.train``, which follows the loss of every step. Both include the making of
-the trainer. Measurements on held-out prompts stand apart: seconds for each.
+steps; GRPO with the same reward, groups of eight and KL. *xatlas* is ``xatlas.training.trainer.train``, which follows
+the loss of every step. Both include the making of the trainer. Measurements on held-out prompts stand apart: seconds
+for each.
 """
 
 from __future__ import annotations

@@ -101,13 +101,13 @@ def finetune(
         raise XatlasError(f"'{name}' is no model of its own: name the one that its weights are of, without '+' or '~'.")
     of_model = {key: value for key, value in config.items() if key not in ("suite", "reference", "draws", "seed")}
     model = api.load(name, **of_model)
-    from xatlas.training.data import of_prompts, split
+    from xatlas.training.data import named_by_contents, of_prompts, split
     from xatlas.training.measure import HeldOut
     from xatlas.training.targets import described
 
     targets = _targets(model, roles, layers, settings)
     taught, own = split(model, data)
-    about = {"model": found.identity, "run": asdict(run), "modules": targets.modules, "data": data}
+    about = {"model": found.identity, "run": asdict(run), "modules": targets.modules, "data": named_by_contents(data)}
     place = _begin(folder, json.loads(json.dumps(about)))
     progress(f"{method} of {described(model, targets, rank)}; {len(taught)} examples, {len(own)} held out")
     held = HeldOut(model, [*own, *of_prompts(model, settings.suite)])
@@ -151,7 +151,7 @@ def _begin(folder: Path, about: dict[str, Any]) -> Path:
             held = json.loads(file.read_text("utf-8"))
         except (OSError, ValueError):
             held = {}
-    if held != about and (held is not None or (folder / LORA_WEIGHTS).exists()):
+    if held != about and ((folder / LORA_WEIGHTS).exists() or any(place.glob("checkpoint-*"))):
         raise XatlasError(f"{folder} holds another run: choose another folder, or remove it.")
     if folder.exists() and not folder.is_dir():
         raise XatlasError(f"{folder} is not a folder: choose another one with --out.")

@@ -140,7 +140,7 @@ def plan(
         return
     print_table(rows)
     runs = training(left)
-    besides = f", besides {runs}" if runs else ""
+    besides = f", and {runs}" if runs else ""
     echo(f"\n{_described(planned.config.suite)}; about {total:.1f} min on this machine{besides}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,7 +79,8 @@ def finetune(
     for row in done.rows:
         shown: dict[str, Any] = {"family": row["family"], "trained": "yes" if row["trained"] else "no"}
         for name in _SHOWN:
-            shown[name.replace("heldout_", "")] = f"{row[f'{name} before']:.3g} → {row[f'{name} after']:.3g}"
+            before, after = row[f"{name} before"], row[f"{name} after"]
+            shown[name.replace("heldout_", "")] = f"{before:.3g} → {after:.3g}" if math.isfinite(before) else None
         rows.append({**shown, "KL shift": f"{row['kl_shift after']:.3g}"})
     print_table(rows)
     echo("\nOn held-out prompts, before → after: loss in nats per response token, KL(base || tuned) likewise.")

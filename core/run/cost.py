@@ -85,7 +85,7 @@ def training(steps: Iterable[Step]) -> str:
     """Say how many runs are trained, whose time no estimate holds; nothing where there are none."""
     runs = [step.probe.runs() for step in steps if isinstance(step.probe, TrainingProbe)]
     count, length = (sum(each) for each in zip(*runs, strict=True)) if runs else (0, 0)
-    return f"{count:,} training runs of {length:,} steps in all, whose time is not estimated" if runs else ""
+    return f"{count:,} training runs ({length:,} steps), not estimated" if runs else ""
 
 
 def shortened(plan: Plan, minutes: float, done: Callable[[Step], bool]) -> Plan:
@@ -100,7 +100,7 @@ def shortened(plan: Plan, minutes: float, done: Callable[[Step], bool]) -> Plan:
             break
         plan = whole.on(whole.config.suite.first_templates(fewer.pop()))
     if runs := training(step for step in plan.steps if not done(step)):
-        log.warning("%g minutes do not count %s.", minutes, runs)
+        log.warning("the %g minutes are without %s.", minutes, runs)
     if total > minutes:
         log.warning(
             "one template of each family takes about %.2g minutes, not %g: it is done all the same.", total, minutes

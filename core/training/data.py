@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ FORMS = "prompt and completion; messages; or prompt, chosen and rejected"
 
 def needed(name: str) -> Any:
     """Import a package of the extra ``train``, or say how to get it."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which asks for more packages as it is imported
     try:
         return importlib.import_module(name)
     except ImportError:

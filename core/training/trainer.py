@@ -70,11 +70,13 @@ class Progress:
     loss: float
     tokens_per_second: float
     seconds_left: float
+    reward: float | None = None  # of GRPO's completions: its loss is about 0 whatever is learnt
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.seconds_left), 60)
         speed = f"{self.tokens_per_second:,.0f} tokens/s"
-        return f"step {self.step}/{self.steps}, loss {self.loss:.4g}, {speed}, {minutes}:{seconds:02d} left"
+        learnt = f"loss {self.loss:.4g}" if self.reward is None else f"reward {self.reward:.3g}"
+        return f"step {self.step}/{self.steps}, {learnt}, {speed}, {minutes}:{seconds:02d} left"
 
 
 @contextmanager
@@ -343,6 +345,7 @@ def _callback(run: Run, progress: Callable[[Progress], None], watch: Callable[[i
             seconds, tokens = time.perf_counter() - self.started, float(logs.get("num_tokens", 0.0))
             done = max(1, state.global_step - self.first)
             left = seconds / done * (run.steps - state.global_step)
-            progress(Progress(state.global_step, run.steps, float(logs["loss"]), tokens / max(seconds, 1e-9), left))
+            speed, loss = tokens / max(seconds, 1e-9), float(logs["loss"])
+            progress(Progress(state.global_step, run.steps, loss, speed, left, logs.get("reward")))
 
     return Ours()

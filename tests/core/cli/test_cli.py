@@ -119,7 +119,7 @@ def test_plan_measures_nothing_and_agrees_with_what_then_runs(cli, tmp_path):
     assert {row["key"] for row in compared["jobs"]} == {row["key"] for row in planned}
     assert {row["state"] for row in json.loads(cli("plan", *words).stdout)} == {"done"}
     trained = cli("plan", "-m", "tiny", "--probes", "lora_rank", "--minutes", "1")
-    assert "about 0.0 min on this machine, besides 25 training runs of 2,500 steps in all" in trained.stdout
+    assert "about 0.0 min on this machine, and 25 training runs (2,500 steps), not estimated" in trained.stdout
 
 
 def test_compare_prints_tables_files_and_suite(cli, tmp_path):

@@ -10,7 +10,9 @@ from peft import PeftModel
 from typer.testing import CliRunner
 
 import xatlas
+from xatlas import XatlasError
 from xatlas.cli import app
+from xatlas.finetune import _begin
 
 SHORT = ["--steps", "6", "--rank", "2", "--data", "letter_doubling", "--suite", "quick[1]"]
 
@@ -66,3 +68,13 @@ def test_mistakes_are_told_in_one_line(tmp_path, words, what):
     assert what in done.stderr
     assert len(done.stderr.strip().split("\n")) == 1
     assert not (tmp_path / "w").exists()
+
+
+def test_a_run_that_never_began_leaves_its_folder_to_another(tmp_path):
+    """Data that don't fit are found once the folder is there; then one tries others."""
+    place = _begin(tmp_path / "w", {"data": "first"})
+    assert _begin(tmp_path / "w", {"data": "second"}) == place
+    (place / "checkpoint-2").mkdir()
+    assert _begin(tmp_path / "w", {"data": "second"}) == place
+    with pytest.raises(XatlasError, match="holds another run"):
+        _begin(tmp_path / "w", {"data": "first"})
