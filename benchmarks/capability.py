@@ -40,18 +40,17 @@ def parse():
 
 
 def plain(model, questions):
-    """Return the answers of Hugging Face's own ``generate``, and how many tokens it wrote."""
+    """Return the answers of Hugging Face's own ``generate``."""
     order = batches([len(one.ids) for one in questions], [one.most for one in questions], way_for(model), BATCH)
-    tokenizer, answers, tokens = model.tokenizer, {}, 0
+    tokenizer, answers = model.tokenizer, {}
     for rows in order:
         texts = [questions[i].text for i in rows]
         given = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
         most = questions[rows[0]].most
         made = model.model.generate(**given.to(model.device), max_new_tokens=most, do_sample=False)
         written = made[:, given["input_ids"].shape[1] :]
-        tokens += written.numel()
         answers |= dict(zip(rows, tokenizer.batch_decode(written, skip_special_tokens=True), strict=True))
-    return [answers[i] for i in range(len(questions))], tokens
+    return [answers[i] for i in range(len(questions))]
 
 
 def main():
@@ -69,13 +68,13 @@ def main():
             inputs = Inputs(checkpoint=FolderCheckpoint(Path(folder)))
             seconds, found = machine.seconds(lambda: probe.measure(model, suite, inputs), model.device, options.clock)  # noqa: B023
         taken["xatlas"].append(seconds)
-        seconds, (answers, tokens) = machine.seconds(lambda: plain(model, questions), model.device, options.clock)
+        seconds, answers = machine.seconds(lambda: plain(model, questions), model.device, options.clock)
         taken["plain"].append(seconds)
     pairs = list(zip(found["answer"].values, answers, found["ties"].values, strict=True))
     row = {
         "model": options.model,
         "tests": len(questions),
-        "tokens": tokens,
+        "tokens": int(found["answer_tokens"].sum()),
         "xatlas_s": statistics.median(taken["xatlas"]),
         "plain_s": statistics.median(taken["plain"]),
         "ratio": statistics.median(a / b for a, b in zip(*taken.values(), strict=True)),

@@ -97,7 +97,7 @@ class CapabilityLoss(Comparison):
                 row["lost"] = interval(whole.value, whole.low, whole.high)
                 row["control"] = interval(whole.control, whole.control_low, whole.control_high)
                 broken = [name for name, each in own.items() if each.verdict == "supported"]
-                rows.append(row | {"verdict": whole.verdict, "categories that break": ", ".join(broken) or "–"})
+                rows.append(row | {"verdict": whole.verdict, "breaks": ", ".join(broken) or "–"})
         return rows
 
     def plot(self, dataset: xr.Dataset) -> Figure:

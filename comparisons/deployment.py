@@ -155,7 +155,12 @@ class Deployment(Comparison):
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw the shares, use by use, with what is asked of them."""
         shares = dataset["share"].rename(use="row").assign_attrs(long_name="share of tests that are passed")
-        return figure.draw(dataset, [shares], lines={dataset.attrs["fair"]: "fair", dataset.attrs["good"]: "good"})
+        speeds = dataset["speed"].sel(of="median").to_series()
+        notes = {model: f", {speed:.3g} tokens a second" for model, speed in speeds.items()}
+        needed = f"; {dataset.attrs['needed']:g} tokens a second are needed"
+        dataset = dataset.assign_attrs(suite=dataset.attrs["suite"] + needed)
+        marks = {dataset.attrs["fair"]: "fair", dataset.attrs["good"]: "good"}
+        return figure.draw(dataset, [shares], lines=marks, notes=notes)
 
 
 def advice(dataset: xr.Dataset, model: str, use: str) -> tuple[Advice, str]:

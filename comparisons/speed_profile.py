@@ -73,10 +73,11 @@ class SpeedProfile(Comparison):
         ).transpose("model", "phase", "length", "batch", "bound")
         rate.attrs = {"units": "token/s", "long_name": "median tokens per second, with its interval over repeats"}
         repeats.attrs = {"units": "token/s", "long_name": "tokens per second"}
-        machine = ", ".join(each for each in next(iter(machines.values())) if each not in ("", "None"))
+        *where, threads = next(iter(machines.values()))
+        machine = ", ".join([*(each for each in where if each not in ("", "None")), f"threads: {threads}"])
         return xr.Dataset({"rate": rate, "repeats": repeats}).assign_attrs(
             title=self.summary,
-            suite=f"on {machine or 'one machine'}; 95 % intervals over repeats",
+            suite=f"on {machine}; 95 % intervals over repeats",
             absent=json.dumps({}),
             xatlas=json.dumps({"comparison": {"name": self.name, "version": self.version}}),
             Conventions="CF-1.11",

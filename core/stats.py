@@ -87,7 +87,7 @@ def wilson(passed: int, total: int, level: float = LEVEL) -> tuple[float, float]
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (passed + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * math.sqrt(passed * (total - passed) / total + z * z / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return centre - half if passed else 0.0, centre + half if passed < total else 1.0  # rounding aside
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

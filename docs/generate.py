@@ -121,6 +121,10 @@ over rounds. *Over weights* is the peak while all nine are measured, on half of 
 `make bench-training` runs [`benchmarks/training.py`](../benchmarks/training.py). It trains the same LoRA weights on the
 same examples through xatlas and through TRL as one calls it without, in turn, the making of the trainer included.
 
+[`benchmarks/capability.py`](../benchmarks/capability.py) sets `capability`, with all that it does, against Hugging
+Face's `generate` on the same prompts in the same batches. Both must write the same answers, but for those in which the
+two likeliest tokens lie within 1e-4; these are counted as ties.
+
 ## Measured
 """
 PROBES_HEAD = (
@@ -161,6 +165,9 @@ def speed() -> str:
         if found.get("training"):
             lines += [TRAINING_HEAD, "| --- " * 6 + "|", *(_training_row(row) for row in found["training"]), ""]
             lines += [f"A measurement on {found['held_out']} held-out prompts: {found['held_out_s']:.1f} s.", ""]
+        if found.get("capability"):
+            lines += ["| model | tests | tokens | capability | plain generate | ratio | answers with ties |"]
+            lines += ["| --- " * 7 + "|", _capability_row(found["capability"]), ""]
         if found.get("scaling"):
             lines += ["Time and memory as prompts grow (layer sweep, engine alone):", ""]
             lines += ["| model | prompts | tokens | seconds | µs per token and condition | over weights |"]
@@ -198,6 +205,13 @@ def _training_row(row: dict[str, Any]) -> str:
     return (
         f"| {row['method']} | {row['model']} | {row['steps']} | {row['trl_s']:.3f} s | {row['xatlas_s']:.3f} s "
         f"| {row['ratio']:.2f} × |"
+    )
+
+
+def _capability_row(row: dict[str, Any]) -> str:
+    return (
+        f"| {row['model']} | {row['tests']} | {row['tokens']} | {row['xatlas_s']:.1f} s | {row['plain_s']:.1f} s "
+        f"| {row['ratio']:.2f} × | {row['with_ties']} |"
     )
 
 

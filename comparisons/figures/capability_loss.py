@@ -28,7 +28,7 @@ def draw(dataset: xr.Dataset, broken: Set[tuple[str, str]]) -> Figure:
     with style.context():
         counts = [sum(name == model for name, _ in broken) for model in models]
         said = [
-            f"{count} of {beyond.sel(model=model).notnull().sum().item()} break"
+            f"{count} of {beyond.sel(model=model).notnull().sum().item()} claims hold"
             for model, count in zip(models, counts, strict=True)
         ]
         made, panels, _ = style.blocks(dataset, models, said, (1.6 + 0.15 * beyond.sizes["removed"],))
@@ -45,5 +45,5 @@ def draw(dataset: xr.Dataset, broken: Set[tuple[str, str]]) -> Figure:
             axes.invert_yaxis()
             axes.grid(visible=False)
         style.scale([axes for (axes,) in panels], scale, "share of tests lost beyond the control", beyond="neither")
-        style.legend(made, [("breaks (supported)", _BREAKS)])
+        style.legend(made, [("breaks: claim supported", _BREAKS)])
     return made

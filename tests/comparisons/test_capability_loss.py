@@ -49,7 +49,7 @@ def test_a_category_breaks_where_more_is_lost_than_under_the_control():
     }
     assert {each.verdict for (_, name), each in findings.items() if "layer 1" in name} == {"undecided"}
     rows = [row for row in comparison.table(data) if row["model"] == "a"]
-    assert [row["categories that break"] for row in rows] == ["math", "–"]
+    assert [row["breaks"] for row in rows] == ["math", "–"]
     assert findings["a", "layer 0: all"].verdict == "supported"
 
 

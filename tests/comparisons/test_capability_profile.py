@@ -48,7 +48,6 @@ def test_pairs_are_tested_on_what_one_alone_passes(made):
     about = {finding.model: finding.verdict for finding in comparison.findings(data) if not finding.model_other}
     assert about == {"strong": "supported", "weak": "refuted"}
     assert len(comparison.table(data)) == 6
-    assert comparison.plot(data).axes
 
 
 def test_tests_that_one_model_was_not_asked_are_left_out_of_pairs():

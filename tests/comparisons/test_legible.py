@@ -14,14 +14,19 @@ from matplotlib.text import Text
 
 import xatlas
 from xatlas import XatlasError, drawing
+from xatlas.comparisons.capability_loss import CapabilityLoss
+from xatlas.comparisons.capability_profile import CapabilityProfile
 from xatlas.comparisons.conv_profile import ConvProfile
+from xatlas.comparisons.deployment import Deployment
 from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.figures import style
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.patching_profile import PatchingProfile
+from xatlas.comparisons.speed_profile import SpeedProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
+from xatlas.plugins.skills.tests import built_in
 
 ALL = [Hub, MlpRatio, EarlyLate, HeadSpecialisation, ConvProfile, PatchingProfile, SteeringProfile]
 LONG = "HuggingFaceTB--SmolLM2-135M-Instruct-quantised-to-4-bits@main+my-lora-{}$0123${}abcd"
@@ -77,7 +82,28 @@ def datasets(synthetic, kind, names):
 @pytest.mark.parametrize("kind", ALL)
 def test_no_text_is_clipped_hidden_or_too_small(synthetic, kind, count, width):
     names = SHORT if count == 3 else [LONG.format(i, i) for i in range(count)]
-    figure = xatlas.plot(datasets(synthetic, kind, names), width=width)
+    assert_legible(xatlas.plot(datasets(synthetic, kind, names), width=width), width, names)
+
+
+@pytest.mark.parametrize("kind", [CapabilityProfile, CapabilityLoss, SpeedProfile, Deployment])
+def test_no_text_is_clipped_where_tests_and_speeds_are_shown(kind):
+    """Of three models with long names, in a column: the categories' names are long, too."""
+    names = [LONG.format(i, i) for i in range(3)]
+    tests = built_in()
+    coords = {"test": [test.id for test in tests], "category": ("test", [test.category for test in tests])}
+    conditions = [name for layer in range(9) for name in (f"layer {layer}", f"layer {layer} (random)")]
+    passed = xr.DataArray(np.arange(len(tests)) % 3 > 0, coords, "test").astype(float)
+    under = passed.expand_dims(condition=["none", *conditions]).transpose("test", ...)
+    axes = {"phase": ["prefill", "decode"], "length": [32, 128], "batch": [1, 8], "repeat": range(5)}
+    rates = xr.DataArray(np.linspace(3, 4000, 40).reshape(2, 2, 2, 5), axes, list(axes))
+    results = {"capability": passed.to_dataset(name="passed"), "ablated_capability": under.to_dataset(name="passed")}
+    results["speed"] = rates.to_dataset(name="tokens_per_second")
+    held = {f"/{name}/{probe}": each for name in names for probe, each in results.items()}
+    figure = xatlas.plot(kind().compare(xr.DataTree.from_dict(held)), width="column")
+    assert_legible(figure, "column", names)
+
+
+def assert_legible(figure, width, names):
     style.arrange(figure)
     drawn_ticks(figure)
     found = boxes(figure)
