@@ -33,13 +33,13 @@ SWEEPS = {"rank": (1, 2.0, "each doubling of the rank"), "learning_rate": (2, 10
 SWEEPS["steps"] = (2, 2.0, "twice the steps")
 
 
-def _cost(name: str, dear: str, cheap: str) -> Claim:
+def _cost(name: str, dear: str, cheap: str, label: str = "") -> Claim:
     return Claim(
         name,
         f"Does {dear} shift the model more than {cheap}, where both have learnt as much?",
         f"At equal held-out loss {dear} shifts {{model}} {{number}} times as much as {cheap} (after equal steps "
         "{steps})",
-        label=f"{dear} / {cheap}",
+        label=label or f"{dear} / {cheap}",
         short=f"at equal loss {dear} shifts the model more than {cheap}",
         margin=RATIO_MARGIN,
         kinds=False,
@@ -96,13 +96,13 @@ class LoraFrontier(ClaimComparison):
             short="the KL shift doubles with the rank",
             kinds=False,
         ),
-        _cost("rank_cost", "the highest rank", "the lowest"),
+        _cost("rank_cost", "the highest rank", "the lowest", "highest / lowest rank"),
         *(
             _growth(name, called, what, said)
             for name, (_, _, called) in SWEEPS.items()
             for what, said in (("shift", "KL shift"), ("loss", "held-out loss"))
         ),
-        _cost("learning_rate_cost", "the highest learning rate", "the lowest that learns"),
+        _cost("learning_rate_cost", "the highest learning rate", "the lowest that learns", "highest / lowest rate"),
         _cost("qlora_cost", "QLoRA", "SFT"),
         *(_cost(f"{name}_cost", "SFT", METHODS[name]) for name in ("dpo", "grpo")),
     )
@@ -249,14 +249,15 @@ class _Curves:
         statistic = self._statistic(logs)
         value, low, high = bounds_of(statistic)
         near = replace(statistic, point=statistic.point - math.log(2)).within(RATIO_MARGIN)
-        beyond = high < 2 * RATIO_MARGIN[0] or low > 2 * RATIO_MARGIN[1]
+        least, most = (2 * end for end in RATIO_MARGIN)
+        beyond = high < least or low > most
         return Evidence(
             number=(value, low, high),
             p=near.get("equal_p", math.nan),
             against="a larger difference from 2",
             side=1 if near.get("equal") else -int(beyond),
             answer=near["near"],
-            control=(2.0, math.nan, math.nan),
+            open=f"the interval reaches beyond {least:g} to {most:g}",
             sample="training seeds",
             blocked="too few training seeds" if np.isfinite(logs).sum() < SEEDS else "",
         )

@@ -68,8 +68,12 @@ def print_rows(rows: Rows, as_json: bool) -> None:
 
 
 def fitting(rows: Rows, width: int = WIDTH) -> tuple[Rows, list[str]]:
-    """Return rows with the columns that fit a width, and the names of the others: the last go first, see ``LATEST``."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    """Return rows with the columns that fit a width, and the names of the others: the last go first, see ``LATEST``.
+
+    Columns that hold nothing are left out.
+    """
+    named = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for at, name in enumerate(named) if at == 0 or any(row.get(name, "–") != "–" for row in rows)]
     widths = {name: max(len(_cell(each)) for each in [name, *(row.get(name, "") for row in rows)]) for name in columns}
     going = sorted(columns[1:], key=lambda name: (name in LATEST, -columns.index(name)))
     kept = list(columns)

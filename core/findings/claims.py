@@ -99,6 +99,7 @@ class Evidence:
     sample: str = ""  # what that sample consists of, where it is not the claim's unit that says so
     own: int | None = None  # ``side`` of the number's own interval alone, where that over a control counts, too
     blocked: str = ""  # why nothing can be decided, in words
+    open: str = ""  # why the interval decides nothing, where that isn't told by a control or by chance
     artefact: str = ""  # why the usual way of measuring says so nevertheless
     descriptive: bool = False  # number and interval are cross-fitted: the verdict rests on the test alone
     scale_free: Bounds = UNKNOWN  # what is compared with untrained twins; the number unless given

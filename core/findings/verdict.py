@@ -81,6 +81,8 @@ def verdict(
         return "undecided", f"too few {evidence.sample or SAMPLES[unit]}"
     if evidence.side > 0:
         return "undecided", f"p = {p:.2g}"
+    if evidence.open:
+        return "undecided", evidence.open
     if evidence.own == 0 or (about == "pair" and evidence.own is None):
         return "undecided", "the interval includes no difference"
     known = math.isfinite(evidence.control[1])
