@@ -102,15 +102,34 @@ _WORDINGS = {
 }
 
 
+def model_class(name: str) -> Any:
+    """Return a class of transformers, or one that a plugin adds to it, by its name.
+
+    A plugin does so in its ``xatlas_adapters``, by ``AutoModelForCausalLM.register``.
+
+    Raises
+    ------
+    XatlasError
+        There is no such class of models.
+    """
+    import transformers
+
+    adapters()
+    added = transformers.AutoModelForCausalLM._model_mapping._extra_content.values()
+    found = next((cls for cls in added if cls.__name__ == name), None) or getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    advice = "check an adapter on a loaded model, or register the class as docs/adapters.md shows"
+    raise XatlasError(f"transformers has no model class {name}: {advice}.")
+
+
 def tiny_hf_model(name: str, *, seed: int = 0, attention: str | None = None, **config: Any) -> Any:
     """Return a tiny random model of a class in transformers, with weights so large that every layer matters.
 
     ``config`` holds fields of the model's config that differ from the tiny sizes and the class's own defaults. Where a
     config lists a type for each layer, the types take turns.
     """
-    import transformers
-
-    cls = getattr(transformers, name)
+    cls = model_class(name)
     made = _tiny_config(cls.config_class, config)
     if attention is not None:
         made._attn_implementation = attention
@@ -183,14 +202,11 @@ def running_models(name: str, *, seed: int = 0, attention: str | None = None, **
     XatlasError
         transformers does not know the class, or it can't be made tiny.
     """
-    import transformers
-
-    if not hasattr(transformers, name):
-        raise XatlasError(f"transformers has no class {name}: check the adapter on a loaded model instead.")
+    cls = model_class(name)
     tries: list[dict[str, Any]] = [{}]
     faults: list[str] = []
     with suppress(Exception):  # a config that can't be made fails below, too, and is named there
-        text = _tiny_config(getattr(transformers, name).config_class, {}).get_text_config()
+        text = _tiny_config(cls.config_class, {}).get_text_config()
         own = getattr(text, "layer_types", None) or ["full_attention"]
         typed = is_dataclass(text) and "layer_types" in {each.name for each in fields(text)}
         if len(set(own)) == 1 and typed and "layer_types" not in config:

@@ -14,7 +14,7 @@ from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
 from xatlas.suggest.trace import traced
 from xatlas.suggest.writer import Writer
-from xatlas.testing import running_models
+from xatlas.testing import model_class, running_models
 from xatlas.text import first_line, one_line
 
 
@@ -29,11 +29,10 @@ class Suggestion:
 
 def is_class(name: str) -> bool:
     """Whether a name is that of a model's class in transformers."""
-    import transformers
-
-    found: Any = getattr(transformers, name, None) if name.isidentifier() else None
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-    return is_model and getattr(found, "config_class", None) is not None
+    try:
+        return getattr(model_class(name), "config_class", None) is not None
+    except XatlasError:
+        return False
 
 
 def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Suggestion:
@@ -54,12 +53,9 @@ def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Sugge
     XatlasError
         transformers has no such class, no small model of it can be made, or its forward is no list of layers.
     """
-    import transformers
-
-    if not is_class(architecture):
-        raise XatlasError(f"transformers has no model class {architecture}.")
+    cls = model_class(architecture)
     try:
-        hf = next(running_models(architecture, **_switches(getattr(transformers, architecture), config or {})))
+        hf = next(running_models(architecture, **_switches(cls, config or {})))
         if hf.get_output_embeddings() is None:
             raise XatlasError(
                 f"{architecture} gives no logits: name the class that ends in ForCausalLM or LMHeadModel."

@@ -236,7 +236,7 @@ class Writer(Places):
 
     def _roles_of(self, layer: int, kind: Any) -> list[str]:
         """Return the entries of a layer's roles: linear modules under what writes, by their names."""
-        block, entries = f"{self.layers}.{layer}", []
+        block, entries, found = f"{self.layers}.{layer}", list[str](), dict[str, list[str]]()
         heads, projected = self._heads(self.kinds.index(kind), kind), None
         widths: dict[str, int] = {}
         if heads is not None:
@@ -251,15 +251,20 @@ class Writer(Places):
             owner = min(before, key=len, default=own) if "norm" in own.lower() else own
             for path, module in self.hf.get_submodule(f"{block}.{owner}").named_modules():
                 whole, last = f"{owner}.{path}".strip("."), path.rpartition(".")[2] or owner
+                if last == "gate" and hasattr(self.hf.get_submodule(f"{block}.{whole}".rpartition(".")[0]), "experts"):
+                    last = "router"
                 role = f"{part}.{_ROLES.get(last, last)}"
                 if not is_linear(module) or ".experts." in f".{whole}." or not role.replace(".", "").isidentifier():
                     continue
                 outputs = module.weight.numel() // self.trace.left[block].shape[-1]
                 if widths.get(role, outputs) == outputs:
-                    entries.append(f'"{role}": f"{{block}}.{whole}",')
+                    found.setdefault(role, []).append(whole)
                 else:
                     fault = f"{last} gives {outputs} numbers, of which heads take {widths[role]}"
                     self.questions.append(f"{fault}: which? The role {role} is left out.")
+        for role, paths in found.items():  # several of one name are told apart by their paths
+            names = [role] if len(paths) == 1 else [f"{role.partition('.')[0]}.{p.replace('.', '_')}" for p in paths]
+            entries += [f'"{name}": f"{{block}}.{path}",' for name, path in zip(names, paths, strict=True)]
         return entries
 
 

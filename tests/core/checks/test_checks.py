@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from models import build
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from xatlas import Comparison, Finding, Probe, Requirement, Variable, check_adapter, check_comparison, check_probe
 from xatlas.architectures.llama import LlamaAdapter
@@ -60,7 +61,7 @@ def bad_adapter(**members):
     ("adapter", "told"),
     [
         (bad_adapter(architectures="LlamaForCausalLM"), "must be a tuple of Hugging Face class names"),
-        (bad_adapter(architectures=("NoSuchForCausalLM",)), "transformers has no class NoSuchForCausalLM"),
+        (bad_adapter(architectures=("NoSuchForCausalLM",)), "transformers has no model class NoSuchForCausalLM"),
         (bad_adapter(mlp_name="ffn"), r"looks for the module 'model\.layers\.0\.ffn\.gate_proj'"),
         (bad_adapter(operator_type=lambda self, layer: "attention" if layer else ""), "it must be a word"),
         (
@@ -80,6 +81,15 @@ def bad_adapter(**members):
 )
 def test_a_wrong_adapter_is_refused(adapter, told):
     refused(check_adapter, adapter, told)
+
+
+def test_a_class_that_a_plugin_adds_to_transformers_is_checked_by_its_name(monkeypatch):
+    config = type("OwnConfig", (LlamaConfig,), {"model_type": "own"})
+    own = type("OwnForCausalLM", (LlamaForCausalLM,), {"config_class": config})
+    added = AutoModelForCausalLM._model_mapping
+    monkeypatch.setattr(added, "_extra_content", dict(added._extra_content))
+    AutoModelForCausalLM.register(config, own)
+    check_adapter(bad_adapter(architectures=("OwnForCausalLM",)))
 
 
 def test_no_adapter_at_all_is_refused():
