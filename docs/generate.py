@@ -335,7 +335,7 @@ def architectures() -> str:
     found = json.loads((FOLDER / "architectures.json").read_text(encoding="utf-8"))
     aliases: dict[str, list[str]] = {}
     for alias in sorted(models()):
-        aliases.setdefault(CLASS_OF[alias], []).append(f"`{alias}`")
+        aliases.setdefault(CLASS_OF[alias.partition(":")[0]], []).append(f"`{alias}`")  # of another training seed, too
     rows, slow = [], []
     for name in sorted(adapters(), key=str.lower):
         one, own = found["classes"].get(name), ", ".join(aliases.get(name, ["–"]))
