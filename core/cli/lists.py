@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -244,8 +245,7 @@ def explain(
 def _tables(found: type[Any], is_probe: bool) -> dict[str, Rows]:
     made = found()
     parameters = [
-        {"name": f"{found.name}.{name}", "default": as_text(value)}
-        for name, value in made.canonical_parameters().items()
+        {"name": f"{found.name}.{name}", "default": as_text(value)} for name, value in asdict(made.parameters).items()
     ]
     requires = [
         {

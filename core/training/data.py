@@ -70,9 +70,9 @@ def split(model: HookedModel, data: str, tokens: Sequence[str] = ()) -> tuple[li
         return _halves(model, _rows(path), data)
     if "/" in data:
         return _halves(model, _from_hub(data), data)
-    suites = [manager.pick("suite", name, manager.suites()).load() for name in (TRAIN, HELD_OUT)]
-    known = suites[0].families
-    names = known if data == "transfer" else data.split(",")
+    suites = _suites()
+    known, plain = suites[0].families, data.removesuffix(_mark(suites))
+    names = known if plain == "transfer" else plain.split(",")
     for name in names:
         if name not in known:
             raise unknown("family", name, [*known, "transfer"], "Or give a FILE.jsonl, or a hub data set OWNER/NAME.")
@@ -81,14 +81,25 @@ def split(model: HookedModel, data: str, tokens: Sequence[str] = ()) -> tuple[li
 
 
 def named_by_contents(data: str) -> str:
-    """Return what names the data by what it holds: a file by its hash, families with that of their suites."""
+    """Return what names the data by what it holds: a file by its hash, families with that of their suites.
+
+    Data of the hub are named as they are asked for. What names families is taken for them by :func:`split`, too.
+    """
     path = Path(data)
     if path.is_file():
         return f"file:{sha256_of_file(path)[:12]}"
     if "/" in data:
         return data
-    hashes = [manager.pick("suite", name, manager.suites()).load().hash for name in (TRAIN, HELD_OUT)]
-    return f"{data}:{digest(hashes)[:12]}"
+    mark = _mark(_suites())
+    return data.removesuffix(mark) + mark
+
+
+def _suites() -> list[Suite]:
+    return [manager.pick("suite", name, manager.suites()).load() for name in (TRAIN, HELD_OUT)]
+
+
+def _mark(suites: Iterable[Suite]) -> str:
+    return f":{digest([suite.hash for suite in suites])[:12]}"
 
 
 def of_prompts(model: HookedModel, prompts: Suite | Iterable[Prompt], *, end: bool = False) -> list[Example]:

@@ -82,12 +82,13 @@ def test_an_answer_is_the_beginning_of_a_text_and_ends_as_a_word():
     assert not answers("anything", "")
 
 
-def test_data_are_named_by_what_they_hold(tmp_path, monkeypatch):
+def test_data_are_named_by_what_they_hold(model, tmp_path, monkeypatch):
     """Else results of a file that was edited, or of suites that another version ships, would be taken for these."""
     rows = [{"prompt": "a", "completion": " b"}] * 3
     first, same = write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", rows)
     before, families = named_by_contents(first), named_by_contents("letter_doubling")
     assert named_by_contents(same) == before
+    assert split(model, families) == split(model, "letter_doubling")  # as results and their commands name them
     write(tmp_path / "a.jsonl", rows[1:])
     assert named_by_contents(first) != before
     suites = manager.suites()
