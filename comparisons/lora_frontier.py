@@ -33,14 +33,13 @@ SWEEPS = {"rank": (1, 2.0, "each doubling of the rank"), "learning_rate": (2, 10
 SWEEPS["steps"] = (2, 2.0, "twice the steps")
 
 
-def _cost(name: str, dear: str, cheap: str, label: str = "") -> Claim:
+def _cost(name: str, dear: str, cheap: str, label: str = "", level: str = "held-out loss") -> Claim:
     return Claim(
         name,
         f"Does {dear} shift the model more than {cheap}, where both have learnt as much?",
-        f"At equal held-out loss {dear} shifts {{model}} {{number}} times as much as {cheap} (after equal steps "
-        "{steps})",
+        f"At equal {level} {dear} shifts {{model}} {{number}} times as much as {cheap} (after equal steps {{steps}})",
         label=label or f"{dear} / {cheap}",
-        short=f"at equal loss {dear} shifts the model more than {cheap}",
+        short=f"at equal {level} {dear} shifts the model more than {cheap}",
         margin=RATIO_MARGIN,
         kinds=False,
     )
@@ -66,16 +65,16 @@ class LoraFrontier(ClaimComparison):
     number is the geometric mean of their quotients, its interval and p-value those of a paired t over seeds, at least
     five. What holds after equal steps, where more was learnt, is an artefact if at equal loss the two are equal within
     the margin, or the interval lies below the quotient after equal steps; one that reaches from 1 to that quotient
-    decides nothing. KL is that on families that were not trained on (``shift=trained``: on those that were), the loss
-    that on families that were. Ranks, learning rates and steps: the quotient for each doubling (tenfold), a straight
-    line through logarithms, after the last step. That KL doubles with the rank: that this quotient is 2, within 0.80 to
-    1.25 of it.
+    decides nothing. DPO and GRPO, which are not trained to lower the loss, are compared with SFT at equal reward. KL is
+    that on families that were not trained on (``shift=trained``: on those that were), loss and reward those on families
+    that were. Ranks, learning rates and steps: the quotient for each doubling (tenfold), a straight line through
+    logarithms, after the last step. That KL doubles with the rank: that this quotient is 2, within 0.80 to 1.25 of it.
 
     ``loss``, ``kl``, ``kl_trained (model, strategy, step, bound)``: means over seeds, of every strategy.
     """
 
     name = "lora_frontier"
-    version = 1
+    version = 2
     summary = "What does fine-tuning cost, at equal held-out loss: by modules, rank, learning rate, steps, method?"
     default = False
     uses_twins = False
@@ -104,7 +103,7 @@ class LoraFrontier(ClaimComparison):
         ),
         _cost("learning_rate_cost", "the highest learning rate", "the lowest that learns", "highest / lowest rate"),
         _cost("qlora_cost", "QLoRA", "SFT"),
-        *(_cost(f"{name}_cost", "SFT", METHODS[name]) for name in ("dpo", "grpo")),
+        *(_cost(f"{name}_cost", "SFT", METHODS[name], level="reward") for name in ("dpo", "grpo")),
     )
     _curve = ("strategy", "step", "bound")
     variables: ClassVar = {
@@ -143,7 +142,7 @@ class LoraFrontier(ClaimComparison):
             found["learning_rate_cost"] = rates.cost(learning[-1], learning[0]) if len(learning) > 1 else None
         if methods is not None:
             found["qlora_cost"] = methods.cost("qlora", "sft")
-            found |= {f"{name}_cost": methods.cost("sft", name) for name in ("dpo", "grpo")}
+            found |= {f"{name}_cost": methods.cost("sft", name, "reward") for name in ("dpo", "grpo")}
         return {name: each for name, each in found.items() if each is not None}
 
     def describe(self, *effects: Effects) -> Mapping[str, xr.DataArray]:
@@ -170,6 +169,7 @@ def _families(effects: Effects, variable: str, trained: bool) -> xr.DataArray:
         .mean("family")
         .rename(seed="prompt")
         .reset_coords(drop=True)
+        .transpose("prompt", "setting", "step")
     )
 
 
@@ -178,8 +178,10 @@ class _Curves:
 
     def __init__(self, effects: Effects, shift: str) -> None:
         self.data = effects.dataset
-        self.loss = _families(effects, "heldout_loss", True).transpose("prompt", "setting", "step")
-        self.kl = _families(effects, "kl_shift", shift == "trained").transpose("prompt", "setting", "step")
+        self.loss = _families(effects, "heldout_loss", True)
+        self.kl = _families(effects, "kl_shift", shift == "trained")
+        if "reward" in self.data:
+            self.reward = _families(effects, "reward", True)
         seeds = [str(seed) for seed in self.data["seed"].values]
         self.sample = Sample(["seeds"] * len(seeds), seeds)
 
@@ -209,12 +211,13 @@ class _Curves:
 
         return replace(self.sample.mean(xr.DataArray(logs, dims="prompt")), log=True)
 
-    def cost(self, dear: str, cheap: str) -> Evidence | None:
-        """Return by how much more one setting shifts than another at equal loss; None where one is absent."""
+    def cost(self, dear: str, cheap: str, at: str = "loss") -> Evidence | None:
+        """Return by how much more one setting shifts than another at equal loss (or reward); None without either."""
         held = self.data["setting"].values.tolist()
         if dear not in held or cheap not in held:
             return None
-        curves = [[np.asarray(each.sel(setting=name)) for name in (dear, cheap)] for each in (self.loss, self.kl)]
+        lacking = self.loss if at == "loss" else 1 - self.reward
+        curves = [[np.asarray(each.sel(setting=name)) for name in (dear, cheap)] for each in (lacking, self.kl)]
         if any(np.isnan(part).all() for part in (*curves[0], *curves[1])):
             return None
         logs = np.array([_quotient(*(part[seed] for own in curves for part in own)) for seed in range(len(self.kl))])

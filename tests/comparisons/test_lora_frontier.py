@@ -36,7 +36,8 @@ def result(curves, *, seeds=5, noise=0.02, **about):
     for name, usual in (("rank", 8), ("learning_rate", 1e-3), ("steps", 100)):
         coords[name] = ("setting", about.get(name, [usual] * len(curves)))
     attrs = {"xatlas": json.dumps({"suite": {"name": "quick"}, "job": {"bos": "always"}})}
-    return xr.Dataset({"heldout_loss": (dims, loss), "kl_shift": (dims, kl)}, coords, attrs)
+    variables = {"heldout_loss": loss, "kl_shift": kl, "reward": 1 - loss / 6}
+    return xr.Dataset({name: (dims, values) for name, values in variables.items()}, coords, attrs)
 
 
 def found_in(comparison, **nodes):
@@ -119,6 +120,7 @@ def test_ranks_rates_and_methods_are_judged_where_they_were_measured():
         {"a": (0.3, 1e-4), "b": (1.0, 1e-4), "c": (3.0, 1e-4)}, learning_rate=[1e-4, 1e-3, 1e-2], noise=0.002
     )
     methods = result({"sft": (2.0, 1e-4), "qlora": (2.0, 4e-4), "dpo": (1.0, 1e-4), "grpo": (1.0, 1e-5)})
+    methods["heldout_loss"].loc[{"setting": ["dpo", "grpo"]}] = 6.0  # they learn what is rewarded, and no loss
     nodes = {"lora_rank": doubling, "lora_hyperparameters": rates, "finetune_methods": methods}
     found = found_in(LoraFrontier(), lora_targets=result(strategies()), **nodes)
     assert found["rank_doubles"].value == pytest.approx(2.0, rel=0.05)
