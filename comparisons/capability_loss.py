@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -14,6 +13,7 @@ import numpy as np
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import capability_loss as figure
 from xatlas.findings import Claim
+from xatlas.findings.claims import ALPHA
 from xatlas.findings.sentences import Row, decide
 from xatlas.findings.shares import ALL, categories, joined, of, paired
 from xatlas.text import interval
@@ -39,7 +39,7 @@ class CapabilityLoss(Comparison):
     A claim about a model, a layer or head, and a category (or all): while it is removed, the model passes fewer of the
     same tests than it does whole, and fewer than while a random direction of the same length is added instead. Both
     are tested by exact McNemar; the larger p counts, adjusted by Holm over layers, heads and categories. Newcombe's
-    intervals (1998) of both differences have to lie above 0.
+    intervals (1998) of both differences have to lie above 0. Nothing is claimed of a category of fewer than six tests.
 
     ``passed (model, test, condition)``, 1 or 0; NaN where it was not asked. ``loss``, ``control (model, removed,
     category, bound)``: the share that the whole model passes, less that under the ablation and under its control.
@@ -75,8 +75,9 @@ class CapabilityLoss(Comparison):
         )
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
-        """Say what each layer or head breaks."""
-        rows = list(_rows(dataset))
+        """Say what each layer or head breaks: in all, and of categories with enough tests to say so."""
+        asked = [(at, row) for at, row in _rows(dataset) if np.isfinite(row.evidence.number[0])]
+        rows = [(at, row) for at, row in asked if at["category"] == ALL or row.evidence.least_p <= ALPHA]
         return [
             finding
             for whole in (True, False)
@@ -85,25 +86,22 @@ class CapabilityLoss(Comparison):
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return a row a model and layer or head: what is lost in all, and the categories that break."""
-        found = {(each.model, each.name): each for each in self.findings(dataset)}
+        verdicts = {(each.model, each.name): each.verdict for each in self.findings(dataset)}
+        categories = [str(each) for each in dataset["category"].values if each != ALL]
         rows: list[dict[str, str | float]] = []
-        for model in map(str, dataset["model"].values):
-            for removed in map(str, dataset["removed"].values):
-                own = {name: found[model, f"{removed}: {name}"] for name in map(str, dataset["category"].values)}
-                whole = own.pop(ALL)
-                if math.isnan(whole.value):
-                    continue
-                row: dict[str, str | float] = {"model": model, "removed": removed}
-                row["lost"] = interval(whole.value, whole.low, whole.high)
-                row["control"] = interval(whole.control, whole.control_low, whole.control_high)
-                broken = [name for name, each in own.items() if each.verdict == "supported"]
-                rows.append(row | {"verdict": whole.verdict, "breaks": ", ".join(broken) or "–"})
+        for model, removed in product(*(map(str, dataset[dim].values) for dim in ("model", "removed"))):
+            at = {"model": model, "removed": removed}
+            loss, control = (dataset[name].sel(at | {"category": ALL}).values for name in ("loss", "control"))
+            if np.isfinite(loss[0]):
+                broken = [each for each in categories if verdicts.get((model, f"{removed}: {each}")) == "supported"]
+                numbers = {"lost": interval(*loss), "control": interval(*control)}
+                numbers["verdict"] = verdicts[model, f"{removed}: {ALL}"]
+                rows.append({**at, **numbers, "breaks": ", ".join(broken) or "–"})
         return rows
 
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw what each layer or head breaks beyond its control."""
-        broken = {(each.model, each.name) for each in self.findings(dataset) if each.verdict == "supported"}
-        return figure.draw(dataset, broken)
+        return figure.draw(dataset, self.findings(dataset))
 
 
 def _rows(dataset: xr.Dataset) -> Iterator[tuple[dict[str, str], Row]]:

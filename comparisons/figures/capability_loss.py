@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from xatlas.comparisons.figures import lettering, style
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from xatlas import Finding
+
 _NAMES = 7
 _BREAKS: dict[str, Any] = {"marker": "o", "ls": "none", "ms": 3, "color": style.INK}
 
 
-def draw(dataset: xr.Dataset, broken: Set[tuple[str, str]]) -> Figure:
-    """Draw the share of tests lost beyond the control; a mark where a claim ``(model, "removed: category")`` holds."""
+def draw(dataset: xr.Dataset, findings: Sequence[Finding]) -> Figure:
+    """Draw the share of tests lost beyond the control; a mark where a finding ``removed: category`` is supported."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     models = list(map(str, dataset["model"].values))
     beyond = (dataset["loss"] - dataset["control"]).sel(bound="value")
     categories = [lettering.fitted(str(name), 1.6, _NAMES) for name in dataset["category"].values]
+    broken = {(each.model, each.name) for each in findings if each.verdict == "supported"}
     norm = Normalize(-1, 1)
     scale = ScalarMappable(norm, "RdBu_r")
     with style.context():
-        counts = [sum(name == model for name, _ in broken) for model in models]
-        said = [
-            f"{count} of {beyond.sel(model=model).notnull().sum().item()} claims hold"
-            for model, count in zip(models, counts, strict=True)
-        ]
+        claimed = [[each.verdict == "supported" for each in findings if each.model == model] for model in models]
+        said = [f"{sum(own)} of {len(own)} claims hold" for own in claimed]
         made, panels, _ = style.blocks(dataset, models, said, (1.6 + 0.15 * beyond.sizes["removed"],))
         for model, (axes,) in zip(models, panels, strict=True):
             own = beyond.sel(model=model).dropna("removed", how="all")
