@@ -266,7 +266,7 @@ encoder-decoders and diffusion models are told apart.
 | --- | --- |
 {missing}
 
-`xatlas adapter suggest CLASS` writes a first adapter. Measured on the {count} classes of the first table, as if
+`xatlas adapter suggest CLASS` writes a first adapter. Measured on {measured} classes of the first table, as if
 none had one: for {passing} what it writes passes its check, for {sure} of these without a question left in the file.
 
 | else | what it says |
@@ -356,7 +356,12 @@ def architectures() -> str:
     sure = sum(not one["verdict"] and not one["questions"] for one in suggested.values())
     parts = {"rows": rows, "slow": slow, "missing": missing, "failing": failing}
     text = {part: "\n".join(lines) for part, lines in parts.items()}
-    counts = {"count": len(adapters()), "passing": len(suggested) - len(failing), "sure": sure}
+    counts = {
+        "count": len(adapters()),
+        "measured": len(suggested),
+        "passing": len(suggested) - len(failing),
+        "sure": sure,
+    }
     return ARCHITECTURES.format(made=MADE, **counts, **found["versions"], **text)
 
 
