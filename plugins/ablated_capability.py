@@ -29,11 +29,10 @@ class AddEqual(Change):
 
     def __call__(self, value: Tensor, target: Target) -> Tensor:
         """Return the value with the direction added."""
-        part = target.pick(value)
-        direction = target.random(part.shape[2:], f"equal {self.draw}", part)
-        over = tuple(range(2, part.dim()))
-        scale = part.float().square().sum(over, keepdim=True).sqrt() / direction.float().norm()
-        return target.put(value, part + (direction * scale).to(part.dtype))
+        direction = target.random(value.shape[2:], f"equal {self.draw}", value)
+        over = tuple(range(2, value.dim()))
+        scale = value.float().square().sum(over, keepdim=True).sqrt() / direction.float().norm()
+        return value + (direction * scale).to(value.dtype)
 
 
 class AblatedCapability(AskingProbe):

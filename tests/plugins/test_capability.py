@@ -124,17 +124,18 @@ def test_what_is_removed_is_removed_at_every_step(model, own):
             measured(AblatedCapability(tests=own, heads=(layer,)), model)
 
 
-def test_random_controls_change_as_much_as_removing(model):
+@pytest.mark.parametrize(("kind", "heads"), [("mlp_out", None), ("heads", (1,))])
+def test_random_controls_change_as_much_as_removing(model, kind, heads):
     from xatlas.contracts.adapter import Site
     from xatlas.interventions import Intervention, Zero
     from xatlas.plugins.ablated_capability import AddEqual
 
-    ids, site = model.tokens("abc"), Site(0, "mlp_out")
+    ids, site = model.tokens("abc"), Site(1, kind)
     values = []
     for change in (None, Zero(), AddEqual(0)):
-        held = [Intervention(site, change)] if change else []
-        with torch.inference_mode():
-            values.append(model.run(ids, held, output_hidden_states=True).hidden_states[1])
+        held = [Intervention(site, change, heads=heads)] if change else []
+        with model.intervene(held):
+            values.append(model.capture(ids, [site])[site].flatten(2))
     removed, added = ((each - values[0]).norm(dim=-1) for each in values[1:])
     torch.testing.assert_close(removed, added, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(values[1], values[2])
