@@ -101,7 +101,10 @@ def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     p, q = float(a.mean()), float(b.mean())
     (l1, u1), (l2, u2) = wilson(int(a.sum()), n), wilson(int(b.sum()), n)
     spread = math.sqrt(p * (1 - p) * q * (1 - q))
-    phi = (float((a * b).mean()) - p * q) / spread if spread else 0.0
+    joint = float((a * b).mean()) - p * q
+    if joint > 0:
+        joint = max(joint - 0.5 / n, 0.0)  # corrected for continuity
+    phi = joint / spread if spread else 0.0
     low = math.sqrt(max(0.0, (p - l1) ** 2 - 2 * phi * (p - l1) * (u2 - q) + (u2 - q) ** 2))
     high = math.sqrt(max(0.0, (u1 - p) ** 2 - 2 * phi * (u1 - p) * (q - l2) + (q - l2) ** 2))
     return p - q, p - q - low, p - q + high

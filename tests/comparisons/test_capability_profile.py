@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -60,9 +62,19 @@ def test_tests_that_one_model_was_not_asked_are_left_out_of_pairs():
 
 
 def test_the_interval_of_a_difference_is_newcombes():
-    """Newcombe 1998, table III, case 56, 0, 0, 0 has the difference 0; and one with known bounds."""
-    a, b = np.array([1] * 36 + [1] * 12 + [0] * 2), np.array([1] * 36 + [0] * 12 + [0] * 2)
-    value, low, high = difference(a, b)
-    assert value == pytest.approx(0.24)
-    assert low < 0.24 < high
+    """What both pass or fail makes it narrower, at both ends, than that of two unpaired shares."""
+
+    def widths(a, b):
+        value, low, high = difference(a, b)
+        (l1, u1), (l2, u2) = (wilson(int(each.sum()), 50) for each in (a, b))
+        p, q = a.mean(), b.mean()
+        assert value == pytest.approx(p - q)
+        assert difference(b, a) == pytest.approx((-value, -high, -low))
+        return (value - low) / math.hypot(p - l1, u2 - q), (high - value) / math.hypot(u1 - p, q - l2)
+
+    first = np.arange(50) < 36
+    assert max(widths(first, np.arange(50) < 24)) < 0.8
+    assert min(widths(first, np.arange(50) >= 24)) > 1.1
+    # 19 are passed by both, and 18.7 by chance: too little to count
+    assert widths(first, (np.arange(50) >= 17) & (np.arange(50) < 43)) == pytest.approx((1, 1))
     assert difference(np.ones(10), np.ones(10))[1] <= 0 <= difference(np.ones(10), np.ones(10))[2]
