@@ -86,8 +86,9 @@ def test_edits_of_one_layer_are_made_in_the_forwards_order_whatever_stands_besid
     model = shape(name)
     both = [Part(1, "operator_out", "add"), Part(1, "resid_mid", "zero")]
     entered = [Part(1, "resid_pre", "mean"), Part(1, "resid_mid", "add")]
-    cases = [[Part(1, "resid_mid", "add")], both, both[::-1], entered, entered[::-1]]
-    in_order = [cases[0], both, both, entered, entered]
+    left = [Part(1, "mlp_out", "zero"), Part(1, "resid_post", "mean")]
+    cases = [[Part(1, "resid_mid", "add")], both, both[::-1], entered, entered[::-1], left, left[::-1]]
+    in_order = [cases[0], both, both, entered, entered, left, left]
     assert ref.agree(measured(model, cases), Plain(model, random_means(model)).expected(in_order))
 
 

@@ -16,7 +16,7 @@ from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, Zero
 from xatlas.model import HookedModel
 from xatlas.model.hooked import adapter_for
-from xatlas.model.hooks import attached, count_hooks, one_row
+from xatlas.model.hooks import LayerCall, attached, count_hooks, one_row
 from xatlas.suites import Prompt
 from xatlas.testing import tiny_model
 from xatlas.vocabulary import READ_ONLY, SITE_KINDS
@@ -153,6 +153,12 @@ def test_an_argument_that_differs_between_rows_is_refused():
     assert one_row({"a": (same, 2)}, 3)["a"][0].shape == (1, 4)
     with pytest.raises(XatlasError, match="differs between prompts"):
         one_row({"mask": odd}, 3)
+
+
+def test_an_argument_of_each_prompt_stands_beside_that_prompt_in_every_block():
+    call = LayerCall((), {}, {"mask": torch.tensor([[[0], [1]], [[2], [3]]])})  # two rows for each of two prompts
+    assert call.for_rows(4, 2)["mask"].flatten().tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert call.for_rows(3, 1)["mask"].flatten().tolist() == [0, 1] * 3
 
 
 def test_a_text_is_run_as_the_prompt_of_that_text():

@@ -8,7 +8,7 @@ import pytest
 
 import xatlas
 from xatlas import XatlasError, manager, testing
-from xatlas.training.data import TRAIN, answers, named_by_contents, split
+from xatlas.training.data import HELD_OUT, TRAIN, answers, named_by_contents, split
 
 
 @pytest.fixture(scope="module")
@@ -92,5 +92,6 @@ def test_data_are_named_by_what_they_hold(model, tmp_path, monkeypatch):
     write(tmp_path / "a.jsonl", rows[1:])
     assert named_by_contents(first) != before
     suites = manager.suites()
-    monkeypatch.setattr(manager, "suites", lambda: suites | {TRAIN: suites["quick"]})
-    assert named_by_contents("letter_doubling") != families
+    for name in (TRAIN, HELD_OUT):
+        monkeypatch.setattr(manager, "suites", lambda name=name: suites | {name: suites["quick"]})
+        assert named_by_contents("letter_doubling") != families

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import xarray as xr
 from peft import LoraConfig, get_peft_model
 
 import xatlas
-from xatlas import XatlasError, manager, testing
+from xatlas import Inputs, Prompt, Suite, XatlasError, manager, testing
 from xatlas.model import HookedModel
-from xatlas.training.targets import by_strategy, lora_size, target_modules
+from xatlas.training import targets
+from xatlas.training.targets import by_strategy, layer_effects, lora_size, target_modules
 from xatlas.training.trainer import Run, lora
 
 
@@ -71,7 +73,7 @@ def test_a_fused_projection_is_adapted_whole_or_not_at_all():
     assert {last(path) for path in target_modules(model, ["attention"]).modules} == {"qkv_proj", "o_proj"}
 
 
-def test_random_layers_are_others_of_the_same_types_and_size(lfm2):
+def test_random_layers_are_others_of_the_same_types_and_size(lfm2, monkeypatch):
     n, types = lfm2.n_layers, lfm2.operator_types
     effects = [float(n - layer) for layer in range(n)]  # the first third matters most
     guided = by_strategy(lfm2, "atlas_guided", lambda: effects, 0)
@@ -83,9 +85,27 @@ def test_random_layers_are_others_of_the_same_types_and_size(lfm2):
         assert Counter(types[layer] for layer in one.layers) == Counter(types[layer] for layer in guided.layers)
         assert lora_size(lfm2, one, 8) == lora_size(lfm2, guided, 8)
     assert len({one.layers for one in drawn}) > 1
+    # where layers differ in width, too: of such a size, here the sum of their numbers, there are few
+    monkeypatch.setattr(targets, "lora_size", lambda model, chosen: sum(chosen.layers))
+    same = by_strategy(lfm2, "random_layers", lambda: [float(layer in (1, 4, 6, 8, 9)) for layer in range(n)], 0)
+    assert sum(same.layers) == 28
     full = by_strategy(lfm2, "atlas_full", lambda: effects, 0)
     assert full.layers == guided.layers
     assert set(guided.modules) < set(full.modules)
     single = HookedModel(testing.tiny_hf_model("LlamaForCausalLM", num_hidden_layers=1), None)
     with pytest.raises(XatlasError, match="no other layers"):
         by_strategy(single, "random_layers", lambda: [1.0], 0)
+
+
+def test_layers_matter_as_much_as_in_the_mean_of_families(monkeypatch):
+    """A family of many prompts counts no more than one of few."""
+    model = testing.tiny_model(manager.adapters()["LlamaForCausalLM"], "LlamaForCausalLM")
+    prompts = [Prompt(str(n), "many" if n else "few", "a b", template="t") for n in range(4)]
+    monkeypatch.setattr("xatlas.probing.means.sources", lambda model, prompts, conditions, inputs: ({}, {}, conditions))
+
+    def swept(model, prompts, conditions, metrics, **_):
+        kl = [[[float(prompt.prompt.family == "few")] * len(conditions) for prompt in prompts]]
+        return xr.DataArray(kl, dims=("metric", "prompt", "condition"))
+
+    monkeypatch.setattr("xatlas.engine.sweep.named_sweep", swept)
+    assert layer_effects(model, Inputs(reference=Suite("r", tuple(prompts)))) == [0.5] * model.n_layers

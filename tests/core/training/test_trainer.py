@@ -91,6 +91,19 @@ def test_the_loss_is_that_of_response_tokens(lfm2, taught, targets):
     assert seen[0].loss == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_shift_is_from_the_base_to_what_it_became(lfm2, taught, held):
+    hf = copy.deepcopy(lfm2.model)
+    with torch.no_grad():
+        hf.model.layers[3].feed_forward.w2.weight.zero_()
+        found = held.measure(HookedModel(hf, lfm2.tokenizer, prove=False), ["kl_shift"])["kl_shift"]
+        shifts = []
+        for each in taught[1]:
+            ids = torch.tensor([[*each.prompt, *each.response[:-1]]])
+            own, new = (m(ids).logits[0, len(each.prompt) - 1 :].log_softmax(-1) for m in (lfm2.model, hf))
+            shifts += (own.exp() * (own - new)).sum(-1).tolist()
+    assert found == pytest.approx([sum(shifts) / len(shifts)], rel=1e-3)
+
+
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
 def test_a_run_that_was_killed_ends_like_one_that_was_not(tiny, tmp_path, monkeypatch, method):
     if method == "grpo":  # of a model that answers nothing
