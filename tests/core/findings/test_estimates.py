@@ -114,6 +114,13 @@ def test_a_control_is_as_uncertain_as_the_effect():
     assert effect.against(wild).evidence().side == 0
 
 
+def test_what_the_data_contradict_has_a_large_p():
+    """Else it would stand first in Holm's order, and the other claims would be adjusted for fewer."""
+    below = balanced(2, 5).mean(array(0.5 * np.exp(np.random.default_rng(0).normal(0, 0.1, 10))), log=True)
+    assert below.evidence().p < 0.01
+    assert below.evidence(two_sided=False).p > 0.99
+
+
 @pytest.mark.parametrize("two_sided", [True, False])
 def test_what_its_control_does_even_more_is_refuted(two_sided):
     rng, sample = np.random.default_rng(0), balanced(12, 5)
