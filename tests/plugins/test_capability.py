@@ -107,7 +107,9 @@ def test_a_miniature_passes_of_a_suite_what_its_card_says(name):
 
 
 def test_what_is_removed_is_removed_at_every_step(model, own):
-    found = measured(AblatedCapability(tests=own, per_category=0, layers=(0, 1), heads=("1.0",)), model)
+    kept = CountingCheckpoint()
+    found = measured(AblatedCapability(tests=own, per_category=0, layers=(0, 1), heads=("1.0",)), model, kept)
+    assert kept.found == []  # no condition takes another's answers
     assert list(found["condition"].values)[:3] == ["none", "layer 0", "layer 0 (random)"]
     assert list(found["condition"].values)[-2:] == ["layer 1 head 0", "layer 1 head 0 (random)"]
     clean = measured(Capability(tests=own), model)

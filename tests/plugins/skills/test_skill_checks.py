@@ -187,6 +187,7 @@ def test_tests_of_users_are_read_and_faults_named_by_line(tmp_path):
         ({"phrase": {}}, "Paris", "The capital of France is Paris.", True),
         ({"phrase": {}}, "Paris", "It is not Rome but Paris.", True),
         ({"phrase": {}}, "Paris", "<think>Rome? No.</think>Paris", True),
+        ({"phrase": {}}, "Paris", "<think>It is Paris, or", False),
         ({"phrase": {}}, "Paris", "Anywhere but Paris-like towns", False),
         ({"phrase": {}}, "s", "The word contains the letter s? No idea, perhaps such as this.", False),
         ({"number": {}}, 1234, "1,234", True),
