@@ -12,7 +12,7 @@ import xarray as xr
 
 from xatlas import check_comparison
 from xatlas.comparisons.hub_shift import HubShift
-from xatlas.comparisons.lora_frontier import LoraFrontier, _Curves
+from xatlas.comparisons.lora_frontier import LoraFrontier, _at, _Curves
 from xatlas.findings.verdict import verdict
 
 TYPES = ["conv", "attention"] * 2
@@ -58,6 +58,12 @@ def test_what_looks_dear_after_equal_steps_and_learns_more_is_an_artefact():
     assert guided.verdict == "artefact"
     assert "after equal steps" in guided.reason
     assert found["random_over_guided"].verdict == "refuted"  # equal
+
+
+def test_a_curve_is_read_between_its_points_where_it_first_reaches_a_loss():
+    """From 0 a KL grows with the square of what is learnt; later it is its logarithm that is interpolated."""
+    loss, kl = np.array([6.0, 5.0, 4.0, 4.5]), np.array([0.0, 0.4, 1.6, 9.0])
+    assert [_at(level, loss, kl) for level in (5.5, 4.5, 4.0)] == pytest.approx([0.1, 0.8, 1.6])
 
 
 def judged(seed, *, quotient, faster, noise):
