@@ -32,7 +32,8 @@ class AddEqual(Change):
         direction = target.random(value.shape[2:], f"equal {self.draw}", value)
         over = tuple(range(2, value.dim()))
         scale = value.float().square().sum(over, keepdim=True).sqrt() / direction.float().norm()
-        return value + (direction * scale).to(value.dtype)
+        added: Tensor = value + (direction * scale).to(value.dtype)
+        return added
 
 
 class AblatedCapability(AskingProbe):
