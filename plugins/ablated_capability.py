@@ -53,7 +53,7 @@ class AblatedCapability(AskingProbe):
     """
 
     name = "ablated_capability"
-    version = 1
+    version = 2
     check_parameters = {"categories": ("math",), "layers": (0,)}  # noqa: RUF012 - declared ClassVar in the base
     sites = ("operator_out",)
     variables = {  # noqa: RUF012 - declared ClassVar in the base
