@@ -130,7 +130,7 @@ class Deployment(Comparison):
                 value, low, high = (float(each) for each in dataset["share"].sel(model=model, use=use))
                 said, why = advice(dataset, model, use)
                 verdict: Verdict = {"use": "supported", "avoid": "refuted"}.get(said, "undecided")  # type: ignore[assignment]
-                because = f"; {why}" if verdict == "supported" else ""  # of others the reason stands before the sentence
+                because = f"; {why}" if verdict == "supported" else ""  # else it stands before
                 found.append(
                     Finding(
                         f"{model}, {use}: {said} (a share of {interval(value, low, high)}{because}).",
