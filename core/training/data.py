@@ -6,8 +6,10 @@ import importlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +85,19 @@ def split(model: HookedModel, data: str, tokens: Sequence[str] = ()) -> tuple[li
 def named_by_contents(data: str) -> str:
     """Return what names the data by what it holds: a file by its hash, families with that of their suites.
 
-    Data of the hub are named as they are asked for. What names families is taken for them by :func:`split`, too.
+    Data of the hub are named with their commit. What this returns is taken by :func:`split` for the same data, but for
+    files.
+
+    Raises
+    ------
+    XatlasError
+        The hub doesn't say which commit it holds.
     """
     path = Path(data)
     if path.is_file():
         return f"file:{sha256_of_file(path)[:12]}"
     if "/" in data:
-        return data
+        return _with_commit(data)
     mark = _mark(_suites())
     return data.removesuffix(mark) + mark
 
@@ -190,13 +198,28 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _from_hub(name: str) -> Any:
+    load = needed("datasets").load_dataset
+    plain, _, commit = _with_commit(name).partition("@")
+    with _one_line(name):
+        return load(plain, split="train", revision=commit or None)
+
+
+@cache
+def _with_commit(name: str) -> str:
+    """Return ``OWNER/NAME@COMMIT``, the hub's newest unless it is named; without a network as it is named."""
     from huggingface_hub import HfApi, constants
 
-    load = needed("datasets").load_dataset
-    try:
+    if "@" in name or constants.HF_HUB_OFFLINE:
+        return name
+    with _one_line(name):
         # asked first: datasets itself tries for half a minute, and says so line by line
-        revision = None if constants.HF_HUB_OFFLINE else answered(lambda: HfApi().dataset_info(name).sha, "data set")
-        return load(name, split="train", revision=revision)
+        return f"{name}@{answered(lambda: HfApi().dataset_info(name).sha, 'data set')}"
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # whatever the hub, or the network, has against it
         why = str(error if isinstance(error, XatlasError) else first_line(error)).rstrip(".")
         raise XatlasError(f"the data set '{name}' could not be loaded: {why}. Or give a FILE.jsonl.") from error

@@ -348,7 +348,7 @@ def test_a_data_set_is_read_from_the_hub_or_refused_in_a_line(cache, hub, tmp_pa
     import datasets
     from huggingface_hub import constants
 
-    from xatlas.training.data import split
+    from xatlas.training.data import named_by_contents, split
 
     (tmp_path / "words").mkdir()
     rows = [{"prompt": f"The number {n} is", "completion": f" {n}"} for n in range(20)]
@@ -361,6 +361,9 @@ def test_a_data_set_is_read_from_the_hub_or_refused_in_a_line(cache, hub, tmp_pa
     taught, held = split(model, "someone/words")
     assert (len(taught), len(held)) == (18, 2)
     assert model.tokenizer.decode(taught[3].response[:-1]) == " 3"
+    named = named_by_contents("someone/words")
+    assert named == f"someone/words@{COMMIT}"
+    assert split(model, named)[0] == taught
     hub.status, hub.error_code = 404, "RepoNotFound"
     with pytest.raises(XatlasError, match=r"'someone/other' could not be loaded: the hub knows no such data set"):
         split(model, "someone/other")
