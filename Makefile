@@ -29,7 +29,7 @@ compare: $(VENV)/.installed
 
 # as many processes as cores, one thread each; a file's tests stay together, since they share what they measure
 test: $(VENV)/.installed $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-lm-eval
 	$(BIN)/python -m pytest

@@ -14,6 +14,11 @@ from models import SHAPES, build
 from xatlas.model import HookedModel
 
 
+def pytest_collection_modifyitems(items):
+    """Put files that take long first: short ones then fill both processes to the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("real", "contracts", "findings", "training", "examples"))
+
+
 def pytest_collection_finish():
     """Each run collects garbage before it loads the next model, and would walk over all that was ever imported."""
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
