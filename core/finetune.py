@@ -110,7 +110,9 @@ def finetune(
     about = {"model": found.identity, "run": asdict(run), "modules": targets.modules, "data": named_by_contents(data)}
     place = _begin(folder, json.loads(json.dumps(about)))
     progress(f"{method} of {described(model, targets, rank)}; {len(taught)} examples, {len(own)} held out")
-    held = HeldOut(model, [*own, *of_prompts(model, settings.suite)])
+    trained = {example.family for example in own}
+    others = [example for example in of_prompts(model, settings.suite) if example.family not in trained]
+    held = HeldOut(model, [*own, *others])
     before = held.measure(model)
     every = max(1, min(100, steps // 4))
     with lora(model, targets, run) as tuned:
@@ -118,7 +120,6 @@ def finetune(
         after = held.measure(tuned.model)
         tuned.peft.save_pretrained(str(folder))
     shutil.rmtree(place, ignore_errors=True)
-    trained = {example.family for example in own}
     rows = [
         {
             "family": family,

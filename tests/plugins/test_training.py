@@ -105,6 +105,28 @@ def test_settings_that_differ_in_steps_alone_are_one_run(tiny, given):
     assert np.isnan(short["heldout_loss"].sel(step=4)).all()
 
 
+def test_what_is_trained_on_is_never_held_out(tiny, given, tmp_path, monkeypatch):
+    """Also where the prompts to measure on are those of the train split."""
+    from xatlas.contracts.probe import Inputs
+    from xatlas.finetune import finetune
+    from xatlas.training.data import split
+
+    held = []
+
+    def stopped(model, examples):
+        held.append([example for example in examples if example.family == "letter_doubling"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xatlas.training.measure.HeldOut", stopped)
+    suite = api.MeasureConfig.make(suite="transfer-train").suite
+    model, inputs = api.load(tiny), Inputs(reference=given.reference)
+    with pytest.raises(KeyboardInterrupt):
+        manager.probes()["lora_rank"](**SHORT).measure(model, suite, inputs)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(tiny, tmp_path / "w", data="letter_doubling", suite="transfer-train")
+    assert held == [split(model, "letter_doubling")[1]] * 2
+
+
 def test_training_needs_the_name_of_a_model(tiny):
     with pytest.raises(XatlasError, match="lora_rank trains the model that it is given"):
         api.measure(api.load(tiny), "lora_rank")
