@@ -94,7 +94,7 @@ class AblatedCapability(AskingProbe):
         del coords["answer_tokens"], coords["stop_reason"], coords["ties"]
         values = np.array(passed).T
         long = [name for name, row in zip(coords["test"], values, strict=True) if np.isnan(row).any()]
-        absent = {cells(test=long): "prompt and answer are longer than the model's context"} if long else None
+        absent = {cells(test=[name]): "prompt and answer are longer than the model's context" for name in long}
         return label(self.variables, {"passed": values}, coords, absent=absent)
 
     def _conditions(self, model: HookedModel) -> Iterator[tuple[str, Condition]]:

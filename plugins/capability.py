@@ -50,11 +50,11 @@ class Capability(AskingProbe):
 
         tests, questions = questions_of(model, self.parameters)
         answers = answer_all(model, questions, inputs)
-        names = [one.id for one in questions]
+        coords = about(tests, questions, answers)
         passed = judged(tests, answers, self.parameters.run_code)
-        long = [name for name, value in zip(names, passed, strict=True) if np.isnan(value)]
-        absent = {cells(test=long): "prompt and answer are longer than the model's context"} if long else None
-        return label(self.variables, {"passed": passed}, about(tests, questions, answers), absent=absent)
+        long = [name for name, value in zip(coords["test"], passed, strict=True) if np.isnan(value)]
+        absent = {cells(test=[name]): "prompt and answer are longer than the model's context" for name in long}
+        return label(self.variables, {"passed": passed}, coords, absent=absent)
 
 
 @hookimpl

@@ -63,7 +63,8 @@ class GenerationSpeed(Probe):
         from xatlas.schema import label
 
         asked = self.parameters
-        shape = (len(asked.lengths), len(asked.batches), asked.repeats)
+        lengths, batches = sorted(set(asked.lengths)), sorted(set(asked.batches))
+        shape = (len(lengths), len(batches), asked.repeats)
         rate = np.full((len(PHASES), *shape), np.nan)
         memory = np.full((len(PHASES), *shape), np.nan)
         first = np.full(shape, np.nan)
@@ -71,15 +72,15 @@ class GenerationSpeed(Probe):
         done, total = 0, (asked.repeats + 1) * len(cells)
         for repeat in range(-1, asked.repeats):  # the first is the warm-up
             for i, j in cells:
-                found = timed(model, asked.lengths[i], asked.batches[j], asked.new_tokens, inputs.seed)
+                found = timed(model, lengths[i], batches[j], asked.new_tokens, inputs.seed)
                 done += 1
                 inputs.progress("speed", done, total)
                 if repeat >= 0:
                     rate[:, i, j, repeat], memory[:, i, j, repeat], first[i, j, repeat] = found
         coords = {
             "phase": list(PHASES),
-            "length": list(asked.lengths),
-            "batch": list(asked.batches),
+            "length": lengths,
+            "batch": batches,
             "repeat": np.arange(asked.repeats),
         }
         arrays = {"tokens_per_second": rate, "first_token": first, "peak_memory": memory}
