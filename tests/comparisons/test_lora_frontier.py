@@ -123,8 +123,8 @@ def test_ranks_rates_and_methods_are_judged_where_they_were_measured():
     ranks = (2, 4, 8, 16, 32)
     doubling = result({f"rank {r}": (1.0, 1e-5 * r) for r in ranks}, rank=list(ranks), noise=0.002)
     rates = result(
-        {"a": (0.3, 1e-4), "b": (1.0, 1e-4), "c": (3.0, 1e-4)}, learning_rate=[1e-4, 1e-3, 1e-2], noise=0.002
-    )
+        {"b": (1.0, 1e-4), "c": (3.0, 1e-4), "a": (0.3, 1e-4)}, learning_rate=[1e-3, 1e-2, 1e-4], noise=0.002
+    )  # the centre first, as the probe lists them
     methods = result({"sft": (2.0, 1e-4), "qlora": (2.0, 4e-4), "dpo": (1.0, 1e-4), "grpo": (1.0, 1e-5)})
     methods["heldout_loss"].loc[{"setting": ["dpo", "grpo"]}] = 6.0  # they learn what is rewarded, and no loss
     nodes = {"lora_rank": doubling, "lora_hyperparameters": rates, "finetune_methods": methods}

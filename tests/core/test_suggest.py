@@ -14,7 +14,7 @@ from xatlas.suggest.writer import Writer
     [
         ("GPT2LMHeadModel", "transformer.h", {}),  # positions embedded, projections fused, Conv1D
         ("CohereForCausalLM", "return plain * ", {}),  # side by side, logits multiplied
-        ("Gemma2ForCausalLM", "post_attention_layernorm", {}),  # norms behind, logits capped
+        ("Gemma2ForCausalLM", "heads, config.num_key_value_heads, ", {}),  # norms behind, logits capped, groups
         ("Lfm2ForCausalLM", "'conv'", {"layer_types": ["conv", "conv", "full_attention"]}),  # two kinds of layers
         ("MambaForCausalLM", "'ssm'", {}),  # no heads, no MLP
         ("BloomForCausalLM", "row_arguments = ('alibi',)", {}),  # modules that add inside, arguments for each row

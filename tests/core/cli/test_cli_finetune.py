@@ -27,6 +27,8 @@ def test_weights_load_here_and_in_plain_peft(tmp_path):
     assert "8 modules in layers 0, 2" in done.stderr
     assert done.stderr.index("8 modules") < done.stderr.index("step 6/6")
     assert f"The tuned model is 'qwen-mini+{tmp_path / 'w'}'" in done.stdout
+    (row,) = (line.split() for line in done.stdout.split("\n") if "letter_doubling" in line)
+    assert float(row[-1]) > 0  # KL, which is 0 before
     ids = torch.arange(3, 13)[None]
     base = xatlas.load("qwen-mini").model
     plain = base(ids).logits

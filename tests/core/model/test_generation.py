@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import reference as ref
@@ -13,7 +14,7 @@ from xatlas import manager
 from xatlas.contracts.adapter import Site
 from xatlas.interventions import Intervention, Zero
 from xatlas.model import HookedModel
-from xatlas.model.generation import TIE, batches, continue_all, end_tokens, way_for
+from xatlas.model.generation import TIE, batches, continue_all, continue_batch, end_tokens, way_for
 from xatlas.testing import byte_tokenizer, tiny_hf_model
 
 #: A kind of cache each: keys, windows, convolutions, states, both in one layer, one after another.
@@ -136,3 +137,22 @@ def test_it_stops_at_the_models_end():
     assert stopped.stop_reason == "end"
     assert stopped.tokens == whole.tokens[: whole.tokens.index(whole.tokens[2])]
     assert whole.stop_reason == "length"
+
+
+def test_ties_are_those_of_an_answers_own_tokens(monkeypatch):
+    """What is computed of a row after its end, while others go on, is none of it."""
+    model = hooked("LlamaForCausalLM")
+    end = end_tokens(model)[0]
+    way_for(model)
+
+    def written(*_, logits_processor):
+        for _ in range(3):
+            logits_processor[0](None, torch.zeros(2, 4))
+        return SimpleNamespace(sequences=torch.tensor([[5, 7, end, end], [5, 7, 7, 7]]))
+
+    monkeypatch.setattr("xatlas.model.generation.run_generate", written)
+    found = continue_batch(model, [[5], [5]], 3)
+    assert [(each.tokens, each.stop_reason, each.ties) for each in found] == [
+        ((7,), "end", 2),
+        ((7, 7, 7), "length", 3),
+    ]

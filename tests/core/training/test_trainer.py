@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,17 +92,39 @@ def test_the_loss_is_that_of_response_tokens(lfm2, taught, targets):
     assert seen[0].loss == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_shift_is_from_the_base_to_what_it_became(lfm2, taught, held):
+def test_the_shift_is_from_the_base_to_what_it_became(lfm2, taught):
     hf = copy.deepcopy(lfm2.model)
     with torch.no_grad():
         hf.model.layers[3].feed_forward.w2.weight.zero_()
-        found = held.measure(HookedModel(hf, lfm2.tokenizer, prove=False), ["kl_shift"])["kl_shift"]
-        shifts = []
-        for each in taught[1]:
+        longer = [replace(each, response=each.response * 2) for each in taught[1][:8]]
+        found = HeldOut(lfm2, longer).measure(HookedModel(hf, lfm2.tokenizer, prove=False), ["kl_shift", "reward"])
+        shifts, rewards = [], []
+        for each in longer:
             ids = torch.tensor([[*each.prompt, *each.response[:-1]]])
             own, new = (m(ids).logits[0, len(each.prompt) - 1 :].log_softmax(-1) for m in (lfm2.model, hf))
             shifts += (own.exp() * (own - new)).sum(-1).tolist()
-    assert found == pytest.approx([sum(shifts) / len(shifts)], rel=1e-3)
+            rewards.append(float(new.gather(1, torch.tensor(each.response)[:, None]).sum().exp()))
+    assert found["kl_shift"] == pytest.approx([sum(shifts) / len(shifts)], rel=1e-3)
+    assert found["reward"] == pytest.approx([sum(rewards) / len(rewards)], rel=1e-3)
+
+
+def test_preferences_are_those_of_examples_with_a_rejected_response(lfm2, taught):
+    """Each example as a family of its own, the better response in turn first and second; then some without another."""
+    examples = [replace(each, family=str(number)) for number, each in enumerate(taught[1][:8])]
+    examples[::2] = [replace(each, response=each.rejected, rejected=each.response) for each in examples[::2]]
+    whole = HeldOut(lfm2, examples).measure(lfm2, ["preference"])["preference"]
+    assert set(whole) == {0.0, 1.0}
+    examples[0] = replace(examples[0], rejected=())
+    found = HeldOut(lfm2, examples).measure(lfm2, ["preference"])["preference"]
+    assert found == pytest.approx([float("nan"), *whole[1:]], nan_ok=True)
+
+
+def test_the_newest_checkpoint_that_is_whole_is_gone_on_from(tmp_path):
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if step < 11:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert trainer._last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
