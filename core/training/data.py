@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 #: Suites whose families can be trained on by name: what is trained on, and what is held out.
 TRAIN, HELD_OUT = "transfer-train", "transfer"
-#: Of a file's examples every so many is held out.
+#: Of a file's rows every so many is held out, with all its turns.
 EVERY = 10
 #: What a row of a file or hub data set holds.
 FORMS = "prompt and completion; messages; or prompt, chosen and rejected"
@@ -136,12 +137,13 @@ def of_prompts(model: HookedModel, prompts: Suite | Iterable[Prompt], *, end: bo
 
 def _halves(model: HookedModel, rows: Iterable[Mapping[str, Any]], data: str) -> tuple[list[Example], list[Example]]:
     read = (_examples(model, row, f"{data}, row {number}") for number, row in enumerate(rows))
-    examples = [example for each in read for example in each]
-    held = examples[EVERY - 1 :: EVERY] or examples[-1:]
-    taught = [example for number, example in enumerate(examples) if number % EVERY != EVERY - 1]
-    if len(examples) < 2 or not taught:
-        raise XatlasError(f"{data} holds {len(examples)} examples that can be read: give at least two.")
-    return taught if len(examples) >= EVERY else taught[:-1], held
+    found = [examples for examples in read if examples]
+    if len(found) < 2:
+        raise XatlasError(f"{data} holds {len(found)} rows that can be read: give at least two.")
+    held = found[EVERY - 1 :: EVERY] or found[-1:]
+    taught = [each for number, each in enumerate(found) if number % EVERY != EVERY - 1]
+    taught = taught if len(found) >= EVERY else taught[:-1]
+    return list(chain.from_iterable(taught)), list(chain.from_iterable(held))
 
 
 def _examples(model: HookedModel, row: Mapping[str, Any], where: str) -> list[Example]:

@@ -55,7 +55,7 @@ def test_messages_become_one_example_for_each_reply(tmp_path):
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     taught, held = split(model, path)
-    assert len(taught) + len(held) == 10
+    assert (len(taught), len(held)) == (8, 2)  # no turn is trained on of which another is held out
     assert model.tokenizer.decode(taught[1].prompt) == "<user>a;<assistant>b;<user>a;<assistant>"
     assert model.tokenizer.decode(taught[1].response) == "b;"
 
@@ -65,7 +65,7 @@ def test_messages_become_one_example_for_each_reply(tmp_path):
     [
         ([{"text": "only"}] * 3, "row 0 does not fit"),
         ([{"prompt": "a"}] * 3, "row 0 does not fit: a row holds prompt and completion"),
-        ([{"prompt": "a", "completion": " b"}], "holds 1 examples"),
+        ([{"prompt": "a", "completion": " b"}], "holds 1 rows"),
         ([["a"]], "line 1: one JSON object"),
     ],
 )
