@@ -15,9 +15,9 @@ from xatlas.stats import wilson
 
 
 def asked(right, total, category="math"):
-    passed = [1.0] * right + [0.0] * (total - right)
-    tests = [f"t{i}" for i in range(total)]
-    return xr.Dataset({"passed": ("test", passed)}, {"test": tests, "category": ("test", [category] * total)})
+    passed = [1.0] * right + [0.0] * (total - right) + [np.nan]  # one does not fit the context
+    tests = [f"t{i}" for i in range(len(passed))]
+    return xr.Dataset({"passed": ("test", passed)}, {"test": tests, "category": ("test", [category] * len(passed))})
 
 
 def timed(decode, threads=2):

@@ -12,7 +12,7 @@ import xarray as xr
 
 from xatlas import check_comparison
 from xatlas.comparisons.hub_shift import HubShift
-from xatlas.comparisons.lora_frontier import LoraFrontier, _at, _Curves
+from xatlas.comparisons.lora_frontier import LoraFrontier, _at, _Curves, _quotient
 from xatlas.findings.verdict import verdict
 
 TYPES = ["conv", "attention"] * 2
@@ -64,6 +64,8 @@ def test_a_curve_is_read_between_its_points_where_it_first_reaches_a_loss():
     """From 0 a KL grows with the square of what is learnt; later it is its logarithm that is interpolated."""
     loss, kl = np.array([6.0, 5.0, 4.0, 4.5]), np.array([0.0, 0.4, 1.6, 9.0])
     assert [_at(level, loss, kl) for level in (5.5, 4.5, 4.0)] == pytest.approx([0.1, 0.8, 1.6])
+    other = np.array([6.0, 5.0, 4.0, 3.0]), np.array([0.0, 0.4, 0.4, 0.4])
+    assert _quotient(loss, other[0], kl, other[1]) == pytest.approx(np.log(4))  # at 4, the lowest that both reach
 
 
 def judged(seed, *, quotient, faster, noise):
@@ -170,6 +172,7 @@ def test_a_hub_that_stays_and_one_that_moves_are_told_apart(synthetic):
     assert (moved.verdict, moved.value < 1) == ("refuted", True)
     assert "whose hub is layer 3" in moved.sentence
     even = {"layer_ablation": synthetic.layer_result(TYPES, seed=5, ablations=("mean", "zero"))}
-    (none,) = shift_of(synthetic, even, hub_of(synthetic, 3, 1))
-    assert none.verdict == "undecided"
-    assert "ties" in none.reason
+    for before, after in ((even, hub_of(synthetic, 3, 1)), (hub_of(synthetic, 3, 1), even)):
+        (none,) = shift_of(synthetic, before, after)
+        assert none.verdict == "undecided"
+        assert "ties" in none.reason

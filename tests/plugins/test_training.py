@@ -105,6 +105,21 @@ def test_settings_that_differ_in_steps_alone_are_one_run(tiny, given):
     assert np.isnan(short["heldout_loss"].sel(step=4)).all()
 
 
+def test_four_bits_are_another_model_before_any_training(tiny, given, monkeypatch):
+    """Of other methods what is measured before is one and the same."""
+    from xatlas.contracts.probe import Inputs
+
+    def steps(*_, watch, **__):
+        for step in (1, 2):
+            watch(step)
+
+    monkeypatch.setattr("xatlas.training.trainer.train", steps)
+    probe = manager.probes()["finetune_methods"](**SHORT | {"points": 1, "steps": 2})
+    found = probe.measure(api.load(tiny), given.suite, Inputs(reference=given.reference))["kl_shift"].sel(step=0)
+    assert (found.sel(setting="qlora") > 0).all()
+    assert (found.drop_sel(setting="qlora") == 0).all()
+
+
 def test_what_is_trained_on_is_never_held_out(tiny, given, tmp_path, monkeypatch):
     """Also where the prompts to measure on are those of the train split."""
     from xatlas.contracts.probe import Inputs

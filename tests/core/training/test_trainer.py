@@ -119,6 +119,20 @@ def test_preferences_are_those_of_examples_with_a_rejected_response(lfm2, taught
     assert found == pytest.approx([float("nan"), *whole[1:]], nan_ok=True)
 
 
+def test_a_seed_draws_the_order_of_examples_and_the_first_matrices(tiny):
+    model, targets, examples = tiny
+
+    def drawn(seed):
+        run = Run(seed=seed)
+        with lora(model, targets, run) as tuned:
+            return trainer._rows(examples, run), torch.cat([each.flatten() for each in weights(tuned).values()])
+
+    (rows, start), (same, again), (others, other) = map(drawn, (0, 0, 1))
+    assert rows == same != others
+    assert torch.equal(start, again)
+    assert not torch.equal(start, other)
+
+
 def test_the_newest_checkpoint_that_is_whole_is_gone_on_from(tmp_path):
     for step in (9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
