@@ -10,6 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 import xatlas
 from xatlas import Inputs, Prompt, Suite, XatlasError, manager, testing
+from xatlas.config import MeasureConfig
+from xatlas.finetune import _targets
 from xatlas.model import HookedModel
 from xatlas.training import targets
 from xatlas.training.targets import by_strategy, layer_effects, lora_size, target_modules
@@ -95,6 +97,12 @@ def test_random_layers_are_others_of_the_same_types_and_size(lfm2, monkeypatch):
     single = HookedModel(testing.tiny_hf_model("LlamaForCausalLM", num_hidden_layers=1), None)
     with pytest.raises(XatlasError, match="no other layers"):
         by_strategy(single, "random_layers", lambda: [1.0], 0)
+
+
+def test_hub_stands_for_the_third_of_the_layers_that_matters_most(lfm2, monkeypatch):
+    n = lfm2.n_layers
+    monkeypatch.setattr(targets, "layer_effects", lambda *_: list(map(float, range(n))))
+    assert _targets(lfm2, ["out"], "hub", MeasureConfig.make()).layers == tuple(range(n - -(-n // 3), n))
 
 
 def test_layers_matter_as_much_as_in_the_mean_of_families(monkeypatch):
