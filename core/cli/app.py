@@ -127,8 +127,10 @@ def main() -> None:
     """Run the command line."""
     # Standard error is for this program's own messages; a wish of the user's goes before.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Threads that wait by spinning take the cores that those they wait for need, where something else runs beside.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait take the cores that those they wait for need, where something else runs
+    # beside: GNU's OpenMP, which torch is built with, is told to sleep soon.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what an encoding lacks is escaped, never a crash
             stream.reconfigure(errors="backslashreplace")
