@@ -67,5 +67,5 @@ def _curves(axes: Axes, one: xr.Dataset) -> None:
         axes.plot(loss[0][shown], kl[0][shown], color=colour, marker=".", lw=1.3, gid=name)
     axes.invert_xaxis()
     style.log_axis(axes)
-    axes.set_xlabel("held-out loss, nats per token (learnt →)")
+    axes.set_xlabel("held-out loss, nats (learnt →)")
     style.label_y(axes, "KL shift elsewhere, nats")
