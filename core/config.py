@@ -29,7 +29,7 @@ def _setting(default: Any, help: str, **more: Any) -> Any:
 
     ``kind``: what errors call a value of ``choices``. ``of_model``: whether weights are loaded (``weights``) or texts
     are read (``texts``) with it, so that a loaded model has it already. ``varied``: results that differ from the main
-    ones in it are their sensitivity runs. ``registries``: where its names are looked up.
+    ones in it are their sensitivity runs. ``names``: of what kinds of things it takes names.
     """
     return field(default=default, metadata={"help": help, **more})
 
@@ -72,13 +72,13 @@ class MeasureConfig(KeyedSettings):
         MISSING,
         "Suite to measure on, by name or as a JSON-lines file; 'xatlas suites' says which is the default. "
         "With [N] behind it, the first N templates of each family.",
-        registries=("suites",),
+        names=("suite",),
         varied=True,
     )
     reference: Suite | None = _setting(
         None,
         "Suite that means and donors are taken from, by name or file; the train split when left out.",
-        registries=("suites",),
+        names=("suite",),
     )
     device: str = _choice("device", vocabulary.DEVICES, of_model="weights")
     #: Probe → its parameters that differ from what is required or default.

@@ -222,15 +222,12 @@ def _share(path: Path) -> None:
     """Put a lock file that all may take in the place of another user's that only they may, once it is free."""
     import fcntl
 
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # reading is enough to hold it, not for FileLock
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as old:
+        fcntl.flock(old, fcntl.LOCK_EX)  # reading is enough to hold it, not for FileLock
         fresh = path.with_name(f".{path.name.removeprefix('.')}.{secrets.token_hex(8)}.tmp")
-        os.close(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        os.chmod(fresh, 0o666)
-        os.replace(fresh, path)
-    finally:
-        os.close(handle)
+        fresh.touch(exist_ok=False)
+        fresh.chmod(0o666)
+        fresh.replace(path)
 
 
 def held(path: Path) -> bool:
@@ -238,13 +235,8 @@ def held(path: Path) -> bool:
     try:
         import fcntl
 
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        finally:
-            os.close(handle)
-    except BlockingIOError:
-        return True
-    except (ImportError, OSError):
-        pass
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError) as error:
+        return isinstance(error, BlockingIOError)
     return False

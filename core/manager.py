@@ -168,6 +168,16 @@ def suites() -> dict[str, SuiteSpec]:
     return _collect("suite", "xatlas_suites", "SuiteSpec")
 
 
+#: Kind of thing that has a name → what returns those of that kind.
+REGISTRIES: dict[str, Any] = {
+    "probe": probes,
+    "comparison": comparisons,
+    "suite": suites,
+    "architecture": adapters,
+    "model": models,
+}
+
+
 def pick(kind: str, name: str, registry: dict[str, T]) -> T:
     """Return ``registry[name]``; an unknown name is an error that suggests the nearest one."""
     if name not in registry:
@@ -177,7 +187,7 @@ def pick(kind: str, name: str, registry: dict[str, T]) -> T:
 
 def reset() -> None:
     """Forget everything found, so that plugins installed since are seen (tests)."""
-    for cached in (manager, adapters, probes, comparisons, models, suites):
+    for cached in (manager, *REGISTRIES.values()):
         cached.cache_clear()
 
 

@@ -53,7 +53,6 @@ def check_text(text: str) -> None:
 
 def _read(model: HookedModel, text: str) -> tuple[Reader, TokenPrompt]:
     """Return a model's reader and a text as it reads it."""
-    check_text(text)
     if model.reader is None:
         raise XatlasError("this model was made without a tokenizer: it can't read text.")
     prompt = model.reader.prompt(Prompt("text", "text", text))
@@ -145,23 +144,24 @@ def shortened(token: str, most: int = _CHARACTERS) -> str:
     return token if len(token) <= most else f"{token[: most - 1]}…"
 
 
+def lens_cells(dataset: xr.Dataset) -> tuple[list[list[str]], np.ndarray]:
+    """Return what a lens shows at each site and position, the target's rank or the first token, and its probability."""
+    if "target_rank" in dataset:
+        ranks = [[f"{rank:.0f}" for rank in row] for row in dataset["target_rank"].values]
+        return ranks, dataset["target_probability"].values
+    tokens = [[visible(str(token)) for token in row] for row in dataset["top_token"].values]
+    return tokens, dataset["top_probability"].values
+
+
 def draw_lens(dataset: xr.Dataset) -> Figure:
     """Draw a lens as layers over positions, the output on top: tokens or ranks, shaded by their probability."""
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    ranked = "target_rank" in dataset
     shown = dataset.isel(position=slice(-_POSITIONS, None))
-    chance = shown["target_probability" if ranked else "top_probability"].values
-    words = (
-        [[f"{rank:.0f}" for rank in row] for row in shown["target_rank"].values]
-        if ranked
-        else [[shortened(str(token)) for token in row] for row in shown["top_token"].values]
-    )
+    words, chance = lens_cells(shown)
     rows, columns = chance.shape
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+    with style.context(_RC, after_reset=True):
         figure = Figure(figsize=(max(5.0, 1.9 + 0.62 * columns), 1.3 + 0.21 * rows), layout="constrained")
         axes = figure.subplots()
         mesh = axes.pcolormesh(
@@ -170,7 +170,7 @@ def draw_lens(dataset: xr.Dataset) -> Figure:
         for row, column in np.ndindex(rows, columns):
             ink = "white" if chance[row, column] > 0.55 else "#222222"
             text: dict[str, Any] = {"ha": "center", "va": "center", "color": ink, "parse_math": False}
-            axes.text(column, row, words[row][column], fontsize=6.5, **text)
+            axes.text(column, row, shortened(words[row][column]), fontsize=6.5, **text)
         heads = [shortened(str(token)) for token in shown["token"].values]
         axes.set_xticks(range(columns), heads, fontsize=6.5)
         axes.set_yticks(range(rows), ["embedding", *map(str, range(rows - 1))], fontsize=7.5)
@@ -180,7 +180,8 @@ def draw_lens(dataset: xr.Dataset) -> Figure:
         axes.set_xlabel("token that is read")
         axes.set_ylabel("after layer")
         figure.colorbar(mesh, ax=axes, label="probability", aspect=30, pad=0.01)
-        what = f"rank of {visible(dataset.attrs['target'])}" if ranked else "likeliest next token"
+        target = dataset.attrs["target"]
+        what = f"rank of {visible(target)}" if target else "likeliest next token"
         left = dataset.sizes["position"] - columns
         more = f" (the last {columns} of {left + columns} positions)" if left else ""
         title = f"{dataset.attrs['model']}: {what} by layer{more}\n{settled(dataset)}"
@@ -240,7 +241,7 @@ def _check_layer(model: HookedModel, layer: int) -> None:
 
 def draw_attention(dataset: xr.Dataset) -> Figure:
     """Draw a map for each head, queries over keys, in one scale; tokens stand on the axes where they fit."""
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     pattern = dataset["pattern"].values
@@ -250,9 +251,7 @@ def draw_attention(dataset: xr.Dataset) -> Figure:
     words = [shortened(str(token)) for token in dataset["key_token"].values]
     tokens = n <= _TOKENS
     size = max(1.5, 0.13 * n) if tokens else 1.5
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+    with style.context(_RC, after_reset=True):
         height = 0.75 + rows * (size + 0.3) + 0.5 * tokens
         figure = Figure(figsize=(max(4.5, 1.4 + columns * (size + 0.15)), height), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -305,16 +304,14 @@ def save(figure: Figure, dataset: xr.Dataset, folder: Path) -> list[Path]:
     Their name is the view's, the model's, and the text's beginning, with a digest of all that makes the view: another
     text is another file.
     """
-    import matplotlib
+    from matplotlib import style
 
     attrs = {name: str(value) for name, value in dataset.attrs.items()}
     words = re.sub(r"[^a-z0-9]+", "-", one_line(attrs.get("text", "")).lower()).strip("-")[:24].rstrip("-")
     stem = "-".join(filter(None, (attrs[VIEW], attrs["model"], words, digest(attrs)[:6])))
     made: dict[str, bytes] = {}
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with style.context(_RC, after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
         for kind, named in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
             drawn = io.BytesIO()
             figure.savefig(drawn, format=kind, metadata=dict.fromkeys(named))

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from xatlas import __version__
-from xatlas.cli.output import echo, message
+from xatlas.cli.output import echo
 from xatlas.errors import XatlasError
 from xatlas.manager import keep_stdout_for_results
-from xatlas.text import printable
+from xatlas.text import printable, say_on_stderr
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 
@@ -70,7 +70,7 @@ class StderrHandler(logging.Handler):
         elif record.exc_info and not isinstance(record.exc_info[1], XatlasError):
             self.hidden = True
         if self.verbose or record.levelno >= logging.WARNING:
-            message(record.getMessage())
+            say_on_stderr(record.getMessage())
 
 
 def _log_to_stderr(verbose: bool) -> None:
@@ -82,7 +82,7 @@ def _log_to_stderr(verbose: bool) -> None:
 def end(text: str, code: int) -> typer.Exit:
     """Write one line to stderr, and return the exception that leaves with an exit code."""
     hidden = any(getattr(each, "hidden", False) for each in log.handlers)
-    message(text + (" (-v shows the traceback)" if hidden else ""))
+    say_on_stderr(text + (" (-v shows the traceback)" if hidden else ""))
     return typer.Exit(code)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,9 +17,9 @@ import typer
 from xatlas import manager
 from xatlas.cli import options
 from xatlas.cli.app import FAILED, command, end
-from xatlas.cli.output import WIDTH, echo, fitting, message, print_json, print_table, summarised
+from xatlas.cli.output import echo, fitting, print_json, print_table, summarised, wrapped
 from xatlas.errors import XatlasError
-from xatlas.text import split_names
+from xatlas.text import say_on_stderr, split_names
 
 if TYPE_CHECKING:
     from xatlas.run.reporting import Failure, Report
@@ -67,13 +66,7 @@ def compare(
 @options.configured()
 def run(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Name or path of a model; several comma-separated.",
-            autocompletion=options.complete("models"),
-        ),
-    ],
+    model: Annotated[str, options.argument("Name or path of a model; several comma-separated.", "model")],
     probes: options.Probes = None,
     *,
     out: options.Out = Path("."),
@@ -147,7 +140,7 @@ def plan(
 @command()
 @options.configured("draws", "seed")
 def steer(
-    model: Annotated[str, typer.Argument(help="Name or path of a model.", autocompletion=options.complete("models"))],
+    model: options.Model,
     text: Annotated[str, typer.Argument(help="What the model continues.")],
     direction: Annotated[
         str,
@@ -191,7 +184,7 @@ def steer(
     print_table([{"clean": clean, "steered": steered} for clean, steered in lines])
     echo(f"\nKL(clean || steered) at the first step: {done.kl:.4g} nats; added at layer {layer}: {done.length:.4g}")
     if done.clean == done.steered:
-        message("the continuations are the same: a larger strength may tell them apart.")
+        say_on_stderr("the continuations are the same: a larger strength may tell them apart.")
 
 
 @command()
@@ -201,11 +194,7 @@ def figures(
     ),
     comparisons: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Comparisons, comma-separated; all that are stored when left out.",
-            autocompletion=options.complete("comparisons"),
-            show_default=False,
-        ),
+        options.several("Comparisons, comma-separated; all that are stored when left out.", "comparison"),
     ] = None,
     format_: Annotated[
         str, typer.Option("--format", metavar="FORMATS", help="png, svg and pdf, comma-separated.")
@@ -223,7 +212,7 @@ def figures(
     for file in written:
         echo(str(file))
     for failure in failures:
-        message(failure)
+        say_on_stderr(failure)
     if failures:
         raise end(f"{len(failures)} of the figures could not be drawn.", FAILED)
 
@@ -279,22 +268,17 @@ def _print_results(report: Report, out: Path) -> None:
     reason, count = Counter(item.reason for item in found).most_common(1)[0] if found else ("", 0)
     said = reason if 2 * count > len(found) else ""  # what holds for most is said once, at the end
     for result in report.results:
-        echo("\n" + textwrap.fill(f"{result.name}: {manager.comparisons()[result.name].summary}", WIDTH) + "\n")
+        echo("\n" + wrapped(f"{result.name}: {manager.comparisons()[result.name].summary}") + "\n")
         rows, others = fitting(result.table)
         print_table(rows)
         if others:
             echo(f"(in the CSV: {', '.join(others)})")
         for item in ranked(result.findings):
-            echo(
-                textwrap.fill(
-                    f"{judged(item, said)}: {describe(item)}", WIDTH, initial_indent="  ", subsequent_indent="    "
-                )
-            )
+            echo(wrapped(f"{judged(item, said)}: {describe(item)}", "  ", "    "))
     if not report.results:
         return
     shown = [model.slug for model in report.plan.models]
-    lines = closing(found, shown).split("\n")
-    echo("\n" + "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in lines))
+    echo("\n" + "\n".join(wrapped(line, rest="  ") for line in closing(found, shown).split("\n")))
     suite = report.plan.config.suite
     read = any(manager.probes()[step.job.probe].measures_on == "suite" for step in report.plan.steps)
     echo("\n" + (f"{_described(suite)}. " if read else "") + "In brackets: 95 % intervals.")

@@ -42,18 +42,18 @@ def check(
         loaded = api.load(model)
         _report({f"model {model}": lambda: check_adapter(loaded)})
         return
-    registries: list[tuple[str, Mapping[str, Any], Callable[[Any], None]]] = [
-        ("architecture", manager.adapters(), check_adapter),
-        ("probe", manager.probes(), check_probe),
-        ("comparison", manager.comparisons(), check_comparison),
-        ("suite", manager.suites(), check_suite),
-        ("model", manager.models(), check_source),
-    ]
-    known = [(kind, name, item, run) for kind, registry, run in registries for name, item in registry.items()]
+    checks: dict[str, Callable[[Any], None]] = {
+        "architecture": check_adapter,
+        "probe": check_probe,
+        "comparison": check_comparison,
+        "suite": check_suite,
+        "model": check_source,
+    }
+    known = [(kind, name, item) for kind in checks for name, item in manager.REGISTRIES[kind]().items()]
     for asked in names or ():
-        manager.pick("plugin", asked, {name: item for _, name, item, _ in known})
-    chosen = [(f"{kind} {name}", partial(run, item)) for kind, name, item, run in known if not names or name in names]
-    _report(dict(chosen))
+        manager.pick("plugin", asked, {name: item for _, name, item in known})
+    chosen = [each for each in known if not names or each[1] in names]
+    _report({f"{kind} {name}": partial(checks[kind], item) for kind, name, item in chosen})
 
 
 def _report(checks: Mapping[str, Callable[[], None]]) -> None:

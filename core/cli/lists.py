@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from xatlas.suites import SuiteSpec
 
+#: What can be explained by its name.
+_EXPLAINED = ("probe", "comparison", "suite", "architecture")
 _ROLES: dict[str | None, str] = {"measure": "to measure on", "reference": "for means and donors"}
 
 models_app = typer.Typer(help="List models by name, or fetch one.", rich_markup_mode=None)
@@ -49,7 +51,7 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show what an atlas or one of its files holds."""
-    from xatlas.results.store import Store, atlas_folder, read_entry, read_result
+    from xatlas.results.store import Store, atlas_folder, read_entry
 
     if beside is not None and not texts:
         raise XatlasError("--beside goes with --texts: it shows what two models wrote.")
@@ -92,7 +94,8 @@ def show(
     if dataset is not None:
         record, tables = dataset.to_dict(data=False), [("attribute", dataset.attrs)]
     else:
-        entry, dataset = read_entry(path, placed=False), read_result(path, placed=False)
+        entry = read_entry(path, placed=False)
+        dataset = entry.dataset()
         record = {"job": entry.job.record(), **entry.provenance}
         tables = [("job", entry.job.record()), ("measured", entry.provenance)]
     if as_json:
@@ -106,13 +109,14 @@ def show(
 
 def _texts(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Return what models wrote, a row for each prompt, and condition, that the first was given; a column a model."""
-    from xatlas.results.store import read_entry, read_result
+    from xatlas.results.store import read_entry
 
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
         if not path.is_file():
             raise XatlasError(f"{path} is no file: --texts takes the result of a probe that keeps texts.")
-        dataset, slug = read_result(path, placed=False), read_entry(path, placed=False).job.model
+        entry = read_entry(path, placed=False)
+        dataset, slug = entry.dataset(), entry.job.model
         answer = dataset.coords.get("answer")
         if answer is None:
             raise XatlasError(f"{path} keeps no texts: --texts takes results of probes such as qualitative.")
@@ -195,22 +199,13 @@ def verify(
 @command()
 def explain(
     name: Annotated[
-        str,
-        typer.Argument(
-            help="Name of a probe, comparison, suite or architecture; or: verdicts.",
-            autocompletion=options.complete("probes", "comparisons", "suites", "adapters"),
-        ),
+        str, options.argument("Name of a probe, comparison, suite or architecture; or: verdicts.", *_EXPLAINED)
     ],
 ) -> None:
     """Explain a probe, comparison, suite or architecture, or how verdicts come about."""
-    registries: dict[str, Mapping[str, Any]] = {
-        "probe": manager.probes(),
-        "comparison": manager.comparisons(),
-        "suite": manager.suites(),
-        "architecture": manager.adapters(),
-    }
     from xatlas.findings.verdict import VERDICTS
 
+    registries = {kind: manager.REGISTRIES[kind]() for kind in _EXPLAINED}
     found = {kind: registry[name] for kind, registry in registries.items() if name in registry}
     if name in ("verdict", "verdicts", *VERDICTS):
         print_table([{"verdict": verdict, "when": text} for verdict, text in VERDICTS.items()])
@@ -344,7 +339,7 @@ def models(context: typer.Context, as_json: options.Json = False) -> None:
 
 @command(models_app)
 def fetch(
-    name: Annotated[str, typer.Argument(help="Name or hub id.", autocompletion=options.complete("models"))],
+    name: Annotated[str, options.argument("Name or hub id.", "model")],
 ) -> None:
     """Get a model now, so that later runs need no network."""
     from xatlas.loading.model_names import resolve

@@ -79,15 +79,15 @@ def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield option, value
 
 
-def complete(*registries: str, among: Sequence[str] = ()) -> Callable[[str], list[str]]:
-    """Return a completer for comma-separated names in registries of :mod:`xatlas.manager`, or among those given."""
+def complete(*kinds: str, among: Sequence[str] = ()) -> Callable[[str], list[str]]:
+    """Return a completer for comma-separated names of things of these kinds, or among those given."""
 
     def matching(incomplete: str) -> list[str]:
         from xatlas import manager
 
         before, comma, last = incomplete.rpartition(",")
         try:
-            known = [*among, *(name for registry in registries for name in getattr(manager, registry)())]
+            known = [*among, *(name for kind in kinds for name in manager.REGISTRIES[kind]())]
         except XatlasError:  # a plugin is off: the command itself says so
             return []
         return [f"{before}{comma}{name}" for name in known if name.startswith(last)]
@@ -106,39 +106,42 @@ def _option(setting: Field[Any], default: Any) -> Any:
         f"--{setting.name.replace('_', '-')}",
         help=about["help"],
         metavar=about.get("metavar"),
-        autocompletion=complete(*about.get("registries", ()), among=about.get("choices", ())),
+        autocompletion=complete(*about.get("names", ()), among=about.get("choices", ())),
         show_default=default is not None,
     )
     return Annotated[str | None if default is None else type(default), option]
 
 
-def _several(*names: str, help: str, registry: str) -> Any:
-    return typer.Option(*names, help=help, autocompletion=complete(registry), show_default=False)
+def argument(help: str, *kinds: str) -> Any:
+    """Return an argument that takes names of these kinds."""
+    return typer.Argument(help=help, autocompletion=complete(*kinds))
 
 
+def several(help: str, kind: str, *spellings: str) -> Any:
+    """Return an option that takes names of one kind, comma-separated."""
+    return typer.Option(*spellings, help=help, autocompletion=complete(kind), show_default=False)
+
+
+Model = Annotated[str, argument("Name or path of a model.", "model")]
 Models = Annotated[
     list[str],
-    _several(
+    several(
+        "Models by name or path, comma-separated; 'xatlas models' lists names. Given again, it adds to them; "
+        "a path with a comma stands in double quotes.",
+        "model",
         "--models",
         "-m",
-        help="Models by name or path, comma-separated; 'xatlas models' lists names. Given again, it adds to them; "
-        "a path with a comma stands in double quotes.",
-        registry="models",
     ),
 ]
 Comparisons = Annotated[
     list[str] | None,
-    _several(help="Comparisons, comma-separated; those that cost little when left out.", registry="comparisons"),
+    several("Comparisons, comma-separated; those that cost little when left out.", "comparison"),
 ]
 Probes = Annotated[
-    list[str] | None,
-    _several(help="Probes, comma-separated; all but those that train when left out.", registry="probes"),
+    list[str] | None, several("Probes, comma-separated; all but those that train when left out.", "probe")
 ]
 MoreProbes = Annotated[
-    list[str] | None,
-    _several(
-        "--probes", help="Probes to measure besides what the comparisons need, comma-separated.", registry="probes"
-    ),
+    list[str] | None, several("Probes to measure besides what the comparisons need, comma-separated.", "probe")
 ]
 Null = Annotated[
     str | None,

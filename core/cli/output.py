@@ -1,4 +1,4 @@
-"""What commands print: lines, tables and JSON on stdout, messages on stderr; all of it safe for terminals."""
+"""What commands print: lines, tables and JSON on stdout, safe for terminals."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from xatlas.text import one_line, printable
+from xatlas.text import printable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,9 +35,9 @@ def echo(text: str) -> None:
     typer.echo(printable(text))
 
 
-def message(text: str) -> None:
-    """Write one line to stderr, above the progress bar where there is one."""
-    typer.echo(f"xatlas: {one_line(text)}", file=sys.stderr, err=True)
+def wrapped(text: str, first: str = "", rest: str = "") -> str:
+    """Return a paragraph in lines of at most ``WIDTH`` characters, the first and the rest behind these."""
+    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=rest)
 
 
 def print_json(value: Any) -> None:

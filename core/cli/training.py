@@ -21,7 +21,7 @@ _SHOWN = ("heldout_loss", "accuracy", "preference", "reward")
 @command()
 @options.configured("draws")
 def finetune(
-    model: Annotated[str, typer.Argument(help="Name or path of a model.", autocompletion=options.complete("models"))],
+    model: options.Model,
     out: Annotated[Path, typer.Option(help="Folder for the LoRA weights: MODEL+DIR is the tuned model.")],
     method: Annotated[
         str,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +11,12 @@ import typer
 
 from xatlas.cli import options
 from xatlas.cli.app import command
-from xatlas.cli.output import WIDTH, echo, fitting, print_json, print_table
+from xatlas.cli.output import WIDTH, echo, fitting, print_json, print_table, wrapped
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Model = Annotated[str, typer.Argument(help="Name or path of a model.", autocompletion=options.complete("models"))]
+
 Text = Annotated[str, typer.Argument(help="What the model reads.")]
 Figures = Annotated[Path, typer.Option(help="Folder for figures/.")]
 
@@ -28,7 +27,7 @@ _SHADES = {0.9: "█", 0.6: "▓", 0.3: "▒", 0.1: "░", 0.0: " "}
 @command()
 @options.configured("draws", "seed", "suite", "reference")
 def lens(
-    model: Model,
+    model: options.Model,
     text: Text,
     target: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="Show this token's rank in place of the likeliest token.")
@@ -62,12 +61,12 @@ def lens(
 
 def _foot(lines: list[str], figure: object) -> None:
     """Print what is said below a table, and where its figure is."""
-    echo("\n" + "\n".join(textwrap.fill(line, WIDTH) for line in lines))
+    echo("\n" + "\n".join(map(wrapped, lines)))
     echo(f"Figure: {figure}\nBeside it: .svg, and the data as .nc and .csv.")
 
 
 @command()
-def card(model: Model, *, out: Figures = Path("."), as_json: options.Json = False) -> None:
+def card(model: options.Model, *, out: Figures = Path("."), as_json: options.Json = False) -> None:
     """Show what a model consists of, layer by layer: operators, kernels, heads, parameters.
 
     Its config is enough: no weights are loaded, and no options of models are needed.
@@ -89,12 +88,9 @@ def _print_lens(dataset: xr.Dataset) -> int:
     """Print layers over as many of the last positions as fit; return the first of them."""
     from rich.cells import cell_len, set_cell_size
 
-    from xatlas.views import visible
+    from xatlas.views import lens_cells, visible
 
-    ranked = "target_rank" in dataset
-    chance = dataset["target_probability" if ranked else "top_probability"].values
-    values = dataset["target_rank" if ranked else "top_token"].values
-    cells = [[f"{value:.0f}" if ranked else visible(str(value)) for value in row] for row in values]
+    cells, chance = lens_cells(dataset)
     names = ["embedding", *(f"{layer} {kind}" for layer, kind in enumerate(dataset["operator_type"].values[1:]))]
     heads = [visible(str(token)) for token in dataset["token"].values]
     label = max(map(len, names))
@@ -116,7 +112,7 @@ def _print_lens(dataset: xr.Dataset) -> int:
 @command()
 @options.configured("attention", "draws", "seed", "suite", "reference")
 def attention(
-    model: Model,
+    model: options.Model,
     text: Text,
     layer: Annotated[int, typer.Option(help="Layer whose heads are shown, from 0.")],
     *,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xatlas.config import KeyedSettings
 from xatlas.errors import XatlasError, unknown
 from xatlas.files import Busy, explained, hash_path, held, locked, read_hashed, set_aside, strays
-from xatlas.results.store import Entry, FolderCheckpoint, Store, atlas_folder, check_result, read_result
+from xatlas.results.store import Entry, FolderCheckpoint, Store, atlas_folder, check_result
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,7 +74,7 @@ def open_atlas(
     for node, entries in found.items():
         if len(entries) > 1:
             raise XatlasError(_choose(node, entries))
-    return xr.DataTree.from_dict({node: read_result(entries[0].path) for node, entries in found.items()})
+    return xr.DataTree.from_dict({node: entries[0].dataset() for node, entries in found.items()})
 
 
 def _chosen(entry: Entry, name: str, value: Any) -> bool:
@@ -194,8 +194,8 @@ def _faults_of(file: Path) -> Iterator[_Fault]:
     else:
         checkpoint = FolderCheckpoint(file)
         for part in sorted(file.iterdir()):
-            whole = part.suffix == ".npz" and not part.name.startswith(".") and checkpoint.holds(part.stem)
-            if not whole and not _ASIDE.fullmatch(part.name):
+            own = part.suffix == ".npz" and not part.name.startswith(".")
+            if not (own and checkpoint.part(part.stem) is not None) and not _ASIDE.fullmatch(part.name):
                 yield part, f"{part} is damaged, or no part of this job.", None
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,11 +50,13 @@ file.close()
 
 @dataclass(frozen=True)
 class Entry:
-    """One finished job as an atlas holds it."""
+    """One finished job as an atlas holds it: what its file says, proved by the hash beside it."""
 
     path: Path
     job: Job
     provenance: Mapping[str, Any]  # how it was measured: suite, reference and model with names, versions, device, time
+    data: bytes = field(repr=False)  # netCDF
+    sealed: bool  # our own seal is inside, so that these are our own bytes
 
     @property
     def key(self) -> str:
@@ -65,6 +67,10 @@ class Entry:
         """Return the name of the ``suite``, ``reference`` or ``model``, where it was given one."""
         about = self.provenance.get(thing)
         return str(about["name"]) if isinstance(about, dict) and about.get("name") else None
+
+    def dataset(self) -> xr.Dataset:
+        """Return what was measured, in memory."""
+        return _decode(self.path, self.data)
 
 
 class Store:
@@ -85,31 +91,27 @@ class Store:
         """Return where the job's result stands, or will stand."""
         return self.path / job.model / f"{job.stem}.nc"
 
-    def state(self, job: Job) -> State:
-        """Say whether the job's result is there, whole, and the job's own."""
-        return self._look(job)[0]
+    def state(self, job: Job, *, warn: bool = False) -> State:
+        """Say whether the job's result is there, whole, and the job's own; ``warn`` where it can't be used."""
+        manager.probes()  # a plugin that can't be loaded is no fault of the file
+        if not os.path.lexists(self.file(job)):
+            return "missing"
+        try:
+            read_entry(self.file(job))
+        except XatlasError as error:
+            if warn:
+                self._warn(self.file(job), f"{error} It is measured again.")
+            return "damaged"
+        return "done"
 
     def has(self, job: Job) -> bool:
         """Say whether the job needs no more measuring; what can't be used is warned about, leftovers are removed."""
-        state, fault = self._look(job)
-        if state == "damaged":
-            self._warn(self.file(job), f"{fault} It is measured again.")
-        elif state == "done" and (os.path.lexists(self.checkpoint(job).folder) or files.strays(self._lock(job))):
+        done = self.state(job, warn=True) == "done"
+        if done and (os.path.lexists(self.checkpoint(job).folder) or files.strays(self._lock(job))):
             # A run was killed after its result was there; somebody at work, or a folder of others', is left alone.
             with contextlib.suppress(XatlasError), files.locked(self._lock(job), None):
                 self.checkpoint(job).drop()
-        return state == "done"
-
-    def _look(self, job: Job) -> tuple[State, str]:
-        """Return the state of the job's result, and what is wrong with it."""
-        manager.probes()  # a plugin that can't be loaded is no fault of the file
-        if not os.path.lexists(self.file(job)):
-            return "missing", ""
-        try:
-            _prove(self.file(job))
-        except XatlasError as error:
-            return "damaged", str(error)
-        return "done", ""
+        return done
 
     def _warn(self, path: Path, what: str) -> None:
         """Warn about a file once."""
@@ -121,7 +123,7 @@ class Store:
         """Return the job's result, in memory."""
         if not os.path.lexists(self.file(job)):
             raise XatlasError(f"{self.path} does not hold {job.probe} of {job.model} ({job.key}).")
-        return read_result(self.file(job))
+        return read_entry(self.file(job)).dataset()
 
     def write(self, job: Job, dataset: xr.Dataset, provenance: Mapping[str, Any]) -> Path:
         """Keep the job's result and drop its finished parts; a damaged predecessor is set aside."""
@@ -181,7 +183,7 @@ class FolderCheckpoint(Checkpoint):
     folder: Path
 
     def load(self, key: str) -> dict[str, np.ndarray] | None:
-        data = self._read(key)
+        data = self.part(key)
         if data is None:
             if os.path.lexists(self._file(key)):
                 log.warning("%s is damaged: this part is measured again.", self._file(key))
@@ -190,11 +192,8 @@ class FolderCheckpoint(Checkpoint):
             # The leading underscore keeps array names apart from savez's own argument names.
             return {name[1:]: arrays[name] for name in arrays.files}
 
-    def holds(self, key: str) -> bool:
-        """Say whether the part is there, whole, and this job's own."""
-        return self._read(key) is not None
-
-    def _read(self, key: str) -> bytes | None:
+    def part(self, key: str) -> bytes | None:
+        """Return the bytes of a part; None where it is not there, not whole, or another job's."""
         try:
             found = files.unseal(files.read_plain(self._file(key)))
         except XatlasError:
@@ -243,19 +242,6 @@ def encode(dataset: xr.Dataset) -> bytes:
     return bytes(dataset.to_netcdf(engine="netcdf4", encoding=encoding))
 
 
-def read_result(path: Path, *, placed: bool = True) -> xr.Dataset:
-    """Return the dataset in ``path``, in memory, once it is proved to be what its name says.
-
-    A file that is not ``placed`` need not stand under its own name in its model's folder.
-    """
-    return _decode(path, _prove(path, placed).data)
-
-
-def read_entry(path: Path, *, placed: bool = True) -> Entry:
-    """Return what the file says of itself, proved like :func:`read_result`."""
-    return _prove(path, placed).entry
-
-
 def read_unproved(path: Path) -> xr.Dataset:
     """Return the dataset in a netCDF file that has neither hash nor seal."""
     return _decode(path, files.read_plain(path), trial=True)
@@ -266,55 +252,55 @@ def check_result(path: Path) -> None:
     from xatlas.schema import validate
 
     _remembered.pop(path, None)
-    probe, dataset = _declaring(read_entry(path).job), read_result(path)
+    entry = read_entry(path)
+    probe, dataset = _declaring(entry.job), entry.dataset()
     if probe is not None:
         validate(dataset, probe)
 
 
 # -- proof -----------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class _Content:
-    """What a result's file holds, proved by the hash beside it and, where it is sealed, by our own seal."""
-
-    data: bytes  # netCDF
-    entry: Entry
-    sealed: bool
-
-
 #: Files whose bytes were proved, and the state of file and hash that they were read in.
-_remembered: dict[Path, tuple[list[list[int]], _Content]] = {}
+_remembered: dict[Path, tuple[list[list[int]], Entry]] = {}
 _MOST_BYTES = 1 << 29
 
 
-def _prove(path: Path, placed: bool = True) -> _Content:
-    """Return what the file holds; it is read and hashed once, as long as neither it nor its hash is touched."""
+def read_result(path: Path, *, placed: bool = True) -> xr.Dataset:
+    """Return the dataset in ``path``, in memory, proved like :func:`read_entry`."""
+    return read_entry(path, placed=placed).dataset()
+
+
+def read_entry(path: Path, *, placed: bool = True) -> Entry:
+    """Return what the file holds, once it is proved to be what its name says.
+
+    It is read and hashed once, as long as neither it nor its hash is touched. A file that is not ``placed`` need not
+    stand under its own name in its model's folder.
+    """
     try:
         state = [files.file_state(each) for each in (path, files.hash_path(path))]
     except OSError:
         state = []
     known = _remembered.get(path)
     if known and state == known[0]:
-        content = known[1]
+        entry = known[1]
     else:
-        content = _read(path)
+        entry = _read(path)
         if sum(len(each.data) for _, each in _remembered.values()) > _MOST_BYTES:
             _remembered.clear()
         if state:
-            _remembered[path] = state, content
-    job, key = content.entry.job, content.entry.key
+            _remembered[path] = state, entry
+    job, key = entry.job, entry.key
     if placed and (path.parent.name, path.stem) != (job.model, f"{job.probe}-{key}"):
         raise XatlasError(f"{path} is out of place: it is {job.probe} of {job.model} ({key}), or a copy of that.")
     probe = _declaring(job)
-    if probe is not None and not (content.sealed and content.entry.provenance.get("contract") == _contract(probe)):
+    if probe is not None and not (entry.sealed and entry.provenance.get("contract") == _contract(probe)):
         from xatlas.schema import validate
 
-        validate(_decode(path, content.data), probe)
-    return content
+        validate(entry.dataset(), probe)
+    return entry
 
 
-def _read(path: Path) -> _Content:
+def _read(path: Path) -> Entry:
     """Read a result's file: its bytes must agree with the hash beside it, its key with its job."""
     whole = files.read_hashed(path)
     sealed = files.unseal(whole)
@@ -325,14 +311,14 @@ def _read(path: Path) -> _Content:
     try:
         record = json.loads(text)
         written = record.pop("job")
-        entry = Entry(path, Job.from_record(written), record)
+        entry = Entry(path, Job.from_record(written), record, data, sealed is not None)
         # Of the record as it stands: a version that knew other fields digested those.
         consistent = job_key(written) == record["key"]
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, XatlasError):
         raise XatlasError(f"{path} is not a result of xatlas: it lacks the attribute '{RECORD}'.") from None
     if not consistent:
         raise XatlasError(f"{path} is damaged: its key is not that of the job written in it.")
-    return _Content(data, entry, sealed is not None)
+    return entry
 
 
 def _decode(path: Path, data: bytes, *, trial: bool = False) -> xr.Dataset:
