@@ -173,7 +173,12 @@ def draw(
             if out.resolve() == file.parent.resolve():
                 raise XatlasError(f"{out} holds what 'xatlas compare' wrote: choose another folder with --out.")
             try:
-                written += _draw_one(file, out, comparisons, formats)
+                dataset = read_unproved(file)
+                if VIEW in dataset.attrs or (comparisons and _origin(dataset)[0] not in comparisons):
+                    continue
+                comparison = maker(dataset)
+                with manager.calling(type(comparison)):
+                    written += manager.report()(file.stem, comparison, dataset, out, formats)
             except XatlasError as error:
                 failures.append(f"{file}: {error}")
     if not written and not failures:
@@ -181,14 +186,3 @@ def draw(
             f"{path} holds no data of {', '.join(comparisons) or 'comparisons'}: 'xatlas compare' makes them."
         )
     return written, failures
-
-
-def _draw_one(file: Path, out: Path, comparisons: Sequence[str], formats: Sequence[str]) -> list[Path]:
-    dataset = read_unproved(file)
-    if VIEW in dataset.attrs:  # of one text: nothing that was compared
-        return []
-    if comparisons and _origin(dataset)[0] not in comparisons:
-        return []
-    comparison = maker(dataset)
-    with manager.calling(type(comparison)):
-        return manager.report()(file.stem, comparison, dataset, out, formats)

@@ -42,6 +42,7 @@ _RC: dict[str, Any] = {
     "savefig.dpi": 160,
     "svg.fonttype": "none",
     "svg.hashsalt": "xatlas",
+    "text.parse_math": False,  # tokens may hold dollars
 }
 
 
@@ -169,13 +170,10 @@ def draw_lens(dataset: xr.Dataset) -> Figure:
         )
         for row, column in np.ndindex(rows, columns):
             ink = "white" if chance[row, column] > 0.55 else "#222222"
-            text: dict[str, Any] = {"ha": "center", "va": "center", "color": ink, "parse_math": False}
-            axes.text(column, row, shortened(words[row][column]), fontsize=6.5, **text)
+            axes.text(column, row, shortened(words[row][column]), fontsize=6.5, ha="center", va="center", color=ink)
         heads = [shortened(str(token)) for token in shown["token"].values]
         axes.set_xticks(range(columns), heads, fontsize=6.5)
         axes.set_yticks(range(rows), ["embedding", *map(str, range(rows - 1))], fontsize=7.5)
-        for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            tick.set_parse_math(False)
         axes.tick_params(length=0)
         axes.set_xlabel("token that is read")
         axes.set_ylabel("after layer")
@@ -185,7 +183,7 @@ def draw_lens(dataset: xr.Dataset) -> Figure:
         left = dataset.sizes["position"] - columns
         more = f" (the last {columns} of {left + columns} positions)" if left else ""
         title = f"{dataset.attrs['model']}: {what} by layer{more}\n{settled(dataset)}"
-        axes.set_title(title, loc="left", fontsize=8.5, fontweight="bold", parse_math=False)
+        axes.set_title(title, loc="left", fontsize=8.5, fontweight="bold")
     return figure
 
 
@@ -270,15 +268,13 @@ def draw_attention(dataset: xr.Dataset) -> Figure:
             lowest.tick_params(labelbottom=True, labelrotation=0)
             if tokens:
                 lowest.tick_params(axis="x", labelrotation=90)
-        for axes in figure.axes if tokens else ():
-            for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-                tick.set_parse_math(False)
+
         figure.colorbar(mesh, ax=list(grid.ravel()), label="attention weight", fraction=0.03, pad=0.01)
         figure.supxlabel("token looked at" if tokens else "position looked at", fontsize=8)
         figure.supylabel("looking token" if tokens else "looking position", fontsize=8)
         attrs = dataset.attrs
         title = f"{attrs['model']}, layer {attrs['layer']}: {drawn_to(dataset)}"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, fontweight="bold", parse_math=False)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=8.5, fontweight="bold")
     return figure
 
 

@@ -194,8 +194,8 @@ def _faults_of(file: Path) -> Iterator[_Fault]:
     else:
         checkpoint = FolderCheckpoint(file)
         for part in sorted(file.iterdir()):
-            own = part.suffix == ".npz" and not part.name.startswith(".")
-            if not (own and checkpoint.part(part.stem) is not None) and not _ASIDE.fullmatch(part.name):
+            named = part.suffix == ".npz" and not part.name.startswith(".")
+            if not (named and checkpoint.part(part.stem) is not None) and not _ASIDE.fullmatch(part.name):
                 yield part, f"{part} is damaged, or no part of this job.", None
 
 

@@ -220,16 +220,14 @@ def _adjusted(findings: Sequence[Finding]) -> list[Finding]:
 
 def _measured(comparison: Comparison, models: Iterable[Resolved], config: MeasureConfig) -> str:
     """Say what a figure shows; figures of two of these are two figures."""
-    given = {needed.probe: dict(config.parameters.get(needed.probe, {})) for needed in comparison.requires}
+    required = {needed.probe for needed in comparison.requires}
+    given = {probe: dict(values) for probe, values in config.parameters.items() if probe in required and values}
     about = {
         "models": [model.slug for model in models],
         "suite": {"name": config.suite.name, "hash": config.suite.hash},
         "reference": config.reference.hash if config.reference else None,
         **config.keyed(),
-        "parameters": {
-            comparison.name: comparison.canonical_parameters(),
-            **{probe: values for probe, values in given.items() if values},
-        },
+        "parameters": {comparison.name: comparison.canonical_parameters(), **given},
     }
     return json.dumps(about, sort_keys=True, default=str)
 
@@ -284,8 +282,7 @@ def source_of(cls: type) -> str | None:
     bases = [base for base in cls.__mro__ if _package(base)]
     files = {path: name for package in {*map(_package, bases), "xatlas.stats"} for path, name in _files(package)}
     loaded = {os.path.normpath(getattr(module, "__file__", None) or ""): module for module in [*sys.modules.values()]}
-    loaded = {path: module for path, module in loaded.items() if path in files}
-    modules = {module.__name__ for module in loaded.values()}
+    modules = {loaded[path].__name__ for path in files if path in loaded}
     parts = [__version__]
     try:
         for path, name in sorted(files.items(), key=lambda item: item[1]):

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -98,7 +98,8 @@ def shortened(plan: Plan, minutes: float, done: Callable[[Step], bool]) -> Plan:
         total = float(np.nansum([0.0 if done(step) else estimate(step, plan.config)[0] for step in plan.steps]))
         if total <= minutes or not fewer:
             break
-        plan = whole.on(whole.config.suite.first_templates(fewer.pop()))
+        suite = whole.config.suite.first_templates(fewer.pop())
+        plan = replace(whole, config=replace(whole.config, suite=suite))
     if runs := training(step for step in plan.steps if not done(step)):
         log.warning("the %g minutes are without %s.", minutes, runs)
     if total > minutes:

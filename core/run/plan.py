@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from xatlas import manager
@@ -15,7 +15,6 @@ from xatlas.loading.model_files import read_json
 from xatlas.loading.model_names import Resolved
 from xatlas.manager import calling
 from xatlas.results.jobs import Job
-from xatlas.suites import Suite
 
 
 @dataclass(frozen=True)
@@ -31,43 +30,36 @@ class Step:
         return f"{self.job.probe} on {self.job.model}"
 
 
+@dataclass(eq=False, repr=False)
 class Plan:
     """What a command measures and compares: made once, and passed on to all that work on it.
 
-    Models are shown in the order given; ``probes`` are measured besides what comparisons require, all of it on
-    untrained ``twins``, too. What can't be measured is refused: unknown names, circles of probes, models without
-    adapter, parameters of what nobody asks for.
+    What can't be measured is refused: unknown names, circles of probes, models without adapter, parameters of what
+    nobody asks for.
     """
 
-    def __init__(
-        self,
-        models: Iterable[Resolved],
-        config: MeasureConfig,
-        comparisons: Iterable[Comparison] = (),
-        probes: Sequence[str] = (),
-        twins: Iterable[Resolved] = (),
-    ) -> None:
-        self.models, self.config, self.twins = list(models), config, list(twins)
-        self.comparisons, self.probes = list(comparisons), list(probes)
+    models: Sequence[Resolved]  # shown in this order
+    config: MeasureConfig
+    comparisons: Sequence[Comparison] = ()
+    probes: Sequence[str] = ()  # measured besides what comparisons require
+    twins: Sequence[Resolved] = ()  # untrained: all is measured on these, too
+
+    def __post_init__(self) -> None:
         self._answers: dict[tuple[str, str, str], Step] = {}
         asked = [needed for comparison in self.comparisons for needed in comparison.requires]
-        asked += [Requirement(name) for name in probes]
+        asked += [Requirement(name) for name in self.probes]
         steps: dict[str, Step] = {}
         for model in [*self.models, *self.twins]:
-            check_model(model, config)
+            check_model(model, self.config)
             for requirement in asked:
                 if not requirement.optional:
                     _add(steps, self.answer(model, requirement))
         #: Model by model, each after those that it rests on, none twice.
         self.steps = list(steps.values())
         used = {requirement.probe for requirement in asked} | {step.job.probe for step in self.steps}
-        for probe, given in config.parameters.items():
+        for probe, given in self.config.parameters.items():
             if given and probe not in used:
                 raise XatlasError(f"'{probe}' would not be measured: setting its parameters does nothing.")
-
-    def on(self, suite: Suite) -> Plan:
-        """Return the same on another suite."""
-        return Plan(self.models, replace(self.config, suite=suite), self.comparisons, self.probes, self.twins)
 
     def answer(self, model: Resolved, requirement: Requirement, above: tuple[str, ...] = ()) -> Step:
         """Return the step whose result answers a requirement, an optional one too, on a model."""

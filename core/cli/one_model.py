@@ -1,9 +1,12 @@
-"""The commands that show one text or one model: a table on the terminal, a figure with its data beside it."""
+"""The commands about one model: what it makes of a text, what it consists of; steering it, and training it."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +15,17 @@ import typer
 from xatlas.cli import options
 from xatlas.cli.app import command
 from xatlas.cli.output import WIDTH, echo, fitting, print_json, print_table, wrapped
+from xatlas.errors import XatlasError
+from xatlas.text import say_on_stderr, split_names
 
 if TYPE_CHECKING:
     import xarray as xr
 
-
 Text = Annotated[str, typer.Argument(help="What the model reads.")]
 Figures = Annotated[Path, typer.Option(help="Folder for figures/.")]
 
+#: What is shown of held-out prompts.
+_SHOWN = ("heldout_loss", "accuracy", "preference", "reward")
 #: Marks of a probability, and from where on each stands.
 _SHADES = {0.9: "█", 0.6: "▓", 0.3: "▒", 0.1: "░", 0.0: " "}
 
@@ -154,3 +160,122 @@ def attention(
         f"In layer {layer} {views.drawn_to(dataset)}.",
     ]
     _foot(lines, files[0])
+
+
+@command()
+@options.configured("draws", "seed")
+def steer(
+    model: options.Model,
+    text: Annotated[str, typer.Argument(help="What the model continues.")],
+    direction: Annotated[
+        str,
+        typer.Option(
+            metavar="random:SEED|FAMILY|FILE",
+            help="A seed, a family of the reference suite, a .npy file, or a steering result as FILE.nc:DIRECTION.",
+        ),
+    ],
+    layer: Annotated[int, typer.Option(help="Layer after which the direction is added, from 0.")],
+    strength: Annotated[float, typer.Option(help="Length of what is added; below 0, away from the direction.")],
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Strength in multiples of the layer's median norm on the suite.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="Most tokens that are generated.")] = 30,
+    *,
+    as_json: options.Json = False,
+    **config: Any,
+) -> None:
+    """Continue a text with a direction added at every newest token, beside the clean continuation."""
+    from xatlas import api
+    from xatlas.config import MeasureConfig
+
+    # Everything that can be wrong without a model is found before one is loaded.
+    settings = MeasureConfig.make(**config)
+    from xatlas.steer import Direction, check_strength, steer as steer_text
+
+    check_strength(strength)
+    if tokens < 1:
+        raise XatlasError(f"--tokens {tokens} does not fit: it takes a whole number from 1.")
+    assert settings.reference is not None
+    source = Direction.read(direction, settings.reference)
+    hooked = api.load(model, **{name: value for name, value in config.items() if name not in ("suite", "reference")})
+    vector = source.vector(hooked, layer, settings.reference)
+    norm_of = settings.suite if relative else None
+    done = steer_text(hooked, text, vector, layer, strength, relative_to=norm_of, tokens=tokens)
+    if as_json:
+        print_json({"model": hooked.slug, "text": text, "direction": direction, "layer": layer, **asdict(done)})
+        return
+    texts = [each.strip("\n") if each.strip() else "(the text ends here)" for each in (done.clean, done.steered)]
+    lines = zip_longest(*(each.split("\n") for each in texts), fillvalue="")
+    print_table([{"clean": clean, "steered": steered} for clean, steered in lines])
+    echo(f"\nKL(clean || steered) at the first step: {done.kl:.4g} nats; added at layer {layer}: {done.length:.4g}")
+    if done.clean == done.steered:
+        say_on_stderr("the continuations are the same: a larger strength may tell them apart.")
+
+
+@command()
+@options.configured("draws")
+def finetune(
+    model: options.Model,
+    out: Annotated[Path, typer.Option(help="Folder for the LoRA weights: MODEL+DIR is the tuned model.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="sft|qlora|dpo|grpo", help="Supervised; the same on weights in four bits; preferences; reward."
+        ),
+    ] = "sft",
+    roles: Annotated[str, typer.Option(help="Roles of the modules, comma-separated: mlp, attention.out, out.")] = "all",
+    layers: Annotated[
+        str, typer.Option(metavar="0,2,…|hub|all", help="hub: the third of them that matter most on the reference.")
+    ] = "all",
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FAMILY|FILE.jsonl|OWNER/NAME",
+            help="Transfer families, comma-separated; a file of prompt and completion, messages, or prompt, chosen and "
+            "rejected; a data set on the hub.",
+        ),
+    ] = "transfer",
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA weights.")] = 8,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 100,
+    learning_rate: Annotated[float, typer.Option(help="Constant learning rate.")] = 1e-3,
+    batch: Annotated[int, typer.Option(help="Examples of a step; of GRPO, prompts.")] = 8,
+    *,
+    as_json: options.Json = False,
+    **config: Any,
+) -> None:
+    """Train LoRA weights on chosen modules, and measure on held-out prompts what that did; needs the extra train."""
+    from xatlas.finetune import finetune as run
+
+    chosen: Any = layers
+    if layers not in ("all", "hub"):
+        try:
+            chosen = [int(layer) for layer in split_names(layers)]
+        except ValueError:
+            raise XatlasError(f"--layers {layers} does not fit: give numbers, hub or all.") from None
+    kind: Any = method
+    done = run(
+        model,
+        out,
+        method=kind,
+        roles=split_names(roles),
+        layers=chosen,
+        data=data,
+        rank=rank,
+        steps=steps,
+        learning_rate=learning_rate,
+        batch=batch,
+        **config,
+    )
+    if as_json:
+        print_json({"model": done.name, "modules": done.modules, "parameters": done.parameters, "families": done.rows})
+        return
+    rows = []
+    for row in done.rows:
+        shown: dict[str, Any] = {"family": row["family"], "trained": "yes" if row["trained"] else "no"}
+        for name in _SHOWN:
+            before, after = row[f"{name} before"], row[f"{name} after"]
+            shown[name.replace("heldout_", "")] = f"{before:.3g} → {after:.3g}" if math.isfinite(before) else None
+        rows.append({**shown, "KL shift": f"{row['kl_shift after']:.3g}"})
+    print_table(rows)
+    echo("\nOn held-out prompts, before → after: loss in nats per response token, KL(base || tuned) likewise.")
+    echo(f"{done.modules} modules, {done.parameters:,} parameters. The tuned model is '{done.name}'.")
