@@ -159,7 +159,8 @@ def _lead(one: Effects, part: str) -> dict[str, Evidence]:
         chance = one.sample.ratio(*(_summed(one.control).sel({part: label}) for label in pair))
         over = (own - chance).evidence(two_sided=False)
         value, low, high = chance.bounds().values.tolist()
-        found = replace(found, control=(value, low, high), side=over.side, own=1, p=float(np.nanmax([found.p, over.p])))
+        p = float(np.nanmax([found.p, over.p]))
+        found = replace(found, control=(value, low, high), side=over.side, own=1, p=p, open=over.open)
         found = replace(found, against=f"{found.against} and random changes")
     if not clusters.resamples:
         found = replace(found, blocked="too few templates")

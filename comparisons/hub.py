@@ -12,7 +12,7 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import hub as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
-from xatlas.findings.estimates import BOUND, bounds_of, side
+from xatlas.findings.estimates import BOUND, TOO_FEW_DRAWS, bounds_of
 from xatlas.findings.places import SURE
 from xatlas.findings.readings import ABLATION
 from xatlas.findings.sentences import in_short
@@ -172,13 +172,13 @@ def _hub(one: Effects, component: str) -> HubEvidence | None:
         return None
     number, descriptive = _effect(one, values)
     depth = np.asarray(values["depth"].values, dtype=float)
-    control, p, way = UNKNOWN, place.p, 1
+    control, p, way, unsure = UNKNOWN, place.p, 1, ""
     if one.control is not None:
         beside = one.control.sel(component=component).isel(layer=place.index)
         control = bounds_of(one.sample.mean(beside, log=True))
         over = one.sample.ratio(values.isel(layer=place.index), beside)
-        p = max(p, float(over.p()))
-        way = side(*bounds_of(over)[1:], 1.0)
+        p, way = max(p, float(over.p())), over.side()
+        unsure = TOO_FEW_DRAWS if way != over.side(surely=False) else ""
     stands_out = not place.tie and place.p <= ALPHA
     return HubEvidence(
         number=number,
@@ -189,6 +189,7 @@ def _hub(one: Effects, component: str) -> HubEvidence | None:
         answer=int(place.label),
         control=control,
         blocked=_why_not(one, place, "layer"),
+        open=unsure,
         artefact="a random change of the same size does more" if way < 0 and stands_out else "",
         descriptive=descriptive,
         scale_free=place.over_next,

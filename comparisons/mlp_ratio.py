@@ -14,7 +14,7 @@ from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
 from xatlas.findings.claims import ALPHA, UNKNOWN
-from xatlas.findings.estimates import bounds_of, side
+from xatlas.findings.estimates import TOO_FEW_DRAWS, bounds_of
 from xatlas.findings.places import largest_ratio, ranking
 from xatlas.findings.sentences import in_short
 from xatlas.stats import PERMUTATIONS, Floats, divide
@@ -224,11 +224,12 @@ def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
         names = [str(ratio.point["layer"].values[i]) for i in places.tied]
         blocked = f"it ties with layer {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
         ties = f"; {blocked} (over the largest of the others: {interval(*np.exp(places.margin).tolist())})"
-    p, way, control = _permuted(one, mlp, operator), 1, UNKNOWN
+    p, way, control, unsure = _permuted(one, mlp, operator), 1, UNKNOWN, ""
     if one.control is not None:
         beside = one.sample.ratio(*parts(one.control)).isel({"layer": best})
         control, over = bounds_of(beside), at - beside
-        p, way = max(p, float(over.p())), side(*bounds_of(over)[1:], 1.0)
+        p, way = max(p, float(over.p())), over.side()
+        unsure = TOO_FEW_DRAWS if way != over.side(surely=False) else ""
     number, descriptive = largest_ratio(one.sample, mlp, operator)
     layer = mlp.isel(layer=best)
     return Evidence(
@@ -240,6 +241,7 @@ def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
         answer=int(layer["layer"]),
         control=control,
         blocked=blocked,
+        open=unsure,
         artefact="the control's ratio is larger there" if way < 0 and p <= ALPHA else "",
         descriptive=descriptive,
         words={

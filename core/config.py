@@ -54,7 +54,7 @@ class KeyedSettings:
     )
     attention: vocabulary.Attention = _choice("attention implementation", vocabulary.ATTENTIONS, of_model="weights")
     seed: int = _setting(0, "Seed of every random choice.")
-    draws: int = _setting(2, "Random directions of each control.")
+    draws: int = _setting(4, "Random directions of each control.")
     chat_template: bool = _setting(False, "Wrap prompts as a user's turn.", of_model="texts")
     template_date: str | None = _setting(
         vocabulary.TEMPLATE_DATE,

@@ -280,6 +280,19 @@ class Clusters:
         share = np.nan_to_num(divide(sums, total[self._family]))
         return divide(share, np.broadcast_to((total > 0).sum(0), share.shape)).reshape(self.size, *shape)
 
+    def weights(self, values: Any) -> Floats:
+        """Return the weights ``(prompt, *items)`` of values in the macro means that ``linear`` returns."""
+        finite = np.isfinite(np.asarray(values, dtype=float))
+        _, counts, _ = self._sums(values)
+        kept, of = self._kept(counts), self._family[self.member.argmax(0)]  # (family, item), (prompt)
+        each = divide(kept, self._of_family @ counts)[of] / kept.sum(0)
+        return np.where(finite, each.reshape(finite.shape), 0.0)
+
+    def _kept(self, counts: Floats) -> NDArray[np.bool_]:
+        """Tell which families an item's mean is of ``(family, item)``: those of several clusters, else any."""
+        size = self._of_family @ (counts > 0)
+        return np.where((size > 1).any(0), size > 1, size > 0)
+
     def linear(self, values: Any) -> tuple[Floats, Floats]:
         """Return macro means ``(*items)`` and how each cluster moves its family's mean ``(cluster, *items)``.
 
@@ -291,7 +304,7 @@ class Clusters:
         present = counts > 0
         size = self._of_family @ present  # (family, item)
         total, count = self._of_family @ sums, self._of_family @ counts
-        kept = np.where((size > 1).any(0), size > 1, size > 0)
+        kept = self._kept(counts)
         macro = divide(np.where(kept, divide(total, count), 0.0).sum(0), kept.sum(0).astype(float))
         here = self._family
         weight = size[here] * divide(counts, count[here])

@@ -59,7 +59,7 @@ class Inputs:
     results: Mapping[str, xr.Dataset] = field(default_factory=dict)  # of the required probes, by name
     reference: Suite | None = None  # where mean ablation's means and the donors of resample ablation come from
     seed: int = 0  # of every random choice
-    draws: int = 2  # random directions of a control
+    draws: int = 4  # random directions of a control
     checkpoint: Checkpoint = field(default_factory=Checkpoint)  # keeps finished parts
     progress: Callable[[str, int, int], None] = no_progress  # (label, done, total); called often, cheap
 

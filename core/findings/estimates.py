@@ -35,6 +35,8 @@ Margin = float | tuple[float, float]
 BOUND = ("value", "low", "high")
 #: Ways of halving the templates that cross-fitted numbers are averaged over.
 SPLITS = 10
+#: Why a claim is open that clears its control by less than the standard error of the control's draws.
+TOO_FEW_DRAWS = "too few draws of its control"
 #: Permuted labels that are held at once.
 AT_ONCE = 2_000_000
 
@@ -98,6 +100,8 @@ class Statistic:
     log: bool
     control: Statistic | None = None
     words: Mapping[str, str] = field(default_factory=dict)
+    #: Standard error of an average over random draws ``(*dims)``, from the spread between draws of single prompts.
+    drawn: xr.DataArray | None = None
 
     @cached_property
     def _spread(self) -> tuple[xr.DataArray, xr.DataArray]:
@@ -150,13 +154,26 @@ class Statistic:
         alike = np.abs(gap.values) <= 1e-12 + 1e-9 * np.abs(theirs)  # rounding is no difference
         control = self.control - other.control if self.control is not None and other.control is not None else None
         point = gap.copy(deep=False, data=np.where(alike, 0.0, gap.values))
-        return Statistic(point, own.copy(deep=False, data=moved), self.log, control)
+        errors = [each.drawn**2 for each in (self, other) if each.drawn is not None]
+        drawn = sum(errors[1:], errors[0]) ** 0.5 if errors else None
+        return Statistic(point, own.copy(deep=False, data=moved), self.log, control, drawn=drawn)
 
     def isel(self, places: Mapping[Hashable, Any]) -> Statistic:
         """Return the numbers at some places."""
         control = self.control.isel(places) if self.control is not None else None
         point, moved = (each.isel(places, drop=True) for each in (self.point, self.moved))
-        return replace(self, point=point, moved=moved, control=control)
+        drawn = self.drawn.isel(places, drop=True) if self.drawn is not None else None
+        return replace(self, point=point, moved=moved, control=control, drawn=drawn)
+
+    def side(self, *, surely: bool = True) -> int:
+        """Return 1 when the interval of one number lies above 0 on the scale of inference, -1 when below, else 0.
+
+        Surely: of a number that rests on random draws, by more than their standard error. Otherwise other draws could
+        turn the verdict.
+        """
+        value, half = float(self.point), float(self.half())
+        error = float(self.drawn) if surely and self.drawn is not None else 0.0
+        return side(value - half - error, value + half + error, 0.0)
 
     def against(self, control: Statistic) -> Statistic:
         """Return the same with its control, which is as uncertain: their difference has to clear 0, too."""
@@ -170,9 +187,9 @@ class Statistic:
         """
         value, low, high = self.bounds().values.tolist()
         tests = [self, *([self - self.control] if self.control is not None else [])]
-        ends = [(low, high), *(bounds_of(each)[1:] for each in tests[1:])]
-        sides = [side(*each, 1.0 if self.log else 0.0) for each in ends]
+        sides, nearly = ([each.side(surely=surely) for each in tests] for surely in (True, False))
         claimed = [each * sides[0] for each in sides] if two_sided else sides
+        few = 0 in sides and len({*nearly}) == 1 and 0 not in nearly
         points = float(self.point)
         p = max(float(each.p()) for each in tests)
         if not two_sided and points < 0:  # of the claim, one side of the interval is tested all the same
@@ -188,9 +205,15 @@ class Statistic:
             own=claimed[0] if self.control is not None else None,
             **(self.within(margin) if margin is not None else {}),
             blocked="" if math.isfinite(low) or not known else "too few templates",
+            open=TOO_FEW_DRAWS if few else "",
             words=self.words,
             statistic=self,
         )
+
+
+def averaged(values: xr.DataArray) -> xr.DataArray:
+    """Return the means over the draws of each prompt, where there are any."""
+    return values.mean("draw") if "draw" in values.dims else values
 
 
 def bounds_of(statistic: Statistic | None) -> Bounds:
@@ -247,26 +270,49 @@ class Sample:
         below = np.where(below > 0, below, np.nan)
         return above / below, (moved - above / below * moved_below) / below
 
-    def _statistic(self, like: xr.DataArray, point: Floats, moved: Floats, *, log: bool) -> Statistic:
+    def _statistic(
+        self, like: xr.DataArray, point: Floats, moved: Floats, *, log: bool, drawn: xr.DataArray | None = None
+    ) -> Statistic:
         """Return numbers with the labels of values ``(prompt, *items)``."""
         import xarray as xr
 
         dims = like.dims[1:]
         coords: dict[Hashable, Any] = {dim: like[dim] for dim in dims if dim in like.coords}
         clusters = {**coords, "cluster": self._names}
-        return Statistic(xr.DataArray(point, coords, dims), xr.DataArray(moved, clusters, ("cluster", *dims)), log)
+        moves = xr.DataArray(moved, clusters, ("cluster", *dims))
+        return Statistic(xr.DataArray(point, coords, dims), moves, log, drawn=drawn)
+
+    def _drawn(self, moves: xr.DataArray) -> xr.DataArray | None:
+        """Return the standard error of a macro mean from ``moves (prompt, draw, *items)``, drawn for each prompt."""
+        if moves.sizes.get("draw", 1) == 1:
+            return None
+        averaged = moves.mean("draw").transpose("prompt", ...)
+        weights = averaged.copy(deep=False, data=self.clusters.weights(averaged.values))
+        known = moves.notnull().sum("draw")
+        error = (weights**2 * moves.var("draw", ddof=1) / known).sum("prompt") ** 0.5
+        return error.reset_coords(drop=True)
 
     def _over(self, top: xr.DataArray, bottom: xr.DataArray, *, log: bool) -> Statistic:
         import xarray as xr
 
-        both = xr.broadcast(*xr.align(top, bottom, join="inner", copy=False))
+        pair = xr.align(top, bottom, join="inner", copy=False)
+        both = xr.broadcast(*(averaged(values) for values in pair))
         top, bottom = (values.transpose("prompt", ...) for values in both)
-        return self._statistic(top, *self._quotients(top.values, bottom.values, log=log), log=log)
+        found = self._statistic(top, *self._quotients(top.values, bottom.values, log=log), log=log)
+        if not any("draw" in values.dims for values in pair):
+            return found
+        there = top.notnull() & bottom.notnull()
+        above, below = (self.mean(values.where(there)).point for values in (top, bottom))
+        moves = pair[0] / above - pair[1] / below if log else (pair[0] - pair[1] * above / below) / below
+        return replace(found, drawn=self._drawn(moves))
 
     def mean(self, values: xr.DataArray, *, log: bool = False) -> Statistic:
         """Return family-macro means; with ``log`` the interval is that of the logarithm (of what is positive)."""
-        values = values.transpose("prompt", ...)
-        return self._statistic(values, *self._means(values.values, log=log), log=log)
+        each = averaged(values).transpose("prompt", ...)
+        found = self._statistic(each, *self._means(each.values, log=log), log=log)
+        if "draw" not in values.dims:
+            return found
+        return replace(found, drawn=self._drawn(values / np.exp(found.point) if log else values))
 
     def effects(self, values: xr.DataArray) -> xr.DataArray:
         """Return macro means ``(*dims, bound)`` of what is never negative: 0 where nothing changed in any prompt."""

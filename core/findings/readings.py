@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from xatlas.errors import XatlasError
-from xatlas.findings.estimates import Sample
+from xatlas.findings.estimates import Sample, averaged
 from xatlas.twins import twins
 from xatlas.vocabulary import BOS_HABITS, SCOPES, STANDARD_ABLATIONS
 
@@ -97,19 +97,18 @@ class Effects:
         self.dataset = data
 
     def __getitem__(self, name: str) -> xr.DataArray:
-        array = self.dataset[name]
-        return array.mean("draw") if "draw" in array.dims else array
+        return averaged(self.dataset[name])
 
     def __contains__(self, name: str) -> bool:
         return name in self.dataset
 
     @property
     def control(self) -> xr.DataArray | None:
-        """``kl_control``, the control of the main ablation kind; None under other kinds, which have none."""
+        """``kl_control``, the control of the main ablation kind, with its draws; None under other kinds."""
         own = "kl_control" in self and (
             "ablation" not in self.reading.dataset.dims or self.setting.ablation == ABLATION
         )
-        return self["kl_control"] if own else None
+        return self.dataset["kl_control"] if own else None
 
     @property
     def first_layer(self) -> int:

@@ -18,13 +18,14 @@ ONE_KIND = "one kind"
 #: What each verdict means, for ``xatlas explain``.
 VERDICTS: dict[Verdict, str] = {
     "supported": "p, adjusted over the claims about the same model, is at most 0.05; the 95 % interval of the effect, "
-    "and that of effect over control, lie on the claimed side; every other ablation kind that was run gives the same "
-    "answer. Equality of two models is supported when the 90 % interval of their difference lies within the margin.",
+    "and that of effect over control (by more than the standard error of the control's draws), lie on the claimed "
+    "side; every other ablation kind that was run gives the same answer. Equality of two models is supported when the "
+    "90 % interval of their difference lies within the margin.",
     "refuted": "the interval of the effect, or that of effect over control, lies on the other side (its control does "
     "so even more), or the numbers are equal within the margin.",
     "undecided": "anything else; the reason says what is missing: too few templates, layers, heads or seeds (no p of "
-    "theirs could be at most 0.05), a tie, kinds that disagree, one kind alone, an effect that is no more than its "
-    "control.",
+    "theirs could be at most 0.05), too few draws of the control (more of them: --draws), a tie, kinds that disagree, "
+    "one kind alone, an effect that is no more than its control.",
     "artefact": "holds as it is usually published, and not as it is defined here.",
 }
 

@@ -11,15 +11,13 @@ from xatlas.comparisons.mlp_ratio import MlpRatio
 
 MODELS = ("lfm2-mini", "qwen-mini", "smollm2-mini")
 SEEDS = 10
-#: Twice the default: two random directions a prompt leave claims near the border to luck (three of 42 findings moved).
-DRAWS = 4
 
 
 def over_seeds(name):
     """Yield one model's results under each seed; what no seed can change is measured once."""
     model = xatlas.load(name)
     heads = xatlas.measure(model, "head_ablation", suite="quick", reporter=None)  # mean, without controls
-    whole = xatlas.measure(model, "layer_ablation", suite="quick", draws=DRAWS, reporter=None)
+    whole = xatlas.measure(model, "layer_ablation", suite="quick", reporter=None)
     yield {"layer_ablation": whole, "head_ablation": heads}
     for seed in range(1, SEEDS):
         drawn = xatlas.measure(
@@ -28,7 +26,6 @@ def over_seeds(name):
             parameters={"ablations": ["mean", "resample"]},
             suite="quick",
             seed=seed,
-            draws=DRAWS,
             reporter=None,
         )
         xr.testing.assert_allclose(drawn["kl"].sel(ablation="mean"), whole["kl"].sel(ablation="mean"), atol=1e-5)
@@ -50,7 +47,6 @@ def verdicts(results):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="two of 42 findings move: claims at the border of controls that vary widely between prompts")
 def test_at_most_one_finding_in_thirty_is_on_another_side_of_supported_under_any_of_ten_seeds():
     measured = zip(*map(over_seeds, MODELS), strict=True)
     runs = [verdicts(dict(zip(MODELS, held, strict=True))) for held in measured]

@@ -10,7 +10,7 @@ from xatlas.findings.sensitivity import as_asked, not_run
 from xatlas.suites import Prompt, Suite, read_suite, write_suite
 from xatlas.vocabulary import TEMPLATE_DATE
 
-JOB = {"bos": "always", "dtype": "bfloat16", "attention": "eager", "seed": 3, "draws": 4, "chat_template": True}
+JOB = {"bos": "always", "dtype": "bfloat16", "attention": "eager", "seed": 3, "draws": 3, "chat_template": True}
 
 
 def missing(synthetic, results, asked=None, **about):
@@ -54,7 +54,7 @@ def test_what_may_not_differ_is_said_again(synthetic, reference, ending):
         job=JOB | {"reference": "ab12", "template_date": "2026-05-01"},
         reference={"name": reference},
     )
-    options = "--dtype bfloat16 --attention eager --seed 3 --draws 4 --chat-template --template-date 2026-05-01"
+    options = "--dtype bfloat16 --attention eager --seed 3 --draws 3 --chat-template --template-date 2026-05-01"
     start = "xatlas run a --probes layer_ablation --suite quick --bos native"
     assert found["position 0: bos native"] == f"{start} {options}{ending}"
 

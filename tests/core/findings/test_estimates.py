@@ -114,6 +114,45 @@ def test_a_control_is_as_uncertain_as_the_effect():
     assert effect.against(wild).evidence().side == 0
 
 
+def drawn(rng, means, draws):
+    """Return values ``(prompt, draw, layer)``: a mean for each prompt and layer, times what varies between draws."""
+    each = means[:, None] * np.exp(rng.normal(-0.5, 1, (len(means), draws, means.shape[1])))
+    return xr.DataArray(each, dims=("prompt", "draw", "layer"), coords={"layer": np.arange(means.shape[1])})
+
+
+@pytest.mark.parametrize("templates", [[5] * 12, [2, 1, 9]])
+def test_the_error_of_the_draws_is_how_much_other_draws_move_the_number(templates):
+    families = np.repeat(np.arange(len(templates)), templates)
+    sample = Sample(families, np.concatenate([np.arange(n) for n in templates]))
+    rng = np.random.default_rng(0)
+    means = np.exp(rng.normal(0, 0.5, (len(families), 2)))
+    held = array(means * 3, "layer").sel(layer=0, drop=True)
+    ratios, means_over, errors = [], [], []
+    for _ in range(200):
+        control = drawn(rng, means, 8)
+        ratio = sample.ratio(control.sel(layer=0, drop=True), control.sel(layer=1, drop=True))
+        over = sample.mean(held, log=True) - sample.mean(control, log=True).isel({"layer": 1})
+        assert sample.ratio(held, control.sel(layer=0, drop=True)).drawn is not None
+        ratios.append(float(ratio.point))
+        means_over.append(float(over.point))
+        errors.append((float(ratio.drawn), float(over.drawn)))
+    told = np.sqrt(np.square(errors).mean(0))
+    assert told == pytest.approx([np.std(ratios), np.std(means_over)], rel=0.15)
+
+
+def test_what_clears_its_control_by_less_than_the_error_of_the_draws_is_open():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    control = drawn(rng, np.exp(rng.normal(0, 0.3, (60, 1))), 2).isel(layer=0, drop=True)
+    chance = sample.mean(control, log=True)
+    gap = chance - sample.mean(control.mean("draw") * 0 + 1, log=True)
+    assert 0 < float(gap.drawn) < float(gap.half())
+    for beyond, expected in ((-0.5, 0), (0.5, 0), (1.5, 1)):
+        reach = float(chance.point) + float(chance.half()) + beyond * float(chance.drawn)
+        found = sample.mean(control.mean("draw") * 0 + np.exp(reach), log=True).against(chance).evidence()
+        assert (found.side, bool(found.open)) == (expected, beyond == 0.5)
+        assert (found.p <= 0.05) == (beyond > 0)
+
+
 def test_what_the_data_contradict_has_a_large_p():
     """Else it would stand first in Holm's order, and the other claims would be adjusted for fewer."""
     below = balanced(2, 5).mean(array(0.5 * np.exp(np.random.default_rng(0).normal(0, 0.1, 10))), log=True)
