@@ -16,15 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds, Evidence
-from xatlas.stats import (
-    LEVEL,
-    Clusters,
-    Floats,
-    divide,
-    orders,
-    t_quantile,
-    t_tail,
-)
+from xatlas.stats import LEVEL, Clusters, Floats, divide, orders, t_quantile, t_tail
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -270,27 +262,23 @@ class Sample:
         below = np.where(below > 0, below, np.nan)
         return above / below, (moved - above / below * moved_below) / below
 
-    def _statistic(
-        self, like: xr.DataArray, point: Floats, moved: Floats, *, log: bool, drawn: xr.DataArray | None = None
-    ) -> Statistic:
+    def _statistic(self, like: xr.DataArray, point: Floats, moved: Floats, *, log: bool) -> Statistic:
         """Return numbers with the labels of values ``(prompt, *items)``."""
         import xarray as xr
 
         dims = like.dims[1:]
         coords: dict[Hashable, Any] = {dim: like[dim] for dim in dims if dim in like.coords}
         clusters = {**coords, "cluster": self._names}
-        moves = xr.DataArray(moved, clusters, ("cluster", *dims))
-        return Statistic(xr.DataArray(point, coords, dims), moves, log, drawn=drawn)
+        return Statistic(xr.DataArray(point, coords, dims), xr.DataArray(moved, clusters, ("cluster", *dims)), log)
 
     def _drawn(self, moves: xr.DataArray) -> xr.DataArray | None:
         """Return the standard error of a macro mean from ``moves (prompt, draw, *items)``, drawn for each prompt."""
         if moves.sizes.get("draw", 1) == 1:
             return None
-        averaged = moves.mean("draw").transpose("prompt", ...)
-        weights = averaged.copy(deep=False, data=self.clusters.weights(averaged.values))
-        known = moves.notnull().sum("draw")
-        error = (weights**2 * moves.var("draw", ddof=1) / known).sum("prompt") ** 0.5
-        return error.reset_coords(drop=True)
+        each = moves.mean("draw").transpose("prompt", ...)
+        weights = each.copy(deep=False, data=self.clusters.weights(each.values))
+        variance = weights**2 * moves.var("draw", ddof=1) / moves.count("draw")
+        return variance.sum("prompt").reset_coords(drop=True) ** 0.5
 
     def _over(self, top: xr.DataArray, bottom: xr.DataArray, *, log: bool) -> Statistic:
         import xarray as xr

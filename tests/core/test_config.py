@@ -37,7 +37,11 @@ JOB = Job(
 def test_keys_are_what_they_always_were():
     """A change here makes every stored atlas unreadable as the same jobs."""
     dated = dataclasses.replace(JOB, chat_template=True, template_date="2025-01-01")
-    assert (JOB.key, dated.key, Job("m", "w", "p").key) == ("2c0cbf435fcc4b76", "2bff269dc48e7544", "0339ce6b1b1186f6")
+    assert (JOB.key, dated.key, Job("m", "w", "p", draws=2).key) == (
+        "2c0cbf435fcc4b76",
+        "2bff269dc48e7544",
+        "0339ce6b1b1186f6",
+    )
 
 
 def test_a_config_gives_jobs_every_setting_that_keys_hold():

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from storing import JOB as TOY
 
-JOB = dataclasses.replace(TOY, probe="layer_ablation")
+JOB = dataclasses.replace(TOY, probe="layer_ablation", draws=2)
 
 
 def test_key_is_what_it_always_was():
