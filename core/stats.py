@@ -285,13 +285,14 @@ class Clusters:
         finite = np.isfinite(np.asarray(values, dtype=float))
         _, counts, _ = self._sums(values)
         kept, of = self._kept(counts), self._family[self.member.argmax(0)]  # (family, item), (prompt)
-        each = divide(kept, self._of_family @ counts)[of] / kept.sum(0)
+        each = divide(kept.astype(float), self._of_family @ counts)[of] / kept.sum(0)
         return np.where(finite, each.reshape(finite.shape), 0.0)
 
     def _kept(self, counts: Floats) -> NDArray[np.bool_]:
         """Tell which families an item's mean is of ``(family, item)``: those of several clusters, else any."""
         size = self._of_family @ (counts > 0)
-        return np.where((size > 1).any(0), size > 1, size > 0)
+        kept: NDArray[np.bool_] = np.where((size > 1).any(0), size > 1, size > 0)
+        return kept
 
     def linear(self, values: Any) -> tuple[Floats, Floats]:
         """Return macro means ``(*items)`` and how each cluster moves its family's mean ``(cluster, *items)``.

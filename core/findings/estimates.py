@@ -146,8 +146,8 @@ class Statistic:
         alike = np.abs(gap.values) <= 1e-12 + 1e-9 * np.abs(theirs)  # rounding is no difference
         control = self.control - other.control if self.control is not None and other.control is not None else None
         point = gap.copy(deep=False, data=np.where(alike, 0.0, gap.values))
-        errors = [each.drawn**2 for each in (self, other) if each.drawn is not None]
-        drawn = sum(errors[1:], errors[0]) ** 0.5 if errors else None
+        luck = [each.drawn**2 for each in (self, other) if each.drawn is not None]
+        drawn = sum(luck[1:], luck[0]) ** 0.5 if luck else None
         return Statistic(point, own.copy(deep=False, data=moved), self.log, control, drawn=drawn)
 
     def isel(self, places: Mapping[Hashable, Any]) -> Statistic:
