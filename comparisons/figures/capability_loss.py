@@ -9,6 +9,7 @@ from xatlas.comparisons.figures import lettering, style
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from xatlas import Finding
@@ -28,22 +29,27 @@ def draw(dataset: xr.Dataset, findings: Sequence[Finding]) -> Figure:
     broken = {(each.model, each.name) for each in findings if each.verdict == "supported"}
     norm = Normalize(-1, 1)
     scale = ScalarMappable(norm, "RdBu_r")
-    with style.context():
-        claimed = [[each.verdict == "supported" for each in findings if each.model == model] for model in models]
-        said = [f"{sum(own)} of {len(own)} claims hold" for own in claimed]
-        made, panels, _ = style.blocks(dataset, models, said, (1.6 + 0.15 * beyond.sizes["removed"],))
-        for model, (axes,) in zip(models, panels, strict=True):
-            own = beyond.sel(model=model).dropna("removed", how="all")
-            names = list(map(str, own["removed"].values))
-            axes.pcolormesh(own.transpose("removed", "category").values, cmap=scale.cmap, norm=norm, gid=model)
-            for y, removed in enumerate(names):
-                for x, category in enumerate(map(str, own["category"].values)):
-                    if (model, f"{removed}: {category}") in broken:
-                        axes.plot([x + 0.5], [y + 0.5], **_BREAKS)
-            axes.set_xticks([x + 0.5 for x in range(len(categories))], categories, fontsize=_NAMES, rotation=90)
-            axes.set_yticks([y + 0.5 for y in range(len(names))], names, fontsize=_NAMES)
-            axes.invert_yaxis()
-            axes.grid(visible=False)
+    claimed = [[each.verdict == "supported" for each in findings if each.model == model] for model in models]
+    said = [f"{sum(own)} of {len(own)} claims hold" for own in claimed]
+
+    def panel(axes: Axes, one: xr.Dataset, _: str) -> bool:
+        model = str(one["model"].item())
+        own = beyond.sel(model=model).dropna("removed", how="all")
+        names = list(map(str, own["removed"].values))
+        axes.pcolormesh(own.transpose("removed", "category").values, cmap=scale.cmap, norm=norm, gid=model)
+        for y, removed in enumerate(names):
+            for x, category in enumerate(map(str, own["category"].values)):
+                if (model, f"{removed}: {category}") in broken:
+                    axes.plot([x + 0.5], [y + 0.5], **_BREAKS)
+        axes.set_xticks([x + 0.5 for x in range(len(categories))], categories, fontsize=_NAMES, rotation=90)
+        axes.set_yticks([y + 0.5 for y in range(len(names))], names, fontsize=_NAMES)
+        axes.invert_yaxis()
+        axes.grid(visible=False)
+        return False
+
+    def explain(panels: list[list[Axes]]) -> None:
         style.scale([axes for (axes,) in panels], scale, "share of tests lost beyond the control", beyond="neither")
-        style.legend(made, [("breaks: claim supported", _BREAKS)])
-    return made
+
+    entries: style.Entries = [("breaks: claim supported", _BREAKS)]
+    parts = [(1.6 + 0.15 * beyond.sizes["removed"], panel)]
+    return style.by_model(dataset, None, said, parts, entries, after=explain)

@@ -21,16 +21,23 @@ _CONTROL: dict[str, Any] = {"color": style.CONTROL, "lw": 1.2, "marker": "|", "m
 _SIZE = 7.5
 
 
-def draw(axes: Axes, rows: Sequence[Row], *, edges: tuple[float, float] = (0.0, math.inf), none: float = 1.0) -> bool:
+def draw(
+    axes: Axes,
+    rows: Sequence[Row],
+    label: str,
+    *,
+    edges: tuple[float, float] = (0.0, math.inf),
+    shares: bool = False,
+) -> bool:
     """Draw findings' numbers with intervals, controls and twins, one row each; return whether any is clipped.
 
-    A row is its name, its colour, and a finding; a text where there is none, an empty one for a heading.
+    They are ratios, unless they are ``shares``.
     """
-    clipped, names = False, _names([name for name, _, _ in rows])
+    clipped, names = False, _names(rows)
     for y, (_, colour, found) in enumerate(rows):
         if isinstance(found, str) or math.isnan(found["finding_number"].values[0]):
             text = found if isinstance(found, str) else str(found["finding_reason"].item())
-            axes.text(none, y, f"  {text}", va="center", fontsize=7, color="#666666")
+            axes.text(0.0 if shares else 1.0, y, f"  {text}", va="center", fontsize=7, color="#666666")
             continue
         fill = colour if found["finding_verdict"].item() == "supported" else "white"
         gid = f"{found['finding_name'].item()}-{found['finding_model'].item()}"
@@ -43,11 +50,25 @@ def draw(axes: Axes, rows: Sequence[Row], *, edges: tuple[float, float] = (0.0, 
                 clipped |= _interval(axes, at, bounds, edges, look, 3)
     axes.set_ylim(len(rows) - 0.4, -0.5)
     axes.set_yticks(range(len(rows)), names, fontsize=_SIZE)
-    for label, (_, colour, _) in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(colour)
+    for name, (_, colour, _) in zip(axes.get_yticklabels(), rows, strict=True):
+        name.set_color(colour)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
+    axes.set_xlabel(label)
+    if shares:
+        axes.set_xlim(0, 1.03)
+    else:
+        style.log_axis(axes, "x", about=(0.5, 2))
     return clipped
+
+
+def of_models(dataset: xr.Dataset, claim: str, absent: str) -> list[Row]:
+    """Return one row a model with what was found of a claim, or what is absent."""
+    rows: list[Row] = []
+    for model, colour in style.colours(map(str, dataset["model"].values)).items():
+        found = style.finding(dataset, claim, model)
+        rows.append((model, colour, absent if found is None else found))
+    return rows
 
 
 def _interval(axes: Axes, y: float, bounds: Any, edges: tuple[float, float], look: dict[str, Any], size: float) -> bool:
@@ -66,9 +87,9 @@ def _interval(axes: Axes, y: float, bounds: Any, edges: tuple[float, float], loo
     return bool(beyond)
 
 
-def height(names: Sequence[str]) -> float:
+def height(rows: Sequence[Row]) -> float:
     """Return how high a panel with these rows is, in inches."""
-    return 0.7 + sum(max(0.24, 0.16 * (1 + name.count("\n"))) for name in _names(names))
+    return 0.7 + sum(max(0.24, 0.16 * (1 + name.count("\n"))) for name in _names(rows))
 
 
 def entries(dataset: xr.Dataset, what: str) -> style.Entries:
@@ -78,5 +99,5 @@ def entries(dataset: xr.Dataset, what: str) -> style.Entries:
     return [*found, ("untrained twins", curves.TWIN)] if dataset.sizes.get("twin") else found
 
 
-def _names(names: Sequence[str]) -> list[str]:
-    return [lettering.fitted(name, style.within(1.9), _SIZE, lines=3) for name in names]
+def _names(rows: Sequence[Row]) -> list[str]:
+    return [lettering.fitted(name, style.within(1.9), _SIZE, lines=3) for name, _, _ in rows]

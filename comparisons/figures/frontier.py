@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,29 +35,25 @@ _FLOOR = 1e-6
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Draw each model's curves, and the quotients of strategies that both have learnt as much."""
-    models = list(map(str, dataset["model"].values))
-    said = style.said(dataset, "random_over_guided", models, "no layers to draw from")
     rows: list[forest.Row] = []
-    for model in models:
+    for model in map(str, dataset["model"].values):
         found = [(*row, style.finding(dataset, name, model)) for name, row in _ROWS.items()]
         rows += [(f"{model}\n{name}", _COLOURS[one], each) for name, one, each in found if each is not None]
-    with style.context():
-        below = forest.height([name for name, _, _ in rows]) if rows else 0.0
-        made, panels, last = style.blocks(dataset, models, said, (2.4,), below)
-        for model, (axes,) in zip(models, panels, strict=True):
-            _curves(axes, dataset.sel(model=model))
-        entries: list[Any] = [(name, {"color": colour, "marker": "."}) for name, colour in _COLOURS.items()]
-        if last is not None:
-            last.axvline(1, color=style.CONTROL, lw=1)
-            forest.draw(last, rows)
-            style.log_axis(last, "x", about=(0.5, 2))
-            last.set_xlabel("KL shift at equal held-out loss, quotient")
-            entries += [entry for entry in forest.entries(dataset, "quotient") if entry[0] != "control"]
-        style.legend(made, entries)
-    return made
+    entries: style.Entries = [(name, {"color": colour, "marker": "."}) for name, colour in _COLOURS.items()]
+    if rows:
+        entries += [entry for entry in forest.entries(dataset, "quotient") if entry[0] != "control"]
+
+    def quotients(axes: Axes) -> bool:
+        axes.axvline(1, color=style.CONTROL, lw=1)
+        forest.draw(axes, rows, "KL shift at equal held-out loss, quotient")
+        return False  # nothing is beyond an axis without edges
+
+    said = style.said(dataset, "random_over_guided", "no layers to draw from")
+    below = (forest.height(rows), quotients) if rows else None
+    return style.by_model(dataset, None, said, [(2.4, _curves)], entries, below=below)
 
 
-def _curves(axes: Axes, one: xr.Dataset) -> None:
+def _curves(axes: Axes, one: xr.Dataset, _: str) -> bool:
     for name, colour in _COLOURS.items():
         if name not in one["strategy"].values:
             continue
@@ -69,3 +65,4 @@ def _curves(axes: Axes, one: xr.Dataset) -> None:
     style.log_axis(axes)
     axes.set_xlabel("held-out loss, nats (learnt →)")
     style.label_y(axes, "KL shift elsewhere, nats")
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,32 +28,24 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
-    models = list(map(str, dataset["model"].values))
-    said, palette = style.said(dataset, "top_share", models, "no heads"), style.colours(models)
+    ends, rows = _ends(dataset), forest.of_models(dataset, "top_share", "no heads")
     entries: style.Entries = [("five strongest heads", _RING), ("strongest in a family (larger: in more)", _LEADS)]
     entries.append(("layer without heads", _ABSENT))
-    if ax is not None:
-        return style.alone(ax, dataset, _map, said[0], entries)
-    with style.context():
-        height, ends = forest.height(models), _ends(dataset)
-        made, panels, below = style.blocks(dataset, models, said, (2.4,), height)
-        assert below is not None
-        for model, (axes,) in zip(models, panels, strict=True):
-            _map(axes, dataset.sel(model=model), "", ends)
+    entries += forest.entries(dataset, "share") if ax is None else []
+
+    def explain(panels: list[list[Axes]]) -> None:
         beyond = "min" if bool((_times(dataset) < ends[0]).any()) else "neither"
         label = "KL over the model's mean head's, ratio"
         bar = style.scale([axes for (axes,) in panels], ScalarMappable(LogNorm(*ends), "cividis"), label, beyond=beyond)
         ticks = style.round_ticks(*ends)
         bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
-        rows: list[forest.Row] = []
-        for model, colour in palette.items():
-            found = style.finding(dataset, "top_share", model)
-            rows.append((model, colour, "no heads" if found is None else found))
-        forest.draw(below, rows, none=0.0)
-        below.set_xlim(0, 1.03)
-        below.set_xlabel("share of the five strongest heads")
-        style.legend(made, [*entries, *forest.entries(dataset, "share")])
-    return made
+
+    def shares(axes: Axes) -> bool:
+        return forest.draw(axes, rows, "share of the five strongest heads", shares=True)
+
+    said, below = style.said(dataset, "top_share", "no heads"), (forest.height(rows), shares)
+    parts = [(2.4, partial(_map, ends=ends))]
+    return style.by_model(dataset, ax, said, parts, entries, below=below, after=explain)
 
 
 def _times(dataset: xr.Dataset) -> xr.DataArray:
@@ -71,11 +64,9 @@ def _ends(dataset: xr.Dataset) -> tuple[float, float]:
     return float(found[0]), float(found[1])
 
 
-def _map(axes: Axes, one: xr.Dataset, _: str, ends: tuple[float, float] | None = None) -> bool:
+def _map(axes: Axes, one: xr.Dataset, _: str, ends: tuple[float, float]) -> bool:
     from matplotlib.colors import LogNorm
 
-    one = style.layers(one)
-    ends = ends or _ends(one)
     effect = _times(one).transpose("layer", "head").values
     held = np.isfinite(effect).any(0)
     effect = effect[:, held] if held.any() else effect[:, :1]

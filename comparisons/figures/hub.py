@@ -23,22 +23,16 @@ _EDGES = (style.FLOOR, math.inf)
 
 def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
     """Draw two panels per model: effects with their controls, and P(rank 1) per layer below."""
-    models = list(map(str, dataset["model"].values))
-    said = style.said(dataset, "hub", models, "no joint effect")
-    if ax is not None:
-        return style.alone(ax, dataset, _effects, said[0], _entries(dataset))
-    with style.context():
-        made, panels, _ = style.blocks(dataset, models, said, (2.2, 0.6))
-        palette, clipped = style.colours(models), False
-        for model, (top, below) in zip(models, panels, strict=True):
-            one = dataset.sel(model=model)
-            clipped |= _effects(top, one, palette[model])
+
+    def bare(panels: list[list[Axes]]) -> None:
+        for top, _ in panels:
             top.tick_params(labelbottom=False)
             top.set_xlabel("")
-            _ranks(below, one, palette[model])
-        low = [(f"below {style.FLOOR:g} nats", style.BEYOND)] if clipped else []
-        style.legend(made, [*_entries(dataset), *low])
-    return made
+
+    said = style.said(dataset, "hub", "no joint effect")
+    parts = ((2.2, _effects), (0.6, _ranks))
+    beyond = f"below {style.FLOOR:g} nats"
+    return style.by_model(dataset, ax, said, parts, _entries(dataset), beyond=beyond, after=bare)
 
 
 def _entries(dataset: xr.Dataset) -> style.Entries:
@@ -56,26 +50,22 @@ def _entries(dataset: xr.Dataset) -> style.Entries:
 
 
 def _effects(axes: Axes, one: xr.Dataset, colour: str) -> bool:
-    one = style.layers(one)
-    layers = one["layer"].values
-    effect = one["effect"].transpose("component", "bound", "layer")
-    joint = one.sel(component="joint")
+    layers, effect, joint = one["layer"].values, one["effect"], one.sel(component="joint")
     clipped = curves.untrained(axes, layers, joint, "effect", edges=_EDGES)
     if "control" in one:
-        control = one["control"].sel(component="joint").transpose("bound", "layer").values
-        clipped |= curves.draw(axes, layers, control, style.CONTROL, edges=_EDGES, lw=1)
+        clipped |= curves.draw(axes, layers, joint["control"], color=style.CONTROL, edges=_EDGES, lw=1)
     for component, dashes in DASHES.items():
-        values = effect.sel(component=component, bound="value").values
-        clipped |= curves.draw(axes, layers, values, colour, edges=_EDGES, lw=1, ls=dashes, alpha=0.75)
-    values, types = effect.sel(component="joint").values, one["operator_type"].values.astype(str)
-    clipped |= curves.draw(axes, layers, values, colour, edges=_EDGES, types=types, gid="joint")
+        values = effect.sel(component=component, bound="value")
+        clipped |= curves.draw(axes, layers, values, color=colour, edges=_EDGES, lw=1, ls=dashes, alpha=0.75)
+    clipped |= curves.draw(axes, layers, joint["effect"], color=colour, edges=_EDGES, typed=True, gid="joint")
     if "position_effect" in one:
         parts = one["position_effect"].sel(where="first", bound="value", component=list(DASHES))
         first = parts.max("component").values
         axes.plot(layers, np.where(first > style.FLOOR, first, np.nan), **_FIRST)
+    value = joint["effect"].sel(bound="value").values
     for width, chosen in ((1.4, joint["hub"].values == layers), (0.6, joint["tied"].values == 1)):
         if chosen.any():
-            axes.plot(layers[chosen], np.maximum(values[0, chosen], style.FLOOR), mew=width, **_RING, gid="hub")
+            axes.plot(layers[chosen], np.maximum(value[chosen], style.FLOOR), mew=width, **_RING, gid="hub")
     style.log_axis(axes)
     style.layer_axis(axes, len(layers))
     style.label_y(axes, "KL(clean ‖ ablated), nats")
@@ -83,12 +73,10 @@ def _effects(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     return clipped
 
 
-def _ranks(axes: Axes, one: xr.Dataset, colour: str) -> None:
-    one = style.layers(one)
+def _ranks(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     chance = one["p_rank1"].sel(component="joint").values
     axes.bar(one["layer"].values, np.nan_to_num(chance), color=colour, width=0.75)
-    axes.set_ylim(0, 1)
-    axes.set_yticks([0, 0.5, 1])
+    axes.set(ylim=(0, 1), yticks=[0, 0.5, 1], xlabel="layer")
     style.label_y(axes, "P(rank 1)")
-    axes.set_xlabel("layer")
     style.layer_axis(axes, one.sizes["layer"])
+    return False

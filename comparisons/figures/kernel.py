@@ -13,30 +13,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Colours of taps, current token first; they are no models, so they take other colours.
-_COLOURS = ("#004488", "#BB5566", "#DDAA33", "#44AA99", "#999933", "#882255")
 _PANELS = {"weight": "absolute weight", "effective": "effective size", "causal": "KL without the tap"}
 
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Draw one row per model that has conv layers: shares of taps by weight, by effective size, and causally."""
-    there = dataset["weight_share"].notnull().any(("layer", "tap")).values
-    models = [str(model) for model, conv in zip(dataset["model"].values, there, strict=True) if conv]
+    dataset, without = style.having(dataset, "weight_share")
+    models = list(map(str, dataset["model"].values))
     taps = sorted(dataset["tap"].values.tolist(), reverse=True)
-    colours = {tap: _COLOURS[number % len(_COLOURS)] for number, tap in enumerate(taps)}
+    colours = {tap: style.PARTS[number % len(style.PARTS)] for number, tap in enumerate(taps)}
+    footer = (f"no conv layers: {', '.join(sorted(without))}; " if without else "") + dataset.attrs["suite"]
+    if not models:
+        return style.empty(9.2, 3.3, footer, "conv layers")
     with style.context():
-        without = sorted(set(map(str, dataset["model"].values)) - set(models))
-        footer = (f"no conv layers: {', '.join(without)}; " if without else "") + dataset.attrs["suite"]
         titles = [[_title(dataset.sel(model=model), name) for name in _PANELS] for model in models]
         for row, model in zip(titles, models, strict=True):
             row[0] = f"{lettering.fitted(model, style.within(2.7), 8.5, bold=True)}\n{row[0]}"
-        height = sum(1.75 + lettering.extra(row, 8.5) for row in titles) or 2.0
+        height = sum(1.75 + lettering.extra(row, 8.5) for row in titles)
         made = style.figure(9.2, 1.3 + height, footer)
-        if not models:
-            axes = made.subplots()
-            axes.set_axis_off()
-            axes.text(0.5, 0.5, "no model here has conv layers", ha="center", va="center", color="#666666")
-            return made
         grid = made.subplots(len(models), len(_PANELS), squeeze=False, sharey=True)
         for row, model, above in zip(grid, models, titles, strict=True):
             for axes, part, title in zip(row, _PANELS, above, strict=True):

@@ -24,47 +24,36 @@ _ROWS = {
 
 def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
     """Draw MLP over operator along depth; below it the ratio over all layers, and by operator type."""
-    models = list(map(str, dataset["model"].values))
-    said, palette = style.said(dataset, "mlp_over_operator", models, "no MLPs"), style.colours(models)
-    entries: style.Entries = [*style.kinds(dataset)]
+    entries = style.kinds(dataset)
     if "mlp_over_operator_control" in dataset:
         entries.append(("ratio of the controls, 95 % band", {"color": style.CONTROL, "marker": ".", "ms": 3, "lw": 1}))
-    if ax is not None:
-        return style.alone(ax, dataset, _curves, said[0], [*entries, *curves.twin_entries(dataset)])
+    entries += forest.entries(dataset, "ratio") if ax is None else curves.twin_entries(dataset)
     rows: list[forest.Row] = []
-    for model in models:
-        rows.append((model, palette[model], ""))
+    for model, colour in style.colours(map(str, dataset["model"].values)).items():
+        rows.append((model, colour, ""))
         types = str(dataset["types"].sel(model=model).item())
         for name, label in _ROWS.items():
             found = style.finding(dataset, name, model)
             if found is not None:
-                rows.append((label.format(types=types), palette[model], found))
-    with style.context():
-        made, panels, below = style.blocks(dataset, models, said, (1.8,), forest.height([row[0] for row in rows]))
-        assert below is not None
-        beyond = False
-        for model, (axes,) in zip(models, panels, strict=True):
-            beyond |= _curves(axes, dataset.sel(model=model), palette[model])
-        below.axvline(1, color=style.INK, lw=0.8)
-        beyond |= forest.draw(below, rows, edges=EDGES)
-        style.log_axis(below, "x", about=(0.5, 2))
-        below.set_xlabel("ratio, with its 95 % interval")
-        entries += [*forest.entries(dataset, "ratio"), *([("beyond the panel", style.BEYOND)] if beyond else [])]
-        style.legend(made, entries)
-    return made
+                rows.append((label.format(types=types), colour, found))
+
+    def ratios(axes: Axes) -> bool:
+        axes.axvline(1, color=style.INK, lw=0.8)
+        return forest.draw(axes, rows, "ratio, with its 95 % interval", edges=EDGES)
+
+    said, below = style.said(dataset, "mlp_over_operator", "no MLPs"), (forest.height(rows), ratios)
+    return style.by_model(dataset, ax, said, [(1.8, _curves)], entries, below=below)
 
 
 def _curves(axes: Axes, one: xr.Dataset, colour: str) -> bool:
-    one = style.layers(one)
     axes.axhline(1, color=style.INK, lw=0.8)
-    beyond = curves.untrained(axes, one["layer"], one, "mlp_over_operator", edges=EDGES)
-    if "mlp_over_operator_control" in one:
-        control = one["mlp_over_operator_control"].transpose("bound", "layer").values
-        beyond |= curves.draw(axes, one["layer"], control, style.CONTROL, edges=EDGES, lw=1)
-    ratio, types = one["mlp_over_operator"].transpose("bound", "layer").values, one["operator_type"].values.astype(str)
-    beyond |= curves.draw(axes, one["layer"], ratio, colour, types=types, edges=EDGES, gid="ratio")
+    name, layers = "mlp_over_operator", one["layer"]
+    clipped = curves.untrained(axes, layers, one, name, edges=EDGES)
+    if f"{name}_control" in one:
+        clipped |= curves.draw(axes, layers, one[f"{name}_control"], color=style.CONTROL, edges=EDGES, lw=1)
+    clipped |= curves.draw(axes, layers, one[name], color=colour, typed=True, edges=EDGES, gid="ratio")
     style.log_axis(axes, about=(0.5, 2))
     style.layer_axis(axes, one.sizes["layer"])
     axes.set_xlabel("layer")
     style.label_y(axes, "MLP over operator, ratio")
-    return beyond
+    return clipped

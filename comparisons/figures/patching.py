@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,27 +34,20 @@ _ABSENT: dict[str, Any] = {"marker": "s", "ls": "none", "color": "#D9D9D9", "ms"
 
 def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
     """Draw the stream at each position, then maps of ``denoise`` recovery, for each model."""
-    models = list(map(str, dataset["model"].values))
-    said = [_said(dataset, model) for model in models]
     entries = _entries(dataset)
-    if ax is not None:
-        return style.alone(ax, dataset, _handover, said[0], entries)
-    palette = style.colours(models)
-    with style.context():
-        made, panels, _ = style.blocks(dataset, models, said, (1.7, 0.8, 0.8))
-        clipped = False
-        for model, (top, *maps) in zip(models, panels, strict=True):
-            clipped |= _handover(top, dataset.sel(model=model), palette[model])
-            for axes, (site, title) in zip(maps, _MAPS.items(), strict=True):
-                mesh = _map(axes, dataset.sel(model=model), site, title)
-            axes.set_xlabel("layer")
-        every = [axes for _, *maps in panels for axes in maps]
+    entries += [("absent", _ABSENT)] if ax is None else []
+
+    def explain(panels: list[list[Axes]]) -> None:
         cells = dataset["recovery"].sel(site=list(_MAPS), mode="denoise", bound="value")
         outside = bool(((cells < 0) | (cells > 1)).any())
-        style.scale(every, mesh, "recovery", beyond="both" if outside else "neither")
-        entries += [("absent", _ABSENT), *([("beyond the panel", style.BEYOND)] if clipped else [])]
-        style.legend(made, entries)
-    return made
+        maps = [axes for _, *own in panels for axes in own]
+        for axes in maps[1::2]:
+            axes.set_xlabel("layer")
+        style.scale(maps, maps[-1].collections[0], "recovery", beyond="both" if outside else "neither")
+
+    said = [_said(dataset, model) for model in map(str, dataset["model"].values)]
+    parts: list[tuple[float, style.Panel]] = [(1.7, _handover), *((0.8, partial(_map, site=site)) for site in _MAPS)]
+    return style.by_model(dataset, ax, said, parts, entries, after=explain)
 
 
 def _entries(dataset: xr.Dataset) -> style.Entries:
@@ -83,23 +77,20 @@ def _said(dataset: xr.Dataset, model: str) -> str:
 
 
 def _handover(axes: Axes, one: xr.Dataset, colour: str) -> bool:
-    one = style.layers(one)
-    layers, types = one["layer"].values, one["operator_type"].values.astype(str)
-    stream = one.sel(site="resid_post", mode="denoise").transpose(..., "bound", "layer")
+    layers, stream = one["layer"].values, one.sel(site="resid_post", mode="denoise")
+    recovery, last = stream["recovery"], stream.sel(position="last")
     axes.axhline(HALF, color="#BBBBBB", lw=0.8, ls=":")
-    control = stream["recovery_control"].sel(position="last").values
-    clipped = curves.untrained(axes, layers, stream.sel(position="last"), "recovery", edges=_EDGES)
-    clipped |= curves.draw(axes, layers, control, style.CONTROL, edges=_EDGES, lw=1)
+    clipped = curves.untrained(axes, layers, last, "recovery", edges=_EDGES)
+    clipped |= curves.draw(axes, layers, last["recovery_control"], color=style.CONTROL, edges=_EDGES, lw=1)
     for position, look in _LOOKS.items():
-        values = stream["recovery"].sel(position=position).values
-        values = values if position == "subject" else values[0]
-        clipped |= curves.draw(axes, layers, values, colour, edges=_EDGES, **look)
-    last = stream["recovery"].sel(position="last").values
-    clipped |= curves.draw(axes, layers, last, colour, types=types, edges=_EDGES, gid="readout")
+        values = recovery.sel(position=position)
+        values = values if position == "subject" else values.sel(bound="value")
+        clipped |= curves.draw(axes, layers, values, color=colour, edges=_EDGES, **look)
+    clipped |= curves.draw(axes, layers, last["recovery"], color=colour, typed=True, edges=_EDGES, gid="readout")
     onset = float(one["onset"].sel(mode="denoise", bound="value"))
     if not np.isnan(onset):
         layer = round(onset * (len(layers) - 1))
-        axes.plot([layer], [last[0, layer]], **_ONSET, gid="onset")
+        axes.plot([layer], [float(last["recovery"].sel(bound="value")[layer])], **_ONSET, gid="onset")
     axes.plot(layers[-1:], [1.0], **_SURE)
     axes.set_ylim(*_EDGES)
     style.layer_axis(axes, len(layers))
@@ -108,17 +99,16 @@ def _handover(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     return clipped
 
 
-def _map(axes: Axes, one: xr.Dataset, site: str, title: str) -> Any:
-    one = style.layers(one)
+def _map(axes: Axes, one: xr.Dataset, _: str, site: str) -> bool:
     chosen = one["recovery"].sel(site=site, mode="denoise", position=list(_ROWS), bound="value")
     cells = chosen.transpose("position", "layer").values
     edges = np.arange(cells.shape[1] + 1) - 0.5, np.arange(len(_ROWS) + 1) - 0.5
     axes.set_facecolor(_ABSENT["color"])
-    mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(cells), cmap="viridis", vmin=0, vmax=1, gid=f"map-{site}")
+    axes.pcolormesh(*edges, np.ma.masked_invalid(cells), cmap="viridis", vmin=0, vmax=1, gid=f"map-{site}")
     style.layer_axis(axes, cells.shape[1])
     axes.set_xlim(-0.5, cells.shape[1] - 0.5)
     axes.set_ylim(len(_ROWS) - 0.5, -0.5)
     axes.set_yticks(range(len(_ROWS)), list(_ROWS.values()), fontsize=7)
     axes.grid(visible=False)
-    axes.set_title(title, fontsize=8, fontweight="normal")
-    return mesh
+    axes.set_title(_MAPS[site], fontsize=8, fontweight="normal")
+    return False

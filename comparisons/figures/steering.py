@@ -18,73 +18,58 @@ if TYPE_CHECKING:
 _MATCHED: dict[str, Any] = {"color": style.CONTROL, "lw": 1, "marker": ".", "ms": 3}
 _LENGTH: dict[str, Any] = {"ls": (0, (1, 1)), "lw": 1, "marker": ".", "ms": 3}
 _OWN: dict[str, Any] = {"marker": "o", "ms": 3}
+_CHANCE: dict[str, Any] = {"color": style.CONTROL, "lw": 0.8, "ls": ":"}
 _EDGES = (style.FLOOR, math.inf)
 
 
 def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
     """Draw KL over depth, the rank among matched directions, and KL over doses, for each model."""
-    models = list(map(str, dataset["model"].values))
-    said, palette = style.said(dataset, "rank", models, "no directions of families"), style.colours(models)
     entries: style.Entries = [
         ("own family's direction, at one share of the stream's norm", _OWN),
         ("random ones with the stream's covariance (matched)", _MATCHED),
         ("own family's, at one length in every layer", _LENGTH),
+        *curves.twin_entries(dataset),
     ]
-    entries += curves.twin_entries(dataset)
-    if ax is not None:
-        return style.alone(ax, dataset, _depths, said[0], entries)
-    with style.context():
-        made, panels, _ = style.blocks(dataset, models, said, (1.8, 0.9, 1.2))
-        clipped = False
-        for model, (top, ranks, doses) in zip(models, panels, strict=True):
-            one = style.layers(dataset.sel(model=model))
-            clipped |= _depths(top, one, palette[model])
-            _ranks(ranks, one, palette[model])
-            clipped |= _doses(doses, one, palette[model])
-        entries.append(("chance", {"color": style.CONTROL, "lw": 0.8, "ls": ":"}))
-        style.legend(made, [*entries, *([(f"below {style.FLOOR:g} nats", style.BEYOND)] if clipped else [])])
-    return made
+    entries += [("chance", _CHANCE)] if ax is None else []
+    said, beyond = style.said(dataset, "rank", "no directions of families"), f"below {style.FLOOR:g} nats"
+    parts = [(1.8, _depths), (0.9, _ranks), (1.2, _doses)]
+    return style.by_model(dataset, ax, said, parts, entries, beyond=beyond)
 
 
 def _depths(axes: Axes, one: xr.Dataset, colour: str) -> bool:
-    one = style.layers(one)
     one = one.sel(dose=float(one["dose_shown"]))
-    effect = one["effect"].transpose(..., "bound", "layer")
     own = one.sel(kind="family", scale="relative")
     clipped = curves.untrained(axes, one["layer"], own, "effect", edges=_EDGES)
-    for kind, scale, shade, look in (
-        ("matched", "relative", style.CONTROL, _MATCHED),
-        ("family", "absolute", colour, _LENGTH),
-        ("family", "relative", colour, _OWN),
+    for kind, scale, look in (
+        ("matched", "relative", _MATCHED),
+        ("family", "absolute", {"color": colour, **_LENGTH}),
+        ("family", "relative", {"color": colour, **_OWN}),
     ):
-        values = effect.sel(kind=kind, scale=scale).values
-        values = values[0] if scale == "absolute" else values
-        look = {name: value for name, value in look.items() if name != "color"}
-        clipped |= curves.draw(axes, one["layer"], values, shade, edges=_EDGES, **look, gid=f"{kind}-{scale}")
+        values = one["effect"].sel(kind=kind, scale=scale)
+        values = values.sel(bound="value") if scale == "absolute" else values
+        clipped |= curves.draw(axes, one["layer"], values, edges=_EDGES, **look, gid=f"{kind}-{scale}")
     style.log_axis(axes)
     style.layer_axis(axes, one.sizes["layer"])
     style.label_y(axes, f"KL at dose {float(one['dose_shown']):g}, nats")
     return clipped
 
 
-def _ranks(axes: Axes, one: xr.Dataset, colour: str) -> None:
-    axes.axhline(0.5, color=style.CONTROL, lw=0.8, ls=":")
-    rank = one["rank"].transpose("bound", "layer").values
-    curves.draw(axes, one["layer"], rank, colour, **_OWN, gid="rank")
-    axes.set_ylim(-0.03, 1.03)
+def _ranks(axes: Axes, one: xr.Dataset, colour: str) -> bool:
+    axes.axhline(0.5, **_CHANCE)
+    curves.draw(axes, one["layer"], one["rank"], color=colour, **_OWN, gid="rank")
     style.layer_axis(axes, one.sizes["layer"])
-    axes.set_xlabel("layer")
+    axes.set(ylim=(-0.03, 1.03), xlabel="layer")
     style.label_y(axes, "rank among\nmatched, 0-1")
+    return False
 
 
 def _doses(axes: Axes, one: xr.Dataset, colour: str) -> bool:
     """Draw the mean layer's effect over the doses that were measured."""
-    clipped, response = False, one["response"].transpose(..., "bound", "dose")
-    for kind, shade, look in (("matched", style.CONTROL, _MATCHED), ("family", colour, _OWN)):
-        own = response.sel(kind=kind)
+    clipped = False
+    for kind, look in (("matched", _MATCHED), ("family", {"color": colour, **_OWN})):
+        own = one["response"].sel(kind=kind)
         own = own.isel(dose=np.flatnonzero(np.isfinite(own.sel(bound="value").values)))
-        look = {name: value for name, value in look.items() if name != "color"}
-        clipped |= curves.draw(axes, own["dose"], own.values, shade, edges=_EDGES, **look, gid=f"dose-{kind}")
+        clipped |= curves.draw(axes, own["dose"], own, edges=_EDGES, **look, gid=f"dose-{kind}")
     style.log_axis(axes)
     style.log_axis(axes, "x")
     shown = one["dose"].values

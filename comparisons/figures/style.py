@@ -35,6 +35,8 @@ FIXED = {
 }
 #: Colours for all others; none of them is a fixed one.
 OTHERS = ("#332288", "#999933", "#AA4499", "#661100", "#6699CC", "#B8A000", "#DD6677", "#225555")
+#: Colours of factors and taps, the current token first; they are no models.
+PARTS = ("#004488", "#BB5566", "#DDAA33", "#44AA99", "#999933", "#882255")
 CONTROL = "#8A8A8A"
 INK = "#222222"
 #: Markers by operator type, and those that other types take in turn.
@@ -43,8 +45,9 @@ MARKERS = {
     **{"mlp": "X", "experts": "v"},
 }
 _OTHER_MARKERS = ("h", "8", "d", "<", ">")
-#: Mark of what lies beyond a panel.
+#: Mark of what lies beyond a panel, and what it is called.
 BEYOND: dict[str, Any] = {"marker": "v", "ls": "none", "mfc": "none", "ms": 5}
+_BEYOND = "beyond the panel"
 #: Models side by side, at most; inches that each takes at least; font size of titles.
 COLUMNS, _LEAST, _TITLE = 3, 2.2, 9.0
 _INNER = "inner"
@@ -118,13 +121,57 @@ def figure(width: float, height: float, footer: str) -> Figure:
     return made
 
 
-def blocks(
-    dataset: xr.Dataset, models: Sequence[str], said: Sequence[str], parts: Sequence[float], below: float = 0.0
+def by_model(
+    dataset: xr.Dataset,
+    ax: Axes | None,
+    said: Sequence[str],
+    parts: Sequence[tuple[float, Panel]],
+    entries: Entries,
+    *,
+    beyond: str = _BEYOND,
+    below: tuple[float, Callable[[Axes], bool]] | None = None,
+    after: Callable[[list[list[Axes]]], object] | None = None,
+) -> Figure:
+    """Draw the panels of each model below one another, and one below all of them; into ``ax`` the first panel alone.
+
+    Of every panel ``parts`` and ``below`` say how many inches high it is, and what draws it. ``said`` is what was found
+    about each model, ``entries`` explain marks, ``beyond`` what is clipped; ``after`` gets all panels.
+    """
+    models = list(map(str, dataset["model"].values))
+    palette = colours(models)
+
+    def explained(clipped: bool, what: str) -> Entries:
+        return [*entries, *([(what, BEYOND)] if clipped else [])]
+
+    with context():
+        if ax is not None:
+            clipped = parts[0][1](ax, layers(dataset.isel(model=0)), palette[models[0]])
+            ax.set_title(fitted(f"{models[0]}: {said[0]}", 4.0, _TITLE), fontsize=_TITLE)
+            ax.legend(handles=_handles(explained(clipped, _BEYOND)), fontsize=7)
+            return ax.get_figure(root=True)  # type: ignore[return-value]
+        heights = [height for height, _ in parts]
+        made, panels, last = _blocks(dataset, said, heights, below[0] if below else 0.0)
+        clipped = False
+        for model, own in zip(models, panels, strict=True):
+            one = layers(dataset.sel(model=model))
+            for axes, (_, draw) in zip(own, parts, strict=True):
+                clipped |= draw(axes, one, palette[model])
+        if after:
+            after(panels)
+        if below and last:
+            clipped |= below[1](last)
+        legend(made, explained(clipped, beyond))
+    return made
+
+
+def _blocks(
+    dataset: xr.Dataset, said: Sequence[str], parts: Sequence[float], below: float
 ) -> tuple[Figure, list[list[Axes]], Axes | None]:
-    """Return a figure, the panels of each model below one another, ``parts`` inches high, and one below all of them.
+    """Return a figure, the panels of each model, ``parts`` inches high, and the one below all of them.
 
     Models stand side by side as far as the width goes. The first panel of each says its name and what was found.
     """
+    models = list(map(str, dataset["model"].values))
     asked, most = asked_width.get(), min(len(models), COLUMNS)
     columns = most if asked is None else max(1, min(most, int(asked / _LEAST)))
     width = asked or max(0.8 + 3.5 * columns, 5.6)
@@ -144,16 +191,6 @@ def blocks(
         panels.append([top.add_subplot(place, gid=_INNER if column else None) for place in places])
         panels[-1][0].set_title(titles[i], color=palette[model])
     return made, panels, bottom.subplots() if bottom else None
-
-
-def alone(axes: Axes, dataset: xr.Dataset, panel: Panel, said: str, entries: Entries) -> Figure:
-    """Draw the first panel of the one model that a dataset holds into axes of the user's."""
-    model = str(dataset["model"].values[0])
-    with context():
-        clipped = panel(axes, dataset.isel(model=0), colours([model])[model])
-        axes.set_title(fitted(f"{model}: {said}", 4.0, _TITLE), fontsize=_TITLE)
-        axes.legend(handles=_handles([*entries, *([("beyond the panel", BEYOND)] if clipped else [])]), fontsize=7)
-    return axes.get_figure(root=True)  # type: ignore[return-value]
 
 
 def scale(panels: Sequence[Axes], colours_of: ScalarMappable, label: str, *, beyond: str) -> Colorbar:
@@ -243,10 +280,10 @@ def counted(title: str, dataset: xr.Dataset, claim: str) -> str:
     return f"{title} in {verdicts.count('supported')} of {count}"
 
 
-def said(dataset: xr.Dataset, name: str, models: Sequence[str], absent: str) -> list[str]:
+def said(dataset: xr.Dataset, name: str, absent: str) -> list[str]:
     """Return what was found about each model, in a few words."""
     told = []
-    for model in models:
+    for model in map(str, dataset["model"].values):
         found = finding(dataset, name, model)
         if found is None or math.isnan(found["finding_number"].values[0]):
             told.append(absent if found is None else str(found["finding_reason"].item()) or absent)
@@ -257,6 +294,22 @@ def said(dataset: xr.Dataset, name: str, models: Sequence[str], absent: str) -> 
     return told
 
 
+def having(dataset: xr.Dataset, name: str) -> tuple[xr.Dataset, list[str]]:
+    """Return the data of models that have something of a variable, and the names of the others."""
+    there = dataset[name].notnull().any([dim for dim in dataset[name].dims if dim != "model"]).values
+    return dataset.isel(model=np.flatnonzero(there)), list(map(str, dataset["model"].values[~there]))
+
+
+def empty(width: float, height: float, footer: str, what: str) -> Figure:
+    """Return a figure that says that no model has something."""
+    with context():
+        made = figure(width, height, footer)
+        axes = made.subplots()
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, f"no model here has {what}", ha="center", va="center", color="#666666")
+    return made
+
+
 def kinds(dataset: xr.Dataset) -> Entries:
     """Return what explains the markers of operator types."""
     types = sorted(set(dataset["operator_type"].values.ravel().tolist()) - {""})
@@ -265,7 +318,7 @@ def kinds(dataset: xr.Dataset) -> Entries:
 
 def layers(one: xr.Dataset) -> xr.Dataset:
     """Return the data of a model's own layers, without those that only others have."""
-    return one.isel(layer=np.flatnonzero(np.isfinite(one["depth"].values)))
+    return one.isel(layer=np.flatnonzero(np.isfinite(one["depth"].values))) if "depth" in one else one
 
 
 def marker(operator_type: str) -> str:
