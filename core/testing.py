@@ -23,73 +23,29 @@ from xatlas.text import one_line
 
 #: Sizes, under the names that configs of Hugging Face models have for them.
 _SIZES = {
-    "vocab_size": 260,
-    "hidden_size": 32,
-    "embedding_dim": 32,
-    "intermediate_size": 48,
-    "ffn_dim": 48,
-    "num_hidden_layers": 4,
-    "num_blocks": 4,
-    "attention_types": [[["global", "local"], 2]],
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "rotary_dim": 4,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "moe_num_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
-    "max_position_embeddings": 256,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-    "pad_token_id": None,
+    "vocab_size": 260, "hidden_size": 32, "embedding_dim": 32, "num_hidden_layers": 4, "num_blocks": 4,
+    "intermediate_size": 48, "intermediate_size_mlp": 48, "ffn_dim": 48, "max_position_embeddings": 256,
+    "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": None,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 4,
+    "q_lora_rank": 12, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1, "num_expert_group": 1,
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
     # state spaces and linear attention: 8 heads of 8, in 2 groups, and chunks that end within a prompt
-    "num_heads": 8,
-    "mamba_n_heads": 8,
-    "mamba_num_heads": 8,
-    "mamba_d_ssm": 64,
-    "n_groups": 2,
-    "mamba_n_groups": 2,
-    "mamba_ngroups": 2,
-    "linear_num_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "chunk_size": 4,
-    "mamba_chunk_size": 4,
-    "qk_dim_factor": 2.0,  # of which xLSTM's cache takes multiples of 64
-    "v_dim_factor": 2.0,
-    "num_expert_group": 1,
-    "intermediate_size_mlp": 48,
+    "num_heads": 8, "mamba_n_heads": 8, "mamba_num_heads": 8, "mamba_d_ssm": 64,
+    "n_groups": 2, "mamba_n_groups": 2, "mamba_ngroups": 2,
+    "linear_num_heads": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "chunk_size": 4, "mamba_chunk_size": 4,
+    "qk_dim_factor": 2.0, "v_dim_factor": 2.0,  # of which xLSTM's cache takes multiples of 64
     # which layers attend, and which have experts
-    "attn_layer_indices": [1, 3],
-    "attn_layer_period": 2,
-    "attn_layer_offset": 1,
-    "interleave_moe_layer_step": 2,
-}
+    "attention_types": [[["global", "local"], 2]], "attn_layer_indices": [1, 3], "attn_layer_period": 2,
+    "attn_layer_offset": 1, "interleave_moe_layer_step": 2,
+}  # fmt: skip
 #: Endings of the names of other sizes, and the most that such a size may be.
 _MOST = {
-    "experts": 4,
-    "experts_per_tok": 2,
-    "experts_per_token": 2,
-    "_head_dim": 8,
-    "_rank": 8,
-    "_state": 8,
-    "state_size": 8,
-    "_d_head": 8,
-    "_size": 32,
-    "_dim": 32,
-    "_width": 32,
-}
+    "experts": 4, "experts_per_tok": 2, "experts_per_token": 2, "_head_dim": 8, "_rank": 8, "_state": 8,
+    "state_size": 8, "_d_head": 8, "_size": 32, "_dim": 32, "_width": 32,
+}  # fmt: skip
 #: Kinds of layers tried beside a hybrid config's own, to have as many of an adapter's operators as can be.
 _LAYER_TYPES = ("conv", "linear_attention", "mamba", "full_attention")
 #: Answers to choose from.
@@ -233,10 +189,12 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
         No registered architecture has them all.
     """
     wanted = set(kinds)
+
+    def order(adapter: type[Adapter]) -> tuple[bool, bool]:
+        return adapter.operator_type is PreNormAdapter.operator_type, "gguf" not in vars(adapter)
+
     # Whose layers may differ come first, of these such as are read from GGUF files; the first with the sites will do.
-    for adapter in sorted(
-        dict.fromkeys(adapters().values()), key=lambda each: (_alike(each), "gguf" not in vars(each))
-    ):
+    for adapter in sorted(dict.fromkeys(adapters().values()), key=order):
         try:
             model = tiny_model(adapter, seed=seed)
         except XatlasError:  # the adapter's own check names the fault; here another architecture may do
@@ -245,11 +203,6 @@ def model_with(kinds: Iterable[str], *, seed: int = 0) -> HookedModel:
             return model
     kinds = ", ".join(sorted(wanted)) or "(any)"
     raise XatlasError(f"no registered architecture has the sites {kinds}: pass a HookedModel that has them.")
-
-
-def _alike(adapter: type[Adapter]) -> bool:
-    """Say whether every layer of an architecture attends."""
-    return adapter.operator_type is PreNormAdapter.operator_type
 
 
 def byte_tokenizer() -> Any:

@@ -20,7 +20,7 @@ from xatlas.errors import XatlasError
 from xatlas.interventions import Add, Intervention, Mean, Zero
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
-from xatlas.model.cache import has_steps
+from xatlas.model.hooks import has_steps
 from xatlas.suggest import suggest
 from xatlas.sweep import sweep
 from xatlas.testing import byte_tokenizer, tiny_hf_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, TypeVar, cast
 
 import torch
@@ -160,18 +161,16 @@ def _check_roles(model: HookedModel) -> None:
             result[..., columns] = change(result[..., columns])
             return result
 
-        handles = [adapter.role_module(place).register_forward_hook(changed)]
-        if site in roles:
-            module = adapter.role_module(roles[site])
-            handles.append(module.register_forward_pre_hook(lambda _, args: found.append(args[0].clone())))
-        try:
-            values = {} if site in roles else model.capture(tokens, [Site(layer, site)])
+        with ExitStack() as stack:
+            stack.callback(adapter.role_module(place).register_forward_hook(changed).remove)
             if site in roles:
-                model.run(tokens)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found[0] if site in roles else values[Site(layer, site)]
+                module = adapter.role_module(roles[site])
+                hook = module.register_forward_pre_hook(lambda _, args: found.append(args[0].clone()))
+                stack.callback(hook.remove)
+            else:
+                stack.enter_context(attached([model.hook(Site(layer, site), found.append)]))
+            model.run(tokens)
+        return found[0]
 
     def first_zeroed(value: Tensor) -> Tensor:
         return torch.cat([value[:, :1] * 0, value[:, 1:]], 1)

@@ -24,9 +24,8 @@ from xatlas.engine.walk import (
 from xatlas.interventions import Condition
 from xatlas.metrics import Metric, TokenLogits
 from xatlas.model import HookedModel
-from xatlas.model.cache import record_last_position
 from xatlas.model.holding import is_held
-from xatlas.model.hooks import exclusive
+from xatlas.model.hooks import exclusive, record_last_position
 from xatlas.prompts.reader import TokenPrompt
 
 

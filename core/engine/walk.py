@@ -15,9 +15,8 @@ from xatlas.errors import XatlasError
 from xatlas.interventions import Condition, Intervention, InterventionContext, edit
 from xatlas.metrics import Metric
 from xatlas.model import HookedModel
-from xatlas.model.cache import has_steps, rows_of
 from xatlas.model.holding import is_held
-from xatlas.model.hooks import CleanRun, Hook, attached
+from xatlas.model.hooks import CleanRun, Hook, attached, has_steps, rows_of
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.vocabulary import WRITES, forward_order
 

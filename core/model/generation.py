@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -58,17 +57,6 @@ def end_tokens(model: HookedModel) -> list[int]:
     return [] if ends is None else [int(each) for each in (ends if isinstance(ends, list) else [ends])]
 
 
-@contextmanager
-def _plainly(hf: Any, config: Any) -> Iterator[None]:
-    """Let a config of ours stand for the model's own, which may sample, or punish repetition."""
-    own = hf.generation_config
-    hf.generation_config = config
-    try:
-        yield
-    finally:
-        hf.generation_config = own
-
-
 def run_generate(
     model: HookedModel,
     prompts: Sequence[Sequence[int]],
@@ -101,8 +89,13 @@ def run_generate(
         output_logits=output_logits,
         return_dict_in_generate=True,
     )
-    with torch.inference_mode(), _plainly(model.model, config):
-        return model.model.generate(ids, attention_mask=mask, generation_config=config, **watching)
+    own = model.model.generation_config
+    model.model.generation_config = config  # the model's own may sample, or punish repetition
+    try:
+        with torch.inference_mode():
+            return model.model.generate(ids, attention_mask=mask, generation_config=config, **watching)
+    finally:
+        model.model.generation_config = own
 
 
 @exclusive
@@ -112,9 +105,7 @@ def way_for(model: HookedModel) -> Way:
     Padding, and the cache, are used where the logits of three steps are those of whole forwards of each prompt alone.
     Under ``intervene`` a cache that doesn't count its tokens can't be used.
     """
-    if model.model not in _WAYS:
-        _WAYS[model.model] = _tried(model)
-    way = _WAYS[model.model]
+    way = _WAYS.get(model.model) or _WAYS.setdefault(model.model, _tried(model))
     counted = bool(model.sites("attention_pattern"))
     return Way(way.padded, False) if is_held(model) and not counted else way
 

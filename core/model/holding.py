@@ -15,8 +15,7 @@ from torch import Tensor
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Intervention, InterventionContext, edit
-from xatlas.model.cache import CACHES
-from xatlas.model.hooks import attached
+from xatlas.model.hooks import CACHES, attached
 from xatlas.vocabulary import forward_order
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from torch import Tensor
 from xatlas.contracts.adapter import Part, Site, View
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import refuse_not_finite
-from xatlas.model.cache import has_steps, record_last_position, rows_of
-from xatlas.model.hooks import Hook, attached, count_hooks, exclusive
+from xatlas.model.hooks import Hook, attached, count_hooks, exclusive, has_steps, record_last_position, rows_of
 from xatlas.vocabulary import forward_order
 
 if TYPE_CHECKING:
@@ -78,8 +77,8 @@ def _logits(model: HookedModel, ids: Tensor) -> Tensor:
     return model.model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
 
 
-def _wrong(model: HookedModel, site: Site, found: str) -> XatlasError:
-    where = f"{site} (module {model.point(site).module})"
+def _wrong(model: HookedModel, what: Site | str, found: str) -> XatlasError:
+    where = f"{what} (module {model.point(what).module})" if isinstance(what, Site) else what
     return XatlasError(f"{type(model.adapter).__name__} is wrong about {where}: {found}.")
 
 
@@ -149,42 +148,41 @@ def _check_sums(model: HookedModel, layer: int, at: dict[str, Tensor]) -> None:
 def _check_layout(model: HookedModel, layer: int) -> None:
     """Check heads and key/value groups against what the weights put out, and that parts make up their projection."""
     adapter, layout, roles = model.adapter, model.head_layouts[layer], model.adapter.roles(layer)
-    who = f"{type(adapter).__name__} is wrong about layer {layer}: "
+    this = f"layer {layer}"
     by_module: dict[str, list[int]] = {}
     for place in roles.values():
         if isinstance(place, Part):
             by_module.setdefault(place.module, []).extend(place.outputs(adapter.outputs(place)))
     for path, outputs in by_module.items():
-        if sorted(outputs) != list(range(adapter.outputs(path))):
-            raise XatlasError(
-                f"{who}its parts of {path} do not make up its {adapter.outputs(path)} outputs, each once."
-            )
+        if sorted(outputs) != list(range(width := adapter.outputs(path))):
+            raise _wrong(model, this, f"its parts of {path} do not make up its {width} outputs, each once")
     if layout is None:
         return
     if min(layout.n_heads, layout.n_kv_heads, layout.d_head) < 1 or layout.n_heads % layout.n_kv_heads:
-        raise XatlasError(f"{who}{layout} has query heads that are no multiple of the others.")
+        raise _wrong(model, this, f"{layout} has query heads that are no multiple of the others")
     groups = layout.n_kv_heads
     for role, heads in (("attention.q", layout.n_heads), ("attention.k", groups), ("attention.v", groups)):
-        if role in roles and _width(model, roles[role]) != layout.d_head * heads:
-            found = f"{roles[role]} gives {_width(model, roles[role])} numbers"
-            raise XatlasError(f"{who}it says {layout}, but {found}.")
-
-
-def _width(model: HookedModel, place: str | Part) -> int:
-    """Return how many outputs a role has."""
-    width = model.adapter.outputs(place)
-    return len(place.outputs(width)) if isinstance(place, Part) else width
+        if role not in roles:
+            continue
+        place, width = roles[role], adapter.outputs(roles[role])
+        width = len(place.outputs(width)) if isinstance(place, Part) else width
+        if width != layout.d_head * heads:
+            raise _wrong(model, this, f"it says {layout}, but {place} gives {width} numbers")
 
 
 def _check_views(model: HookedModel, ids: Tensor) -> None:
     """Check that each view writes what it then reads, and leaves the tensor that it is given as it was."""
     generator = torch.Generator().manual_seed(2)
     given: dict[Site, Tensor] = {}
+
+    def keep(site: Site, tensor: Tensor) -> None:
+        given[site] = tensor.clone()
+
     hooks = []
     for site in model.editable:
         point = replace(model.point(site), view=_Element(model.point(site).view.element), beside=())
         module, layer = model.adapter.module(point.module), model.adapter.layer(site.layer)
-        hooks.append(Hook(module, point, partial(_keep, given, site), layer=layer))
+        hooks.append(Hook(module, point, partial(keep, site), layer=layer))
     with attached(hooks):
         model.run(ids)
     for site, tensor in given.items():
@@ -193,15 +191,10 @@ def _check_views(model: HookedModel, ids: Tensor) -> None:
         wanted = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
         written = point.view.write(tensor, wanted)
         if not torch.equal(before, tensor):
-            raise _wrong(
-                model, site, "its view writes into the tensor that the model still reads, instead of a new one"
-            )
+            fault = "its view writes into the tensor that the model still reads, instead of a new one"
+            raise _wrong(model, site, fault)
         if _gap(point.view.read(written), wanted, value):
             raise _wrong(model, site, "its view does not read what it has written")
-
-
-def _keep(kept: dict[Site, Tensor], site: Site, tensor: Tensor) -> None:
-    kept[site] = tensor.clone()
 
 
 @dataclass(frozen=True)
@@ -232,9 +225,8 @@ def _check_heads(model: HookedModel, layer: int, values: dict[Site, Tensor], ids
     whole = values[Site(layer, "operator_out")]
     for point in model.point(Site(layer, "operator_out")).beside:
         found: list[Tensor] = []
-        with attached(
-            [Hook(model.adapter.module(point.module), point, found.append, layer=model.adapter.layer(layer))]
-        ):
+        module, block = model.adapter.module(point.module), model.adapter.layer(layer)
+        with attached([Hook(module, point, found.append, layer=block)]):
             model.run(ids)
         written = written + found[0]
     gap = _gap(written, whole)
@@ -265,9 +257,7 @@ def _check_last_position(model: HookedModel, ids: Tensor) -> None:
         if gap := _gap(here, leaving, entering, relative=_STEP):
             fault = f"run on its cache alone the last position of layer {layer} differs (by {gap:.2g})"
             advice = "its row_arguments are incomplete, or cache_argument must be None"
-            raise XatlasError(
-                f"{type(model.adapter).__name__} is wrong about '{model.adapter.cache_argument}': {fault}: {advice}."
-            )
+            raise _wrong(model, f"'{model.adapter.cache_argument}'", f"{fault}: {advice}")
 
 
 def _find_overwritten(model: HookedModel, ids: Tensor) -> None:
@@ -290,15 +280,14 @@ def _check_receptive_fields(model: HookedModel, ids: Tensor) -> None:
         field = model.adapter.receptive_field(layer)
         if field is None:
             continue
-        what = f"its last output does not follow from the last {field} positions alone"
-        wrong = f"{type(model.adapter).__name__} is wrong about layer {layer}: {what}"
+        fault = f"its last output does not follow from the last {field} positions alone"
         whole = model.run_layer(layer, hidden, run.calls[layer])[:, -1]
         try:
             cut = model.run_layer(layer, hidden[:, -field:], run.calls[layer])[:, -1]
         except RuntimeError as error:
-            raise XatlasError(f"{wrong} ({str(error).splitlines()[0]}).") from error
+            raise _wrong(model, f"layer {layer}", f"{fault} ({str(error).splitlines()[0]})") from error
         if gap := _gap(whole, cut):
-            raise XatlasError(f"{wrong} (difference {gap:.2g}).")
+            raise _wrong(model, f"layer {layer}", f"{fault} (difference {gap:.2g})")
 
 
 def _unmoved(model: HookedModel, ids: Tensor, sites: Sequence[Site], strength: float) -> list[Site]:

@@ -56,7 +56,8 @@ class Grid:
         self.labels = labels  # dimension → its labels
         self.conditions: list[Condition] = []
         self._numbers: dict[Condition, int] = {}
-        self._cells: dict[str, dict[tuple[int, ...], int]] = {name: {} for name in dims}
+        shapes = {name: [len(labels.get(dim, ())) for dim in own] for name, own in dims.items()}
+        self._index = {name: np.full(shape, -1) for name, shape in shapes.items()}
 
     def add(self, name: str, cell: Mapping[str, Any], ablated: Ablation) -> None:
         """Put a condition into a cell of an array, which holds one."""
@@ -65,18 +66,16 @@ class Grid:
         if number == len(self.conditions):
             self.conditions.append(condition)
         place = tuple(list(self.labels[dim]).index(cell[dim]) for dim in self.dims[name])
-        if self._cells[name].setdefault(place, number) != number:
+        if self._index[name][place] not in (-1, number):
             labels = ", ".join(f"{dim} {cell[dim]}" for dim in self.dims[name])
             raise XatlasError(f"two conditions go to one cell of '{name}': {labels}.")
+        self._index[name][place] = number
 
     def index(self, name: str) -> xr.DataArray:
         """Return the number of the condition in each cell ``(*dims)``, -1 where there is none."""
         import xarray as xr
 
-        index = np.full([len(self.labels[dim]) for dim in self.dims[name]], -1)
-        for place, number in self._cells[name].items():
-            index[place] = number
-        return xr.DataArray(index, dims=self.dims[name])
+        return xr.DataArray(self._index[name], dims=self.dims[name])
 
     def gather(self, name: str, measured: xr.DataArray) -> xr.DataArray:
         """Return ``(..., *dims)`` of ``measured (..., condition)``, NaN in cells without a condition."""
@@ -88,7 +87,7 @@ class Grid:
 
         dims, rest = self.dims[name], [dim for dim in self.dims[name] if dim != "layer"]
         layers: dict[tuple[Any, ...], list[Any]] = {}  # labels in the other dimensions → layers
-        for place in np.argwhere(self.index(name).values < 0):
+        for place in np.argwhere(self._index[name] < 0):
             labels = {dim: self.labels[dim][i] for dim, i in zip(dims, place, strict=True)}
             layers.setdefault(tuple(labels[dim] for dim in rest), []).append(labels.get("layer"))
         alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}  # layers → labels in the other dimensions

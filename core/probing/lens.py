@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,10 +12,8 @@ from xatlas.contracts.adapter import Site
 from xatlas.engine.schedule import Budget
 from xatlas.errors import XatlasError
 from xatlas.metrics import kl_divergence
+from xatlas.model import HookedModel
 from xatlas.model.hooks import exclusive
-
-if TYPE_CHECKING:
-    from xatlas.model import HookedModel
 
 #: Bytes of logits that stay in a processor's cache while they are read: several times as fast as all at once.
 _CACHED = 1 << 20
@@ -59,10 +56,8 @@ def lens(model: HookedModel, streams: Sequence[Tensor], final: Tensor, tokens: T
     for row in range(0, len(final), rows):
         part = slice(row, row + rows)
         output = model.logits(final[part]).log_softmax(-1)
-        read = [
-            _read(model, torch.stack([stream[part] for stream in streams[at : at + sites]]), output, tokens[part])
-            for at in range(0, len(streams), sites)
-        ]
+        some = (torch.stack([s[part] for s in streams[at : at + sites]]) for at in range(0, len(streams), sites))
+        read = [_read(model, stacked, output, tokens[part]) for stacked in some]
         columns.append([torch.cat(values) for values in zip(*read, strict=True)])
     return Lens(*(torch.cat(values, dim=1) for values in zip(*columns, strict=True)))
 

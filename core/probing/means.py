@@ -60,10 +60,10 @@ def sources(
     if inputs.reference is None:
         raise XatlasError("mean and resample ablation, and controls, need a reference suite: pass --reference FILE.")
     reference = model.read(inputs.reference)
-    means = Means({}, 0, {})
-    if needed or streams:
-        means = reference_means(model, reference, needed, streams.values())
     runs = {"donor": choose_donors(prompts, reference, inputs.seed)} if named else {}
+    if not needed and not streams:
+        return runs, {}, list(conditions)
+    means = reference_means(model, reference, needed, streams.values())
     return runs, means.values, matched(conditions, streams, means)
 
 
@@ -144,12 +144,9 @@ def choose_donors(prompts: Sequence[TokenPrompt], reference: TokenSuite, seed: i
         by_length.setdefault(len(donor.ids), []).append(donor)
     chosen: Run = []
     for prompt in prompts:
-        fitting = [
-            donor.ids
-            for donor in by_length.get(len(prompt.ids), [])
-            if donor.prompt.family != prompt.prompt.family
-            and (prompt.prompt.target is None or donor.prompt.target != prompt.prompt.target)
-        ]
+        family, target = prompt.prompt.family, prompt.prompt.target
+        others = [donor for donor in by_length.get(len(prompt.ids), []) if donor.prompt.family != family]
+        fitting = [donor.ids for donor in others if target is None or donor.prompt.target != target]
         chosen.append(random.Random(f"{seed}|{prompt.prompt.id}").choice(fitting) if fitting else None)
     return chosen
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import xarray as xr
+from torch import Tensor
 
+from xatlas.contracts.adapter import Site
+from xatlas.contracts.probe import Inputs, ReadingProbe
 from xatlas.engine.schedule import Budget
-from xatlas.model import Capture
-from xatlas.prompts.reader import buckets
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from torch import Tensor
-
-    from xatlas.contracts.adapter import Site
-    from xatlas.contracts.probe import Inputs, ReadingProbe
-    from xatlas.model import HookedModel
-    from xatlas.prompts.reader import TokenPrompt
-    from xatlas.suites import Suite
+from xatlas.model import Capture, HookedModel
+from xatlas.prompts.reader import TokenPrompt, buckets
+from xatlas.suites import Suite
 
 #: The site kind that only eager attention has a value for.
 PATTERN = "attention_pattern"
@@ -98,9 +92,8 @@ def without_tokens(prompts: Sequence[TokenPrompt], positions: Iterable[str]) -> 
 
 def absent_positions(without: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Return why values are NaN at position classes that :func:`without_tokens` finds missing."""
-    counts = {name: (int(missing.sum()), len(missing)) for name, missing in without.items()}
     return {
-        f"position {name}": f"{count} of {total} prompts have no token of this class"
-        for name, (count, total) in counts.items()
-        if count
+        f"position {name}": f"{int(missing.sum())} of {len(missing)} prompts have no token of this class"
+        for name, missing in without.items()
+        if missing.any()
     }

@@ -12,7 +12,7 @@ from xatlas.checks.adapters import check_model
 from xatlas.contracts.adapter import Adapter
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
-from xatlas.suggest.trace import traced
+from xatlas.suggest.places import traced
 from xatlas.suggest.writer import Writer
 from xatlas.testing import model_class, running_models
 from xatlas.text import first_line, one_line
@@ -57,9 +57,8 @@ def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Sugge
     try:
         hf = next(running_models(architecture, **_switches(cls, config or {})))
         if hf.get_output_embeddings() is None:
-            raise XatlasError(
-                f"{architecture} gives no logits: name the class that ends in ForCausalLM or LMHeadModel."
-            )
+            advice = "name the class that ends in ForCausalLM or LMHeadModel."
+            raise XatlasError(f"{architecture} gives no logits: {advice}")
         writer = Writer(hf, architecture, traced(hf, 0), traced(hf, 1))
         source = writer.file()
     except XatlasError:

@@ -1,24 +1,113 @@
-"""The places of an architecture, read off a trace: its layers, what they add to the stream, and their heads."""
+"""The places of an architecture, read off one forward of a small model: its layers, what they add, their heads."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xatlas.errors import XatlasError
-from xatlas.suggest.trace import CLOSE, LENGTH, Trace, same
+from xatlas.model.hooks import attention_weights
 
+#: Tokens of the text that is traced.
+LENGTH = 6
+#: Relative difference up to which sums are equal.
+CLOSE = 1e-4
 #: Parts of the names of classes that mix tokens → what the operator is called.
 _WORDS = {
     "conv": "conv", "mamba": "ssm", "mixer": "ssm", "rwkv": "recurrent", "lstm": "recurrent", "recurrent": "recurrent",
     "linear": "linear_attention", "delta": "linear_attention", "attention": "attention",
 }  # fmt: skip
+
+
+@dataclass
+class Trace:
+    """What every module took and gave in one forward: path → tensors, in the order in which they ran."""
+
+    entered: dict[str, Tensor] = field(default_factory=dict)
+    left: dict[str, Tensor] = field(default_factory=dict)
+    patterns: dict[str, Tensor] = field(default_factory=dict)
+    again: dict[str, Tensor] = field(default_factory=dict)  # what modules took last that ran more than once: no sites
+
+
+@torch.inference_mode()
+def traced(hf: Any, first: int) -> Trace:
+    """Trace a forward of fixed tokens, with ``first`` added to the first of them."""
+    trace, twice = Trace(), set[str]()
+
+    def keep(path: str) -> Any:
+        def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            given = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+            parts = output if isinstance(output, tuple | list) else (output,)
+            tensors = [part for part in parts if isinstance(part, Tensor)]
+            if given is not None and tensors:
+                twice.update({path} & trace.left.keys())
+                trace.entered[path], trace.left[path] = given.clone(), tensors[0].clone()
+                for part in tensors[1:]:
+                    if part.dim() == 4 and part.shape[-1] == part.shape[-2] == LENGTH:
+                        trace.patterns.setdefault(path, part)
+
+        return after
+
+    ids = torch.arange(3, 3 + LENGTH)[None]
+    ids[0, 0] += first
+    with ExitStack() as stack, attention_weights(hf):
+        for path, module in hf.named_modules():
+            if path:
+                stack.callback(module.register_forward_hook(keep(path), with_kwargs=True).remove)
+        hf(input_ids=ids, use_cache=False)
+    for path in twice:  # a hook there would fire more than once
+        trace.again[path] = trace.entered.pop(path)
+        del trace.left[path]
+    return trace
+
+
+@torch.inference_mode()
+def row_arguments(hf: Any, layers: str) -> tuple[str, ...]:
+    """Return the arguments of layers that need a row for each prompt: cut to that of one, the forward differs.
+
+    The first tensor is the stream, which is left as it is.
+    """
+    ids = torch.arange(3, 3 + LENGTH) + torch.arange(2)[:, None]
+    lengths: dict[str, int] = {}
+
+    def forward(rows: int, cut: str | None = None) -> Tensor:
+        def before(layer: nn.Module, args: Any, kwargs: Any) -> Any:
+            bound = dict(zip(inspect.signature(layer.forward).parameters, args, strict=False)) | kwargs
+            tensors = [name for name, value in bound.items() if isinstance(value, Tensor) and value.dim() > 1]
+            lengths.update({name: len(bound[name]) for name in tensors[1:]})
+            return (), bound | {name: bound[name][: len(bound[name]) // rows] for name in tensors[1:] if name == cut}
+
+        with ExitStack() as stack, attention_weights(hf):
+            for layer in hf.get_submodule(layers):
+                stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            logits: Tensor = hf(input_ids=ids[:rows], use_cache=False).logits
+        return logits
+
+    def needed(name: str) -> bool:
+        try:
+            return not same(forward(2, name), whole)
+        except Exception:  # each class has its own way to say that sizes differ
+            return True
+
+    forward(1)
+    of_one, whole = dict(lengths), forward(2)
+    return tuple(name for name, n in dict(lengths).items() if n == 2 * of_one.get(name, n) and needed(name))
+
+
+def same(one: Tensor | None, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, up to rounding, however they are shaped."""
+    if one is None or one.numel() != other.numel():
+        return False
+    gap = float((one.double().flatten() - other.double().flatten()).norm())
+    return gap <= CLOSE * float(other.double().norm())
 
 
 @dataclass(frozen=True)
@@ -34,6 +123,7 @@ class Places:
 
     def __init__(self, hf: Any, architecture: str, trace: Trace, moved: Trace) -> None:
         self.hf, self.architecture, self.trace, self.moved = hf, architecture, trace, moved
+        self.config = hf.config.get_text_config()
         self.questions: list[str] = []
         self.layers = self._layers()
         self.kinds = [self._kind(layer) for layer in range(len(hf.get_submodule(self.layers)))]
@@ -59,18 +149,12 @@ class Places:
             mixing = tuple(term for term in terms if self._behind_mixing(block, term.path))
             if mixing or not any(self._mixes(f"{block}.{path}") for path in self._inside(block)):
                 return mixing or terms[:1], tuple(term for term in terms if term not in mixing) if mixing else terms[1:]
-        advice = "its layers may scale or norm the stream itself"
-        raise XatlasError(
-            f"no modules of {block} sum to what it adds to the stream: {advice}; write the adapter by hand."
-        )
+        advice = "its layers may scale or norm the stream itself; write the adapter by hand."
+        raise XatlasError(f"no modules of {block} sum to what it adds to the stream: {advice}")
 
     def _inside(self, block: str) -> list[str]:
-        prefix, shape = f"{block}.", self.trace.left[block].shape
-        return [
-            p.removeprefix(prefix)
-            for p in self.trace.left
-            if p.startswith(prefix) and self.trace.left[p].numel() == shape.numel()
-        ]
+        prefix, left, size = f"{block}.", self.trace.left, self.trace.left[block].numel()
+        return [path.removeprefix(prefix) for path in left if path.startswith(prefix) and left[path].numel() == size]
 
     def _sums(self, block: str, added: Tensor) -> Iterator[tuple[Write, ...]]:
         """Yield sets of modules whose outputs sum to what is added: few before many, outer before inner."""
@@ -126,10 +210,10 @@ class Places:
             self.questions.append(f"which module projects the heads of layer {layer}? Its heads are left out.")
             return None
         n_heads, width = self.trace.patterns[pattern].shape[1], self.trace.entered[projections[0]].shape[-1]
-        keys = [p for p in self.trace.left if p.startswith(f"{pattern}.") and re.search(r"\bk(ey)?(_proj)?$", p)]
+        keys = [path for path, _ in inside if re.search(r"\bk(ey)?(_proj)?$", path)]
         groups = self.trace.left[keys[0]].shape[-1] * n_heads // width if keys else n_heads
         if not keys:
-            groups = getattr(self.hf.config.get_text_config(), "num_key_value_heads", None) or n_heads
+            groups = getattr(self.config, "num_key_value_heads", None) or n_heads
             self.questions.append(f"has layer {layer} {groups} key/value groups? Its projections are fused.")
         return projections[0].removeprefix(f"{block}."), n_heads, groups, width // n_heads
 

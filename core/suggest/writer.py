@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from xatlas.model.cache import CACHES
-from xatlas.suggest.places import Places, Write, is_linear
-from xatlas.suggest.trace import LENGTH, row_arguments, same
+from xatlas.model.hooks import CACHES
+from xatlas.suggest.places import LENGTH, Places, Write, is_linear, row_arguments, same
 
 #: Names of linear modules → what they are for.
 _ROLES = {
@@ -27,9 +26,9 @@ class Writer(Places):
     def file(self) -> str:
         """Return the adapter's file."""
         outer = self._outer()
-        by_kind = {
-            kind: [n for n, other in enumerate(self.kinds) if other == kind] for kind in dict.fromkeys(self.kinds)
-        }
+        by_kind: dict[Any, list[int]] = {}
+        for layer, kind in enumerate(self.kinds):
+            by_kind.setdefault(kind, []).append(layer)
         name = re.sub(r"(For|LM)\w*$", "", self.architecture) or self.architecture
         lines = ["from xatlas import Adapter, HeadLayout, HookPoint, hookimpl"]
         lines += ["from xatlas.contracts.adapter import Heads, Pattern, Scaled", ""]
@@ -37,15 +36,8 @@ class Writer(Places):
         lines += [f"    architectures = ({self.architecture!r},)", f"    layers_path = {self.layers!r}"]
         lines += [f"    {key} = {value!r}" for key, value in outer.items()]
         lines += ["", *self._methods(by_kind), *self._logits(outer)]
-        lines += [
-            "",
-            "",
-            "@hookimpl",
-            "def xatlas_adapters():",
-            '    """Return the adapter."""',
-            f"    return [{name}Adapter]",
-            "",
-        ]
+        lines += ["", "", "@hookimpl", "def xatlas_adapters():", '    """Return the adapter."""']
+        lines += [f"    return [{name}Adapter]", ""]
         self.questions = list(dict.fromkeys(self.questions))
         said = f'"""Adapter for {self.architecture}: suggested from its modules and one forward; look it through."""'
         marked = [f"# QUESTION: {question}" for question in self.questions]
@@ -80,25 +72,19 @@ class Writer(Places):
             return []
         last = self.trace.left[f"{self.layers}.{len(self.kinds) - 1}"]
         with torch.inference_mode():
-            plain = self.hf.get_submodule(outer["unembedding_path"])(
-                self.hf.get_submodule(outer["final_norm_path"])(last)
-            )
+            normed = self.hf.get_submodule(outer["final_norm_path"])(last)
+            plain = self.hf.get_submodule(outer["unembedding_path"])(normed)
             ids = torch.arange(3, 3 + LENGTH)[None]
             own = self.hf(input_ids=ids, use_cache=False).logits
         if same(plain, own):
             return []
         factor = float((own * plain).sum() / plain.square().sum())
-        numbers = {
-            name: n for name, n in vars(self.hf.config.get_text_config()).items() if type(n) in (int, float) and n
-        }
+        numbers = {name: n for name, n in vars(self.config).items() if type(n) in (int, float) and n}
         cap = next((name for name, n in numbers.items() if same((plain / n).tanh() * n, own)), None)
         head = ["", "    def logits(self, hidden):", "        plain = super().logits(hidden)"]
         if cap:
-            return [
-                *head,
-                f"        cap = self.model.config.get_text_config().{cap}",
-                "        return (plain / cap).tanh() * cap",
-            ]
+            read = f"        cap = self.model.config.get_text_config().{cap}"
+            return [*head, read, "        return (plain / cap).tanh() * cap"]
         if same(plain * factor, own):
             self.questions.append(f"which field of the config multiplies the logits by {factor:.6g}?")
             return [*head, f"        return plain * {factor:.6g}"]
@@ -110,9 +96,8 @@ class Writer(Places):
         types = {kind: self._word(numbers[0], kind) for kind, numbers in by_kind.items()}
         if len(set(types.values())) < len(types):
             types = {kind: f"{word}{number}" if number else word for number, (kind, word) in enumerate(types.items())}
-            self.questions.append(
-                f"layers differ in what they write: what are these kinds called? {', '.join(types.values())}"
-            )
+            names = ", ".join(types.values())
+            self.questions.append(f"layers differ in what they write: what are these kinds called? {names}")
         lines = ["    def operator_type(self, layer):"]
         for kind, numbers in list(by_kind.items())[1:]:
             lines += [f"        if {self._told_by(numbers, kind, by_kind)}:", f"            return {types[kind]!r}"]
@@ -132,14 +117,11 @@ class Writer(Places):
         lines += ["        return None", "", "    def output_projection(self, layer):"]
         for word, found in heads.items():
             if found is not None and found[0]:
-                lines += [
-                    f"        if self.operator_type(layer) == {word!r}:",
-                    f'            return f"{{self.layer_path(layer)}}.{found[0]}"',
-                ]
+                lines += [f"        if self.operator_type(layer) == {word!r}:"]
+                lines += [f'            return f"{{self.layer_path(layer)}}.{found[0]}"']
         lines += ["        return None", "", "    def written(self, layer, projected):"]
-        for word, kind in ((types[kind], kind) for kind in by_kind):
-            way = self._way(by_kind[kind][0], kind)
-            if way is not None:
+        for kind, word in types.items():
+            if way := self._way(by_kind[kind][0], kind):
                 lines += [f"        if self.operator_type(layer) == {word!r}:", f"            return {way}"]
         return [*lines, "        return projected"]
 
@@ -157,38 +139,32 @@ class Writer(Places):
     def _sizes(self, n_heads: int, groups: int, width: int) -> tuple[str, str, str]:
         """Return the code that reads query heads, groups and a head's width from the config."""
         heads = self._size(n_heads, "num_attention_heads", "n_head", "n_heads")
-        own = getattr(self.hf.config.get_text_config(), "num_key_value_heads", None)
-        same = groups == n_heads and own != groups
-        hidden = (
-            f"config.hidden_size // {heads}" if self.hf.config.get_text_config().hidden_size == n_heads * width else ""
-        )
+        ungrouped = groups == n_heads and getattr(self.config, "num_key_value_heads", None) != groups
         names = ("head_dim", "head_size")
-        known = any(hasattr(self.hf.config.get_text_config(), name) for name in names)
+        divided = self.config.hidden_size == n_heads * width and not any(hasattr(self.config, name) for name in names)
         return (
             heads,
-            heads if same else self._size(groups, "num_key_value_heads", "num_kv_heads"),
-            hidden if hidden and not known else self._size(width, *names),
+            heads if ungrouped else self._size(groups, "num_key_value_heads", "num_kv_heads"),
+            f"config.hidden_size // {heads}" if divided else self._size(width, *names),
         )
 
     def _size(self, value: int, *names: str) -> str:
         """Return how a config calls a size that was found; the number itself, with a question, where none has it."""
-        config = self.hf.config.get_text_config()
-        found = next((name for name in names if getattr(config, name, None) == value), None)
-        if found is None:
-            what = f"where is the size {value} ({names[0]}) read from? The file holds the tiny model's number."
-            self.questions.append(what)
-        return str(value) if found is None else f"config.{found}"
+        for name in names:
+            if getattr(self.config, name, None) == value:
+                return f"config.{name}"
+        what = f"where is the size {value} ({names[0]}) read from? The file holds the tiny model's number."
+        self.questions.append(what)
+        return str(value)
 
     def _told_by(self, numbers: list[int], kind: Any, by_kind: Mapping[Any, list[int]]) -> str:
         """Return the code that tells a layer of a kind: by a module that only these have."""
-        own = set(dict(self.hf.get_submodule(f"{self.layers}.{numbers[0]}").named_children()))
-        for other in set(by_kind) - {kind}:
-            own -= set(dict(self.hf.get_submodule(f"{self.layers}.{by_kind[other][0]}").named_children()))
+        names = {k: dict(self.hf.get_submodule(f"{self.layers}.{n[0]}").named_children()) for k, n in by_kind.items()}
+        own = set(names.pop(kind)).difference(*names.values())
         if own:
             return f"hasattr(self.layer(layer), {min(own)!r})"
-        self.questions.append(
-            f"what tells layers like {numbers[0]} from others? The file holds the tiny model's numbers."
-        )
+        what = f"what tells layers like {numbers[0]} from others? The file holds the tiny model's numbers."
+        self.questions.append(what)
         return f"layer in {tuple(numbers)}"
 
     def _points(self, layers: list[int], kind: Any) -> list[str]:
@@ -202,20 +178,16 @@ class Writer(Places):
             entries.append(f'"mlp_out": {self._point(layers, others)},')
             written = (each.factor * self.trace.left[f"{block}.{each.path}"] for each in operators)
             middle = self.trace.entered[block] + sum(written)
-            norm = next(
-                (p for p in self.trace.entered if p.startswith(f"{block}.") and same(self.trace.entered[p], middle)),
-                None,
-            )
+            inside = [path for path in self.trace.entered if path.startswith(f"{block}.")]
+            norm = next((path for path in inside if same(self.trace.entered[path], middle)), None)
             if norm is not None:
                 place = f'f"{{block}}.{norm.removeprefix(f"{block}.")}", "input", edit_as="operator_out"'
                 flat = ", flat=True" if self.trace.entered[norm].dim() == 2 else ""
                 entries.append(f'"resid_mid": HookPoint({place}{flat}),')
         heads, pattern = self._heads(layer, kind), self._pattern(layer)
         if heads is not None and pattern is not None:
-            entries.append(
-                f'"heads": HookPoint(f"{{block}}.{heads[0]}", "input", Heads(layout.n_heads, layout.d_head)),'
-            )
-            path = pattern.removeprefix(f"{block}.")
+            view, path = "Heads(layout.n_heads, layout.d_head)", pattern.removeprefix(f"{block}.")
+            entries.append(f'"heads": HookPoint(f"{{block}}.{heads[0]}", "input", {view}),')
             entries.append(f'"attention_pattern": HookPoint(f"{{block}}.{path}", "output", Pattern()),')
         return entries
 

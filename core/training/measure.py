@@ -16,14 +16,8 @@ from xatlas.prompts.reader import buckets
 from xatlas.stats import divide
 from xatlas.training.data import Example
 
-#: What is measured of held-out examples, family by family, with units and names.
-MEASURES: dict[str, tuple[str, str]] = {
-    "heldout_loss": ("nats", "negative log-likelihood per response token"),
-    "kl_shift": ("nats", "KL(base || tuned) per response token"),
-    "accuracy": ("1", "share of prompts that greedy decoding answers with the response"),
-    "preference": ("1", "share of prompts whose response is likelier than the rejected one"),
-    "reward": ("1", "probability of the response: the check's mean over sampled answers"),
-}
+#: What is measured of held-out examples, family by family; the training probes' variables say what each is.
+MEASURES = ("heldout_loss", "kl_shift", "accuracy", "preference", "reward")
 #: Tokens that are run at a time.
 _TOKENS = 4096
 #: Logits that are held at a time.
@@ -44,7 +38,7 @@ class HeldOut:
         self._base = torch.cat(self._hidden(base, self._ids, [len(e.response) for e in examples]))
         self._unembed = base.logits
 
-    def measure(self, model: HookedModel, names: Sequence[str] = tuple(MEASURES)) -> dict[str, np.ndarray]:
+    def measure(self, model: HookedModel, names: Sequence[str] = MEASURES) -> dict[str, np.ndarray]:
         """Return ``(family)`` of a model for some of ``MEASURES``; ``preference`` is NaN without rejected responses."""
         responses = [example.response for example in self.examples]
         nll, kl, hit = self._per_token(model, self._hidden(model, self._ids, list(map(len, responses))), responses)

@@ -6,6 +6,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from xatlas.training.trainer import Run
 
 _CURVE = ("setting", "seed", "step", "family")
-#: What every training probe measures along the run; units and names as in ``xatlas.training.measure``.
+#: What every training probe measures along the run.
 SHARED: dict[str, Variable] = {
     "heldout_loss": Variable(_CURVE, "nats", "negative log-likelihood per response token"),
     "kl_shift": Variable(_CURVE, "nats", "KL(base || tuned) per response token"),
@@ -55,20 +56,18 @@ class _Task:
     measures: tuple[str, ...]
     total: int  # steps of all runs
     done: int = 0
-    effects: Sequence[float] | None = None
     start: dict[str, np.ndarray] | None = None  # what is measured before training, the same whatever is trained
 
-    def layer_effects(self) -> Sequence[float]:
-        """Return the effects of the layers on the train split, measured once."""
+    @cached_property
+    def effects(self) -> list[float]:
+        """The effects of the layers on the train split."""
         from xatlas.training.targets import layer_effects
 
-        if self.effects is None:
-            kept = self.inputs.checkpoint.load("layer-effects")
-            if kept is None:
-                kept = {"kl": np.array(layer_effects(self.model, self.inputs))}
-                self.inputs.checkpoint.save("layer-effects", kept)
-            self.effects = kept["kl"].tolist()
-        return self.effects
+        kept = self.inputs.checkpoint.load("layer-effects")
+        if kept is None:
+            kept = {"kl": np.array(layer_effects(self.model, self.inputs))}
+            self.inputs.checkpoint.save("layer-effects", kept)
+        return [float(effect) for effect in kept["kl"]]
 
 
 class TrainingProbe(Probe):
@@ -180,10 +179,9 @@ class TrainingProbe(Probe):
                 if kept is None:
                     absent[cells(setting=[name], seed=[seed])] = why[_stepless(setting), seed]
                     continue
-                for step in points[name]:
-                    row = kept["steps"].tolist().index(step)
-                    for curve in curves:
-                        arrays[curve][place, column, steps.index(step)] = kept[curve][row]
+                own, rows = np.isin(steps, points[name]), np.isin(kept["steps"], points[name])
+                for curve in curves:
+                    arrays[curve][place, column, own] = kept[curve][rows]
                 for size in ("modules", "parameters"):
                     arrays[size][place] = float(kept[size])
                 layers[place, column] = ",".join(map(str, kept["layers"].tolist()))
@@ -232,7 +230,7 @@ def _run(task: _Task, setting: Setting, seed: int, points: list[int]) -> dict[st
     kept = task.inputs.checkpoint.load(key)
     if kept is not None:
         return kept
-    targets = by_strategy(task.model, setting.strategy, task.layer_effects, seed)
+    targets = by_strategy(task.model, setting.strategy, lambda: task.effects, seed)
     rows: dict[int, dict[str, np.ndarray]] = {}
 
     def watch(step: int) -> None:

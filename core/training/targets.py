@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -23,12 +23,7 @@ Strategy = Literal[
 ]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 #: Roles of the strategies that take them in every layer.
-_EVERYWHERE: Mapping[str, str] = {
-    "all_linear": "all",
-    "attention_only": "attention",
-    "mlp_only": "mlp",
-    "conv_only": "conv",
-}
+_EVERYWHERE = {"all_linear": "all", "attention_only": "attention", "mlp_only": "mlp", "conv_only": "conv"}
 #: What ``atlas_guided`` adapts in its layers: what operators and MLPs write with.
 GUIDED = ("out", "mlp")
 #: Share of the layers that the atlas picks: a third, rounded up.
@@ -106,19 +101,15 @@ def by_strategy(model: HookedModel, strategy: str, effects: Callable[[], Sequenc
         return guided
     if strategy == "atlas_full":
         return target_modules(model, ["all"], layers)
-    return _random(model, guided, seed)
-
-
-def _random(model: HookedModel, guided: Targets, seed: int) -> Targets:
-    """Return the same roles in as many other layers of each operator type, with the same number of parameters."""
+    # random layers: the same roles in as many other layers of each operator type, with the same number of parameters
     types = model.operator_types
     counts, size = Counter(types[layer] for layer in guided.layers), lora_size(model, guided)
     generator = random.Random(f"layers|{seed}")
     for _ in range(_TRIES):
-        layers: list[int] = []
+        some: list[int] = []
         for kind, count in sorted(counts.items()):
-            layers += generator.sample([layer for layer, own in enumerate(types) if own == kind], count)
-        drawn = target_modules(model, guided.roles, layers)
+            some += generator.sample([layer for layer, own in enumerate(types) if own == kind], count)
+        drawn = target_modules(model, guided.roles, some)
         if drawn.layers != guided.layers and lora_size(model, drawn) == size:
             return drawn
     raise XatlasError("no other layers of the same operator types have as many parameters as those of atlas_guided.")
@@ -146,21 +137,15 @@ def layer_effects(model: HookedModel, inputs: Inputs) -> list[float]:
         raise XatlasError("the layers that matter are found on a reference suite: pass --reference FILE.")
     some = inputs.reference.first_templates(min(2, inputs.reference.most_templates))
     tokens = model.read(some)
-    conditions = [
-        tuple(
-            Intervention(Site(layer, kind), ablation(CONTROLLED))
-            for kind in COMPONENT_SITES.values()
-            if model.has(Site(layer, kind))
-        )
-        for layer in range(model.n_layers)
-    ]
+    layers = ([Site(layer, kind) for kind in COMPONENT_SITES.values()] for layer in range(model.n_layers))
+    change = ablation(CONTROLLED)
+    conditions = [tuple(Intervention(site, change) for site in sites if model.has(site)) for sites in layers]
     _, means, conditions = sources(model, tokens.prompts, conditions, inputs)
     progress, label = inputs.progress, "layers that matter"
-    kl = named_sweep(model, tokens.prompts, conditions, {"kl": KL()}, means=means, progress=progress, label=label).isel(
-        metric=0
-    )
+    kl = named_sweep(model, tokens.prompts, conditions, {"kl": KL()}, means=means, progress=progress, label=label)
     families = [prompt.prompt.family for prompt in tokens.prompts]
-    macro = kl.assign_coords(family=("prompt", families)).groupby("family").mean("prompt").mean("family")
+    by_family = kl.isel(metric=0).assign_coords(family=("prompt", families)).groupby("family")
+    macro = by_family.mean("prompt").mean("family")
     return [float(value) for value in macro.values]
 
 

@@ -174,8 +174,11 @@ def train(
             last = _last_checkpoint(place)
             try:
                 with quiet_transformers(), torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng([]):
-                    task = _Task(tuned, rows, run, batch, accumulate, place, every * bool(folder))
-                    task.train(last, _callback(run, progress, watch))
+                    settings = _settings(tuned.model, rows, run, batch, accumulate)
+                    settings["output_dir"] = str(place)
+                    if folder is not None and every:
+                        settings |= {"save_strategy": "steps", "save_steps": every, "save_total_limit": 2}
+                    _attempt(tuned, rows, run, settings, last, _callback(run, progress, watch))
                 return
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -183,9 +186,8 @@ def train(
                 if batch == 1:
                     what = "memory does not suffice for a batch of one example"
                     raise XatlasError(f"{what}: shorten the examples, or train fewer modules.") from error
-                batch, accumulate = batch // 2, -(-run.batch // (batch // 2))
-                if run.batch % batch:
-                    batch, accumulate = 1, run.batch
+                batch = batch // 2 if run.batch % (batch // 2) == 0 else 1
+                accumulate = run.batch // batch
                 torch.cuda.empty_cache()
                 with torch.no_grad():
                     for name, weight in tuned.peft.named_parameters():
@@ -225,76 +227,64 @@ def _rows(examples: Sequence[Example], run: Run) -> list[dict[str, Any]]:
     return [{"input_ids": (*e.prompt, *e.response), "labels": (*(-100 for _ in e.prompt), *e.response)} for e in order]
 
 
-@dataclass
-class _Task:
-    """One attempt at a run, with batches that fit into memory."""
+def _attempt(
+    tuned: Tuned, rows: list[dict[str, Any]], run: Run, settings: Mapping[str, Any], last: str | None, callback: Any
+) -> None:
+    """Train from the beginning, or from the checkpoint ``last``."""
+    from transformers import PrinterCallback
 
-    tuned: Tuned
-    rows: list[dict[str, Any]]
-    run: Run
-    batch: int
-    accumulate: int
-    folder: Path
-    every: int
+    trl, datasets = needed("trl"), needed("datasets")
+    name = {"dpo": "DPO", "grpo": "GRPO"}.get(run.method, "SFT")
+    tokenizer, hf = copy.deepcopy(tuned.model.tokenizer), tuned.model.model
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    four_bits = vars(hf).pop("is_loaded_in_4bit", None)  # trl would turn the LoRA weights into bfloat16
+    try:
+        made = _trainer_class(trl, name)(
+            model=tuned.peft,
+            args=getattr(trl, f"{name}Config")(**settings),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=tokenizer,
+            callbacks=[callback],
+            **({"reward_funcs": _reward} if name == "GRPO" else {}),
+        )
+        made.remove_callback(PrinterCallback)  # stdout is for results
+        made.train(resume_from_checkpoint=last)
+    finally:
+        if four_bits is not None:
+            hf.is_loaded_in_4bit = four_bits
+        hf.train(False)
 
-    def train(self, last: str | None, callback: Any) -> None:
-        """Train from the beginning, or from the checkpoint ``last``."""
-        from transformers import PrinterCallback
 
-        trl, datasets = needed("trl"), needed("datasets")
-        name = {"dpo": "DPO", "grpo": "GRPO"}.get(self.run.method, "SFT")
-        tokenizer, hf = copy.deepcopy(self.tuned.model.tokenizer), self.tuned.model.model
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-        four_bits = vars(hf).pop("is_loaded_in_4bit", None)  # trl would turn the LoRA weights into bfloat16
-        try:
-            made = _trainer_class(trl, name)(
-                model=self.tuned.peft,
-                args=getattr(trl, f"{name}Config")(**self._settings()),
-                train_dataset=datasets.Dataset.from_list(self.rows),
-                processing_class=tokenizer,
-                callbacks=[callback],
-                **({"reward_funcs": _reward} if name == "GRPO" else {}),
-            )
-            made.remove_callback(PrinterCallback)  # stdout is for results
-            made.train(resume_from_checkpoint=last)
-        finally:
-            if four_bits is not None:
-                hf.is_loaded_in_4bit = four_bits
-            hf.train(False)
-
-    def _settings(self) -> dict[str, Any]:
-        run, model = self.run, self.tuned.model
-        settings: dict[str, Any] = {
-            "output_dir": str(self.folder),
-            "max_steps": run.steps,
-            "per_device_train_batch_size": self.batch,
-            "gradient_accumulation_steps": self.accumulate,
-            "learning_rate": run.learning_rate,
-            "lr_scheduler_type": "constant",
-            "seed": run.seed,
-            # trl would compute in bfloat16 unless told otherwise
-            "bf16": model.dtype == torch.bfloat16,
-            "fp16": model.dtype == torch.float16,
-            "use_cpu": model.device.type == "cpu",
-            "gradient_checkpointing": False,
-            "save_strategy": "steps" if self.every else "no",
-            "save_steps": self.every or 500,
-            "save_total_limit": 2,
-            "logging_steps": 1,
-            "logging_nan_inf_filter": False,
-            "disable_tqdm": True,
-            "report_to": "none",
-        }
-        if run.method == "grpo":
-            longest = max(int(row["length"]) for row in self.rows) + 1  # one more shows whether the answer ends there
-            settings |= {"beta": BETA["grpo"], "num_generations": GROUP, "max_completion_length": longest}
-            settings |= {"per_device_train_batch_size": self.batch * GROUP, "shuffle_dataset": False}
-        elif run.method == "dpo":
-            settings |= {"beta": BETA["dpo"], "max_length": None}
-        else:
-            settings |= {"max_length": None, "packing": False}  # packed rows would run into each other in convolutions
-        return settings
+def _settings(model: HookedModel, rows: list[dict[str, Any]], run: Run, batch: int, accumulate: int) -> dict[str, Any]:
+    """Return what TRL is told of a run; where its checkpoints go is added."""
+    settings: dict[str, Any] = {
+        "max_steps": run.steps,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulate,
+        "learning_rate": run.learning_rate,
+        "lr_scheduler_type": "constant",
+        "seed": run.seed,
+        # trl would compute in bfloat16 unless told otherwise
+        "bf16": model.dtype == torch.bfloat16,
+        "fp16": model.dtype == torch.float16,
+        "use_cpu": model.device.type == "cpu",
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    if run.method == "grpo":
+        longest = max(int(row["length"]) for row in rows) + 1  # one more shows whether the answer ends there
+        settings |= {"beta": BETA["grpo"], "num_generations": GROUP, "max_completion_length": longest}
+        settings |= {"per_device_train_batch_size": batch * GROUP, "shuffle_dataset": False}
+    elif run.method == "dpo":
+        settings |= {"beta": BETA["dpo"], "max_length": None}
+    else:
+        settings |= {"max_length": None, "packing": False}  # packed rows would run into each other in convolutions
+    return settings
 
 
 def _reward(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:

@@ -13,7 +13,7 @@ from xatlas.contracts.adapter import Site
 from xatlas.interventions import Add, Change, FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
 from xatlas.metrics import KL, Top1Changed
 from xatlas.model import HookedModel
-from xatlas.model.cache import record_last_position, rows_of
+from xatlas.model.hooks import record_last_position, rows_of
 from xatlas.sweep import sweep
 
 

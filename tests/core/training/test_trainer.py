@@ -223,12 +223,11 @@ def test_gradients_through_four_bits_are_those_of_the_weights(lfm2):
     assert float(alike(gradient(HookedModel(unpacked, None, prove=False)), rounded, dim=0)) > 0.9999
 
 
-def test_settings_that_trl_would_choose_otherwise(lfm2, taught, targets, tmp_path):
+def test_settings_that_trl_would_choose_otherwise(lfm2, taught, targets):
     def settings(method):
         run = Run(method)
         with lora(lfm2, targets, run) as tuned:
-            rows = trainer._rows(taught[0], run)
-            return trainer._Task(tuned, rows, run, 8, 1, tmp_path, 0)._settings()
+            return trainer._settings(tuned.model, trainer._rows(taught[0], run), run, 8, 1)
 
     plain = settings("sft")
     assert not plain["bf16"]
