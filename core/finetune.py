@@ -120,15 +120,10 @@ def finetune(
         after = held.measure(tuned.model)
         tuned.peft.save_pretrained(str(folder))
     shutil.rmtree(place, ignore_errors=True)
-    rows = [
-        {
-            "family": family,
-            "trained": family in trained,
-            **{f"{each} before": float(before[each][at]) for each in before},
-            **{f"{each} after": float(after[each][at]) for each in after},
-        }
-        for at, family in enumerate(held.families)
-    ]
+    rows: list[dict[str, Any]] = [{"family": family, "trained": family in trained} for family in held.families]
+    for when, measured in (("before", before), ("after", after)):
+        for row, *values in zip(rows, *measured.values(), strict=True):
+            row.update({f"{name} {when}": float(value) for name, value in zip(measured, values, strict=True)})
     return FineTuned(f"{name}+{folder}", tuned.modules, tuned.parameters, rows)
 
 

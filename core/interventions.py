@@ -145,10 +145,8 @@ def edit(intervention: Intervention, value: Tensor, context: InterventionContext
     part = target.pick(value)
     new = intervention.change(part.clone(), target)
     if new.shape != part.shape:
-        raise XatlasError(
-            f"{type(intervention.change).__name__} at {intervention.site} returned the shape "
-            f"{tuple(new.shape)} instead of {tuple(part.shape)}."
-        )
+        what = f"{type(intervention.change).__name__} at {intervention.site} returned the shape {tuple(new.shape)}"
+        raise XatlasError(f"{what} instead of {tuple(part.shape)}.")
     return target.put(value, _at_positions(context, intervention.positions, new, part))
 
 

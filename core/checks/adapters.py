@@ -149,6 +149,7 @@ def _check_roles(model: HookedModel) -> None:
     """Check what the roles of attention and of a gated MLP do, by changing what their modules put out."""
     ids = _random_prompts(model, (6,))[0].ids
     tokens = torch.tensor([ids], device=model.device)
+    not_first = (torch.arange(len(ids), device=model.device) > 0)[:, None]
 
     def read(layer: int, role: str, change: Callable[[Tensor], Tensor], site: str) -> Tensor:
         """Return a site's value, or what goes into the role it names, while a role's outputs are changed."""
@@ -172,9 +173,6 @@ def _check_roles(model: HookedModel) -> None:
             model.run(tokens)
         return found[0]
 
-    def first_zeroed(value: Tensor) -> Tensor:
-        return torch.cat([value[:, :1] * 0, value[:, 1:]], 1)
-
     for layer in range(model.n_layers):
         roles = model.adapter.roles(layer)
         who = f"{type(model.adapter).__name__} is wrong about a role of layer {layer}:"
@@ -184,7 +182,7 @@ def _check_roles(model: HookedModel) -> None:
             must(not left.any(), f"{who} without 'attention.v' heads still write; are k and v swapped?")
         if attends and "attention.q" in roles:
             clean = read(layer, "attention.q", torch.clone, "heads")[:, 1:]
-            later = read(layer, "attention.q", first_zeroed, "heads")[:, 1:]
+            later = read(layer, "attention.q", lambda value: value * not_first, "heads")[:, 1:]
             same = torch.allclose(clean, later, atol=1e-5)
             must(same, f"{who} 'attention.q' at position 0 is read by later positions; are q and k swapped?")
         if {"mlp.gate", "mlp.up", "mlp.down"} <= set(roles):

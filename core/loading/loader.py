@@ -251,10 +251,9 @@ def load_tokenizer(resolved: Resolved) -> PreTrainedTokenizerBase:
     """Load the tokenizer; the one beside LoRA weights wins."""
     from transformers import AutoTokenizer
 
-    place, files = resolved.folder, of_tokenizer(resolved.folder, resolved.lora)
-    with only(
-        {**files, "config.json": place / "config.json"}, place, f"the tokenizer in {place} cannot be loaded"
-    ) as folder:
+    place = resolved.folder
+    files = of_tokenizer(place, resolved.lora) | {"config.json": place / "config.json"}
+    with only(files, place, f"the tokenizer in {place} cannot be loaded") as folder:
         found = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     found.name_or_path = str(place)
     return as_stored(found, files.get("tokenizer.json"))

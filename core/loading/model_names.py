@@ -264,9 +264,8 @@ def _from_wheel(source: download.ModelSource, asked: _Asked) -> Resolved:
 
 
 def _from_hub(name: str, repo: str, revision: str, asked: _Asked) -> Resolved:
-    parts: download.Parts = (
-        "unweighted" if not asked.weighted else "config" if asked.fetch in ("config", "shapes") else "all"
-    )
+    wanted: download.Parts = "config" if asked.fetch in ("config", "shapes") else "all"
+    parts = wanted if asked.weighted else "unweighted"
     folder = download.cached_snapshot(repo, revision or None, parts)
     try:
         if folder is None and asked.fetch == "nothing":

@@ -232,9 +232,7 @@ class LayerCall:
 
     def for_rows(self, rows: int, prompts: int) -> dict[str, Any]:
         """Return the named arguments for ``rows``: blocks of the first ``prompts`` prompts."""
-        own = {
-            name: value[:prompts].repeat(rows // prompts, *[1] * (value.dim() - 1)) for name, value in self.rows.items()
-        }
+        own = {name: torch.cat([value[:prompts]] * (rows // prompts)) for name, value in self.rows.items()}
         return self.kwargs | {name: value.flatten(0, 1) for name, value in own.items()}
 
 

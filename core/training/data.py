@@ -58,7 +58,7 @@ def answers(text: str, answer: str) -> bool:
     return bool(answer) and re.match(re.escape(answer) + r"(?!\w)", text) is not None
 
 
-def split(model: HookedModel, data: str, tokens: Sequence[str] = ()) -> tuple[list[Example], list[Example]]:
+def split(model: HookedModel, data: str) -> tuple[list[Example], list[Example]]:
     """Return what is trained on and what is held out, of families by name, a JSONL file, or a data set on the hub.
 
     ``data`` is a family of the transfer suites, several of them separated by commas, or ``transfer`` for all.

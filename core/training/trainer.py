@@ -135,15 +135,10 @@ def in_four_bits(model: HookedModel) -> HookedModel:
             compute_dtype=model.dtype,
             compress_statistics=False,
             quant_type="nf4",
-        )
-        made.weight = bnb.nn.Params4bit(
-            module.weight.detach().clone(), requires_grad=False, compress_statistics=False, quant_type="nf4"
-        )
-        if module.bias is not None:
-            made.bias = module.bias
+        ).to(module.weight.dtype)
+        made.load_state_dict(module.state_dict())
         made.support_avx512bf16_for_cpu = False
-        parent, _, name = path.rpartition(".")
-        setattr(hf.get_submodule(parent), name, made.to(device))
+        hf.set_submodule(path, made.requires_grad_(False).to(device))  # which packs the weight
     hf.is_loaded_in_4bit = True
     return HookedModel(hf, model.tokenizer, slug=model.slug, adapter=type(model.adapter)(hf), prove=False)
 
