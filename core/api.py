@@ -139,8 +139,7 @@ def lens(model: Name | HookedModel, text: str, *, target: str | None = None, **s
     """
     from xatlas import views
 
-    views.check_text(text)
-    return views.lens(_loaded(model, settings), text, target)
+    return views.lens(_reading(text, model, settings), text, target)
 
 
 @takes_settings("of_model")
@@ -169,12 +168,13 @@ def attention(model: Name | HookedModel, text: str, layer: int, **settings: Any)
     """
     from xatlas import views
 
-    views.check_text(text)
-    return views.attention(_loaded(model, settings), text, layer)
+    return views.attention(_reading(text, model, settings), text, layer)
 
 
-def _loaded(model: Name | HookedModel, settings: dict[str, Any]) -> HookedModel:
-    """Return a model that is loaded with these settings, or was before."""
+def _reading(text: str, model: Name | HookedModel, settings: dict[str, Any]) -> HookedModel:
+    """Return a model that is to read a text, loaded with these settings, or before."""
+    if not text:
+        raise XatlasError("the text is empty: write what the model is to read.")
     if isinstance(model, str | os.PathLike):
         return load(model, **settings)
     if settings:

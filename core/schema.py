@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xatlas.contracts.probe import Probe, Variable
     from xatlas.model import HookedModel
     from xatlas.prompts.reader import TokenSuite
-    from xatlas.suites import Prompt, Suite
+    from xatlas.suites import Suite
 
 CONVENTIONS = "CF-1.11"
 
@@ -61,27 +61,21 @@ _UNLABELLED = frozenset({"kv_group"})
 NOTES = ("absent", "dropped", "noise_floor")
 
 
-def prompt_coords(prompts: Iterable[Prompt], n_tokens: Sequence[int], appended: Sequence[int]) -> dict[str, Any]:
-    """Return the coordinates of the ``prompt`` dimension; a prompt without a template counts as its own.
-
-    ``n_tokens`` were run of each prompt, ``appended`` of which belong to the target.
-    """
-    kept = list(prompts)
-    return {
-        "prompt": [prompt.id for prompt in kept],
-        "family": ("prompt", [prompt.family for prompt in kept]),
-        "template": ("prompt", [prompt.template or prompt.id for prompt in kept]),
-        "n_tokens": ("prompt", np.asarray(n_tokens, dtype=np.int64)),
-        "appended": ("prompt", np.asarray(appended, dtype=np.int64)),
-        "text": ("prompt", [printable(prompt.text) for prompt in kept]),
-        "target": ("prompt", [printable(prompt.target or "") for prompt in kept]),
-    }
-
-
 def suite_coords(tokens: TokenSuite) -> dict[str, Any]:
-    """Return the coordinates of the ``prompt`` dimension for a suite as a model read it."""
-    kept = tokens.prompts
-    return prompt_coords([p.prompt for p in kept], [p.n_tokens for p in kept], [p.appended for p in kept])
+    """Return the coordinates of the ``prompt`` dimension for a suite as a model read it.
+
+    A prompt without a template counts as its own; ``n_tokens`` were run, ``appended`` of which belong to the target.
+    """
+    read, prompts = tokens.prompts, [each.prompt for each in tokens.prompts]
+    return {
+        "prompt": [prompt.id for prompt in prompts],
+        "family": ("prompt", [prompt.family for prompt in prompts]),
+        "template": ("prompt", [prompt.template or prompt.id for prompt in prompts]),
+        "n_tokens": ("prompt", np.array([each.n_tokens for each in read], dtype=np.int64)),
+        "appended": ("prompt", np.array([each.appended for each in read], dtype=np.int64)),
+        "text": ("prompt", [printable(prompt.text) for prompt in prompts]),
+        "target": ("prompt", [printable(prompt.target or "") for prompt in prompts]),
+    }
 
 
 def layer_coords(operator_types: Sequence[str]) -> dict[str, Any]:
@@ -167,7 +161,7 @@ def cells(**labels: Iterable[object]) -> str:
 
 
 def notes(dataset: xr.Dataset, name: str) -> dict[str, Any]:
-    """Return the JSON attribute ``absent``, ``dropped`` or ``noise_floor``; empty where there is none."""
+    """Return what a JSON attribute holds, as ``absent``, ``dropped`` or ``noise_floor``; empty where there is none."""
     try:
         value = json.loads(dataset.attrs.get(name) or "{}")
     except (TypeError, ValueError):

@@ -46,12 +46,6 @@ _RC: dict[str, Any] = {
 }
 
 
-def check_text(text: str) -> None:
-    """Refuse a text that holds nothing."""
-    if not text:
-        raise XatlasError("the text is empty: write what the model is to read.")
-
-
 def _read(model: HookedModel, text: str) -> tuple[Reader, TokenPrompt]:
     """Return a model's reader and a text as it reads it."""
     if model.reader is None:

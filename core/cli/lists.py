@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,29 +51,17 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show what an atlas or one of its files holds."""
-    from xatlas.results.store import Store, atlas_folder, read_entry
+    from xatlas.results.store import Store, atlas_folder
 
     if beside is not None and not texts:
         raise XatlasError("--beside goes with --texts: it shows what two models wrote.")
     if texts:
         print_rows(_texts([each for each in (path, beside) if each is not None]), as_json)
-        return
-    if sensitivity:
-        dataset = _figure_data(path) if path.is_file() else None
-        if dataset is None or "sensitivity" not in dataset:
-            raise XatlasError(f"{path} holds no findings: --sensitivity takes the .nc beside a comparison's figure.")
-        rows, missing = _sensitivity(dataset, as_json), json.loads(dataset.attrs.get("not_run", "[]"))
-        if as_json:
-            print_json({"sensitivity": rows, "not_run": missing})
-            return
-        print_table(rows)
-        echo(f"\nThe main setting: {dataset['setting'].values[0]}")
-        if missing:
-            echo("\nNot run")
-            print_table([{name: cell or "–" for name, cell in row.items()} for row in missing])
-        return
-
-    if not path.is_file():
+    elif sensitivity:
+        _show_sensitivity(path, as_json)
+    elif path.is_file():
+        _show_file(path, as_json)
+    else:
         rows = [
             {
                 "model": entry.job.model,
@@ -88,22 +76,26 @@ def show(
             for entry in Store(atlas_folder(path)).entries()
         ]
         print_rows(rows, as_json)
-        return
-    tables: list[tuple[str, Mapping[str, Any]]]
+
+
+def _show_file(path: Path, as_json: bool) -> None:
+    """Print what a result, or the data beside a figure, says of itself, and a summary of its numbers."""
+    from xatlas.results.store import read_entry
+
+    tables: dict[str, Mapping[str, Any]]
     dataset = _figure_data(path)
     if dataset is not None:
-        record, tables = dataset.to_dict(data=False), [("attribute", dataset.attrs)]
+        record, tables = dataset.to_dict(data=False), {"attribute": dataset.attrs}
     else:
         entry = read_entry(path, placed=False)
-        dataset = entry.dataset()
-        record = {"job": entry.job.record(), **entry.provenance}
-        tables = [("job", entry.job.record()), ("measured", entry.provenance)]
+        dataset, job = entry.dataset(), entry.job.record()
+        record, tables = {"job": job, **entry.provenance}, {"job": job, "measured": entry.provenance}
     if as_json:
         print_json(record)
         return
     echo(str(dataset.drop_attrs(deep=False)))
     print_table(fitting(summarised(dataset))[0])
-    for head, fields in tables:
+    for head, fields in tables.items():
         print_table([{head: name, "value": value} for name, value in _flat(fields)])
 
 
@@ -134,8 +126,12 @@ def _texts(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _sensitivity(dataset: xr.Dataset, as_json: bool) -> list[dict[str, Any]]:
-    """Return every finding under every setting, the main one first; people read of others what differs from it."""
+def _show_sensitivity(path: Path, as_json: bool) -> None:
+    """Print every finding under every setting, the main one first; people read of others what differs from it."""
+    dataset = _figure_data(path) if path.is_file() else None
+    if dataset is None or "sensitivity" not in dataset:
+        raise XatlasError(f"{path} holds no findings: --sensitivity takes the .nc beside a comparison's figure.")
+    missing = json.loads(dataset.attrs.get("not_run", "[]"))
     rows: list[dict[str, Any]] = []
     settings = [str(setting).split(", ") for setting in dataset["setting"].values]
     for i, finding in enumerate(map(str, dataset["finding"].values)):
@@ -149,7 +145,14 @@ def _sensitivity(dataset: xr.Dataset, as_json: bool) -> list[dict[str, Any]]:
                 own = [part for part in parts if part not in settings[0]]
                 row = {"setting": ", ".join(own) or "main", "number": interval(*bounds)}
             rows.append({"finding": finding, **row})
-    return rows
+    if as_json:
+        print_json({"sensitivity": rows, "not_run": missing})
+        return
+    print_table(rows)
+    echo(f"\nThe main setting: {', '.join(settings[0])}")
+    if missing:
+        echo("\nNot run")
+        print_table([{name: cell or "–" for name, cell in row.items()} for row in missing])
 
 
 def _figure_data(path: Path) -> xr.Dataset | None:
@@ -224,8 +227,7 @@ def explain(
         if kind == "architecture":
             echo(f"\nAdapter {item.__module__}.{item.__qualname__} for {', '.join(item.architectures)}.")
             continue
-        claims = getattr(item, "claims", None) if kind == "comparison" else None
-        if claims:
+        if claims := getattr(item, "claims", ()):
             echo("\nClaims (xatlas explain verdicts says how they are judged)")
             print_table([{"claim": claim.name, "question": claim.question, "unit": claim.unit} for claim in claims])
         for title, rows in _tables(item, kind == "probe").items():
@@ -274,51 +276,44 @@ def _explain_suite(found: SuiteSpec) -> None:
     print_table(rows)
 
 
-def _listing(rows: Callable[[], Rows]) -> Callable[..., None]:
-    """Make a command that prints the rows that a function collects."""
-
-    def command_of(as_json: options.Json = False) -> None:
-        print_rows(rows(), as_json)
-
-    command_of.__name__, command_of.__doc__ = rows.__name__, rows.__doc__
-    return command()(command_of)
-
-
-@_listing
-def probes() -> Rows:
+@command()
+def probes(as_json: options.Json = False) -> None:
     """List the probes."""
-    return [
+    rows = [
         {"name": name, "version": item.version, "on": item.measures_on, "what": _first_line(item)}
         for name, item in manager.probes().items()
     ]
+    print_rows(rows, as_json)
 
 
-@_listing
-def architectures() -> Rows:
+@command()
+def architectures(as_json: options.Json = False) -> None:
     """List the model architectures that have an adapter."""
-    return [
+    rows = [
         {"architecture": name, "adapter": f"{item.__module__}.{item.__qualname__}", "what": _first_line(item)}
         for name, item in manager.adapters().items()
     ]
+    print_rows(rows, as_json)
 
 
-@_listing
-def comparisons() -> Rows:
+@command()
+def comparisons(as_json: options.Json = False) -> None:
     """List the comparisons."""
     rows = []
     for name, item in manager.comparisons().items():
         needed = ", ".join(requirement.probe for requirement in item().requires)
         rows.append({"name": name, "version": item.version, "requires": needed, "what": item.summary})
-    return rows
+    print_rows(rows, as_json)
 
 
-@_listing
-def suites() -> Rows:
+@command()
+def suites(as_json: options.Json = False) -> None:
     """List the suites that have a name, and which are used when none is named."""
-    return [
+    rows = [
         {"name": name, "default": _ROLES.get(item.default_for, ""), "what": item.summary}
         for name, item in manager.suites().items()
     ]
+    print_rows(rows, as_json)
 
 
 @models_app.callback()

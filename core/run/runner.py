@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
@@ -278,10 +278,9 @@ def provenance(named: Resolved, model: HookedModel, config: MeasureConfig) -> di
     """Return how and on what results are measured, JSON-ready."""
     import torch
 
-    about = ["name", "slug", "source", "architecture", "revision", "weights_hash", "lora_hash"]
-    about += ["untrained", "quantised"]
+    left_out = {"folder", "lora", "chat_template"}
     return {
-        "model": {name: getattr(named, name) for name in about},
+        "model": {name: value for name, value in asdict(named).items() if name not in left_out},
         "suite": _about_suite(model, config.suite),
         "reference": None if config.reference is None else _about_suite(model, config.reference),
         "versions": {

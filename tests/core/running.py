@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xatlas import Probe, Variable, hookimpl, manager
+from xatlas.prompts.reader import TokenPrompt, TokenSuite
 from xatlas.run.plan import Plan
 from xatlas.run.runner import run
-from xatlas.schema import label, prompt_coords
+from xatlas.schema import label, suite_coords
 from xatlas.testing import write_tiny_model
 
 _REGISTRIES = ("adapters", "probes", "comparisons", "models", "suites")
@@ -33,9 +34,13 @@ class Counting(Probe):
 
 
 def seeds(variables, suite, inputs):
-    n = len(suite)
-    values = {"value": np.full(n, inputs.seed, np.float32)}
-    return label(variables, values, prompt_coords(suite, [1] * n, [0] * n))
+    values = {"value": np.full(len(suite), inputs.seed, np.float32)}
+    return label(variables, values, suite_coords(read(suite)))
+
+
+def read(prompts) -> TokenSuite:
+    """Return prompts as a model reads them for which every text is one token."""
+    return TokenSuite(tuple(TokenPrompt(prompt, (0,), 1, 0, None, None, (), ()) for prompt in prompts))
 
 
 def another(name: str, measure: Callable[..., Any], **attributes: Any) -> type[Probe]:

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from running import read
 
 from xatlas.contracts.adapter import HeadLayout
 from xatlas.contracts.probe import Variable
 from xatlas.errors import XatlasError
-from xatlas.schema import cells, head_coords, label, layer_coords, notes, prompt_coords, validate
+from xatlas.schema import cells, head_coords, label, layer_coords, notes, suite_coords, validate
 from xatlas.suites import Prompt, Suite
 
 VARIABLES = {"kl": Variable(("prompt", "layer", "head"), "nats", "KL to the clean run")}
@@ -20,7 +21,7 @@ PROMPTS = [Prompt("a", "facts", "The sky is", template="t1"), Prompt("b", "sums"
 
 def coords():
     return {
-        **prompt_coords(PROMPTS, [4, 5], [0, 1]),
+        **suite_coords(read(PROMPTS)),
         **layer_coords(["conv", "attention", "conv"]),
         **head_coords(4, 2),
     }

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import xarray as xr
-from running import Counting, plugged
+from running import Counting, plugged, read
 from storing import JOB, result
 
 from xatlas import files
@@ -20,7 +20,7 @@ from xatlas.errors import XatlasError
 from xatlas.files import hash_path, seal
 from xatlas.results.atlas import open_atlas, verify
 from xatlas.results.store import Store, encode
-from xatlas.schema import label, prompt_coords
+from xatlas.schema import label, suite_coords
 from xatlas.suites import Prompt
 
 PROMPTS = [Prompt(id=name, family="f", text=name) for name in "ab"]
@@ -45,7 +45,7 @@ class Renamed(Toy):
 
 def counted(value, variables=Counting.variables):
     arrays = dict.fromkeys(variables, np.full(2, value, np.float32))
-    return label(variables, arrays, prompt_coords(PROMPTS, [1, 1], [0, 0]))
+    return label(variables, arrays, suite_coords(read(PROMPTS)))
 
 
 def rehash(path):
