@@ -13,11 +13,11 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import attention as figure
 from xatlas.findings import SHARE_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic
 from xatlas.findings.estimates import bounds_of, side
-from xatlas.stats import PERMUTATIONS, Floats
+from xatlas.findings.places import largest_over
+from xatlas.stats import PERMUTATIONS
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 #: Kinds of heads, by what they attend to.
 KINDS: Mapping[str, str] = {"previous": "the previous token", "induction": "what followed the same token before"}
@@ -77,6 +77,7 @@ class AttentionProfile(ClaimComparison):
             kinds=False,
         ),
     )
+    nothing = "no attention"
     curves = ("first", "previous", "induction")
     variables: ClassVar = {
         "first": Variable(("layer", "head"), "1", "weight on position 0"),
@@ -88,6 +89,7 @@ class AttentionProfile(ClaimComparison):
         name: "padding, a layer without attention, or a window that hides the token"
         for name in ("first", "previous", "induction")
     }
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the share of position 0, the two strongest heads, and how far apart their kinds lie."""
@@ -126,24 +128,6 @@ class AttentionProfile(ClaimComparison):
         even = [float(one.sample.mean(each).point) for each in _even(one).values()]
         return {**found, "even": xr.DataArray(even, dims="score", coords={"score": list(names)})}
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw the three scores over depth."""
-        return figure.draw(dataset)
-
-    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per finding about a model; one with dashes for a model without attention."""
-        shown = super().table(dataset)
-        nothing: dict[str, str | float] = {
-            "number": "no attention",
-            "value": "–",
-            "control": "–",
-            "verdict": "–",
-            "sensitivity": "–",
-        }
-        bare = set(map(str, dataset["model"].values)) - {str(row["model"]) for row in shown}
-        shown += [{"model": model, **nothing} for model in sorted(bare)]
-        return shown
-
 
 def _even(one: Effects) -> dict[str, xr.DataArray]:
     """Return what evenly spread attention would score ``(prompt)``: one over how many tokens a query sees."""
@@ -160,16 +144,8 @@ def _strongest(one: Effects, scores: xr.DataArray, even: xr.DataArray) -> Eviden
     flat = scores.stack(place=("layer", "head")).dropna("place", how="all")
     means = one.sample.clusters.macro(flat.values)
     layer, head = flat["place"].values[int(np.nanargmax(means))]
-    ones = np.where(np.isfinite(flat.values).any(1), 1.0, np.nan)
-
-    def pick(chosen: Floats) -> Floats:  # the best head's score over 1
-        weights = np.zeros((2, len(chosen)))
-        weights[0, int(np.nanargmax(chosen[:-1]))] = 1
-        weights[1, -1] = 1
-        return weights
-
-    values = np.column_stack([np.nan_to_num(flat.values), ones])
-    number, _ = one.sample.cross_fit(values, pick, log=False)
+    whole = np.where(np.isfinite(flat.values).any(1), 1.0, np.nan)
+    number, _ = largest_over(one.sample, np.nan_to_num(flat.values), whole)
     control = bounds_of(one.sample.mean(even))
     low, high = number[1] - control[0], number[2] - control[0]
     return Evidence(

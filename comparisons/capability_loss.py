@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -14,7 +13,7 @@ from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import capability_loss as figure
 from xatlas.findings import Claim
 from xatlas.findings.claims import ALPHA
-from xatlas.findings.sentences import Row, decide
+from xatlas.findings.sentences import Row, decide, described
 from xatlas.findings.shares import ALL, categories, joined, of, paired
 from xatlas.text import interval
 
@@ -66,13 +65,8 @@ class CapabilityLoss(Comparison):
         for at, row in _rows(data):
             data["loss"].loc[at] = np.array(row.evidence.number)
             data["control"].loc[at] = np.array(row.evidence.control)
-        return data.assign_attrs(
-            title=self.summary,
-            suite="the same tests under every condition; 95 % Newcombe intervals over tests",
-            absent=json.dumps(dict.fromkeys(("passed", *names), "not asked"), sort_keys=True),
-            xatlas=json.dumps({"comparison": {"name": self.name, "version": self.version}}, sort_keys=True),
-            Conventions="CF-1.11",
-        )
+        suite = "the same tests under every condition; 95 % Newcombe intervals over tests"
+        return described(data, self, suite, dict.fromkeys(sorted(("passed", *names)), "not asked"))
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
         """Say what each layer or head breaks: in all, and of categories with enough tests to say so."""

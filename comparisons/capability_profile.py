@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import rows as figure
 from xatlas.findings import Claim
-from xatlas.findings.sentences import Row, decide
+from xatlas.findings.sentences import Row, decide, described
 from xatlas.findings.shares import ALL, categories, half, joined, of, paired, share
 from xatlas.text import interval
 
@@ -56,13 +56,8 @@ class CapabilityProfile(Comparison):
         abouts = [json.loads(each.attrs.get("xatlas", "{}")) for each in held.values()]
         jobs = [(about.get("job") or {}).get("parameters", {}) for about in abouts]
         asked = {str(parameters.get("tests", "")) for parameters in jobs}
-        return data.assign_attrs(
-            title=self.summary,
-            suite=f"tests {', '.join(sorted(asked))}; 95 % Wilson intervals over tests",
-            absent=json.dumps({"passed": "not asked", "share": "no test of the category"}, sort_keys=True),
-            xatlas=json.dumps({"comparison": {"name": self.name, "version": self.version}}, sort_keys=True),
-            Conventions="CF-1.11",
-        )
+        suite = f"tests {', '.join(sorted(asked))}; 95 % Wilson intervals over tests"
+        return described(data, self, suite, {"passed": "not asked", "share": "no test of the category"})
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
         """Say what share each model passes in all, and where two differ."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,11 @@ import numpy as np
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import card as figure
 from xatlas.findings.readings import find, models
+from xatlas.findings.sentences import described
 from xatlas.text import number
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 _ABSENT = "padding of models with fewer layers, a part that the model lacks, or an unembedding that is the embedding"
 
@@ -36,6 +35,7 @@ class Card(Comparison):
     summary = "Which operators, heads, kernels and parameters stand in which layer?"
     default = False
     requires = (Requirement("model_card"),)
+    plot = staticmethod(figure.draw)
 
     def compare(self, tree: xr.DataTree) -> xr.Dataset:
         """Return the cards along ``model``, and what share of all parameters each part has."""
@@ -50,14 +50,8 @@ class Card(Comparison):
         shares = [_shares(data.sel(model=model)) for model in held]
         data["share"] = xr.concat(shares, names, join="exact")
         data["share"].attrs = {"units": "1", "long_name": "share of all parameters"}
-        about = {"comparison": {"name": self.name, "version": self.version}}
-        return data.assign_attrs(
-            title=self.summary,
-            suite="counted on the models' modules, a parameter that several places share once",
-            absent=json.dumps(dict.fromkeys(map(str, data.data_vars), _ABSENT), sort_keys=True),
-            xatlas=json.dumps(about, sort_keys=True),
-            Conventions="CF-1.11",
-        )
+        suite = "counted on the models' modules, a parameter that several places share once"
+        return described(data, self, suite, dict.fromkeys(sorted(map(str, data.data_vars)), _ABSENT))
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
         """Say of every model whether its MLPs hold most of its layers' parameters."""
@@ -110,10 +104,6 @@ class Card(Comparison):
             whole = {"layers": "all", "operator": "", "kernel or heads": size, "parameters": _short(total)}
             rows.append({"model": model, **whole, "share": "100.0%"})
         return rows
-
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw where the parameters stand, over all and layer by layer."""
-        return figure.draw(dataset)
 
 
 def _of_layers(one: xr.Dataset, group: str) -> xr.DataArray:

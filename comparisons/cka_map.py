@@ -19,7 +19,6 @@ from xatlas.text import number
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 #: What is counted as holding the same, and how many tokens published numbers often rest on.
 LOCKED, FEW = 0.9, 27
@@ -91,6 +90,7 @@ class CKAMap(ClaimComparison):
         "cka": "padding of models with fewer layers, or a stream too narrow to be trimmed",
         "between": "layers that one of the two lacks, or too few samples that both read",
     }
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the mean similarity of two layers, and the least in a block."""
@@ -140,10 +140,6 @@ class CKAMap(ClaimComparison):
             for name, called in (("between", "debiased linear CKA of two models"), ("between_null_q95", _NULL)):
                 dataset[name].attrs = {"units": "1", "long_name": called}
         return dataset
-
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw a map for every model and every two."""
-        return figure.draw(dataset)
 
 
 _NULL = "95 % quantile with whole prompts permuted"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import conv as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
+from xatlas.findings.estimates import bounds_of
 from xatlas.stats import AGREEMENT, PERMUTATIONS
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: Names of the dimensions that are looked at.
 PARTS = ("factor", "tap")
@@ -78,34 +78,27 @@ class ConvProfile(ClaimComparison):
         for part in PARTS
         for what in ("effect", "control")
     }
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return which factor and which tap leads; zeroed factors say nothing about that, and ``one`` has no signal."""
         factors, taps = effects
-        found: dict[str, Evidence] = {}
-        if factors.setting.ablation != "zero":
-            found |= _lead(factors, "factor")
+        found = {"factor_lead": _lead(factors, "factor")} if factors.setting.ablation != "zero" else {}
         if factors.setting.ablation == "mean":  # taps have no kinds: under others it would be the same again
-            found |= _lead(taps, "tap") | _zero_alike(factors)
+            found |= {"tap_lead": _lead(taps, "tap"), "zero_alike": _zero_alike(factors)}
         return found
 
-    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+    def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return each layer's effects and controls, and who leads."""
-        import xarray as xr
-
-        found: dict[str, xr.DataArray] = {}
+        found: dict[str, Any] = {}
         for part, one in zip(PARTS, effects, strict=True):
             kl, control = one["kl"], one.control
             found[f"{part}_effect"] = one.sample.mean(kl, log=True).bounds()
             found[f"{part}_control"] = one.sample.mean(kl * np.nan if control is None else control, log=True).bounds()
             first = _first(one, part)
-            found[f"{part}_lead"] = xr.DataArray(str(first.label) if first else "")
-            found[f"{part}_p_rank1"] = xr.DataArray(_chance(one, first))
+            found[f"{part}_lead"] = str(first.label) if first else ""
+            found[f"{part}_p_rank1"] = first.p_rank1 if first and one.sample.clusters.resamples else math.nan
         return found
-
-    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
-        """Draw factors and taps over the layers of each model that has convolutions."""
-        return figure.draw(dataset, ax)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return one row per finding about a model; one with dashes for a model without conv layers."""
@@ -113,12 +106,14 @@ class ConvProfile(ClaimComparison):
         shown = super().table(dataset)
         for model in map(str, dataset["model"].values):
             own = [row for row in shown if row["model"] == model]
-            rows += own or [{"model": model, "number": "no conv layers", "value": "–", "control": "–", "verdict": "–"}]
-            for row in own:
-                lead = f"{row['number']}_lead"
-                if lead in dataset:
-                    row["number"] = f"{row['number']} {dataset[lead].sel(model=model).item()} / next"
+            dashes = dict.fromkeys(("value", "control", "verdict"), "–")
+            rows += own or [{"model": model, "number": "no conv layers", **dashes}]
         return rows
+
+    def called(self, name: str, one: xr.Dataset) -> str:
+        """Return the label of a number, a factor or tap by its name."""
+        label = super().called(name, one)
+        return f"{label} {one[name].item()} / next" if name in one else label
 
 
 def _summed(values: xr.DataArray) -> xr.DataArray:
@@ -130,15 +125,11 @@ def _first(one: Effects, part: str) -> Place | None:
     return largest(one.sample, _summed(one["kl"]), part)
 
 
-def _chance(one: Effects, first: Place | None) -> float:
-    return first.p_rank1 if first and one.sample.clusters.resamples else float("nan")
-
-
-def _lead(one: Effects, part: str) -> dict[str, Evidence]:
+def _lead(one: Effects, part: str) -> Evidence | None:
     """Return what speaks for one label's having the largest effect, more so than with random changes of equal norm."""
     first = _first(one, part)
     if first is None or first.runner_up is None:
-        return {}
+        return None
     summed, clusters = _summed(one["kl"]), one.sample.clusters
     there = int(one["kl"].notnull().any(("prompt", part)).sum())
     pair = [first.label, first.runner_up]
@@ -158,39 +149,37 @@ def _lead(one: Effects, part: str) -> dict[str, Evidence]:
     if one.control is not None:
         chance = one.sample.ratio(*(_summed(one.control).sel({part: label}) for label in pair))
         over = (own - chance).evidence(two_sided=False)
-        value, low, high = chance.bounds().values.tolist()
-        p = float(np.nanmax([found.p, over.p]))
-        found = replace(found, control=(value, low, high), side=over.side, own=1, p=p, open=over.open)
-        found = replace(found, against=f"{found.against} and random changes")
-    if not clusters.resamples:
-        found = replace(found, blocked="too few templates")
-    elif first.tie and found.side >= 0:
-        found = replace(found, blocked=f"it ties with {', '.join(map(str, first.tied))}")
-    return {f"{part}_lead": found}
+        found = replace(
+            found,
+            control=bounds_of(chance),
+            side=over.side,
+            own=1,
+            p=float(np.nanmax([found.p, over.p])),
+            open=over.open,
+            against=f"{found.against} and random changes",
+        )
+    ties = f"it ties with {', '.join(map(str, first.tied))}" if first.tie and found.side >= 0 else ""
+    return replace(found, blocked=ties if clusters.resamples else "too few templates")
 
 
-def _zero_alike(factors: Effects) -> dict[str, Evidence]:
+def _zero_alike(factors: Effects) -> Evidence | None:
     """Return the claim that every factor is as necessary as the others, where factors were zeroed.
 
     Without a conv bias the product is zero in any case, so that the numbers agree whatever the model does.
     """
     whole = factors.reading.dataset
     if not factors.reading.holds("ablation", "zero") or "ablation" not in whole.dims:
-        return {}
-    kl = _summed(
-        whole["kl"]
-        .sel(ablation="zero", scope=factors.setting.scope, drop=True)
-        .isel(layer=slice(factors.first_layer, None))
-    )
+        return None
+    zeroed = whole["kl"].sel(ablation="zero", scope=factors.setting.scope, drop=True)
+    kl = _summed(zeroed.isel(layer=slice(factors.first_layer, None)))
     means = factors.sample.mean(kl).point
     if not np.isfinite(means.values).any():
-        return {}
+        return None
     top, bottom = kl.isel(factor=int(means.argmax("factor"))), kl.isel(factor=int(means.argmin("factor")))
-    value, low, high = factors.sample.ratio(top, bottom).bounds().values.tolist()
     gap = float(means.max() - means.min())
     alike = gap <= AGREEMENT[0] + AGREEMENT[1] * float(means.max())
-    artefact = _ALGEBRA if alike else ""
-    return {"zero_alike": Evidence((value, low, high), side=0 if alike else -1, answer=alike, artefact=artefact)}
+    number, artefact = bounds_of(factors.sample.ratio(top, bottom)), _ALGEBRA if alike else ""
+    return Evidence(number, side=0 if alike else -1, answer=alike, artefact=artefact)
 
 
 @hookimpl

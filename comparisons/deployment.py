@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +12,7 @@ from xatlas import Comparison, Finding, Requirement, XatlasError, hookimpl
 from xatlas.comparisons.figures import rows as figure
 from xatlas.contracts.comparison import Verdict
 from xatlas.findings.readings import find, models
+from xatlas.findings.sentences import described
 from xatlas.stats import wilson
 from xatlas.text import interval
 
@@ -111,16 +111,9 @@ class Deployment(Comparison):
             },
             {"model": names, "use": uses, "bound": ["value", "low", "high"], "of": ["least", "median", "most"]},
         )
-        return data.assign_attrs(
-            title=self.summary,
-            suite="95 % Wilson intervals over tests; speed on one machine",
-            absent=json.dumps({"share": "no test of the use case", "more": "no number of tests would decide"}),
-            xatlas=json.dumps({"comparison": {"name": self.name, "version": self.version}}),
-            Conventions="CF-1.11",
-            good=asked.good,
-            fair=asked.fair,
-            needed=asked.tokens_per_second,
-        )
+        absent = {"share": "no test of the use case", "more": "no number of tests would decide"}
+        data = described(data, self, "95 % Wilson intervals over tests; speed on one machine", absent)
+        return data.assign_attrs(good=asked.good, fair=asked.fair, needed=asked.tokens_per_second)
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
         """Advise on every model and use."""

@@ -16,8 +16,6 @@ from xatlas.stats import Floats
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: Where curves of models with different layer counts are interpolated to be correlated, and for nothing else.
 DEPTHS = np.linspace(0, 1, 20)
@@ -61,6 +59,7 @@ class EarlyLate(ClaimComparison):
         "profile_control": Variable(("layer",), "1", "the control's effect over the mean layer's"),
     }
     absent: ClassVar = {"profile": "padding of models with fewer layers"}
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the ratio of the halves."""
@@ -75,10 +74,9 @@ class EarlyLate(ClaimComparison):
         """Return the correlation of two profiles."""
         a, b = first[0], second[0]
         curves, draws = zip(*(_profile(each) for each in (a, b)), strict=True)
-        found = rank_correlation(
-            a.sample, curves, draws, float(np.min([_freedom(a), _freedom(b)])), "layers permuted", interpolated
-        )
-        return {} if found is None else {"profile_correlation": found}
+        freedom = float(np.min([_freedom(a), _freedom(b)]))
+        found = rank_correlation(a.sample, curves, draws, freedom, "layers permuted", interpolated)
+        return {"profile_correlation": found}
 
     def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
         """Return the profile through the measured layers."""
@@ -90,10 +88,6 @@ class EarlyLate(ClaimComparison):
             level = float(one.sample.mean(kl.mean("layer")).point)
             found["profile_control"] = control.bounds().sel(bound="value", drop=True) / level
         return found
-
-    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
-        """Draw the profiles over depth and the ratios with their controls."""
-        return figure.draw(dataset, ax)
 
 
 def interpolated(curves: Floats) -> Floats:

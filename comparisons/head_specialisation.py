@@ -12,7 +12,7 @@ from xatlas.comparisons.figures import head as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence
 from xatlas.findings.claims import ALPHA, Bounds
 from xatlas.findings.estimates import side
-from xatlas.findings.sentences import in_short
+from xatlas.findings.sentences import DASHES
 from xatlas.stats import (
     PERMUTATIONS,
     Floats,
@@ -26,8 +26,6 @@ from xatlas.stats import (
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: How many heads count as "a few".
 TOP = 5
@@ -78,6 +76,7 @@ class HeadSpecialisation(ClaimComparison):
             units="layer",
         ),
     )
+    narrow = True
     variables: ClassVar = {
         "effect": Variable(("layer", "head", "bound"), "nats", "family-macro KL(clean || ablated) of the head"),
         "first": Variable(("layer", "head"), "1", "families in which the head is the strongest"),
@@ -91,6 +90,7 @@ class HeadSpecialisation(ClaimComparison):
         "best_head": "no prompt of that family, or no heads",
         "best_p_rank1": "a family of one template",
     }
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the share of the five strongest heads, and the wins of one index."""
@@ -100,15 +100,14 @@ class HeadSpecialisation(ClaimComparison):
             return {}
         return {"top_share": _share(one, values), "index_wins": _wins(one, values)}
 
-    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+    def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return effects per head, and which heads lead in which families."""
         import xarray as xr
 
         (one,) = effects
         values = one["kl"].transpose("prompt", "layer", "head")
         clusters = one.sample.clusters
-        shape = (values.sizes["layer"], values.sizes["head"])
-        like = values.isel(prompt=0, drop=True).reset_coords(drop=True)
+        shape = values.shape[1:]
         means = clusters.family_means(values.values).reshape(len(clusters.families), -1)
         first, second = np.zeros(means.shape[1]), np.zeros(means.shape[1])
         best = np.full((3, len(clusters.families)), np.nan)  # layer, head, P(rank 1)
@@ -124,9 +123,9 @@ class HeadSpecialisation(ClaimComparison):
             sure = float(probability_first(draws)[0]) if family in clusters.varying else math.nan
             best[:, i] = layer + one.first_layer, head, sure
         absent = np.isnan(means).all(0)
-        found = {"effect": one.sample.effects(one["kl"])}
+        found: dict[str, Any] = {"effect": one.sample.effects(one["kl"])}
         for name, counts in (("first", first), ("first_or_second", second)):
-            found[name] = like.copy(data=np.where(absent, np.nan, counts).reshape(shape))
+            found[name] = ("layer", "head"), np.where(absent, np.nan, counts).reshape(shape)
         for name, row in zip(("best_layer", "best_head", "best_p_rank1"), best, strict=True):
             found[name] = xr.DataArray(row, dims="family", coords={"family": list(clusters.families)})
         return found
@@ -134,14 +133,10 @@ class HeadSpecialisation(ClaimComparison):
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return one row per finding about a model, and one for each head that is the strongest in most families."""
         rows: list[dict[str, str | float]] = []
-        labels = {claim.name: claim.label for claim in self.claims}
-        nothing: dict[str, str | float] = {"control": "–", "verdict": "–", "sensitivity": "–"}
+        shown = super().table(dataset)
         for model in map(str, dataset["model"].values):
-            one = dataset.sel(model=model)
-            own = [each for each in self.findings(dataset) if each.model == model and not each.model_other]
-            rows += [{"model": model, "number": labels[each.name], **in_short(each)} for each in own]
-            if not own:
-                rows.append({"model": model, "number": "heads", "value": "none", **nothing})
+            one, own = dataset.sel(model=model), [row for row in shown if row["model"] == model]
+            rows += own or [{"model": model, "number": "heads", "value": "none", **DASHES}]
             families = int(one["best_head"].notnull().sum())
             first, either = (one[name].transpose("layer", "head").values for name in ("first", "first_or_second"))
             order = np.argsort(-np.nan_to_num(first + either / 1000), axis=None, kind="stable")
@@ -151,12 +146,8 @@ class HeadSpecialisation(ClaimComparison):
                 if wins > 0:
                     value = f"1st in {wins:.0f}, 2nd in {either[layer, head] - wins:.0f} of {families}"
                     label = f"head {layer}.{head} by family"
-                    rows.append({"model": model, "number": label, "value": value, **nothing})
+                    rows.append({"model": model, "number": label, "value": value, **DASHES})
         return rows
-
-    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
-        """Draw a map of heads per model with the top five ringed, and the shares."""
-        return figure.draw(dataset, ax)
 
 
 def with_heads(values: xr.DataArray) -> xr.DataArray:

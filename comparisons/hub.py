@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,17 +12,15 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import hub as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
-from xatlas.findings.estimates import BOUND, TOO_FEW_DRAWS, bounds_of
-from xatlas.findings.places import SURE
+from xatlas.findings.estimates import TOO_FEW_DRAWS, bounds_of
+from xatlas.findings.places import SURE, largest_over
 from xatlas.findings.readings import ABLATION
-from xatlas.findings.sentences import in_short
+from xatlas.findings.sentences import DASHES
 from xatlas.stats import Floats
 from xatlas.text import interval
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: Claim → the component whose hub it names.
 HUBS = {"hub": "joint", "mlp_hub": "mlp", "operator_hub": "operator"}
@@ -87,6 +85,7 @@ class Hub(ClaimComparison):
             units="nats",
         ),
     )
+    narrow = True
     curves = ("effect",)
     variables: ClassVar = {
         "effect": Variable(("component", "layer", "bound"), "nats", "family-macro KL(clean || ablated)"),
@@ -103,66 +102,59 @@ class Hub(ClaimComparison):
         "effect": "padding of models with fewer layers, or a layer without that component",
         "position_effect": "not measured",
     }
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the hubs of the components, and the largest effect at position 0."""
         one = effects[0]
-        found: dict[str, Evidence] = {}
-        for name, component in HUBS.items():
-            evidence = _hub(one, component)
-            if evidence is not None:
-                found[name] = evidence
+        found: dict[str, Evidence | None] = {name: _hub(one, component) for name, component in HUBS.items()}
         if "kl_position" in one and one.setting.ablation == ABLATION:
-            found |= _position(one)
+            found["position"] = _position(one)
         return found
 
     def pair(self, claim: Claim, first: Evidence, second: Evidence) -> Evidence | None:
         """Return how far two hubs lie apart in depth."""
-        if not isinstance(first, HubEvidence) or not isinstance(second, HubEvidence):
-            return None
-        return _apart(first, second)
+        return _apart(first, second) if isinstance(first, HubEvidence) and isinstance(second, HubEvidence) else None
 
-    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+    def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return effects and ranks per layer, effects at position 0, and the strongest head beside the hub."""
-        one = effects[0]
+        one, heads = effects
         kl = one["kl"]
-        found = {"effect": one.sample.effects(kl)}
+        found: dict[str, Any] = {"effect": one.sample.effects(kl)}
         if one.control is not None:
             found["control"] = one.sample.effects(one.control)
-        like = kl.transpose("prompt", "component", "layer").isel(prompt=0, drop=True).reset_coords(drop=True)
-        places = [largest(one.sample.briefly(), kl.sel(component=c)) for c in like["component"].values]
-        absent = np.full(like.sizes["layer"], np.nan)
-        known = one.sample.clusters.resamples
-        found["p_rank1"] = like.copy(data=np.array([place.ranks if place and known else absent for place in places]))
-        tied = [np.isin(like["layer"].values, place.tied if place else ()) for place in places]
-        found["tied"] = like.copy(data=np.array(tied, dtype=float))
-        named = [float(place.label) if place else math.nan for place in places]
-        found["hub"] = like.isel(layer=0, drop=True).copy(data=named)
+        places = [largest(one.sample.briefly(), kl.sel(component=name)) for name in kl["component"].values]
+        layers, known = kl["layer"].values, one.sample.clusters.resamples
+        ranks = [place.ranks if place and known else np.full(len(layers), np.nan) for place in places]
+        found["p_rank1"] = ("component", "layer"), ranks
+        tied = [np.isin(layers, place.tied if place else ()).astype(float) for place in places]
+        found["tied"] = ("component", "layer"), tied
+        found["hub"] = "component", [float(place.label) if place else math.nan for place in places]
         if "kl_position" in one:
             found["position_effect"] = one.sample.effects(one["kl_position"])
-        heads = effects[1] if len(effects) > 1 else None
         if heads is not None:
             found["head_over_layer"] = _head_over_layer(one, heads)
         return found
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return one row per finding about a model, and one for its strongest head."""
-        rows: list[dict[str, str | float]] = []
-        for finding in self.findings(dataset):
-            if not finding.model_other:
-                one = dataset.sel(model=finding.model)
-                rows.append({"model": finding.model, "number": _named(one, finding.name), **in_short(finding)})
-        if "head_over_layer" in dataset:
-            for model in map(str, dataset["model"].values):
-                value, low, high = dataset["head_over_layer"].sel(model=model).values.tolist()
-                if not math.isnan(value):
-                    row = {"model": model, "number": "strongest head / hub", "value": interval(value, low, high)}
-                    rows.append({**row, "control": "–", "verdict": "–", "sensitivity": "–"})
+        rows = super().table(dataset)
+        for one in dataset["head_over_layer"].dropna("model", how="all") if "head_over_layer" in dataset else ():
+            row = {"model": str(one["model"].item()), "number": "strongest head / hub"}
+            rows.append({**row, "value": interval(*one.values.tolist()), **DASHES})
         return rows
 
-    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
-        """Draw effects over the layers with bands and controls, and P(rank 1) below."""
-        return figure.draw(dataset, ax)
+    def called(self, name: str, one: xr.Dataset) -> str:
+        """Return in a few words which layer, or component, a row of the table is about."""
+        if name in HUBS:
+            layer = int(one["hub"].sel(component=HUBS[name]))
+            layers = int(one["effect"].sel(bound="value").notnull().any("component").sum())
+            return f"{name.replace('_', ' ').replace('mlp', 'MLP')} {layer} ({layer - layers}), nats"
+        effect = one["position_effect"].sel(where="first", bound="value")
+        effect = effect.sel(component=[each for each in effect["component"].values if each != "joint"])
+        best = effect.isel(effect.argmax(("layer", "component")))
+        component = str(best["component"].item())
+        return f"{'MLP' if component == 'mlp' else component} {best['layer'].item()} at pos. 0"
 
 
 def _hub(one: Effects, component: str) -> HubEvidence | None:
@@ -239,15 +231,10 @@ def where(values: xr.DataArray, index: int) -> str:
 def _effect(one: Effects, values: xr.DataArray) -> tuple[Bounds, bool]:
     """Return the effect of the largest, cross-fitted where halves of the templates choose otherwise, and whether so."""
     array = values.transpose("prompt", ...).values
-    array = np.column_stack([array[:, np.isfinite(array).any(0)], np.ones(len(array))])
-
-    def pick(means: Floats) -> Floats:
-        return np.eye(len(means))[[int(np.nan_to_num(means[:-1], nan=-1.0).argmax()), -1]]
-
-    return one.sample.cross_fit(array, pick, log=True)
+    return largest_over(one.sample, array[:, np.isfinite(array).any(0)], np.ones(len(array)), log=True)
 
 
-def _position(one: Effects) -> dict[str, Evidence]:
+def _position(one: Effects) -> Evidence | None:
     """Return which operator or MLP has the largest effect at position 0."""
     parts = [name for name in one["kl_position"]["component"].values.tolist() if name != "joint"]
     values = one["kl_position"].sel(where="first", component=parts).transpose("prompt", "layer", "component")
@@ -257,12 +244,12 @@ def _position(one: Effects) -> dict[str, Evidence]:
     labels = [f"{layer} ({'MLP' if name == 'mlp' else name})" for layer in layers for name in parts]
     place = largest(one.sample, flat.assign_coords(part=labels), "part")
     if place is None:
-        return {}
+        return None
     number, descriptive = _effect(one, flat)
     at, component = divmod(place.index, len(parts))
     words = {"layer": str(layers[at]), "component": "MLP" if parts[component] == "mlp" else parts[component]}
     words |= {"where": where(values, at), "ties": f"; it ties with layer {_listed(place)}" if place.tie else ""}
-    evidence = Evidence(
+    return Evidence(
         number=number,
         p=place.p,
         against="places permuted",
@@ -273,20 +260,6 @@ def _position(one: Effects) -> dict[str, Evidence]:
         scale_free=place.over_next,
         words=words,
     )
-    return {"position": evidence}
-
-
-def _named(one: xr.Dataset, name: str) -> str:
-    """Return in a few words what a row of the table is about."""
-    if name in HUBS:
-        layer = int(one["hub"].sel(component=HUBS[name]))
-        layers = int(one["effect"].sel(bound="value").notnull().any("component").sum())
-        return f"{name.replace('_', ' ').replace('mlp', 'MLP')} {layer} ({layer - layers}), nats"
-    effect = one["position_effect"].sel(where="first", bound="value").transpose("layer", "component")
-    effect = effect.sel(component=[each for each in effect["component"].values if each != "joint"])
-    layer, part = map(int, np.unravel_index(int(np.nanargmax(effect.values)), effect.shape))
-    component = str(effect["component"].values[part])
-    return f"{'MLP' if component == 'mlp' else component} {effect['layer'].values[layer]} at pos. 0"
 
 
 def _apart(first: HubEvidence, second: HubEvidence) -> Evidence:
@@ -327,7 +300,7 @@ def _no_place(hub: HubEvidence) -> str:
     return "" if hub.p_place <= ALPHA else "no layer stands out in one of them"
 
 
-def _head_over_layer(layers: Effects, heads: Effects) -> xr.DataArray:
+def _head_over_layer(layers: Effects, heads: Effects) -> tuple[str, list[float]]:
     """Return the strongest head's effect over the strongest layer's, both chosen on half of the templates."""
     import xarray as xr
 
@@ -343,7 +316,7 @@ def _head_over_layer(layers: Effects, heads: Effects) -> xr.DataArray:
             return np.eye(len(means))[[int(known[:n].argmax()), n + int(known[n:].argmax())]]
 
         bounds, _ = layers.sample.cross_fit(np.column_stack([each, whole]), pick, log=True)
-    return xr.DataArray(list(bounds), dims="bound", coords={"bound": list(BOUND)})
+    return "bound", list(bounds)
 
 
 @hookimpl

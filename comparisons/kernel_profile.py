@@ -16,7 +16,6 @@ from xatlas.stats import AGREEMENT, PERMUTATIONS, Floats, t_quantile, wilson
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 #: What a later token may change of an earlier output, over what it changes at itself, and count as rounding.
 ROUNDING = 1e-3
@@ -79,6 +78,7 @@ class KernelProfile(ClaimComparison):
             kinds=False,
         ),
     )
+    nothing = "no conv layers"
     variables: ClassVar = {
         "weight_share": Variable(("layer", "tap"), "1", "share of the tap in the kernel's absolute weight"),
         "effective_share": Variable(("layer", "tap"), "1", "share of the tap in the kernel's effective size"),
@@ -87,6 +87,7 @@ class KernelProfile(ClaimComparison):
         "ahead": Variable(("layer",), "1", "change at earlier tokens over that at any, with another last token"),
     }
     absent: ClassVar = dict.fromkeys(variables, "padding, a layer without a convolution, or a kernel without that tap")
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return which tap leads by either size, whether it is the causal one, and whether any looks ahead."""
@@ -96,17 +97,13 @@ class KernelProfile(ClaimComparison):
         if not len(layers):
             return {}
         leads = {f"{name}_lead": _lead(shares[f"{name}_share"]) for name in SIZES}
-        found = {name: each for name, each in leads.items() if each is not None}
-        causal = _causal(taps, shares)
-        if causal is not None:
-            found["size_is_causal"] = causal
         ahead = kernel["ahead"].values
         ahead = ahead[np.isfinite(ahead)]
         number = _over_layers(ahead)
         last = str(shares["weight_share"]["tap"].values.max())
-        led = any(each.words["lead"] == last for name, each in found.items() if name.endswith("_lead"))
+        led = any(each.words["lead"] == last for each in leads.values() if each is not None)
         looks = side(*number[1:], ROUNDING)
-        found["looks_ahead"] = Evidence(
+        looks_ahead = Evidence(
             number,
             p=0.5 ** len(ahead) if looks > 0 else math.nan,
             against="either sign in each layer",
@@ -115,36 +112,19 @@ class KernelProfile(ClaimComparison):
             control=(0.0, math.nan, math.nan),
             artefact=_CENTRED if looks < 0 and led else "",
         )
-        return found
+        return {**leads, "size_is_causal": _causal(taps, shares), "looks_ahead": looks_ahead}
 
     def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
         """Return the shares, layer by layer."""
         kernel = effects[1]
         return {**_shares(*effects), **{name: kernel[name] for name in ("dominant_share", "ahead")}}
 
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw the shares of taps over the conv layers of each model that has some."""
-        return figure.draw(dataset)
-
-    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per finding about a model; one with dashes for a model without conv layers."""
-        rows = super().table(dataset)
-        labels = {claim.label: claim.name for claim in self.claims if claim.name.endswith("_lead")}
-        for row in rows:
-            name = labels.get(str(row["number"]))
-            if name:
-                share = dataset[name.replace("lead", "share")].sel(model=row["model"]).mean("layer")
-                row["number"] = f"{row['number']}: {int(share.idxmax('tap'))}"
-        nothing: dict[str, str | float] = {
-            "number": "no conv layers",
-            "value": "–",
-            "control": "–",
-            "verdict": "–",
-            "sensitivity": "–",
-        }
-        bare = set(map(str, dataset["model"].values)) - {str(row["model"]) for row in rows}
-        rows += [{"model": model, **nothing} for model in sorted(bare)]
-        return rows
+    def called(self, name: str, one: xr.Dataset) -> str:
+        """Return the label of a number, a tap by its number."""
+        label = super().called(name, one)
+        if name.endswith("_lead"):
+            label += f": {int(one[name.replace('lead', 'share')].mean('layer').idxmax('tap'))}"
+        return label
 
 
 def _shares(taps: Effects, kernel: Effects) -> dict[str, xr.DataArray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from xatlas.findings.readings import sample_of
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 #: Half a layer of the shallower model is no difference in depth.
 HALF = 0.5
@@ -62,10 +61,10 @@ class LensProfile(ClaimComparison):
         "prompts": Variable((), "1", "prompts"),
         "vocabulary": Variable((), "1", "tokens to choose from"),
     }
-    absent: ClassVar = {
-        "on_top": "padding of models with fewer layers, or no prompt that the model gets right",
-        "rank": "padding of models with fewer layers, or no prompt that the model gets right",
-    }
+    absent: ClassVar = dict.fromkeys(
+        ("on_top", "rank"), "padding of models with fewer layers, or no prompt that the model gets right"
+    )
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the depth at which the answer appears, beside that of layers in random order."""
@@ -112,10 +111,8 @@ class LensProfile(ClaimComparison):
         sample = sample_of(one.dataset.sel(prompt=common))
         return {"onset": sample.mean(gap).evidence(margin=HALF / max(shallower - 1, 1))}
 
-    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+    def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return the answer's share of first places and its rank over depth."""
-        import xarray as xr
-
         (one,) = effects
         rank, right = _after(one, "target_rank"), _right(one)
         ranks = one.sample.mean(rank.copy(data=np.log(rank.values)).where(right)).bounds()
@@ -124,12 +121,8 @@ class LensProfile(ClaimComparison):
             "on_top": one.sample.mean((rank == 1).astype(float).where(right)).bounds(),
             "rank": ranks.copy(data=np.exp(ranks.values)),
             "settled": one.sample.mean(_depth(_after(one, "top_is_final") == 1)).bounds(),
-            **{name: xr.DataArray(float(count)) for name, count in counts.items()},
+            **{name: float(count) for name, count in counts.items()},
         }
-
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw how often and how near the answer is on top over depth, and the depths with chance and twins."""
-        return figure.draw(dataset)
 
 
 def _after(one: Effects, name: str) -> xr.DataArray:

@@ -19,7 +19,6 @@ from xatlas.text import number
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 #: Fewest training seeds of a claim.
 SEEDS = 5
@@ -119,6 +118,8 @@ class LoraFrontier(ClaimComparison):
 
         shift: Literal["others", "trained"] = "others"
 
+    plot = staticmethod(figure.draw)
+
     def estimate(self, *effects: Effects) -> Estimates:
         """Return what costs more at equal loss, and what grows with ranks, rates and steps."""
         targets, ranks, rates, methods = (
@@ -143,7 +144,7 @@ class LoraFrontier(ClaimComparison):
         if methods is not None:
             found["qlora_cost"] = methods.cost("qlora", "sft")
             found |= {f"{name}_cost": methods.cost("sft", name, "reward") for name in ("dpo", "grpo")}
-        return {name: each for name, each in found.items() if each is not None}
+        return found
 
     def describe(self, *effects: Effects) -> Mapping[str, xr.DataArray]:
         """Return every strategy's curve."""
@@ -154,10 +155,6 @@ class LoraFrontier(ClaimComparison):
             name: curves.sample.mean(_families(targets, variable, trained).rename(setting="strategy")).bounds()
             for name, (variable, trained) in shown.items()
         }
-
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw KL over loss, a curve for each strategy, and quotients at equal loss below."""
-        return figure.draw(dataset)
 
 
 def _families(effects: Effects, variable: str, trained: bool) -> xr.DataArray:

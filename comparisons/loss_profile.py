@@ -14,12 +14,10 @@ from xatlas.comparisons.figures import loss as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, largest
 from xatlas.findings.estimates import bounds_of
 from xatlas.findings.groups import rank_correlation
-from xatlas.findings.sentences import in_short
 from xatlas.stats import PERMUTATIONS, dealt
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
 
 #: How often templates are dealt out to families.
 DRAWS = PERMUTATIONS // 5
@@ -72,6 +70,7 @@ class LossProfile(ClaimComparison):
             kinds=False,
         ),
     )
+    narrow = True
     curves = ("overall",)
     variables: ClassVar = {
         "loss": Variable(("family", "bound"), "bit/byte", "bits per byte of a family's texts"),
@@ -79,6 +78,7 @@ class LossProfile(ClaimComparison):
         "guess": Variable(("bound",), "bit/byte", "bits per byte of guessing among all tokens alike"),
     }
     absent: ClassVar = {"loss": "another model's family, or one of a single template: no interval"}
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the bits per byte beside those of guessing, and the family that costs most."""
@@ -94,8 +94,7 @@ class LossProfile(ClaimComparison):
             scale_free=found.number,
             statistic=overall,
         )
-        hardest = _hardest(one)
-        return {"loss": loss} | ({"hardest": hardest} if hardest else {})
+        return {"loss": loss, "hardest": _hardest(one)}
 
     def between(self, first: Sequence[Effects], second: Sequence[Effects]) -> Estimates:
         """Return the correlation of two models' losses over families."""
@@ -130,21 +129,10 @@ class LossProfile(ClaimComparison):
             "guess": one.sample.mean(one["bits_per_byte_uniform"], log=True).bounds(),
         }
 
-    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per finding about a model, the family by its name."""
-        labels = {claim.name: claim.label for claim in self.claims}
-        rows: list[dict[str, str | float]] = []
-        for finding in self.findings(dataset):
-            if not finding.model_other:
-                loss = dataset["loss"].sel(model=finding.model, bound="value")
-                family = str(loss["family"][int(loss.argmax("family"))].item())
-                label = labels[finding.name] if finding.name == "loss" else f"{family} / next family"
-                rows.append({"model": finding.model, "number": label, **in_short(finding)})
-        return rows
-
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw bits per byte over all texts, and family by family."""
-        return figure.draw(dataset)
+    def called(self, name: str, one: xr.Dataset) -> str:
+        """Return the label of a number, the family by its name."""
+        hardest = one["loss"].sel(bound="value").idxmax("family").item()
+        return f"{hardest} / next family" if name == "hardest" else super().called(name, one)
 
 
 def _columns(one: Effects) -> xr.DataArray:

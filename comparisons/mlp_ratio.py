@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,28 +15,26 @@ from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
 from xatlas.findings.claims import ALPHA, UNKNOWN
 from xatlas.findings.estimates import TOO_FEW_DRAWS, bounds_of
-from xatlas.findings.places import largest_ratio, ranking
-from xatlas.findings.sentences import in_short
-from xatlas.stats import PERMUTATIONS, Floats, divide
+from xatlas.findings.places import Ranking, largest_ratio, ranking
+from xatlas.stats import PERMUTATIONS, divide
 from xatlas.text import interval
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-#: What a test of layer types is of: claim → how the sentence begins.
-TYPES = {
-    "types_mlp": "MLPs of {one} layers matter {number} times as much as those of {other} layers",
-    "types_operator": "operators of {one} layers matter {number} times as much as those of {other} layers",
-    "types_ratio": "MLP over operator is {number} times as large in {one} layers as in {other} layers",
-}
-SHORT = {
-    "types_mlp": "MLPs of {more} layers matter more than those of {less} layers",
-    "types_operator": "operators of {more} layers matter more than those of {less} layers",
-    "types_ratio": "MLP over operator is larger in {more} layers than in {less} layers",
-}
 LABELS = {"types_mlp": "MLPs {types}", "types_operator": "operators {types}", "types_ratio": "ratio {types}"}
+
+
+def _of_types(name: str, text: str, short: str) -> Claim:
+    return Claim(
+        name,
+        "Do layers of one operator type differ from those of another, depth aside?",
+        f"In {{model}} {text}, depth aside",
+        label=LABELS[name].format(types="by type"),
+        short=short,
+        unit="layer type",
+        contrast="type",
+    )
 
 
 class MlpRatio(ClaimComparison):
@@ -91,19 +89,23 @@ class MlpRatio(ClaimComparison):
             label="largest ratio",
             short="the ratio of MLP to operator is the largest in layer {layer}",
         ),
-        *(
-            Claim(
-                name,
-                "Do layers of one operator type differ from those of another, depth aside?",
-                f"In {{model}} {text}, depth aside",
-                label=LABELS[name].format(types="by type"),
-                short=SHORT[name],
-                unit="layer type",
-                contrast="type",
-            )
-            for name, text in TYPES.items()
+        _of_types(
+            "types_mlp",
+            "MLPs of {one} layers matter {number} times as much as those of {other} layers",
+            "MLPs of {more} layers matter more than those of {less} layers",
+        ),
+        _of_types(
+            "types_operator",
+            "operators of {one} layers matter {number} times as much as those of {other} layers",
+            "operators of {more} layers matter more than those of {less} layers",
+        ),
+        _of_types(
+            "types_ratio",
+            "MLP over operator is {number} times as large in {one} layers as in {other} layers",
+            "MLP over operator is larger in {more} layers than in {less} layers",
         ),
     )
+    narrow = True
     curves = ("mlp_over_operator",)
     variables: ClassVar = {
         "mlp_over_operator": Variable(("layer", "bound"), "1", "effect of ablating the MLP over the operator's"),
@@ -112,6 +114,7 @@ class MlpRatio(ClaimComparison):
         "types": Variable((), "1", "operator types that are compared"),
     }
     absent: ClassVar = {"mlp_over_operator": "padding, or a layer without an MLP"}
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the ratio over all layers, the layer with the largest, and ratios of layer types."""
@@ -119,14 +122,12 @@ class MlpRatio(ClaimComparison):
         mlp, operator = parts(one["kl"])
         if not mlp.notnull().any():
             return self._types(one)
-        found: dict[str, Evidence | Statistic] = {}
         overall = one.sample.ratio(mlp.mean("layer"), operator.mean("layer"))
         if one.control is not None:
             overall = overall.against(one.sample.ratio(*(each.mean("layer") for each in parts(one.control))))
         which = "MLPs" if float(overall.point) > 0 else "operators"
-        found["mlp_over_operator"] = replace(overall, words={"which": which})
-        found["peak"] = _peak(one, mlp, operator)
-        return found | dict(self._types(one))
+        overall = replace(overall, words={"which": which})
+        return {"mlp_over_operator": overall, "peak": _peak(one, mlp, operator), **self._types(one)}
 
     def operator_types(self, kl: xr.DataArray) -> tuple[str, str] | None:
         """Return the two operator types whose layers are compared; None where there is one only."""
@@ -150,38 +151,23 @@ class MlpRatio(ClaimComparison):
                 found[name] = replace(evidence, words=words)
         return found
 
-    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+    def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return the ratio through the layers."""
-        import xarray as xr
-
         (one,) = effects
-        mlp, operator = parts(one["kl"])
-        found = {"mlp_over_operator": one.sample.ratio(mlp, operator).bounds()}
+        ratio = one.sample.ratio(*parts(one["kl"]))
+        found: dict[str, Any] = {"mlp_over_operator": ratio.bounds()}
         if one.control is not None:
             found["mlp_over_operator_control"] = one.sample.ratio(*parts(one.control)).bounds()
         known = 1.0 if one.sample.clusters.resamples else math.nan
-        ranks = ranking(one.sample, one.sample.ratio(mlp, operator), _draws(one, mlp, operator)).sure * known
-        found["p_rank1"] = found["mlp_over_operator"].sel(bound="value", drop=True).copy(data=ranks)
-        found["types"] = xr.DataArray(" / ".join(self.operator_types(one["kl"]) or ()))
+        found["p_rank1"] = ratio.point.copy(data=_ranked(one, ratio).sure * known)
+        found["types"] = " / ".join(self.operator_types(one["kl"]) or ())
         return found
 
-    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per finding about a model, layer types by their names."""
-        rows: list[dict[str, str | float]] = []
-        for finding in self.findings(dataset):
-            if finding.model_other:
-                continue
-            one = dataset.sel(model=finding.model)
-            label = LABELS.get(finding.name, "MLP / operator").format(types=str(one["types"].item()).replace(" ", ""))
-            if finding.name == "peak":
-                ratio = one["mlp_over_operator"].sel(bound="value")
-                label = f"largest, layer {int(ratio['layer'][int(ratio.argmax('layer'))])}"
-            rows.append({"model": finding.model, "number": label, **in_short(finding)})
-        return rows
-
-    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
-        """Draw the ratio over depth, and what was found beside it."""
-        return figure.draw(dataset, ax)
+    def called(self, name: str, one: xr.Dataset) -> str:
+        """Return the label of a number, layer types by their names."""
+        if name == "peak":
+            return f"largest, layer {int(one['mlp_over_operator'].sel(bound='value').idxmax('layer'))}"
+        return LABELS.get(name, "MLP / operator").format(types=str(one["types"].item()).replace(" ", ""))
 
 
 def parts(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
@@ -201,17 +187,17 @@ def operator_types(types: Sequence[str]) -> tuple[str, str] | None:
     return first, second
 
 
-def _draws(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Floats:
-    """Return bootstrap draws of the log ratio ``(draw, layer)``."""
-    arrays = (each.transpose("prompt", "layer").values for each in (mlp, operator))
-    ratio = divide(*map(one.sample.clusters.macro_draws, arrays))
-    return np.log(np.where(ratio > 0, ratio, np.nan))
+def _ranked(one: Effects, ratio: Statistic) -> Ranking:
+    """Rank the layers by their ratio, with bootstrap draws of its logarithm ``(draw, layer)``."""
+    arrays = (each.transpose("prompt", "layer").values for each in parts(one["kl"]))
+    drawn = divide(*map(one.sample.clusters.macro_draws, arrays))
+    return ranking(one.sample, ratio, np.log(np.where(drawn > 0, drawn, np.nan)))
 
 
 def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
     """Return what speaks for one layer's having the largest ratio."""
     ratio = one.sample.ratio(mlp, operator)
-    places = ranking(one.sample, ratio, _draws(one, mlp, operator))
+    places = _ranked(one, ratio)
     if not len(places.order):
         return Evidence()
     best = int(places.order[0])

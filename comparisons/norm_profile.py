@@ -14,13 +14,11 @@ from xatlas.findings import RATIO_MARGIN, SHARE_MARGIN, Claim, ClaimComparison, 
 from xatlas.findings.claims import ALPHA, UNKNOWN
 from xatlas.findings.estimates import bounds_of
 from xatlas.findings.places import largest_ratio
-from xatlas.findings.sentences import in_short
 from xatlas.stats import PERMUTATIONS, Floats, dealt, divide
 from xatlas.text import number
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 #: How often templates are dealt out to families at random.
@@ -112,6 +110,7 @@ class NormProfile(ClaimComparison):
             kinds=False,
         ),
     )
+    narrow = True
     curves = ("norm",)
     variables: ClassVar = {
         "norm": Variable(("curve", "layer", "bound"), "1", "norm leaving a layer over that entering layer 0"),
@@ -126,6 +125,7 @@ class NormProfile(ClaimComparison):
     absent: ClassVar = dict.fromkeys(
         ("norm", "growth", "phase", "token_share", "jump_share"), "padding, or no prompt has tokens of the class"
     )
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the jump, whose it is, whether its layer depends on the family, and the norm at position 0."""
@@ -137,7 +137,7 @@ class NormProfile(ClaimComparison):
             found |= {"phases": _phases(one, self.parameters.jump), "one_token": _one_token(one, self.parameters.jump)}
         return found
 
-    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+    def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return norms over depth, phases, and where prompts grow most."""
         import xarray as xr
 
@@ -156,24 +156,14 @@ class NormProfile(ClaimComparison):
             "phase": phase.assign_coords(layer=layer),
             "token_share": one.sample.mean(_at(one["token_share"], "resid_post")).bounds(),
             "jump_share": hot.astype(float).groupby(one["norm"]["family"].drop_vars("prompt", errors="ignore")).mean(),
-            "jump": xr.DataArray(self.parameters.jump),
+            "jump": self.parameters.jump,
         }
 
-    def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per finding about a model, the jump by its layer."""
-        labels = {claim.name: claim.label for claim in self.claims}
-        rows: list[dict[str, str | float]] = []
-        for finding in self.findings(dataset):
-            if not finding.model_other:
-                growth = dataset["growth"].sel(model=finding.model, curve="last", bound="value")[1:]
-                layer = "–" if growth.isnull().all() else int(growth["layer"][int(growth.argmax("layer"))])
-                label = labels[finding.name].format(layer=layer)
-                rows.append({"model": finding.model, "number": label, **in_short(finding)})
-        return rows
-
-    def plot(self, dataset: xr.Dataset) -> Figure:
-        """Draw norms over depth, one token's share, and the layers of the largest growth by family."""
-        return figure.draw(dataset)
+    def called(self, name: str, one: xr.Dataset) -> str:
+        """Return the label of a number, the jump by its layer."""
+        growth = one["growth"].sel(curve="last", bound="value")[1:]
+        layer = "–" if growth.isnull().all() else int(growth.idxmax("layer"))
+        return super().called(name, one).format(layer=layer)
 
 
 def _at(values: xr.DataArray, site: str) -> xr.DataArray:

@@ -12,19 +12,17 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import patching as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Sample, largest
+from xatlas.findings.claims import Bounds
 from xatlas.findings.estimates import bounds_of
+from xatlas.findings.places import largest_over
 from xatlas.findings.readings import sample_of
 from xatlas.stats import PERMUTATIONS, Floats, quantile
 from xatlas.vocabulary import PATCH_MODES, POSITION_CLASSES
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SITES = ("resid_post", "operator_out", "mlp_out")
-#: Recovery from which on information counts as being there.
-HALF = 0.5
 #: Largest mean distance from 1 of the last layer's stream at the readout: bfloat16 rounds by half of it.
 _GAP = 0.02
 
@@ -91,13 +89,13 @@ class PatchingProfile(ClaimComparison):
         "recovery": "padding of models with fewer layers, a site that a layer lacks, a position without tokens",
         "onset": "the readout's stream never recovers half",
     }
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return onset, departure and the operator that moves most."""
         (one,) = effects
         check(one)
-        mover = _mover(one)
-        found = {} if mover is None else {"mover": mover}
+        found = {"mover": _mover(one)}
         if one.setting.layer0:  # when a profile crosses a half does not change with its beginning cut off
             found |= {"onset": _crossing(one, "last"), "departure": _crossing(one, "subject")}
         return found
@@ -105,10 +103,9 @@ class PatchingProfile(ClaimComparison):
     def between(self, first: Sequence[Effects], second: Sequence[Effects]) -> Estimates:
         """Return the difference in onset, over the prompts that both models answer."""
         one, two = first[0], second[0]
-        found = _difference(one, two) if one.setting.layer0 else None
-        return {} if found is None else {"onset": found}
+        return {"onset": _difference(one, two) if one.setting.layer0 else None}
 
-    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+    def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return maps, depths in both modes, and how many prompts there were."""
         import xarray as xr
 
@@ -118,20 +115,15 @@ class PatchingProfile(ClaimComparison):
         check(one)
         chosen: dict[str, Any] = {"site": list(SITES), "position": list(POSITION_CLASSES), "mode": list(PATCH_MODES)}
         names = ("recovery", "recovery_control")
-        found = {name: one.sample.mean(one[name].sel(chosen)).bounds() for name in names}
+        found: dict[str, Any] = {name: one.sample.mean(one[name].sel(chosen)).bounds() for name in names}
         for name, position in (("onset", "last"), ("departure", "subject")):
-            rows = [_depth(one, position, mode)[0] for mode in PATCH_MODES]
-            found[name] = xr.DataArray(np.array(rows), {"mode": list(PATCH_MODES)}, ("mode", "bound"))
-        moved = _moved(one)
-        first = largest(one.sample, moved) if moved.notnull().any() else None
-        found["mover"] = xr.DataArray(float(first.label) if first else math.nan)
-        found["prompts"] = xr.DataArray(float(one.dataset.sizes["prompt"]))
-        found["dropped"] = xr.DataArray(float(len(notes(one.dataset, "dropped"))))
+            rows = [_depth(one, position, mode) for mode in PATCH_MODES]
+            found[name] = xr.DataArray(rows, {"mode": list(PATCH_MODES)}, ("mode", "bound"))
+        first = largest(one.sample, _moved(one))
+        found["mover"] = float(first.label) if first else math.nan
+        found["prompts"] = float(one.dataset.sizes["prompt"])
+        found["dropped"] = float(len(notes(one.dataset, "dropped")))
         return found
-
-    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
-        """Draw the handover from subject to readout, and layer × position maps of stream, operators and MLPs."""
-        return figure.draw(dataset, ax)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return one row per finding about a model, with the layer that it names."""
@@ -175,21 +167,21 @@ def _stream(one: Effects, position: str, mode: str) -> xr.DataArray:
 
 
 def _there(recovery: Floats, position: str) -> Any:
-    return recovery >= HALF if position == "last" else recovery < HALF
+    return recovery >= figure.HALF if position == "last" else recovery < figure.HALF
 
 
-def _crossed(sample: Sample, stream: xr.DataArray, position: str) -> tuple[float, Floats, float]:
-    """Return depth, bootstrap draws of it, stretched for few templates, and the degrees of freedom."""
+def _crossed(sample: Sample, stream: xr.DataArray, position: str) -> tuple[float, Floats]:
+    """Return depth, and bootstrap draws of it, stretched for few templates."""
     last = max(stream.sizes["layer"] - 1, 1)
     clusters, values = sample.clusters, stream.values
     depth = float(stays_from(_there(clusters.macro(values), position))) / last
     drawn = stays_from(_there(clusters.macro_draws(values), position)) / last
     at = 0 if math.isnan(depth) else round(depth * last)
     freedom = sample.mean(stream.isel(layer=max(at - 1, 0))).freedom()
-    return depth, np.clip(sample.stretched(drawn, depth, freedom), 0, 1), freedom
+    return depth, np.clip(sample.stretched(drawn, depth, freedom), 0, 1)
 
 
-def _ends(draws: Floats, value: float, resamples: bool) -> tuple[float, float, float]:
+def _ends(draws: Floats, value: float, resamples: bool) -> Bounds:
     """Return the value with the ends of its interval; draws are whole layers, and may end beside it."""
     known = draws[np.isfinite(draws)]
     if not resamples or not known.size or math.isnan(value):
@@ -197,27 +189,15 @@ def _ends(draws: Floats, value: float, resamples: bool) -> tuple[float, float, f
     return value, min(float(quantile(known, 0.025)), value), max(float(quantile(known, 0.975)), value)
 
 
-def _depth(one: Effects, position: str, mode: str) -> tuple[tuple[float, float, float], Floats]:
-    depth, drawn, _ = _crossed(one.sample, _stream(one, position, mode), position)
-    return _ends(drawn, depth, one.sample.clusters.resamples), drawn
-
-
-def _step(sign: int) -> Any:
-    """Return the statistic of the test: how much higher profiles lie, on average, behind the best place to cut them."""
-
-    def largest_step(means: Floats) -> Floats:
-        n = means.shape[-1]
-        cuts = [means[..., at:].mean(-1) - means[..., :at].mean(-1) for at in range(1, n)]
-        return np.asarray(np.max(sign * np.array(cuts), axis=0))
-
-    return largest_step
+def _depth(one: Effects, position: str, mode: str) -> Bounds:
+    depth, drawn = _crossed(one.sample, _stream(one, position, mode), position)
+    return _ends(drawn, depth, one.sample.clusters.resamples)
 
 
 def _crossing(one: Effects, position: str) -> Evidence:
     """Return what speaks for a profile's crossing a half before the last layer, where it must."""
     stream = _stream(one, position, "denoise")
-    number, _ = _depth(one, position, "denoise")
-    noise, _ = _depth(one, position, "noise")
+    number, noise = (_depth(one, position, mode) for mode in PATCH_MODES)
     n_layers, value = stream.sizes["layer"], number[0]
     at = 0 if math.isnan(value) else round(value * (n_layers - 1))
     means = one.sample.clusters.macro(stream.values)
@@ -227,11 +207,15 @@ def _crossing(one: Effects, position: str) -> Evidence:
         "there": f"{means[at]:.2f}",
         "before": f"{means[at - 1]:.2f} a layer" if at else "nothing was patched",
     }
-    before_last = stream.isel(layer=slice(None, -1))
-    tested = n_layers > 2
     sign = 1 if position == "last" else -1
-    p = one.sample.permuted(before_last, "layer", _step(sign), PERMUTATIONS // 5) if tested else math.nan
-    apart = not (number[1] <= noise[2] and noise[1] <= number[2])
+
+    def step(means: Floats) -> Floats:
+        """Return how much higher profiles lie, on average, behind the best place to cut them."""
+        cuts = [means[..., at:].mean(-1) - means[..., :at].mean(-1) for at in range(1, means.shape[-1])]
+        return np.asarray(np.max(sign * np.array(cuts), axis=0))
+
+    before_last = stream.isel(layer=slice(None, -1))
+    p = one.sample.permuted(before_last, "layer", step, PERMUTATIONS // 5) if n_layers > 2 else math.nan
     blocked = ""
     if not one.sample.clusters.resamples:
         blocked = "too few templates"
@@ -241,7 +225,7 @@ def _crossing(one: Effects, position: str) -> Evidence:
         blocked = "the last layer's stream does not recover everything, as it must"
     elif at == 0:
         blocked = "it is so from the first layer on"
-    elif apart:
+    elif not (number[1] <= noise[2] and noise[1] <= number[2]):
         blocked = "denoise and noise disagree"
     return Evidence(
         number=number,
@@ -270,14 +254,8 @@ def _mover(one: Effects) -> Evidence | None:
     first = largest(one.sample, moved)
     if first is None:
         return None
-    values = moved.values
-    with_one = np.concatenate([values, np.where(np.isfinite(values).any(1, keepdims=True), 1.0, np.nan)], axis=1)
-
-    def pick(means: Floats) -> Floats:
-        best = int(np.nanargmax(means[:-1]))
-        return np.eye(len(means))[[best, len(means) - 1]]
-
-    number, _ = one.sample.cross_fit(np.nan_to_num(with_one), pick, log=False)
+    whole = np.isfinite(moved.values).any(1).astype(float)
+    number, _ = largest_over(one.sample, np.nan_to_num(moved.values), whole)
     control = one.sample.mean(_moved(one, "recovery_control").isel(layer=first.index))
     over = (one.sample.mean(moved.isel(layer=first.index)) - control).evidence(two_sided=False)
     other = largest(one.sample, _moved(one, mode="noise"))
@@ -292,17 +270,19 @@ def _mover(one: Effects) -> Evidence | None:
         descriptive=True,
         words={"layer": str(first.label), "type": str(one.dataset["operator_type"].values[first.index])},
     )
+    blocked = ""
     if first.runner_up is None:
-        return replace(found, blocked="one layer")
-    if not one.sample.clusters.resamples:
-        return replace(found, blocked="too few templates")
-    if first.tie and over.side >= 0:
-        return replace(found, blocked=f"it ties with layer {', '.join(map(str, first.tied))}")
-    apart = _last_gap(one) > _GAP or (other is not None and other.label != first.label)
-    return replace(found, blocked="denoise and noise disagree, or layers are mislabelled") if apart else found
+        blocked = "one layer"
+    elif not one.sample.clusters.resamples:
+        blocked = "too few templates"
+    elif first.tie and over.side >= 0:
+        blocked = f"it ties with layer {', '.join(map(str, first.tied))}"
+    elif _last_gap(one) > _GAP or (other is not None and other.label != first.label):
+        blocked = "denoise and noise disagree, or layers are mislabelled"
+    return replace(found, blocked=blocked)
 
 
-def _difference(one: Effects, two: Effects) -> Evidence | None:
+def _difference(one: Effects, two: Effects) -> Evidence:
     """Return the difference in onset, on the prompts that both answer; half a layer of the shallower is nothing."""
     others = set(two.dataset["prompt"].values.tolist())
     common = [name for name in one.dataset["prompt"].values.tolist() if name in others]
@@ -312,25 +292,24 @@ def _difference(one: Effects, two: Effects) -> Evidence | None:
     depths, draws, resamples = [], [], True
     for each in (one, two):
         sample = sample_of(each.dataset.sel(prompt=common))
-        depth, drawn, _ = _crossed(sample, _stream(each, "last", "denoise").sel(prompt=common), "last")
+        depth, drawn = _crossed(sample, _stream(each, "last", "denoise").sel(prompt=common), "last")
         depths.append(depth)
         draws.append(drawn)
         resamples &= sample.clusters.resamples
     value, drawn = depths[0] - depths[1], draws[0] - draws[1]
     number = _ends(drawn, value, resamples)
     drawn = drawn[np.isfinite(drawn)]
-    margin = HALF / max(min(n_layers) - 1, 1)
+    margin = figure.HALF / max(min(n_layers) - 1, 1)
 
-    def p_beyond(mark: float) -> tuple[float, float]:
-        """Return how often draws lie at or above a mark, and at or below it."""
-        return tuple((1 + int(each.sum())) / (1 + len(drawn)) for each in (drawn >= mark, drawn <= mark))  # type: ignore[return-value]
+    def share(there: Any) -> float:
+        return (1 + int(there.sum())) / (1 + len(drawn))
 
-    gap = max(p_beyond(margin)[0], p_beyond(-margin)[1])
+    gap = max(share(drawn >= margin), share(drawn <= -margin))
     ordered = all(each.dataset.sizes["layer"] > 1 and _last_gap(each) < _GAP for each in (one, two))
     blocked = "too few templates" if not resamples else "" if ordered else "a profile does not end at 1, as it must"
     return Evidence(
         number=number,
-        p=min(1.0, 2 * min(p_beyond(0.0))),
+        p=min(1.0, 2 * min(share(drawn >= 0), share(drawn <= 0))),
         against="0",
         margin=margin,
         side=int(number[1] > 0 or number[2] < 0),

@@ -27,6 +27,7 @@ from xatlas.text import printable, spreadsheet_cell
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
     from xatlas.contracts.comparison import Comparison
 
@@ -72,7 +73,13 @@ def export(
     """
     target = Path(folder)
     if formats:
-        return _images(name, comparison, dataset, target, formats)
+        figure = _arranged(comparison, dataset)
+        with explained(target):
+            target.mkdir(parents=True, exist_ok=True)
+        paths = {kind: target / f"{name}.{kind}" for kind in formats}
+        for kind, path in paths.items():
+            write_atomic(path, style.image(figure, kind))
+        return list(paths.values())
     varied = ("sensitivity.csv",) if "sensitivity" in dataset else ()
     paths = {kind: target / f"{name}.{kind}" for kind in ("png", "svg", "nc", "csv", *varied)}
     table, others = io.StringIO(), io.StringIO()
@@ -92,8 +99,7 @@ def export(
             write_atomic(paths["sensitivity.csv"], others.getvalue().encode())
         write_atomic(paths["nc"], encode(dataset))
         if not whole:
-            figure = drawn(comparison, dataset)
-            style.arrange(figure)
+            figure = _arranged(comparison, dataset)
             for kind in ("svg", "png"):
                 write_atomic(paths[kind], _sealed(style.image(figure, kind), mark, kind))
     except XatlasError as error:
@@ -101,16 +107,10 @@ def export(
     return list(paths.values())
 
 
-def _images(name: str, comparison: Comparison, dataset: xr.Dataset, folder: Path, formats: Iterable[str]) -> list[Path]:
-    """Write a figure in some formats, and nothing beside it."""
-    paths = {kind: folder / f"{name}.{kind}" for kind in formats}
+def _arranged(comparison: Comparison, dataset: xr.Dataset) -> Figure:
     figure = drawn(comparison, dataset)
     style.arrange(figure)
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for kind, path in paths.items():
-        write_atomic(path, style.image(figure, kind))
-    return list(paths.values())
+    return figure
 
 
 def _make_room(folder: Path, name: str, dataset: xr.Dataset) -> None:
@@ -147,15 +147,8 @@ def _digest(dataset: xr.Dataset) -> str:
 def _mark(comparison: Comparison, dataset: xr.Dataset, table: str) -> str:
     """Return a hash of what the figure depends on: not of when and where its data were measured."""
     drawer = version("matplotlib")  # asked without importing it, which takes longer than all else here
-    parts = [
-        comparison.name,
-        str(comparison.version),
-        style.VERSION,
-        drawer,
-        str(dataset.attrs.get("suite", "")),
-        str(dataset.attrs.get("source", "")),
-        table,
-    ]
+    suite, source = (str(dataset.attrs.get(name, "")) for name in ("suite", "source"))
+    parts = [comparison.name, str(comparison.version), style.VERSION, drawer, suite, source, table]
     return sha256("\0".join(parts).encode())
 
 
@@ -190,12 +183,10 @@ def write_csv(dataset: xr.Dataset, file: IO[str]) -> None:
     labels = {dim: dataset[dim].values.tolist() for dim in dims}
     for name, array in dataset.data_vars.items():
         units = array.attrs.get("units", "")
-        own = [str(dim) for dim in array.dims]
-        places = itertools.product(*(labels[dim] for dim in own))
-        for place, value in zip(places, np.asarray(array.values).ravel().tolist(), strict=True):
-            where = dict(zip(own, place, strict=True))
-            cells = (name, *(where.get(dim, "") for dim in dims), value, units)
-            writer.writerow([_cell(cell) for cell in cells])
+        places = itertools.product(*(labels[str(dim)] for dim in array.dims))
+        for place, value in zip(places, array.values.ravel().tolist(), strict=True):
+            where = dict(zip(array.dims, place, strict=True))
+            writer.writerow(map(_cell, [name, *(where.get(dim, "") for dim in dims), value, units]))
 
 
 def write_sensitivity(dataset: xr.Dataset, file: IO[str]) -> None:

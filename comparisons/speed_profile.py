@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from itertools import combinations
@@ -16,7 +15,7 @@ from xatlas.findings import Claim, Evidence
 from xatlas.findings.claims import ALPHA
 from xatlas.findings.estimates import side
 from xatlas.findings.readings import find, models
-from xatlas.findings.sentences import Row, decide
+from xatlas.findings.sentences import Row, decide, described
 from xatlas.text import interval
 
 if TYPE_CHECKING:
@@ -75,13 +74,8 @@ class SpeedProfile(Comparison):
         repeats.attrs = {"units": "token/s", "long_name": "tokens per second"}
         *where, threads = next(iter(machines.values()))
         machine = ", ".join([*(each for each in where if each not in ("", "None")), f"threads: {threads}"])
-        return xr.Dataset({"rate": rate, "repeats": repeats}).assign_attrs(
-            title=self.summary,
-            suite=f"on {machine}; 95 % intervals over repeats",
-            absent=json.dumps({}),
-            xatlas=json.dumps({"comparison": {"name": self.name, "version": self.version}}),
-            Conventions="CF-1.11",
-        )
+        data = xr.Dataset({"rate": rate, "repeats": repeats})
+        return described(data, self, f"on {machine}; 95 % intervals over repeats", {})
 
     def findings(self, dataset: xr.Dataset) -> list[Finding]:
         """State the ratios of pairs."""

@@ -17,8 +17,6 @@ from xatlas.stats import Floats, quantile
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: ``matched``: random with the stream's covariance; ``family``: the prompt's own family's direction; ``off_task``:
 #: other families' directions.
@@ -103,6 +101,7 @@ class SteeringProfile(ClaimComparison):
         "effect": "padding of models with fewer layers, or a kind of direction or dose that was not measured",
         "delta_logit_diff": "prompts without a foil, or no strength above 0 at the dose shown",
     }
+    plot = staticmethod(figure.draw)
 
     def estimate(self, *effects: Effects) -> Estimates:
         """Return the rank of families' directions, and early over late."""
@@ -117,7 +116,7 @@ class SteeringProfile(ClaimComparison):
         apart = first.words.get("dose") != second.words.get("dose")
         return replace(found, blocked="steered at different doses") if found and apart else found
 
-    def describe(self, *effects: Effects) -> dict[str, xr.DataArray]:
+    def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return curves over depth and dose."""
         import xarray as xr
 
@@ -137,12 +136,8 @@ class SteeringProfile(ClaimComparison):
             "delta_logit_diff": sample.mean(logits if forward else logits * np.nan).bounds(),
             "rank": sample.mean(ranks).bounds(),
             "median_norm": one["median_norm"],
-            "dose_shown": xr.DataArray(shown),
+            "dose_shown": shown,
         }
-
-    def plot(self, dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
-        """Draw effects over depth at both scales, over doses, and the rank of families' directions."""
-        return figure.draw(dataset, ax)
 
     def _dose(self, one: Effects) -> float:
         """Return the dose nearest, as a ratio, to the one that is asked for."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,21 +89,15 @@ _PAPER: dict[str, Any] = {"font.size": 8, "axes.titlesize": 8, "lines.linewidth"
 _FOOT = 7
 
 
-def context() -> AbstractContextManager[None]:
-    """Return the context in which figures are drawn and saved; the user's own settings stay out of it."""
+@contextmanager
+def context() -> Iterator[None]:
+    """Draw and save figures while the context lasts; the user's own settings stay out of it."""
     import matplotlib
 
-    class _Context:
-        def __enter__(self) -> None:
-            self._inner = matplotlib.rc_context()
-            self._inner.__enter__()
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_RC | (_PAPER if asked_width.get() else {}))
-
-        def __exit__(self, *error: Any) -> None:
-            self._inner.__exit__(*error)
-
-    return _Context()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC | (_PAPER if asked_width.get() else {}))
+        yield
 
 
 def figure(width: float, height: float, footer: str) -> Figure:
@@ -149,8 +143,7 @@ def by_model(
             ax.set_title(fitted(f"{models[0]}: {said[0]}", 4.0, _TITLE), fontsize=_TITLE)
             ax.legend(handles=_handles(explained(clipped, _BEYOND)), fontsize=7)
             return ax.get_figure(root=True)  # type: ignore[return-value]
-        heights = [height for height, _ in parts]
-        made, panels, last = _blocks(dataset, said, heights, below[0] if below else 0.0)
+        made, panels, last = _blocks(dataset, said, [height for height, _ in parts], below[0] if below else 0.0)
         clipped = False
         for model, own in zip(models, panels, strict=True):
             one = layers(dataset.sel(model=model))
@@ -251,21 +244,18 @@ def colours(models: Iterable[str]) -> dict[str, str]:
     models = list(models)
     found: dict[str, str] = {}
     for model in sorted(set(models)):
-        if model in FIXED:
-            found[model] = FIXED[model]
-            continue
         start = int(sha256(model.encode()), 16) % len(OTHERS)
         order = [*OTHERS[start:], *OTHERS[:start]]
-        found[model] = next((colour for colour in order if colour not in found.values()), order[0])
+        free = (colour for colour in order if colour not in found.values())
+        found[model] = FIXED[model] if model in FIXED else next(free, order[0])
     return {model: found[model] for model in models}
 
 
 def finding(dataset: xr.Dataset, name: str, model: str) -> xr.Dataset | None:
     """Return one finding about a model, by the name of its claim."""
-    at = (
-        (dataset["finding_name"] == name) & (dataset["finding_model"] == model) & (dataset["finding_model_other"] == "")
-    )
-    return dataset.isel(finding=int(at.values.argmax())) if bool(at.any()) else None
+    about = {"name": name, "model": model, "model_other": ""}
+    at = np.logical_and.reduce([dataset[f"finding_{part}"].values == value for part, value in about.items()])
+    return dataset.isel(finding=int(at.argmax())) if at.any() else None
 
 
 def counted(title: str, dataset: xr.Dataset, claim: str) -> str:
@@ -330,8 +320,7 @@ def marker(operator_type: str) -> str:
 def _handles(entries: Entries) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    looks: list[tuple[str, dict[str, Any]]] = [(text, {"color": INK} | look) for text, look in entries]
-    return [Line2D([], [], label=text, **look) for text, look in looks]
+    return [Line2D([], [], label=text, **{"color": INK, **look}) for text, look in entries]
 
 
 def legend(made: Figure, entries: Entries) -> None:

@@ -17,9 +17,8 @@ from xatlas.findings.estimates import Statistic
 from xatlas.findings.groups import welch
 from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
 from xatlas.findings.sensitivity import not_run
-from xatlas.findings.sentences import Row, dataset_of, findings_of, robustness
+from xatlas.findings.sentences import DASHES, Row, dataset_of, described, findings_of, in_full, in_short
 from xatlas.stats import DRAWS
-from xatlas.text import interval
 from xatlas.twins import training_seed
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     from xatlas.contracts.probe import Variable
     from xatlas.findings.readings import Effects
 
-#: Name → evidence, or the number that it is made from.
-Estimates = Mapping[str, Evidence | Statistic]
+#: Name → evidence, or the number that it is made from; None where there is none.
+Estimates = Mapping[str, Evidence | Statistic | None]
 #: Training seeds of each architecture that a sentence about architectures needs.
 SEEDS = 5
 
@@ -58,6 +57,10 @@ class ClaimComparison(Comparison):
     #: Variables that figures draw of untrained twins, too: what these have is ``NAME_untrained (model, untrained, …)``.
     curves: ClassVar[tuple[str, ...]] = ()
     uses_twins: ClassVar[bool] = True
+    #: Whether the table is narrow: its cells are those of ``in_short``.
+    narrow: ClassVar[bool] = False
+    #: What the table says of a model about which nothing was found ("no attention"); empty: such have no row.
+    nothing: ClassVar[str] = ""
 
     @abstractmethod
     def estimate(self, *effects: Effects) -> Estimates:
@@ -78,8 +81,8 @@ class ClaimComparison(Comparison):
         blocked = first.blocked or second.blocked or found.blocked
         return replace(found, against=f"no difference{beside}", blocked=blocked)
 
-    def describe(self, *effects: Effects) -> Mapping[str, xr.DataArray]:
-        """Return what figures and tables show of one model."""
+    def describe(self, *effects: Effects) -> Mapping[str, Any]:
+        """Return what figures and tables show of one model: arrays, or single numbers and texts."""
         return {}
 
     def compare(self, tree: xr.DataTree) -> xr.Dataset:
@@ -109,30 +112,36 @@ class ClaimComparison(Comparison):
 
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw every number about a model with its interval."""
-        labels = {claim.name: claim.label or claim.name for claim in self.claims}
-        return forest.draw(self.findings(dataset), labels, self.summary)
+        return forest.draw(self.findings(dataset), self._labels(), self.summary)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
-        """Return one row per finding about a model."""
-        labels = {claim.name: claim.label or claim.name for claim in self.claims}
+        """Return one row per finding about a model, and one with dashes for a model that has ``nothing``."""
         rows: list[dict[str, str | float]] = []
         for finding in self.findings(dataset):
-            if finding.model_other:
-                continue
-            row: dict[str, str | float] = {"model": finding.model, "number": labels.get(finding.name, finding.name)}
-            row |= {"value": interval(finding.value, finding.low, finding.high)}
-            row |= {"control": interval(finding.control, finding.control_low, finding.control_high)}
-            row |= {"verdict": finding.verdict, "sensitivity": robustness(finding)}
-            rows.append(row)
-        return rows
+            if not finding.model_other:
+                called = self.called(finding.name, dataset.sel(model=finding.model))
+                cells = in_short(finding) if self.narrow else in_full(finding)
+                rows.append({"model": finding.model, "number": called, **cells})
+        bare = set(map(str, dataset["model"].values if self.nothing else ())) - {str(row["model"]) for row in rows}
+        return rows + [{"model": model, "number": self.nothing, "value": "–", **DASHES} for model in sorted(bare)]
+
+    def called(self, name: str, one: xr.Dataset) -> str:
+        """Return what the table calls the number of a claim about one model."""
+        return self._labels().get(name, name)
+
+    def _labels(self) -> dict[str, str]:
+        return {claim.name: claim.label or claim.name for claim in self.claims}
 
     def _under(self, source: Source, setting: Setting) -> dict[str, Evidence]:
         effects = source.effects(setting)
-        found: Estimates = self.estimate(*effects) if effects else {}  # type: ignore[arg-type]
+        return self._evidence(self.estimate(*effects) if effects else {})  # type: ignore[arg-type]
+
+    def _evidence(self, found: Estimates) -> dict[str, Evidence]:
         margins = {claim.name: claim.margin for claim in self.claims}
         return {
             name: each if isinstance(each, Evidence) else each.evidence(margin=margins.get(name))
             for name, each in found.items()
+            if each is not None
         }
 
     def _about(self, source: Source, twins: Sequence[Source]) -> list[Row]:
@@ -170,13 +179,17 @@ class ClaimComparison(Comparison):
                 if main is not None:
                     kinds = _kinds(a.claim, one, settings)
                     rows.append(Row(a.claim, (one.model, two.model), main, kinds, settings))
-        under = {s: self.between(one.effects(s) or (), two.effects(s) or ()) for s in shared}  # type: ignore[arg-type]
-        beside = [self.between(*(each.effects(each.settings[0], brief=True) or () for each in pair)) for pair in twins]  # type: ignore[arg-type]
+
+        def between(*effects: tuple[Effects | None, ...] | None) -> dict[str, Evidence]:
+            return self._evidence(self.between(*(each or () for each in effects)))  # type: ignore[arg-type]
+
+        under = {s: between(one.effects(s), two.effects(s)) for s in shared}
+        beside = [between(*(each.effects(each.settings[0], brief=True) for each in pair)) for pair in twins]
         for claim in self.claims:
-            settings = {s: _evidence(each[claim.name], claim) for s, each in under.items() if claim.name in each}
+            settings = {s: each[claim.name] for s, each in under.items() if claim.name in each}
             if settings and one.settings[0] in settings:
                 main, kinds = settings[one.settings[0]], _kinds(claim, one, settings)
-                near = [_evidence(each[claim.name], claim) for each in beside if claim.name in each]
+                near = [each[claim.name] for each in beside if claim.name in each]
                 rows.append(Row(claim, (one.model, two.model), main, kinds, settings, near))
         return rows
 
@@ -229,10 +242,10 @@ class ClaimComparison(Comparison):
     def _assemble(self, sources: Mapping[str, Source], rows: Sequence[Row]) -> xr.Dataset:
         import xarray as xr
 
-        described = [self.describe(*(source.effects(source.settings[0]) or ())) for source in sources.values()]  # type: ignore[arg-type]
+        shown = [self.describe(*(source.effects(source.settings[0]) or ())) for source in sources.values()]  # type: ignore[arg-type]
         each = [
             xr.Dataset(dict(found)).assign_coords(_layers(source))
-            for found, source in zip(described, sources.values(), strict=True)
+            for found, source in zip(shown, sources.values(), strict=True)
         ]
         data = xr.concat(each, xr.Variable("model", list(sources)), join="outer", combine_attrs="drop")
         for name in data.variables:
@@ -245,21 +258,9 @@ class ClaimComparison(Comparison):
                 data[name].attrs = {"units": promised.units, "long_name": promised.long_name}
         if "depth" in data:
             data["depth"].attrs = {"units": "1", "long_name": "layer / (number of layers - 1)"}
-        about = {
-            "comparison": {"name": self.name, "version": self.version, "draws": DRAWS},
-            "inputs": {model: json.loads(s.first.dataset.attrs.get("xatlas", "{}")) for model, s in sources.items()},
-        }
-        return data.assign_attrs(
-            title=self.summary,
-            suite=footer([source.first for source in sources.values()]),
-            absent=json.dumps(dict(self.absent), sort_keys=True),
-            xatlas=json.dumps(about, sort_keys=True),
-            Conventions="CF-1.11",
-        )
-
-
-def _evidence(found: Evidence | Statistic, claim: Claim) -> Evidence:
-    return found if isinstance(found, Evidence) else found.evidence(margin=claim.margin)
+        inputs = {model: json.loads(s.first.dataset.attrs.get("xatlas", "{}")) for model, s in sources.items()}
+        suite = footer([source.first for source in sources.values()])
+        return described(data, self, suite, dict(sorted(self.absent.items())), {"draws": DRAWS}, inputs=inputs)
 
 
 def _kinds(claim: Claim, source: Source, settings: Mapping[Setting, Evidence]) -> dict[str, Evidence] | None:

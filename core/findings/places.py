@@ -118,6 +118,18 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
     )
 
 
+def largest_over(sample: Sample, values: Floats, whole: Floats, *, log: bool = False) -> tuple[Bounds, bool]:
+    """Return the largest macro mean of ``values (prompt, item)``, and whether halves of the templates choose others.
+
+    It is the quotient over that of ``whole (prompt)``: 1 where a prompt counts.
+    """
+
+    def pick(means: Floats) -> Floats:
+        return np.eye(len(means))[[int(np.nan_to_num(means[:-1], nan=-np.inf).argmax()), -1]]
+
+    return sample.cross_fit(np.column_stack([values, whole]), pick, log=log)
+
+
 def largest_ratio(
     sample: Sample, top: xr.DataArray, bottom: xr.DataArray, dim: Hashable = "layer"
 ) -> tuple[Bounds, bool]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.contracts.comparison import Finding
+from xatlas.contracts.comparison import Comparison, Finding
 from xatlas.findings.claims import Claim, Evidence
 from xatlas.findings.estimates import BOUND
 from xatlas.findings.readings import Setting
@@ -162,6 +163,20 @@ def robustness(finding: Finding) -> str:
     return f"{finding.agree} of {finding.settings}: depends on {finding.depends_on}"
 
 
+#: Cells of what was not tested.
+DASHES = {"control": "–", "verdict": "–", "sensitivity": "–"}
+
+
+def in_full(finding: Finding) -> dict[str, str]:
+    """Return the cells of a table: the number, its control, the verdict, and how robust the answer is."""
+    return {
+        "value": interval(finding.value, finding.low, finding.high),
+        "control": interval(finding.control, finding.control_low, finding.control_high),
+        "verdict": finding.verdict,
+        "sensitivity": robustness(finding),
+    }
+
+
 def in_short(finding: Finding) -> dict[str, str]:
     """Return the cells of a narrow table: the number, its control, the verdict, and how robust the answer is."""
     reason = "tie" if finding.reason.startswith("it ties") else finding.reason.replace("p = ", "p ")
@@ -229,6 +244,20 @@ def dataset_of(rows: Sequence[Row]) -> xr.Dataset:
 
 def _key(row: Row) -> tuple[str, str, str]:
     return (row.claim.name, row.models[0], row.models[1] if len(row.models) > 1 else "")
+
+
+def described(
+    data: xr.Dataset, comparison: Comparison, suite: str, absent: Mapping[str, str], more: Any = (), **about: Any
+) -> xr.Dataset:
+    """Return a comparison's dataset with its attributes: what it rests on, why values are absent, what made it."""
+    made = {"name": comparison.name, "version": comparison.version, **dict(more)}
+    return data.assign_attrs(
+        title=comparison.summary,
+        suite=suite,
+        absent=json.dumps(absent),
+        xatlas=json.dumps({"comparison": made, **about}, sort_keys=True),
+        Conventions="CF-1.11",
+    )
 
 
 def findings_of(dataset: xr.Dataset) -> Iterable[Finding]:
