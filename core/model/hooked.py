@@ -191,9 +191,12 @@ class HookedModel:
         """Return a site's value such that it stays as it is: a copy where the forward writes over it later."""
         return value.clone() if self.overwritten is None or site in self.overwritten else value
 
-    def hook(self, site: Site, function: SiteFunction) -> Hook:
-        """Return what :func:`xatlas.model.hooks.attached` takes; the value that ``function`` is given may be kept."""
-        point, module = self.point(site), self.adapter.module
+    def hook(self, site: Site, function: SiteFunction, point: HookPoint | None = None) -> Hook:
+        """Return what :func:`xatlas.model.hooks.attached` takes; the value that ``function`` is given may be kept.
+
+        It is that of the site, or of another hook point of its layer.
+        """
+        point, module = point or self.point(site), self.adapter.module
         return Hook(
             module(point.module),
             point,

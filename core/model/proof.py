@@ -14,7 +14,7 @@ from torch import Tensor
 from xatlas.contracts.adapter import Part, Site, View
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import refuse_not_finite
-from xatlas.model.hooks import Hook, attached, count_hooks, exclusive, has_steps, record_last_position, rows_of
+from xatlas.model.hooks import attached, count_hooks, exclusive, has_steps, record_last_position, rows_of
 from xatlas.vocabulary import forward_order
 
 if TYPE_CHECKING:
@@ -174,15 +174,10 @@ def _check_views(model: HookedModel, ids: Tensor) -> None:
     """Check that each view writes what it then reads, and leaves the tensor that it is given as it was."""
     generator = torch.Generator().manual_seed(2)
     given: dict[Site, Tensor] = {}
-
-    def keep(site: Site, tensor: Tensor) -> None:
-        given[site] = tensor.clone()
-
     hooks = []
     for site in model.editable:
-        point = replace(model.point(site), view=_Element(model.point(site).view.element), beside=())
-        module, layer = model.adapter.module(point.module), model.adapter.layer(site.layer)
-        hooks.append(Hook(module, point, partial(keep, site), layer=layer))
+        bare = replace(model.point(site), view=_Element(model.point(site).view.element), beside=())
+        hooks.append(model.hook(site, partial(given.__setitem__, site), bare))
     with attached(hooks):
         model.run(ids)
     for site, tensor in given.items():
@@ -222,14 +217,13 @@ def _check_heads(model: HookedModel, layer: int, values: dict[Site, Tensor], ids
     if layout is None or tuple(heads.shape[2:]) != (layout.n_heads, layout.d_head):
         raise _wrong(model, site, f"its shape is {tuple(heads.shape)}, the adapter says {layout}")
     written = model.adapter.written(layer, model.adapter.module(path)(heads.flatten(2)))
-    whole = values[Site(layer, "operator_out")]
-    for point in model.point(Site(layer, "operator_out")).beside:
+    whole = Site(layer, "operator_out")
+    for point in model.point(whole).beside:
         found: list[Tensor] = []
-        module, block = model.adapter.module(point.module), model.adapter.layer(layer)
-        with attached([Hook(module, point, found.append, layer=block)]):
+        with attached([model.hook(whole, found.append, point)]):
             model.run(ids)
         written = written + found[0]
-    gap = _gap(written, whole)
+    gap = _gap(written, values[whole])
     if gap:
         raise _wrong(model, site, f"through {path} it does not give operator_out (difference {gap:.2g})")
 

@@ -123,15 +123,9 @@ def of_prompts(model: HookedModel, prompts: Suite | Iterable[Prompt], *, end: bo
     last = (model.tokenizer.eos_token_id,) if end and model.tokenizer.eos_token_id is not None else ()
     found = []
     for read in model.read([replace(prompt, foil=None) for prompt in asked]).prompts if asked else ():
-        rejected = others.get(read.prompt.id, ())
-        own = Example(
-            read.prompt.family,
-            read.ids[: read.n_text],
-            (*read.target_ids, *last),
-            (*rejected, *last) if rejected else (),
-            read.prompt.target or "",
-        )
-        found.append(own)
+        response, rejected = (*read.target_ids, *last), others.get(read.prompt.id, ())
+        rejected = (*rejected, *last) if rejected else ()
+        found.append(Example(read.prompt.family, read.ids[: read.n_text], response, rejected, read.prompt.target or ""))
     return found
 
 

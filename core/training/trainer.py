@@ -87,14 +87,8 @@ def lora(model: HookedModel, targets: Targets, run: Run) -> Iterator[Tuned]:
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=run.rank,
-        lora_alpha=run.alpha or 2 * run.rank,
-        target_modules=list(targets.modules),
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    modules, alpha = list(targets.modules), run.alpha or 2 * run.rank
+    config = LoraConfig(r=run.rank, lora_alpha=alpha, target_modules=modules, task_type="CAUSAL_LM")
     held = in_four_bits(model) if run.method == "qlora" else model
     hf = held.model
     with torch.random.fork_rng(devices=[]), quiet_transformers(), torch.inference_mode(False):
