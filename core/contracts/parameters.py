@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import types
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from xatlas.errors import XatlasError, unknown
@@ -50,7 +50,7 @@ class Parameterised:
 
     def canonical_parameters(self) -> dict[str, Any]:
         """Return every parameter with its value, JSON-ready: defaults written out, tuples as lists."""
-        values = {field.name: getattr(self.parameters, field.name) for field in fields(self.parameters)}
+        values = asdict(self.parameters)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -33,9 +33,6 @@ class Way:
     padded: bool  # prompts of different lengths, padded on the left; else those of one length
     cached: bool  # with the model's cache; else every step runs the whole text
 
-    def __str__(self) -> str:
-        return f"{'left-padded' if self.padded else 'grouped by length'}, {'cached' if self.cached else 'uncached'}"
-
 
 @dataclass(frozen=True)
 class Continuation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import sys
 import tempfile
@@ -178,11 +179,8 @@ def train(
                 batch = batch // 2 if run.batch % (batch // 2) == 0 else 1
                 accumulate = run.batch // batch
                 torch.cuda.empty_cache()
-                with torch.no_grad():
-                    for name, weight in tuned.peft.named_parameters():
-                        if name in start:
-                            weight.copy_(start[name])
-                            weight.grad = None
+                tuned.peft.load_state_dict(start, strict=False)
+                tuned.peft.zero_grad()
                 print(f"xatlas: out of memory: batches of {batch}, {accumulate} to a step", file=sys.stderr)
 
 
@@ -316,7 +314,7 @@ def _callback(run: Run, progress: Callable[[Progress], None], watch: Callable[[i
             logs = logs or {}
             for name in ("loss", "grad_norm"):
                 value = float(logs.get(name, 0.0))
-                if value != value or abs(value) == float("inf"):
+                if not math.isfinite(value):
                     what = f"the {name.replace('grad_norm', 'gradient')} is not finite at step {state.global_step}"
                     raise XatlasError(f"{what}: lower the learning rate, {run.learning_rate:g}.")
             if "loss" not in logs:
