@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from xatlas.comparisons.figures import hub as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
 from xatlas.findings.estimates import TOO_FEW_DRAWS, bounds_of
+from xatlas.findings.groups import welch
 from xatlas.findings.places import SURE, largest_over
 from xatlas.findings.readings import ABLATION
 from xatlas.findings.sentences import DASHES
@@ -115,6 +117,18 @@ class Hub(ClaimComparison):
     def pair(self, claim: Claim, first: Evidence, second: Evidence) -> Evidence | None:
         """Return how far two hubs lie apart in depth."""
         return _apart(first, second) if isinstance(first, HubEvidence) and isinstance(second, HubEvidence) else None
+
+    def architectures(self, claim: Claim, first: Sequence[Evidence], second: Sequence[Evidence]) -> Evidence | None:
+        """Return how far the hubs of two architectures' training seeds lie apart in depth."""
+        hubs = [[each for each in some if isinstance(each, HubEvidence)] for some in (first, second)]
+        if not all(hubs):
+            return None
+        margin = 0.5 / max(min(each.layers for some in hubs for each in some) - 1, 1)
+        depths = [[each.depth for each in some] for some in hubs]
+        found = welch(*depths, log=False, margin=margin)
+        spans = " and ".join(f"{min(some):.2f} to {max(some):.2f}" for some in depths)
+        blocked = next((reason for some in hubs for each in some if (reason := each.blocked or _no_place(each))), "")
+        return replace(found, words={"depths": f"depths {spans}"}, blocked=blocked)
 
     def describe(self, *effects: Effects) -> dict[str, Any]:
         """Return effects and ranks per layer, effects at position 0, and the strongest head beside the hub."""

@@ -135,6 +135,10 @@ def plan(
     echo(f"\n{_described(planned.config.suite)}; about {total:.1f} min on this machine{besides}.")
 
 
+#: Findings of one comparison that are printed; the others are named.
+_FINDINGS = 40
+
+
 @command()
 def figures(
     path: Annotated[Path, typer.Argument(help="A folder that holds figures/, that folder, or a figure's .nc.")] = Path(
@@ -221,8 +225,12 @@ def _print_results(report: Report, out: Path) -> None:
         print_table(rows)
         if others:
             echo(f"(in the CSV: {', '.join(others)})")
-        for item in ranked(result.findings):
+        for item in ranked(result.findings)[:_FINDINGS]:
             echo(wrapped(f"{judged(item, said)}: {describe(item)}", "  ", "    "))
+        more = len(result.findings) - _FINDINGS
+        if more > 0:
+            where = next((file for file in result.files if str(file).endswith(".nc")), "")
+            echo(f"  … and {more} more: xatlas show {where} --sensitivity")
     if not report.results:
         return
     shown = [model.slug for model in report.plan.models]

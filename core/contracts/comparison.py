@@ -45,6 +45,7 @@ class Finding:
     short: str = ""  # what is said, in a few words without numbers; what it is about, where it is not supported
     against: str = ""  # what p is against, in words
     descriptive: bool = False  # number and interval of what was chosen by looking: the verdict rests on p
+    unit: str = "network"  # what the test is of: a network, the layers of a type, or an architecture
 
 
 class Comparison(Parameterised, ABC):

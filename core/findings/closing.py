@@ -13,11 +13,12 @@ _REASONS, _MODELS, _PAIRS = 4, 5, 3
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """Return findings with what differs between models first, and what is open last."""
+    """Return findings: about architectures, then with what differs between models first, and what is open last."""
 
-    def place(finding: Finding) -> tuple[int, int]:
+    def place(finding: Finding) -> tuple[bool, int, int]:
         differs = bool(finding.model_other) and finding.short.endswith("differs")
-        return _ORDER.index(finding.verdict), 0 if differs else 1 if finding.model_other else 2
+        kind = 0 if differs else 1 if finding.model_other else 2
+        return finding.unit != "architecture", _ORDER.index(finding.verdict), kind
 
     return sorted(findings, key=place)
 
@@ -25,9 +26,13 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
 def closing(findings: Sequence[Finding], models: Sequence[str]) -> str:
     """Say what is supported, of which models, and what can't be said and why: a line for what the same models share."""
     found = [finding for finding in findings if finding.verdict == "supported" and finding.short]
+    wide = [each for each in found if each.unit == "architecture"]
+    alone = [each for each in findings if each.unit != "architecture"]
+    compared = {(each.model, each.model_other) for each in alone if each.model_other}
     lines = [
+        *_told(wide, models, 0),
         *_told([each for each in found if not each.model_other], models, len(models)),
-        *_told([each for each in found if each.model_other], models, len(models) * (len(models) - 1) // 2),
+        *_told([each for each in found if each.model_other and each not in wide], models, len(compared)),
     ] or ["Nothing is supported."]
     lines += ["* Not so without layer 0."] if any(map(_on_layer0, found)) else []
     refuted = sum(finding.verdict in ("refuted", "artefact") for finding in findings)
@@ -87,7 +92,7 @@ def _who(names: Sequence[str], models: Sequence[str], every: int) -> str:
         counts = {2: "Both", 3: "All three", 4: "All four", 5: "All five"}
         return "Every pair of models" if names[0] not in models else f"{counts.get(every, f'All {every}')} models"
     left = [model for model in models if model not in names]
-    if len(names) > _MODELS and len(left) < len(names):
+    if every and len(names) > _MODELS and len(left) < len(names):
         return f"All {every} models but {_listed(left)}"
     return "; ".join(names) if names[0] not in models else _listed(names)
 

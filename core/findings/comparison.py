@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -81,6 +82,14 @@ class ClaimComparison(Comparison):
         blocked = first.blocked or second.blocked or found.blocked
         return replace(found, against=f"no difference{beside}", blocked=blocked)
 
+    def architectures(self, claim: Claim, first: Sequence[Evidence], second: Sequence[Evidence]) -> Evidence | None:
+        """Return evidence that two architectures differ, from that of their training seeds: by default, its numbers."""
+        held = [[each.statistic for each in some if each.statistic is not None] for some in (first, second)]
+        if not all(held):
+            return None
+        numbers = [[float(each.point) for each in some] for some in held]
+        return welch(*numbers, log=held[0][0].log, margin=claim.margin)
+
     def describe(self, *effects: Effects) -> Mapping[str, Any]:
         """Return what figures and tables show of one model: arrays, or single numbers and texts."""
         return {}
@@ -98,10 +107,10 @@ class ClaimComparison(Comparison):
         twins = {model: [Source(tree, twin, self.requires) for twin in own] for model, own in named.items()}
         about = {model: self._about(source, twins[model]) for model, source in sources.items()}
         rows = [row for each in about.values() for row in each]
-        for first, second in itertools.combinations(named, 2):
+        for first, second in pairs(list(named)):
             beside = list(zip(twins[first], twins[second], strict=False))
             rows += self._pair(sources[first], sources[second], about[first], about[second], beside)
-        rows += self._architectures(sources, about)
+        rows += self._architectures(about)
         missing = not_run(tree, sources.values())
         data = self._assemble(sources, rows).merge(self._untrained(twins), join="left")
         return data.assign_attrs(not_run=json.dumps(missing))
@@ -193,28 +202,24 @@ class ClaimComparison(Comparison):
                 rows.append(Row(claim, (one.model, two.model), main, kinds, settings, near))
         return rows
 
-    def _architectures(self, sources: Mapping[str, Source], about: Mapping[str, Sequence[Row]]) -> list[Row]:
+    def _architectures(self, about: Mapping[str, Sequence[Row]]) -> list[Row]:
         """Return claims about architectures, where a name was given with several training seeds."""
         groups: dict[str, list[str]] = {}
-        for model in sources:
+        for model in about:
             groups.setdefault(training_seed(model)[0], []).append(model)
         rows = []
         for first, second in itertools.combinations(groups, 2):
-            if max(len(groups[first]), len(groups[second])) < 2:
-                continue
-            for claim in self.claims:
-                points = []
-                for name in (first, second):
-                    held = [
-                        row.evidence.statistic for model in groups[name] for row in about[model] if row.claim is claim
-                    ]
-                    points.append([each for each in held if each is not None])
-                if claim.pair and all(points):
-                    numbers = [[float(each.point) for each in some] for some in points]
-                    found = welch(*numbers, log=points[0][0].log, margin=claim.margin)
-                    if min(map(len, numbers)) < SEEDS:
+            for claim in self.claims if max(len(groups[first]), len(groups[second])) > 1 else ():
+                seeds = [
+                    [row.evidence for model in groups[name] for row in about[model] if row.claim is claim]
+                    for name in (first, second)
+                ]
+                found = self.architectures(claim, *seeds) if claim.pair and all(seeds) else None
+                if found is not None:
+                    if min(map(len, seeds)) < SEEDS:
                         found = replace(found, blocked="too few training seeds")
-                    rows.append(Row(replace(claim, unit="architecture"), (first, second), found))
+                    names = [f"{name} ({len(groups[name])} seeds)" for name in (first, second)]
+                    rows.append(Row(replace(claim, unit="architecture"), (names[0], names[1]), found))
         return rows
 
     def _untrained(self, twins: Mapping[str, Sequence[Source]]) -> xr.Dataset:
@@ -261,6 +266,26 @@ class ClaimComparison(Comparison):
         inputs = {model: json.loads(s.first.dataset.attrs.get("xatlas", "{}")) for model, s in sources.items()}
         suite = footer([source.first for source in sources.values()])
         return described(data, self, suite, dict(sorted(self.absent.items())), {"draws": DRAWS}, inputs=inputs)
+
+
+def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the models that are compared: every two, or of several training seeds those trained from the same one.
+
+    Where two architectures both come in several training seeds, data and order of training are the same seed by seed.
+    How much seeds of one architecture differ is asked where no other is named.
+    """
+    of = {model: training_seed(model) for model in models}
+    seeds = Counter(name for name, _ in of.values())
+
+    def compared(first: str, second: str) -> bool:
+        (one, a), (other, b) = of[first], of[second]
+        return len(seeds) == 1 if one == other else a == b or min(seeds[one], seeds[other]) == 1
+
+    return [pair for pair in itertools.combinations(models, 2) if compared(*pair)]
+
+
+def _evidence(found: Evidence | Statistic, claim: Claim) -> Evidence:
+    return found if isinstance(found, Evidence) else found.evidence(margin=claim.margin)
 
 
 def _kinds(claim: Claim, source: Source, settings: Mapping[Setting, Evidence]) -> dict[str, Evidence] | None:

@@ -133,7 +133,7 @@ def welch(first: Sequence[float], second: Sequence[float], *, log: bool, margin:
     parts = [each.var(ddof=1) / len(each) if len(each) > 1 else math.nan for each in (one, two)]
     error = math.sqrt(sum(parts)) if np.isfinite(parts).all() else math.nan
     fourth = sum(part**2 / (len(each) - 1) for part, each in zip(parts, (one, two), strict=True) if len(each) > 1)
-    freedom = sum(parts) ** 2 / fourth if fourth else math.nan
+    freedom = sum(parts) ** 2 / fourth if fourth else 1e6 if error == 0 else math.nan  # nothing varies
     half = float(t_quantile(freedom)) * error
     ends = (gap, gap - half, gap + half)
     value, low, high = (math.exp(each) if log else each for each in ends)

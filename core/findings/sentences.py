@@ -89,6 +89,7 @@ def _finding(row: Row, p: float) -> Finding:
         learnt=learnt,
         short=_short(row, said, differs),
         descriptive=evidence.descriptive,
+        unit=claim.unit,
     )
 
 
@@ -106,8 +107,8 @@ def _sentence(row: Row, said: str, differs: bool, learnt: bool | None) -> str:
             text = f"{noun} differs between {one} and {two} beyond their controls"
         else:
             text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
-        statistic = row.evidence.statistic
-        relation = "difference" if statistic is None or not statistic.log else "ratio"
+        statistic, none = row.evidence.statistic, row.evidence.control[0]
+        relation = "ratio" if none == 1 or (statistic is not None and statistic.log) else "difference"
         beside = f", control {control}" if statistic is not None and math.isfinite(row.evidence.control[1]) else ""
         within = f", {margin(row.evidence)}" if row.evidence.equal else ""
         return f"{text}: {relation} {number}{beside}{within}."
@@ -221,6 +222,7 @@ def dataset_of(rows: Sequence[Row]) -> xr.Dataset:
             "depends_on",
             "short",
             "against",
+            "unit",
         )
         known = values if texts else [math.nan if value is None else float(value) for value in values]
         data[f"finding_{name}"] = ("finding", np.array(known, dtype=object if texts else float))
