@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xatlas.comparisons.norm_profile import NormProfile, _dependence, curve
+from xatlas.comparisons.norm_profile import NormProfile, _dependence, _jump, curve
 from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError
 from xatlas.findings.claims import ALPHA
@@ -75,6 +75,13 @@ def test_steady_growth_is_no_jump_however_fast(synthetic):
     _, found = findings(synthetic, a=synthetic.norm_result(STEADY))
     assert found["phases", "a"].verdict == "refuted"
     assert found["one_token", "a"].reason.startswith("no jump")
+
+
+def test_a_jump_found_among_many_layers_needs_more_than_one_among_two(synthetic):
+    result = synthetic.norm_result(jump_at(3, 2.2), jitter=0.2)
+    few, many = (_jump(effects(synthetic, each), "last", 2.0) for each in (result.isel(layer=[0, 3, 5]), result))
+    assert few.p < ALPHA < many.p
+    assert many.p == pytest.approx(few.p * 7 / 2)
 
 
 def test_a_jump_in_layer_0_leaves_no_quiet_phase(synthetic):

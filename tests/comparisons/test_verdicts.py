@@ -12,6 +12,8 @@ from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.norm_profile import NormProfile
 from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
+from xatlas.contracts.probe import Requirement
+from xatlas.findings.readings import Source
 
 HYBRID = ["conv", "attention"] * 6
 
@@ -54,6 +56,13 @@ def test_a_kind_that_gave_no_number_does_not_disagree(synthetic, kind):
     assert after == before
     settings = [[finding.settings for finding in kind().findings(each)] for each in (dataset, without)]
     assert max(settings[1]) < max(settings[0])  # nor does it count as agreeing
+
+
+def test_a_control_stands_beside_the_kind_that_it_was_made_for_alone(synthetic):
+    tree = synthetic.tree_of(a={"layer_ablation": synthetic.layer_result(HYBRID, planted)})
+    source = Source(tree, "a", [Requirement("layer_ablation")])
+    beside = {setting.ablation: source.effects(setting)[0].control is not None for setting in source.settings}
+    assert beside == {"mean": True, "zero": False, "resample": False}
 
 
 def results(synthetic, kind):

@@ -87,6 +87,23 @@ def test_robust_is_what_has_the_same_answer_and_size(units, others, cells):
     assert (robustness(finding), in_short(finding)["sensitivity"]) == cells
 
 
+@pytest.mark.parametrize(
+    ("twins", "learnt"),
+    [
+        ([(1.0, 0.8, 1.2), (1.1, 0.9, 1.4)], True),
+        ([(3.0, 2.6, 3.2), (3.1, 2.9, 3.4)], True),
+        ([(1.0, 0.8, 1.2), (1.4, 1.2, 1.6)], False),  # one reaches into the interval
+        ([(1.0, 0.8, 1.2), (3.0, 2.6, 3.2)], False),  # it lies among them
+        ([], None),
+    ],
+)
+def test_learnt_is_what_lies_beyond_all_untrained_twins_on_one_side(twins, learnt):
+    claim = Claim("more", "Is it more?", "It is {number}")
+    (finding,) = decide([Row(claim, ("a",), CLEAR, twins=[Evidence(number=each) for each in twins])])
+    assert finding.learnt is learnt
+    assert ("learnt" in finding.sentence, "no more than in" in finding.sentence) == (learnt is True, learnt is False)
+
+
 def test_the_sample_that_is_too_small_is_named():
     evidence = Evidence(**{**CLEAR.__dict__, "side": 0, "least_p": 0.1})
     assert verdict(evidence, 0.1, None, unit="architecture")[1] == "too few training seeds"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, GPT2Tokenizer, Qwen2Tokenizer
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from xatlas.architectures import minis
 from xatlas.loading.loader import as_stored, load
@@ -69,6 +70,34 @@ def test_another_tokenizer_is_said_in_one_line(tmp_path, caplog):
     loaded(folder(tmp_path, "Qwen2Tokenizer", "qwen2"))
     (line,) = caplog.messages
     assert "builds Qwen2Tokenizer with another normalizer, pre-tokenizer and added tokens than" in line
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("normalizer", {"type": "Lowercase"}),
+        ("pre_tokenizer", {"type": "Whitespace"}),
+        ("model", {"dropout": 0.1}),
+        ("added_tokens", {"normalized": True}),
+        ("post_processor", None),  # as some classes leave out the token at position 0 that a file puts there
+        ("decoder", None),
+    ],
+)
+def test_a_tokenizer_that_differs_in_one_part_alone_is_not_taken_for_the_files(tmp_path, caplog, part, other):
+    stored = json.loads((MINI / "tokenizer.json").read_text())
+    changed = copy.deepcopy(stored)
+    if part == "model":
+        changed[part] |= other
+    elif part == "added_tokens":
+        changed[part][0] |= other
+    else:
+        changed[part] = other
+    assert changed != stored
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(changed)))
+    found = as_stored(made, MINI / "tokenizer.json")
+    assert json.loads(found.backend_tokenizer.to_str())[part] == stored[part]
+    (line,) = caplog.messages
+    assert f"another {part.replace('added_', 'added ').replace('_', '-')} than" in line
 
 
 @pytest.mark.parametrize("made", [Qwen2Tokenizer, GPT2Tokenizer])

@@ -66,6 +66,15 @@ def test_what_is_set_aside_twice_is_kept_twice(tmp_path):
     assert path.with_name(path.name + ".damaged1").read_bytes() == b"two"
 
 
+def test_what_another_run_is_at_work_on_is_left_alone(tmp_path):
+    store = Store(tmp_path)
+    path = store.write(JOB, result(1), {})
+    with store.lock(JOB):
+        files.hash_path(path).write_text("of the result that is written next")
+        assert not list(verify(tmp_path, repair=True))
+    assert [problem.path for problem in verify(tmp_path)] == [path]
+
+
 def test_a_folder_that_is_no_atlas_is_left_alone(tmp_path):
     (tmp_path / "weather").mkdir()
     (tmp_path / "weather" / "rain.nc").write_bytes(b"somebody's")
