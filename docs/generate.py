@@ -375,8 +375,6 @@ PAGES: dict[str, Callable[[], str]] = {
 
 def picture(out: Path) -> None:
     """Put the hub's figure and table, as ``xatlas compare`` made them below ``out``, into the README."""
-    import shutil
-
     import xarray as xr
 
     from xatlas.cli.output import fitting, print_table
@@ -385,8 +383,7 @@ def picture(out: Path) -> None:
     hub = comparisons()["hub"]()
     with xr.open_dataset(out / "figures" / "hub.nc") as dataset:
         rows = hub.table(dataset.load())
-    (FOLDER / "images").mkdir(exist_ok=True)
-    shutil.copy(out / "figures" / "hub.png", FOLDER / "images" / "hub.png")
+    (FOLDER / "images" / "hub.png").write_bytes((out / "figures" / "hub.png").read_bytes())
     readme = FOLDER.parent / "README.md"
     before, start, rest = readme.read_text(encoding="utf-8").partition("<!-- table: written by `make picture` -->\n")
     _, end, after = rest.partition("<!-- end of table -->")
