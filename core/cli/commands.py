@@ -246,7 +246,11 @@ def _print_results(report: Report, out: Path) -> None:
         echo("2 of 5, and not without layer 0; robust: all, numbers inside the interval; same: all, other sizes.")
     if found:
         echo("p: adjusted (Holm) for the claims of one comparison about the same model or pair.")
-        echo("How a claim is judged: xatlas explain verdicts")
+        if any(item.descriptive for item in found):
+            echo("Numbers of what was chosen by looking (the largest, the five strongest) are cross-fitted: chosen on")
+            echo("half of the templates, measured on the other half; figures show all templates.")
+        asked = report.results[0].name
+        echo(f"How a claim is judged: xatlas explain verdicts; what is asked: xatlas explain {asked}, for one.")
     if not report.measured and all(result.reused for result in report.results):
         echo("Nothing has changed: all of it was there.")
     echo(f"Results are in {out / ATLAS}, figures and their data in {out / FIGURES}.")
