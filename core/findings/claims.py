@@ -95,6 +95,7 @@ class Evidence:
     equal: bool = False  # the 90 % interval lies within the margin
     margin: float | tuple[float, float] | None = None
     near: bool = False  # the point does
+    log: bool = False  # the number is a ratio, and none is 1
     least_p: float = 0.0  # the smallest p-value that a sample of this size can give
     sample: str = ""  # what that sample consists of, where it is not the claim's unit that says so
     own: int | None = None  # ``side`` of the number's own interval alone, where that over a control counts, too

@@ -87,8 +87,23 @@ class ClaimComparison(Comparison):
         held = [[each.statistic for each in some if each.statistic is not None] for some in (first, second)]
         if not all(held):
             return None
+        log = held[0][0].log
         numbers = [[float(each.point) for each in some] for some in held]
-        return welch(*numbers, log=held[0][0].log, margin=claim.margin)
+        found = welch(*numbers, log=log, margin=claim.margin)
+        controls = [[each.control for each in some if each.control is not None] for some in held]
+        if list(map(len, controls)) != list(map(len, held)):
+            return found
+        chance = [[float(each.point) for each in some] for some in controls]
+        beyond = [[a - b for a, b in zip(*both, strict=True)] for both in zip(numbers, chance, strict=True)]
+        over, beside = welch(*beyond, log=log), welch(*chance, log=log)
+        return replace(
+            found,
+            p=max(found.p, over.p),
+            side=found.side * over.side * (1 if found.answer == over.answer else -1),
+            own=found.side,
+            against=f"{found.against}, and their controls",
+            control=beside.number,
+        )
 
     def describe(self, *effects: Effects) -> Mapping[str, Any]:
         """Return what figures and tables show of one model: arrays, or single numbers and texts."""

@@ -198,6 +198,7 @@ class Statistic:
             **(self.within(margin) if margin is not None else {}),
             blocked="" if math.isfinite(low) or not known else "too few templates",
             open=TOO_FEW_DRAWS if few else "",
+            log=self.log,
             words=self.words,
             statistic=self,
         )

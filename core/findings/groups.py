@@ -144,6 +144,7 @@ def welch(first: Sequence[float], second: Sequence[float], *, log: bool, margin:
         side=abs(side(low, high, 1.0 if log else 0.0)),
         answer=int(np.sign(gap)),
         control=(1.0 if log else 0.0, math.nan, math.nan),
+        log=log,
         **(within(gap, error, freedom, margin) if margin is not None else {}),
         least_p=float((np.abs(gaps) >= np.abs(gaps).max() * (1 - 1e-9)).mean()),
     )

@@ -107,9 +107,8 @@ def _sentence(row: Row, said: str, differs: bool, learnt: bool | None) -> str:
             text = f"{noun} differs between {one} and {two} beyond their controls"
         else:
             text = f"Whether {row.claim.pair} differs between {one} and {two} is open"
-        statistic, none = row.evidence.statistic, row.evidence.control[0]
-        relation = "ratio" if none == 1 or (statistic is not None and statistic.log) else "difference"
-        beside = f", control {control}" if statistic is not None and math.isfinite(row.evidence.control[1]) else ""
+        relation = "ratio" if row.evidence.log else "difference"
+        beside = f", control {control}" if row.evidence.own is not None else ""
         within = f", {margin(row.evidence)}" if row.evidence.equal else ""
         return f"{text}: {relation} {number}{beside}{within}."
     places = dict(zip(("first", "second"), row.models, strict=False)) | {"model": row.models[0]}

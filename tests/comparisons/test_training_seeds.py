@@ -68,3 +68,19 @@ def test_the_hub_of_two_architectures_is_in_the_same_place_where_it_is_in_all_se
     assert wide["hub"].sentence.startswith(text)
     tied, _ = found(Hub(), synthetic, {"a": 3.0, "b": 1.0})
     assert tied["hub"].verdict == "undecided"
+
+
+def test_architectures_whose_controls_differ_as_much_are_not_told_apart(synthetic):
+    """Where random changes tell two architectures apart as well, nothing is said of their layers."""
+    rng, nodes = np.random.default_rng(0), {}
+    for name, base in {"a": 1.6, "b": 1.3}.items():
+        for seed in range(5):
+            result = synthetic.layer_result(LAYERS, falling(base, rng), seed=seed)
+            result["kl_control"] *= (base ** -result["layer"].astype(float)).transpose("layer")
+            nodes[f"{name}~{seed}" if seed else name] = {"layer_ablation": result}
+    comparison = EarlyLate()
+    made = comparison.findings(comparison.compare(synthetic.tree_of(**nodes)))
+    (wide,) = [each for each in made if each.unit == "architecture"]
+    assert wide.verdict == "undecided"
+    assert wide.control_low < (1.6 / 1.3) ** 4 < wide.control_high
+    assert ", control " in wide.sentence

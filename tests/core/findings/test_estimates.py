@@ -286,3 +286,9 @@ def test_no_point_lies_outside_its_interval(log, sd):
         sample = balanced(2, templates)
         value, low, high = sample.mean(array(np.exp(rng.normal(0, sd, 2 * templates))), log=log).bounds().values
         assert low <= value <= high
+
+
+def test_seeds_are_dealt_out_to_architectures_that_have_unequally_many():
+    apart = welch([0, 1, 2, 3, 4], [10, 11, 12, 13, 14, 15], log=False)
+    assert apart.number[0] == pytest.approx(-10.5)
+    assert apart.p == pytest.approx(1 / math.comb(11, 5))

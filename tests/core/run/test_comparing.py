@@ -22,11 +22,13 @@ from running import Counting, go, plugged, suite_file, tiny
 from xatlas import files
 from xatlas.api import compare, measure
 from xatlas.config import MeasureConfig
+from xatlas.contracts.comparison import Finding
 from xatlas.errors import XatlasError
 from xatlas.files import write_hashed
 from xatlas.results import store as store_module
 from xatlas.results.atlas import verify
 from xatlas.results.store import Store, read_result
+from xatlas.run.compare import _adjusted
 
 
 def test_a_comparison_goes_on_without_the_model_that_failed(folder, tmp_path, monkeypatch):
@@ -355,3 +357,9 @@ def test_a_comparison_with_other_parameters_is_not_printed_from_an_old_record(to
     first = told("this", plugin=SIZED)
     other = told("this", plugin=SIZED, parameters={"told": {"size": 2}})
     assert [first.results[0].table[0]["size"], other.results[0].table[0]["size"]] == [1, 2]
+
+
+def test_p_values_without_the_kit_are_adjusted_over_those_about_the_same_model():
+    told = [("a", 0.03), ("a", 0.04), ("b", 0.03)]
+    given = [Finding("It is so.", 1, 0, 2, 0, p, "supported", model=model) for model, p in told]
+    assert [each.p_adjusted for each in _adjusted(given)] == [0.06, 0.06, 0.03]
