@@ -135,7 +135,7 @@ def plan(
     echo(f"\n{_described(planned.config.suite)}; about {total:.1f} min on this machine{besides}.")
 
 
-#: Findings of one comparison that are printed; the others are named.
+#: Findings of one comparison that are printed; of others it is said how many there are.
 _FINDINGS = 40
 
 
@@ -227,10 +227,8 @@ def _print_results(report: Report, out: Path) -> None:
             echo(f"(in the CSV: {', '.join(others)})")
         for item in ranked(result.findings)[:_FINDINGS]:
             echo(wrapped(f"{judged(item, said)}: {describe(item)}", "  ", "    "))
-        more = len(result.findings) - _FINDINGS
-        if more > 0:
-            where = next((file for file in result.files if str(file).endswith(".nc")), "")
-            echo(f"  … and {more} more: xatlas show {where} --sensitivity")
+        if len(result.findings) > _FINDINGS:
+            echo(f"  … and {len(result.findings) - _FINDINGS} more, which --json prints")
     if not report.results:
         return
     shown = [model.slug for model in report.plan.models]

@@ -122,7 +122,7 @@ def test_plan_measures_nothing_and_agrees_with_what_then_runs(cli, tmp_path):
     assert "about 0.0 min on this machine, and 25 training runs (2,500 steps), not estimated" in trained.stdout
 
 
-def test_compare_prints_tables_files_and_suite(cli, tmp_path):
+def test_compare_prints_tables_files_and_suite(cli, tmp_path, monkeypatch):
     result = cli("compare", "--models", "tiny,other")
     assert result.exit_code == 0, result.output
     for name in ("hub", "mlp_ratio", "early_late", "head_specialisation"):
@@ -131,6 +131,10 @@ def test_compare_prints_tables_files_and_suite(cli, tmp_path):
     assert "Suite 'suite': 12 prompts of 3 families" in result.stdout
     assert str(tmp_path / "figures") in result.stdout
     assert "Nothing has changed" in cli("compare", "--models", "tiny,other").stdout
+    monkeypatch.setattr("xatlas.cli.commands._FINDINGS", 1)
+    words = ("compare", "--models", "tiny,other", "--comparisons", "hub")
+    held = json.loads(cli(*words, "--json").stdout)["comparisons"]["hub"]["findings"]
+    assert f"… and {len(held) - 1} more, which --json prints" in cli(*words).stdout
 
 
 def test_the_command_for_the_larger_suite_is_the_same_command(cli, monkeypatch):
