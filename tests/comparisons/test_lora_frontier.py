@@ -146,6 +146,16 @@ def test_ranks_rates_and_methods_are_judged_where_they_were_measured():
     assert again["rank_doubles"].verdict == "refuted"
 
 
+def test_a_learning_rate_at_which_one_seed_learns_nothing_is_not_the_fastest():
+    speeds = {"b": (1.0, 1e-4), "c": (3.0, 1e-4), "a": (0.3, 1e-4), "d": (3.0, 1e-3)}
+    rates = result(speeds, learning_rate=[1e-3, 1e-2, 1e-4, 1e-1], noise=0.002)
+    dear = found_in(LoraFrontier(), lora_targets=result(strategies()), lora_hyperparameters=rates)
+    assert dear["learning_rate_cost"].value == pytest.approx(10, rel=0.2)
+    rates["heldout_loss"].loc[{"setting": "d", "seed": 0}] = 6.0
+    found = found_in(LoraFrontier(), lora_targets=result(strategies()), lora_hyperparameters=rates)
+    assert found["learning_rate_cost"].value == pytest.approx(1, rel=0.2)
+
+
 def hub_of(synthetic, layer, seed):
     def plant(kl):
         kl[:, layer] *= 12

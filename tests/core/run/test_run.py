@@ -329,6 +329,7 @@ def test_refresh_measures_again_and_replaces_only_what_was_measured(model, setti
     def lower(self, model, suite, inputs):
         if Counting.calls.count("fail"):
             raise ValueError("no")
+        assert inputs.checkpoint.load("part") is None  # parts of another run may be another version's
         Counting.calls.append("lower")
         return seeds(self.variables, suite, inputs) + len(Counting.calls)
 
