@@ -26,13 +26,12 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
 def closing(findings: Sequence[Finding], models: Sequence[str]) -> str:
     """Say what is supported, of which models, and what can't be said and why: a line for what the same models share."""
     found = [finding for finding in findings if finding.verdict == "supported" and finding.short]
-    wide = [each for each in found if each.unit == "architecture"]
-    alone = [each for each in findings if each.unit != "architecture"]
-    compared = {(each.model, each.model_other) for each in alone if each.model_other}
+    two = [each for each in found if each.model_other and each.unit != "architecture"]
+    compared = {(f.model, f.model_other) for f in findings if f.model_other and f.unit != "architecture"}
     lines = [
-        *_told(wide, models, 0),
+        *_told([each for each in found if each.unit == "architecture"], models, 0),
         *_told([each for each in found if not each.model_other], models, len(models)),
-        *_told([each for each in found if each.model_other and each not in wide], models, len(compared)),
+        *_told(two, models, len(compared)),
     ] or ["Nothing is supported."]
     lines += ["* Not so without layer 0."] if any(map(_on_layer0, found)) else []
     refuted = sum(finding.verdict in ("refuted", "artefact") for finding in findings)

@@ -85,7 +85,7 @@ class ClaimComparison(Comparison):
     def architectures(self, claim: Claim, first: Sequence[Evidence], second: Sequence[Evidence]) -> Evidence | None:
         """Return evidence that two architectures differ, from that of their training seeds: by default, its numbers."""
         held = [[each.statistic for each in some if each.statistic is not None] for some in (first, second)]
-        if not all(held):
+        if list(map(len, held)) != [len(first), len(second)]:
             return None
         log = held[0][0].log
         numbers = [[float(each.point) for each in some] for some in held]
@@ -226,14 +226,20 @@ class ClaimComparison(Comparison):
         for first, second in itertools.combinations(groups, 2):
             for claim in self.claims if max(len(groups[first]), len(groups[second])) > 1 else ():
                 seeds = [
-                    [row.evidence for model in groups[name] for row in about[model] if row.claim is claim]
+                    [
+                        row.evidence
+                        for model in groups[name]
+                        for row in about[model]
+                        if row.claim is claim and not math.isnan(row.evidence.number[0])
+                    ]
                     for name in (first, second)
                 ]
                 found = self.architectures(claim, *seeds) if claim.pair and all(seeds) else None
                 if found is not None:
                     if min(map(len, seeds)) < SEEDS:
                         found = replace(found, blocked="too few training seeds")
-                    names = [f"{name} ({len(groups[name])} seeds)" for name in (first, second)]
+                    counts = {name: len(groups[name]) for name in (first, second)}
+                    names = [f"{name} ({count} seed{'s' if count > 1 else ''})" for name, count in counts.items()]
                     rows.append(Row(replace(claim, unit="architecture"), (names[0], names[1]), found))
         return rows
 

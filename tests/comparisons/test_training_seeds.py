@@ -60,6 +60,19 @@ def test_four_seeds_decide_nothing_about_architectures(synthetic):
     assert (wide["early_over_late"].verdict, wide["early_over_late"].reason) == ("undecided", "too few training seeds")
 
 
+def test_a_seed_without_a_number_is_not_counted(synthetic):
+    rng, nodes = np.random.default_rng(0), {}
+    for name, base in {"a": 1.6, "b": 1.3}.items():
+        for seed in range(5):
+            result = synthetic.layer_result(LAYERS, falling(base, rng), seed=seed)
+            if name == "a" and seed > 2:
+                result["kl"] *= np.nan
+            nodes[f"{name}~{seed}" if seed else name] = {"layer_ablation": result}
+    made = EarlyLate().findings(EarlyLate().compare(synthetic.tree_of(**nodes)))
+    (wide,) = [each for each in made if each.unit == "architecture"]
+    assert (wide.verdict, wide.reason) == ("undecided", "too few training seeds")
+
+
 def test_the_hub_of_two_architectures_is_in_the_same_place_where_it_is_in_all_seeds(synthetic):
     wide, _ = found(Hub(), synthetic, {"a": 3.0, "b": 2.5})
     assert set(wide) == {"hub"}
