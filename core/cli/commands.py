@@ -246,7 +246,7 @@ def _print_results(report: Report, out: Path) -> None:
         echo("p: adjusted (Holm) for the claims of one comparison about the same model or pair.")
         if any(item.descriptive for item in found):
             echo("Numbers of what was chosen by looking (the largest, the five strongest) are cross-fitted: chosen on")
-            echo("half of the templates, measured on the other half; figures show all templates.")
+            echo("half of the templates, measured on the other half; curves and maps in figures show all templates.")
         asked = report.results[0].name
         echo(f"How a claim is judged: xatlas explain verdicts; what is asked: xatlas explain {asked}, for one.")
     if not report.measured and all(result.reused for result in report.results):
