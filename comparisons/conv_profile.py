@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import conv as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.estimates import bounds_of
+from xatlas.findings.places import beyond
 from xatlas.stats import AGREEMENT, PERMUTATIONS
 
 if TYPE_CHECKING:
@@ -135,31 +135,22 @@ def _lead(one: Effects, part: str) -> Evidence | None:
     pair = [first.label, first.runner_up]
     words = {"lead": str(first.label), "next": str(first.runner_up), "layers": str(there)}
 
-    own = one.sample.ratio(*(summed.sel({part: label}) for label in pair))
-    found = Evidence(
+    chance = over = None
+    if one.control is not None:
+        chance = one.sample.ratio(*(_summed(one.control).sel({part: label}) for label in pair))
+        over = one.sample.ratio(*(summed.sel({part: label}) for label in pair)) - chance
+    found = beyond(first.p, over, chance)
+    ties = f"it ties with {', '.join(map(str, first.tied))}" if first.tie and found["side"] >= 0 else ""
+    return Evidence(
+        **found,
         number=first.over_next,
-        p=first.p,
-        against=f"{part}s permuted",
-        side=1,
+        against=f"{part}s permuted" + (" and random changes" if over is not None else ""),
         answer=first.label,
         least_p=max(1 / (1 + PERMUTATIONS // 5), float(summed.notnull().any("prompt").sum()) ** (1 - clusters.size)),
         words=words,
         descriptive=True,
+        blocked=ties if clusters.resamples else "too few templates",
     )
-    if one.control is not None:
-        chance = one.sample.ratio(*(_summed(one.control).sel({part: label}) for label in pair))
-        over = (own - chance).evidence(two_sided=False)
-        found = replace(
-            found,
-            control=bounds_of(chance),
-            side=over.side,
-            own=1,
-            p=float(np.nanmax([found.p, over.p])),
-            open=over.open,
-            against=f"{found.against} and random changes",
-        )
-    ties = f"it ties with {', '.join(map(str, first.tied))}" if first.tie and found.side >= 0 else ""
-    return replace(found, blocked=ties if clusters.resamples else "too few templates")
 
 
 def _zero_alike(factors: Effects) -> Evidence | None:

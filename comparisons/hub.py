@@ -13,9 +13,8 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import hub as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
-from xatlas.findings.estimates import TOO_FEW_DRAWS, bounds_of
 from xatlas.findings.groups import welch
-from xatlas.findings.places import SURE, largest_over
+from xatlas.findings.places import SURE, beyond, largest_over
 from xatlas.findings.readings import ABLATION
 from xatlas.findings.sentences import DASHES
 from xatlas.stats import Floats
@@ -178,25 +177,20 @@ def _hub(one: Effects, component: str) -> HubEvidence | None:
         return None
     number, descriptive = _effect(one, values)
     depth = np.asarray(values["depth"].values, dtype=float)
-    control, p, way, unsure = UNKNOWN, place.p, 1, ""
+    over = control = None
     if one.control is not None:
         beside = one.control.sel(component=component).isel(layer=place.index)
-        control = bounds_of(one.sample.mean(beside, log=True))
+        control = one.sample.mean(beside, log=True)
         over = one.sample.ratio(values.isel(layer=place.index), beside)
-        p, way = max(p, float(over.p())), over.side()
-        unsure = TOO_FEW_DRAWS if way != over.side(surely=False) else ""
+    found = beyond(place.p, over, control)
     stands_out = not place.tie and place.p <= ALPHA
     return HubEvidence(
+        **found,
         number=number,
-        p=p,
         against="layers permuted and the control",
-        side=way,
-        own=1,
         answer=int(place.label),
-        control=control,
         blocked=_why_not(one, place, "layer"),
-        open=unsure,
-        artefact="a random change of the same size does more" if way < 0 and stands_out else "",
+        artefact="a random change of the same size does more" if found["side"] < 0 and stands_out else "",
         descriptive=descriptive,
         scale_free=place.over_next,
         words=_words(values, place),

@@ -13,9 +13,8 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
-from xatlas.findings.claims import ALPHA, UNKNOWN
-from xatlas.findings.estimates import TOO_FEW_DRAWS, bounds_of
-from xatlas.findings.places import Ranking, largest_ratio, ranking
+from xatlas.findings.claims import ALPHA
+from xatlas.findings.places import Ranking, beyond, largest_ratio, ranking
 from xatlas.stats import PERMUTATIONS, divide
 from xatlas.text import interval
 
@@ -210,25 +209,21 @@ def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
         names = [str(ratio.point["layer"].values[i]) for i in places.tied]
         blocked = f"it ties with layer {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
         ties = f"; {blocked} (over the largest of the others: {interval(*np.exp(places.margin).tolist())})"
-    p, way, control, unsure = _permuted(one, mlp, operator), 1, UNKNOWN, ""
+    over = control = None
     if one.control is not None:
-        beside = one.sample.ratio(*parts(one.control)).isel({"layer": best})
-        control, over = bounds_of(beside), at - beside
-        p, way = max(p, float(over.p())), over.side()
-        unsure = TOO_FEW_DRAWS if way != over.side(surely=False) else ""
+        control = one.sample.ratio(*parts(one.control)).isel({"layer": best})
+        over = at - control
+    chosen = _permuted(one, mlp, operator) if len(places.order) > 1 else math.nan
+    found = beyond(chosen, over, control)
     number, descriptive = largest_ratio(one.sample, mlp, operator)
     layer = mlp.isel(layer=best)
     return Evidence(
+        **found,
         number=number,
-        p=p if len(places.order) > 1 else math.nan,
         against="layers permuted and the control",
-        side=way,
-        own=1,
         answer=int(layer["layer"]),
-        control=control,
         blocked=blocked,
-        open=unsure,
-        artefact="the control's ratio is larger there" if way < 0 and p <= ALPHA else "",
+        artefact="the control's ratio is larger there" if found["side"] < 0 and chosen <= ALPHA else "",
         descriptive=descriptive,
         words={
             "layer": str(int(layer["layer"])),

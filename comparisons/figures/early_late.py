@@ -30,7 +30,10 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
         entries = [*curves.twin_entries(dataset), *entries]
     else:
         entries += [("the other models", _OTHERS)] if dataset.sizes["model"] > 1 else []
-        entries += [*forest.entries(dataset, "ratio"), ("other settings, those that sensitivity counts", _OTHER)]
+        entries += [
+            *forest.entries(dataset, "ratio"),
+            ("other settings (xatlas show --sensitivity names them)", _OTHER),
+        ]
     rows = forest.of_models(dataset, "early_over_late", absent)
     return style.by_model(
         dataset,

@@ -19,7 +19,7 @@ _LEAST, _LOW = 2.0, 0.01
 #: What the ends of the scale are rounded to, times a power of ten.
 _ROUND = np.array([1, 1.5, 2, 3, 5, 7, 10])
 _RING: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "none", "mec": "#D81B60", "mew": 1.4, "ms": 7}
-_LEADS: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "white", "mec": style.INK, "mew": 0.6, "ms": 3}
+_LEADS: dict[str, Any] = {"marker": "o", "ls": "none", "mfc": "white", "mec": style.INK, "mew": 0.6}
 _ABSENT: dict[str, Any] = {"marker": "s", "ls": "none", "color": "#ECECEC", "ms": 7}
 
 
@@ -29,7 +29,9 @@ def draw(dataset: xr.Dataset, ax: Axes | None = None) -> Figure:
     from matplotlib.colors import LogNorm
 
     ends, rows = _ends(dataset), forest.of_models(dataset, "top_share", "no heads")
-    entries: style.Entries = [("five strongest heads", _RING), ("strongest in a family (larger: in more)", _LEADS)]
+    most = int(dataset["first"].fillna(0).max())
+    entries: style.Entries = [("five strongest heads", _RING), ("strongest in 1 family", _LEADS | {"ms": _size(1)})]
+    entries += [(f"in {most} families", _LEADS | {"ms": _size(most)})] if most > 1 else []
     entries.append(("layer without heads", _ABSENT))
     entries += forest.entries(dataset, "share") if ax is None else []
 
@@ -89,6 +91,10 @@ def _map(axes: Axes, one: xr.Dataset, _: str, ends: tuple[float, float]) -> bool
     axes.plot(heads, rows, **_RING, gid="top")
     first = np.nan_to_num(one["first"].transpose("layer", "head").values[:, held])
     for layer, head in zip(*np.nonzero(first), strict=True):
-        size = min(1.5 + first[layer, head], 6.0)
-        axes.plot([head], [layer], **_LEADS | {"ms": size}, gid="first")
+        axes.plot([head], [layer], **_LEADS | {"ms": _size(first[layer, head])}, gid="first")
     return False
+
+
+def _size(families: float) -> float:
+    """Return the size of the mark of a head that is the strongest in that many families."""
+    return min(1.5 + families, 6.0)

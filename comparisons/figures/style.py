@@ -13,6 +13,7 @@ import numpy as np
 from xatlas.comparisons.figures.lettering import FONT, extra, fitted, width_of
 from xatlas.drawing import asked_width
 from xatlas.files import sha256
+from xatlas.twins import training_seed
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Raised whenever figures of the same data look different.
-VERSION = "7"
+VERSION = "8"
 #: Colours of the models that have a name here (Okabe and Ito 2008, Tol 2021).
 FIXED = {
     "lfm2-mini": "#0072B2",
@@ -37,6 +38,8 @@ FIXED = {
 OTHERS = ("#332288", "#999933", "#AA4499", "#661100", "#6699CC", "#B8A000", "#DD6677", "#225555")
 #: Colours of factors and taps, the current token first; they are no models.
 PARTS = ("#004488", "#BB5566", "#DDAA33", "#44AA99", "#999933", "#882255")
+#: How training seeds 1 to 4 of a model differ from its colour: by that share towards white, or black where negative.
+_SHADES = (-0.25, 0.35, -0.45, -0.65)
 CONTROL = "#8A8A8A"
 INK = "#222222"
 #: Markers by operator type, and those that other types take in turn.
@@ -47,7 +50,7 @@ MARKERS = {
 _OTHER_MARKERS = ("h", "8", "d", "<", ">")
 #: Mark of what lies beyond a panel, and what it is called.
 BEYOND: dict[str, Any] = {"marker": "v", "ls": "none", "mfc": "none", "ms": 5}
-_BEYOND = "beyond the panel"
+_BEYOND = "beyond the panel, where triangles point"
 #: Models side by side, at most; inches that each takes at least; font size of titles.
 COLUMNS, _LEAST, _TITLE = 3, 2.2, 9.0
 _INNER = "inner"
@@ -239,16 +242,24 @@ def colours(models: Iterable[str]) -> dict[str, str]:
     """Return a colour per model slug, in their order: the fixed one, or one derived from the slug.
 
     A model keeps its colour from figure to figure, unless two unnamed models in one figure would share it:
-    then the one later in the alphabet takes the next.
+    then the one later in the alphabet takes the next. Its training seeds have shades of it.
     """
     models = list(models)
+    seeds = {model: training_seed(model) for model in models}
     found: dict[str, str] = {}
-    for model in sorted(set(models)):
+    for model in sorted({name for name, _ in seeds.values()}):
         start = int(sha256(model.encode()), 16) % len(OTHERS)
         order = [*OTHERS[start:], *OTHERS[:start]]
         free = (colour for colour in order if colour not in found.values())
         found[model] = FIXED[model] if model in FIXED else next(free, order[0])
-    return {model: found[model] for model in models}
+    return {model: _shaded(found[name], seed) for model, (name, seed) in seeds.items()}
+
+
+def _shaded(colour: str, seed: int) -> str:
+    from matplotlib.colors import to_hex, to_rgb
+
+    share = _SHADES[(seed - 1) % len(_SHADES)] if seed else 0.0
+    return to_hex(np.array(to_rgb(colour)) * (1 - abs(share)) + max(share, 0.0)).upper()
 
 
 def finding(dataset: xr.Dataset, name: str, model: str) -> xr.Dataset | None:

@@ -236,6 +236,9 @@ def _print_results(report: Report, out: Path) -> None:
     suite = report.plan.config.suite
     read = any(manager.probes()[step.job.probe].measures_on == "suite" for step in report.plan.steps)
     echo("\n" + (f"{_described(suite)}. " if read else "") + "In brackets: 95 % intervals.")
+    if read:
+        echo("Operator: what a layer does before its MLP (attention, convolution). Family: a kind of task;")
+        echo("template: one of its wordings; most intervals are over templates.")
     columns = {name for result in report.results for row in result.table for name, cell in row.items() if cell != "–"}
     if "control" in columns:
         echo("Control: what a random change of equal size does there, or chance.")

@@ -87,8 +87,8 @@ def buckets_of(model: HookedModel, prompts: Sequence[TokenPrompt], budget: Budge
     turns = template_turns(prompt.prompt for prompt in prompts)
     places = [(turn.bit_length(), len(prompt.ids)) for turn, prompt in zip(turns, prompts, strict=True)]
     kinds = sorted(set(places))
-    most = {number: budget.most_prompts(model, length, n_runs) for number, (_, length) in enumerate(kinds)}
-    return buckets([kinds.index(place) for place in places], most)
+    numbers = [kinds.index(place) for place in places]
+    return buckets(numbers, lambda number: budget.most_prompts(model, kinds[number][1], n_runs))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xatlas.findings.claims import UNKNOWN, Bounds
-from xatlas.findings.estimates import Sample, Statistic, spread
+from xatlas.findings.estimates import TOO_FEW_DRAWS, Sample, Statistic, bounds_of, spread
 from xatlas.stats import PERMUTATIONS, Floats, agree, divide, probability_first, quantile
 
 if TYPE_CHECKING:
@@ -116,6 +116,18 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
         draws=found.first,
         ranks=found.sure,
     )
+
+
+def beyond(p: float, over: Statistic | None, control: Statistic | None) -> dict[str, Any]:
+    """Return what evidence says of an item chosen with ``p``, whose number has to exceed its control, too.
+
+    ``over`` is the number over its control; without a control, being the largest is enough.
+    """
+    if over is None:
+        return {"p": p, "side": 1, "own": 1}
+    way = over.side()
+    unsure = TOO_FEW_DRAWS if way != over.side(surely=False) else ""
+    return {"p": max(p, float(over.p())), "side": way, "own": 1, "open": unsure, "control": bounds_of(control)}
 
 
 def largest_over(sample: Sample, values: Floats, whole: Floats, *, log: bool = False) -> tuple[Bounds, bool]:

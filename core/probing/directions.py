@@ -67,7 +67,7 @@ def readout_values(model: HookedModel, prompts: Sequence[TokenPrompt], kind: str
     sites = [Site(layer, kind) for layer in range(model.n_layers)]
     result = torch.empty(model.n_layers, len(prompts), model.d_model)
     lengths = [prompt.readout + 1 for prompt in prompts]
-    for group in buckets(lengths, {length: max(1, _AT_ONCE // length) for length in set(lengths)}):
+    for group in buckets(lengths, lambda length: _AT_ONCE // length):
         rows = group.tolist()
         ids = torch.tensor([prompts[i].ids[: prompts[i].readout + 1] for i in rows], device=model.device)
         values = model.capture(ids, sites)

@@ -133,7 +133,7 @@ def mean_batches(reference: TokenSuite, at_once: int = 512) -> list[list[TokenPr
         what = f"the reference has {n_tokens} tokens after position 0; a mean needs at least {LEAST_TOKENS}"
         raise XatlasError(f"{what}: give a longer --reference.")
     lengths = [len(prompt.ids) for prompt in chosen]
-    groups = buckets(lengths, {length: max(1, at_once // length) for length in set(lengths)})
+    groups = buckets(lengths, lambda length: at_once // length)
     return [[chosen[i] for i in group] for group in groups]
 
 

@@ -149,7 +149,7 @@ def logit_differences(model: HookedModel, prompts: Sequence[TokenPrompt]) -> np.
     """Return target's minus foil's logit at the readout ``(prompt,)`` of prompts that end there."""
     result = np.full(len(prompts), np.nan)
     last = Site(model.n_layers - 1, "resid_post")
-    for group in buckets([len(prompt.ids) for prompt in prompts], _AT_ONCE):
+    for group in buckets([len(prompt.ids) for prompt in prompts], lambda _: _AT_ONCE):
         some = [prompts[i] for i in group]
         final = model.capture(model.tokens(some), [last])[last]
         result[group] = _logit_difference(model, final, some).double().cpu().numpy()
@@ -271,7 +271,7 @@ class Patching:
         lengths = [len(pair.clean.ids) for pair in pairs]
         row = model.n_layers * model.d_model * 4 * _KEPT
         budget = Budget.for_device(model.device).stream_bytes
-        for group in buckets(lengths, {n: max(1, budget // (row * n)) for n in set(lengths)}):
+        for group in buckets(lengths, lambda length: budget // (row * length)):
             some = [pairs[i] for i in group]
             clean = model.capture(model.tokens([pair.clean for pair in some]), [site for site, _ in wanted])
             there = gradients(model, [pair.corrupt for pair in some], [site for site, _ in wanted])

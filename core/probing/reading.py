@@ -53,8 +53,11 @@ def captured(model: HookedModel, prompts: Sequence[TokenPrompt], sites: Collecti
     lengths = [len(prompt.ids) for prompt in prompts]
     heads = [layout.n_heads for site in every if site.kind == PATTERN and (layout := model.head_layouts[site.layer])]
     others = model.d_model * max(1, len(every) - len(heads))
-    row = {n: 4 * n * (others + sum(heads) * n) for n in set(lengths)}  # bytes of one prompt's values
-    most = {n: max(1, min(budget.tile_tokens // n, budget.stream_bytes // row[n])) for n in row}
+
+    def most(length: int) -> int:
+        row = 4 * length * (others + sum(heads) * length)  # bytes of one prompt's values
+        return min(budget.tile_tokens // length, budget.stream_bytes // row)
+
     for group in buckets(lengths, most):
         rows = tuple(prompts[i] for i in group)
         yield Capture(rows, tuple(int(i) for i in group), model.capture(model.tokens(rows), every))

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -100,13 +100,13 @@ class TokenSuite:
         return sha256(json.dumps(line).encode() + b"\n" for line in lines)
 
 
-def buckets(lengths: Sequence[int], most: dict[int, int] | int) -> list[np.ndarray]:
-    """Return the indices of prompts in groups of equal length, shortest first, at most ``most[length]`` in a group."""
+def buckets(lengths: Sequence[int], most: Callable[[int], int]) -> list[np.ndarray]:
+    """Return the indices of prompts in groups of equal length, shortest first, of one or ``most(length)`` each."""
     groups: list[np.ndarray] = []
     array = np.asarray(lengths)
     for length in np.unique(array):
         members = np.flatnonzero(array == length)
-        size = most if isinstance(most, int) else most[int(length)]
+        size = max(1, most(int(length)))
         groups += [members[start : start + size] for start in range(0, len(members), size)]
     return groups
 

@@ -98,7 +98,7 @@ class HeldOut:
         model.model.train(False)
         lengths = [len(each) for each in ids]
         try:
-            for group in buckets(lengths, {length: max(1, _TOKENS // length) for length in set(lengths)}):
+            for group in buckets(lengths, lambda length: _TOKENS // length):
                 with model.lock, torch.no_grad(), attached([hook]):
                     model.run(torch.tensor([list(ids[i]) for i in group], device=model.device))
                 for row, number in zip(held.pop(), group, strict=True):

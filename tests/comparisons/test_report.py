@@ -209,7 +209,8 @@ def test_files_are_as_readable_as_others(tree, tmp_path):
 
 
 def test_colours_are_fixed_and_apart():
-    models = ["qwen-mini", "lfm2-mini", "mine", "yours", "other", "more"]
+    seeds = [f"{model}~{seed}" for model in ("qwen-mini", "lfm2-mini", "mine") for seed in (1, 2, 3, 4)]
+    models = ["qwen-mini", "lfm2-mini", "mine", "yours", "other", "more", *seeds]
     found = style.colours(models)
     assert len(set(found.values())) == len(models)
     assert found["lfm2-mini"] == style.colours(["lfm2-mini"])["lfm2-mini"] == style.FIXED["lfm2-mini"]
