@@ -168,6 +168,16 @@ def test_merging_that_computes_something_else_is_refused(tiny, monkeypatch):
         loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
 
 
+def test_tokens_trained_one_by_one_are_compared_whichever_they_are(tiny, monkeypatch):
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    lora = tiny.parent / "lora"
+    write_lora(lora, tiny, trainable_token_indices=[70])
+    monkeypatch.setattr(TrainableTokensLayer, "merge", lambda self, *args, **kwargs: None)
+    with pytest.raises(XatlasError, match="cannot be merged"):
+        loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
+
+
 def test_lora_that_waits_for_tokens_is_refused(tiny):
     lora = tiny.parent / "lora"
     write_lora(lora, tiny)

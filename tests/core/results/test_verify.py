@@ -75,6 +75,16 @@ def test_what_another_run_is_at_work_on_is_left_alone(tmp_path):
     assert [problem.path for problem in verify(tmp_path)] == [path]
 
 
+def test_what_a_comparison_is_writing_is_left_alone(tmp_path):
+    folder = Store(tmp_path).write(JOB, result(1), {}).parents[1] / ".comparisons"
+    written = folder / ".hub-0123456789abcdef.json.0a1b.tmp"
+    with files.locked(folder / "hub.lock", None):
+        written.touch()
+        assert not list(verify(tmp_path, repair=True))
+    assert [problem.path for problem in verify(tmp_path, repair=True)] == [written]
+    assert not written.exists()
+
+
 def test_a_folder_that_is_no_atlas_is_left_alone(tmp_path):
     (tmp_path / "weather").mkdir()
     (tmp_path / "weather" / "rain.nc").write_bytes(b"somebody's")
