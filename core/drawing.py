@@ -178,7 +178,7 @@ def draw(
                     continue
                 comparison = maker(dataset)
                 with manager.calling(type(comparison)):
-                    written += manager.report()(file.stem, comparison, dataset, out, formats)
+                    written += manager.part("report")(file.stem, comparison, dataset, out, formats)
             except XatlasError as error:
                 failures.append(f"{file}: {error}")
     if not written and not failures:

@@ -24,16 +24,14 @@ from xatlas import hookspecs
 from xatlas.errors import XatlasError, unknown
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from xatlas.contracts.adapter import Adapter
     from xatlas.contracts.comparison import Comparison
     from xatlas.contracts.probe import Probe
     from xatlas.loading.download import ModelSource
     from xatlas.suites import SuiteSpec
 
-#: The distribution whose plugins are built in, and the groups of entry points that name plugins, and what draws.
-DISTRIBUTION, PLUGINS, REPORT = "xatlas-lm", "xatlas", "xatlas.report"
+#: The distribution whose plugins are built in, and the groups of entry points: plugins; what core calls
+DISTRIBUTION, PLUGINS, PARTS = "xatlas-lm", "xatlas", "xatlas.parts"
 
 #: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names. Behind a
 #: model's may stand the seed that it was trained from.
@@ -67,18 +65,18 @@ def _distribution(point: EntryPoint) -> str:
     return str(getattr(getattr(point, "dist", None), "name", ""))
 
 
-def _built_in(group: str) -> list[EntryPoint]:
-    """Return what this distribution itself names in a group of entry points, as any other would."""
+def _built_in(group: str, *names: str) -> list[EntryPoint]:
+    """Return what this distribution itself names in a group of entry points, as any other would; all or by name."""
     found = [point for point in entry_points(group=group) if _distribution(point) == DISTRIBUTION]
+    found = [point for point in found if not names or point.name in names]
     if not found:
         raise XatlasError("xatlas is not installed as it is now: run 'python -m pip install -e .' in its folder again.")
     return sorted(found, key=lambda point: point.name)
 
 
-def report() -> Callable[..., list[Path]]:
-    """Return what writes a comparison's figure beside its data, or alone in the formats that are named."""
-    function: Callable[..., list[Path]] = _built_in(REPORT)[0].load()
-    return function
+def part(name: str) -> Any:
+    """Return what core uses and may not import: ``report`` or ``suggest``."""
+    return _built_in(PARTS, name)[0].load()
 
 
 def _register_installed(found: pluggy.PluginManager, name: str, load: Callable[[], object]) -> None:

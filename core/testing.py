@@ -73,7 +73,11 @@ def model_class(name: str) -> Any:
     adapters()
     added = transformers.AutoModelForCausalLM._model_mapping._extra_content.values()
     found = next((cls for cls in added if cls.__name__ == name), None) or getattr(transformers, name, None)
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+    if (
+        isinstance(found, type)
+        and issubclass(found, transformers.PreTrainedModel)
+        and getattr(found, "config_class", None)
+    ):
         return found
     advice = "check an adapter on a loaded model, or register the class as docs/adapters.md shows"
     raise XatlasError(f"transformers has no model class {name}: {advice}.")

@@ -15,13 +15,13 @@ import torch
 from models import token_prompt
 
 from xatlas import manager
+from xatlas.architectures.suggest.suggestion import suggest
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Add, Intervention, Mean, Zero
 from xatlas.metrics import KL
 from xatlas.model import HookedModel
 from xatlas.model.hooks import has_steps
-from xatlas.suggest import suggest
 from xatlas.sweep import sweep
 from xatlas.testing import byte_tokenizer, tiny_hf_model
 from xatlas.vocabulary import SITE_KINDS

@@ -82,20 +82,22 @@ def suggest(
     from xatlas.files import write_atomic
     from xatlas.loading.model_files import read_json
     from xatlas.loading.model_names import resolve
-    from xatlas.suggest import is_class, suggest as suggest_adapter
+    from xatlas.testing import model_class
 
     architecture, config = model, {}
-    if not is_class(model):
+    try:
+        model_class(model)
+    except XatlasError:  # a name or a folder
         found = resolve(model, fetch="config")
         architecture, config = found.architecture, read_json(found.folder / "config.json")
     if out.exists():
         raise XatlasError(f"{out} is there already: name another file with --out.")
-    suggestion = suggest_adapter(architecture, config)
-    write_atomic(out, suggestion.source.encode())
+    source, questions, verdict = manager.part("suggest")(architecture, config)
+    write_atomic(out, source.encode())
     echo(f"{out}: an adapter for {architecture}.")
-    for question in suggestion.questions:
+    for question in questions:
         echo(f"question: {question}")
-    if suggestion.verdict:
+    if verdict:
         advice = "Mend that place in the file; docs/adapters.md says what each part of it is."
-        raise end(f"its check fails on a tiny model: {suggestion.verdict} {advice}", FAILED)
+        raise end(f"its check fails on a tiny model: {verdict} {advice}", FAILED)
     echo("Its check passes on a tiny model. docs/adapters.md says how to register it.")

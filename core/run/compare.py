@@ -89,7 +89,7 @@ def of_shapes(named: Resolved, figures: Path) -> list[ComparisonResult]:
             about = {"comparison": comparison.name, "source": source_of(type(comparison)) or secrets.token_hex()}
             dataset = dataset.assign_attrs(about)
             table, findings = comparison.table(dataset), comparison.findings(dataset)
-            files = manager.report()(f"{comparison.name}-{named.slug}", comparison, dataset, figures)
+            files = manager.part("report")(f"{comparison.name}-{named.slug}", comparison, dataset, figures)
         made.append(ComparisonResult(comparison.name, table, findings, files))
     return made
 
@@ -195,7 +195,7 @@ def _compare_one(
         made: dict[str, Any] = {"key": key, "name": name, "table": _plain(table), "findings": _plain(findings)}
         result = _result(made | {"files": {}}, figures)
         try:
-            files = manager.report()(name, comparison, dataset, figures)
+            files = manager.part("report")(name, comparison, dataset, figures)
         except XatlasError as error:  # numbers without a figure are better than neither
             failures.append(Failure(name, explain(error)))
             return result

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from xatlas.architectures.suggest.places import LENGTH, Places, Write, is_linear, row_arguments, same
 from xatlas.model.hooks import CACHES
-from xatlas.suggest.places import LENGTH, Places, Write, is_linear, row_arguments, same
 
 #: Names of linear modules → what they are for.
 _ROLES = {

@@ -5,34 +5,24 @@ from __future__ import annotations
 import itertools
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from xatlas.architectures.suggest.places import traced
+from xatlas.architectures.suggest.writer import Writer
 from xatlas.checks.adapters import check_model
 from xatlas.contracts.adapter import Adapter
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
-from xatlas.suggest.places import traced
-from xatlas.suggest.writer import Writer
 from xatlas.testing import model_class, running_models
 from xatlas.text import first_line, one_line
 
 
-@dataclass
-class Suggestion:
+class Suggestion(NamedTuple):
     """An adapter file, what the check says of it, and what it could not tell."""
 
     source: str
     questions: list[str]
     verdict: str  # empty: the check passes
-
-
-def is_class(name: str) -> bool:
-    """Whether a name is that of a model's class in transformers."""
-    try:
-        return getattr(model_class(name), "config_class", None) is not None
-    except XatlasError:
-        return False
 
 
 def suggest(architecture: str, config: Mapping[str, Any] | None = None) -> Suggestion:

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from xatlas.architectures.suggest.suggestion import suggest
+from xatlas.architectures.suggest.writer import Writer
 from xatlas.errors import XatlasError
-from xatlas.suggest import suggest
-from xatlas.suggest.writer import Writer
 
 
 @pytest.mark.parametrize(
