@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from xatlas.loading.download import ModelSource
     from xatlas.suites import SuiteSpec
 
-#: The distribution whose plugins are built in, and the groups of entry points: plugins; what core calls
+#: The distribution whose plugins are built in, and the groups of entry points: plugins, and what core calls.
 DISTRIBUTION, PLUGINS, PARTS = "xatlas-lm", "xatlas", "xatlas.parts"
 
 #: What may name a plugin's things: one word, as it stands on a command line, in lists and in file names. Behind a
@@ -75,7 +75,7 @@ def _built_in(group: str, *names: str) -> list[EntryPoint]:
 
 
 def part(name: str) -> Any:
-    """Return what core uses and may not import: ``report`` or ``suggest``."""
+    """Return what core uses and may not import: ``report``, ``suggest`` or ``views``."""
     return _built_in(PARTS, name)[0].load()
 
 

@@ -404,8 +404,13 @@ _NAMED = {"png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDat
 
 
 def image(made: Figure, kind: str) -> bytes:
-    """Return a figure as ``png``, ``svg`` or ``pdf``, without dates or versions in it."""
-    drawn = io.BytesIO()
+    """Return a figure as ``png``, ``svg`` or ``pdf``, as all of a comparison look."""
     with context():
-        made.savefig(drawn, format=kind, metadata=dict.fromkeys(_NAMED[kind]))
+        return saved(made, kind)
+
+
+def saved(made: Figure, kind: str) -> bytes:
+    """Return a figure in a format, without dates or versions in it."""
+    drawn = io.BytesIO()
+    made.savefig(drawn, format=kind, metadata=dict.fromkeys(_NAMED[kind]))
     return drawn.getvalue()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xatlas import manager
 from xatlas.cli import options
 from xatlas.cli.app import command
 from xatlas.cli.output import WIDTH, echo, fitting, print_json, print_table, wrapped
@@ -44,10 +45,10 @@ def lens(
     **config: Any,
 ) -> None:
     """Show what a model would say after each layer, at every token of a text (the logit lens)."""
-    from xatlas import api, views
+    from xatlas import api
 
-    dataset = api.lens(model, text, target=target, **config)
-    files = views.save(views.draw_lens(dataset), dataset, out / api.FIGURES)
+    dataset, views = api.lens(model, text, target=target, **config), manager.part("views")
+    files = views.export(dataset, out / api.FIGURES)
     if as_json:
         print_json({**dataset.to_dict(), "files": files})
         return
@@ -94,11 +95,10 @@ def _print_lens(dataset: xr.Dataset) -> int:
     """Print layers over as many of the last positions as fit; return the first of them."""
     from rich.cells import cell_len, set_cell_size
 
-    from xatlas.views import lens_cells, visible
-
-    cells, chance = lens_cells(dataset)
+    views = manager.part("views")
+    cells, chance = views.lens_cells(dataset)
     names = ["embedding", *(f"{layer} {kind}" for layer, kind in enumerate(dataset["operator_type"].values[1:]))]
-    heads = [visible(str(token)) for token in dataset["token"].values]
+    heads = [views.visible(str(token)) for token in dataset["token"].values]
     label = max(map(len, names))
     width = min(WIDTH, os.get_terminal_size(sys.stdout.fileno()).columns or WIDTH) if sys.stdout.isatty() else WIDTH
     wide = min(9, max(6, *(cell_len(cell) for row in cells for cell in row)))
@@ -130,10 +130,10 @@ def attention(
 
     Weights of attention can be read of eager attention alone, so that there is no --attention.
     """
-    from xatlas import api, views
+    from xatlas import api
 
-    dataset = api.attention(model, text, layer, **config)
-    files = views.save(views.draw_attention(dataset), dataset, out / api.FIGURES)
+    dataset, views = api.attention(model, text, layer, **config), manager.part("views")
+    files = views.export(dataset, out / api.FIGURES)
     if as_json:
         print_json({**dataset.to_dict(), "files": files})
         return

@@ -12,6 +12,7 @@ import xarray as xr
 import xatlas
 from xatlas import views
 from xatlas.cli.output import WIDTH
+from xatlas.comparisons.figures.views import draw_attention, shortened
 
 TEXT = "a 1 is to 2 as"
 
@@ -61,7 +62,7 @@ def test_a_table_and_the_figures_files(cli, tmp_path):
 def test_one_map_for_each_head_with_tokens_where_they_fit(mini, length, named):
     layer = mini.operator_types.index("attention")
     dataset = xatlas.attention(mini, "3 $" * (length // 3 + 1), layer)
-    figure = views.draw_attention(dataset)
+    figure = draw_attention(dataset)
     figure.draw_without_rendering()
     maps = [axes for axes in figure.axes if axes.get_title()]
     assert len(maps) == dataset.sizes["head"]
@@ -71,7 +72,7 @@ def test_one_map_for_each_head_with_tokens_where_they_fit(mini, length, named):
     np.testing.assert_allclose(drawn[-1], dataset["pattern"].isel(head=1, query=-1))
     assert np.ma.getmaskarray(drawn)[0, 1:].all()  # no token sees a later one
     labels = [tick.get_text() for tick in maps[0].get_yticklabels()]
-    assert (labels == [views.shortened(str(token)) for token in dataset["key_token"].values]) == named
+    assert (labels == [shortened(str(token)) for token in dataset["key_token"].values]) == named
 
 
 def test_a_text_of_two_tokens_has_a_pattern_and_no_scores(cli, tmp_path):

@@ -10,8 +10,9 @@ import torch
 import xarray as xr
 
 import xatlas
-from xatlas import XatlasError, views
+from xatlas import XatlasError
 from xatlas.cli.output import WIDTH
+from xatlas.comparisons.figures import views
 
 TEXT = "a 1 is to 2 as"
 
