@@ -10,9 +10,9 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import head as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence
-from xatlas.findings.claims import ALPHA, Bounds
 from xatlas.findings.estimates import side
 from xatlas.findings.sentences import DASHES
+from xatlas.findings.verdict import ALPHA, Bounds
 from xatlas.stats import (
     PERMUTATIONS,
     Floats,

@@ -12,11 +12,11 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import hub as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
-from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds
 from xatlas.findings.groups import welch
 from xatlas.findings.places import SURE, beyond, largest_over
 from xatlas.findings.readings import ABLATION
 from xatlas.findings.sentences import DASHES
+from xatlas.findings.verdict import ALPHA, UNKNOWN, Bounds
 from xatlas.stats import Floats
 from xatlas.text import interval
 

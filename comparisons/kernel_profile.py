@@ -10,8 +10,8 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import kernel as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence
-from xatlas.findings.claims import Bounds
 from xatlas.findings.estimates import side
+from xatlas.findings.verdict import Bounds
 from xatlas.stats import AGREEMENT, PERMUTATIONS, Floats, t_quantile, wilson
 
 if TYPE_CHECKING:

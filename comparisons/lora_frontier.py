@@ -12,8 +12,8 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import frontier as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Sample, Statistic
-from xatlas.findings.claims import ALPHA
 from xatlas.findings.estimates import bounds_of
+from xatlas.findings.verdict import ALPHA
 from xatlas.stats import Floats
 from xatlas.text import number
 

@@ -13,8 +13,8 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
-from xatlas.findings.claims import ALPHA
 from xatlas.findings.places import Ranking, beyond, largest_ratio, ranking
+from xatlas.findings.verdict import ALPHA
 from xatlas.stats import PERMUTATIONS, divide
 from xatlas.text import interval
 

@@ -11,9 +11,9 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import norm as figure
 from xatlas.findings import RATIO_MARGIN, SHARE_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic
-from xatlas.findings.claims import ALPHA, UNKNOWN
 from xatlas.findings.estimates import bounds_of
 from xatlas.findings.places import largest_ratio
+from xatlas.findings.verdict import ALPHA, UNKNOWN
 from xatlas.stats import PERMUTATIONS, Floats, dealt, divide
 from xatlas.text import number
 

@@ -12,10 +12,10 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import patching as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Sample, largest
-from xatlas.findings.claims import Bounds
 from xatlas.findings.estimates import bounds_of
 from xatlas.findings.places import largest_over
 from xatlas.findings.readings import sample_of
+from xatlas.findings.verdict import Bounds
 from xatlas.stats import PERMUTATIONS, Floats, quantile
 from xatlas.vocabulary import PATCH_MODES, POSITION_CLASSES
 

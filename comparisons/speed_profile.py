@@ -12,10 +12,10 @@ import numpy as np
 from xatlas import Comparison, Finding, Requirement, XatlasError, hookimpl
 from xatlas.comparisons.figures import rows as figure
 from xatlas.findings import Claim, Evidence
-from xatlas.findings.claims import ALPHA
 from xatlas.findings.estimates import side
 from xatlas.findings.readings import find, models
 from xatlas.findings.sentences import Row, decide, described
+from xatlas.findings.verdict import ALPHA
 from xatlas.text import interval
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import steering as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic
-from xatlas.findings.claims import ALPHA
 from xatlas.findings.groups import halves
+from xatlas.findings.verdict import ALPHA
 from xatlas.stats import Floats, quantile
 
 if TYPE_CHECKING:

@@ -213,7 +213,7 @@ def _print_results(report: Report, out: Path) -> None:
     """Print tables and findings, what they rest on, where they are, and how to go on."""
     from xatlas.api import ATLAS, FIGURES
     from xatlas.config import larger_suite
-    from xatlas.findings import closing, ranked
+    from xatlas.findings.sentences import closing, ranked
     from xatlas.run.reporting import describe, judged
 
     found = [item for result in report.results for item in result.findings]

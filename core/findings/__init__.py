@@ -1,13 +1,12 @@
 """What comparisons are made from: claims, the statistics that speak for them, the verdict, and the sentence."""
 
-from xatlas.findings.claims import RATIO_MARGIN, SHARE_MARGIN, Claim, Evidence
-from xatlas.findings.closing import closing, ranked
 from xatlas.findings.comparison import ClaimComparison, Estimates
 from xatlas.findings.estimates import Sample, Statistic
 from xatlas.findings.groups import layer_types
 from xatlas.findings.places import Place, largest
 from xatlas.findings.readings import Effects
-from xatlas.findings.sentences import findings_of
+from xatlas.findings.sentences import closing, findings_of, ranked
+from xatlas.findings.verdict import RATIO_MARGIN, SHARE_MARGIN, Claim, Evidence
 
 __all__ = [
     "RATIO_MARGIN",

@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import textwrap
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from xatlas.contracts.comparison import Comparison, Finding
-from xatlas.findings import forest, readings
-from xatlas.findings.claims import Claim, Evidence
+from xatlas.findings import readings
 from xatlas.findings.estimates import Statistic
 from xatlas.findings.groups import welch
 from xatlas.findings.readings import ABLATION, SCOPE, Setting, Source
 from xatlas.findings.sensitivity import not_run
 from xatlas.findings.sentences import DASHES, Row, dataset_of, described, findings_of, in_full, in_short
+from xatlas.findings.verdict import Claim, Evidence
 from xatlas.stats import DRAWS
 from xatlas.twins import training_seed
 
@@ -136,7 +139,7 @@ class ClaimComparison(Comparison):
 
     def plot(self, dataset: xr.Dataset) -> Figure:
         """Draw every number about a model with its interval."""
-        return forest.draw(self.findings(dataset), self._labels(), self.summary)
+        return _forest(self.findings(dataset), self._labels(), self.summary)
 
     def table(self, dataset: xr.Dataset) -> list[dict[str, str | float]]:
         """Return one row per finding about a model, and one with dashes for a model that has ``nothing``."""
@@ -305,10 +308,6 @@ def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
     return [pair for pair in itertools.combinations(models, 2) if compared(*pair)]
 
 
-def _evidence(found: Evidence | Statistic, claim: Claim) -> Evidence:
-    return found if isinstance(found, Evidence) else found.evidence(margin=claim.margin)
-
-
 def _kinds(claim: Claim, source: Source, settings: Mapping[Setting, Evidence]) -> dict[str, Evidence] | None:
     if not claim.kinds or source.kinds is None:
         return None
@@ -337,3 +336,32 @@ def footer(mains: Sequence[readings.Reading], measured: str = "") -> str:
         measured = f"ablation {ABLATION}, KL at the {SCOPE} position"
     over = "templates" if "prompt" in mains[0].dataset.dims else "training seeds"
     return "; ".join([*parts, *([measured] if measured else []), f"95 % intervals over {over}"])
+
+
+def _forest(findings: Sequence[Finding], labels: Mapping[str, str], title: str) -> Figure:
+    """Return one panel a claim about models: points with 95 % intervals, filled where supported, and controls."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    shown = [finding for finding in findings if not finding.model_other]
+    names = list(dict.fromkeys(finding.name for finding in shown)) or [""]
+    models = list(dict.fromkeys(finding.model for finding in shown))
+    size = (2.4 + 2.8 * len(names), 1.4 + 0.32 * max(1, len(models)))
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(textwrap.fill(title, int(11 * size[0])), fontsize="medium")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names), sharey=True)), names, strict=True):
+        for finding in (each for each in shown if each.name == name):
+            row, filled = models.index(finding.model), finding.verdict == "supported"
+            axes.plot([finding.low, finding.high], [row, row], color="black", lw=1)
+            axes.plot(finding.value, row, "o", color="black", mfc="black" if filled else "white")
+            axes.plot(finding.control, row, "x", color="0.5")
+        axes.set(yticks=range(len(models)), yticklabels=models, ylim=(len(models) - 0.5, -0.5))
+        axes.set_xlabel(labels.get(name, name))
+    marks = {
+        "supported": ("o", "black", "black"),
+        "not supported": ("o", "black", "white"),
+        "control": ("x", "0.5", "0.5"),
+    }
+    handles = [Line2D([], [], ls="", marker=m, color=c, mfc=f, label=what) for what, (m, c, f) in marks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    return figure

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xatlas.findings.claims import ALPHA, UNKNOWN, Bounds, Evidence
+from xatlas.findings.verdict import ALPHA, UNKNOWN, Bounds, Evidence
 from xatlas.stats import LEVEL, Clusters, Floats, divide, orders, t_quantile, t_tail
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xatlas.findings.claims import Evidence
 from xatlas.findings.estimates import Margin, Sample, side, within
+from xatlas.findings.verdict import Evidence
 from xatlas.stats import PERMUTATIONS, Floats, correlate_ranks, orders, quantile, t_quantile
 
 if TYPE_CHECKING:

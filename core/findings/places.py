@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xatlas.findings.claims import UNKNOWN, Bounds
 from xatlas.findings.estimates import TOO_FEW_DRAWS, Sample, Statistic, bounds_of, spread
+from xatlas.findings.verdict import UNKNOWN, Bounds
 from xatlas.stats import PERMUTATIONS, Floats, agree, divide, probability_first, quantile
 
 if TYPE_CHECKING:

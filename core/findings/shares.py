@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xatlas.findings.claims import Bounds, Evidence
 from xatlas.findings.estimates import side
 from xatlas.findings.readings import find, models
+from xatlas.findings.verdict import Bounds, Evidence
 from xatlas.stats import mcnemar, wilson
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import pytest
 from xatlas.comparisons.norm_profile import NormProfile, _dependence, _jump, curve
 from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError
-from xatlas.findings.claims import ALPHA
 from xatlas.findings.readings import Source
+from xatlas.findings.verdict import ALPHA
 
 STEADY = np.full(8, 1.2)
 

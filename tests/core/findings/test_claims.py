@@ -3,11 +3,9 @@ import math
 import pytest
 
 from xatlas.contracts.comparison import Finding
-from xatlas.findings.claims import Claim, Evidence
-from xatlas.findings.closing import closing
 from xatlas.findings.readings import Setting
-from xatlas.findings.sentences import Row, decide, in_short, robustness
-from xatlas.findings.verdict import adjusted, verdict
+from xatlas.findings.sentences import Row, closing, decide, in_short, robustness
+from xatlas.findings.verdict import Claim, Evidence, adjusted, verdict
 
 CLEAR = Evidence(number=(2.0, 1.5, 2.5), p=0.001, side=1, answer=1)
 SAME = Evidence(answer=1, number=(1.8, math.nan, math.nan))

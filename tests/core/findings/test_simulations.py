@@ -8,11 +8,11 @@ from test_estimates import DEPTH, TYPES, array, balanced, noisy
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
-from xatlas.findings.claims import ALPHA
 from xatlas.findings.groups import layer_types
 from xatlas.findings.places import largest
 from xatlas.findings.readings import Source
 from xatlas.findings.sentences import decide
+from xatlas.findings.verdict import ALPHA
 
 CONV = np.array(TYPES) == "conv"
 FAMILIES, TEMPLATES, SD = 12, 5, 0.7
