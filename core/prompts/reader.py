@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -338,13 +337,12 @@ class ChatTemplate:
 
     def _render(self, contents: Sequence[str | list[dict[str, str]]]) -> list[dict[str, str]]:
         """Return ``{"text": rendered}`` or ``{"fault": why}`` of each content, the user's turn or several."""
-        libraries = [find_spec(name) for name in ("jinja2", "markupsafe")]
         request = {
             "template": self.source,
             "variables": self.variables,
             "date": self.date,
             "contents": list(contents),
-            "paths": [str(Path(str(spec.origin)).parents[1]) for spec in libraries if spec],
+            "paths": [path for path in sys.path if path],
             "seconds": _SECONDS,
             "characters": _CHARACTERS,
             "memory": _MEMORY,

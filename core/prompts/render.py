@@ -1,7 +1,7 @@
 """Renders a chat template as a process of its own, run by path: it may never end, or fill the memory.
 
 Takes a request on stdin and answers on stdout, both JSON: ``{"fault": why}`` where the template can't be read, else a
-list with ``{"text": rendered}`` or ``{"fault": why}`` for each content. Imports the standard library and Jinja alone.
+list with ``{"text": rendered}`` or ``{"fault": why}`` for each content. Imports transformers' templates, never torch.
 """
 
 from __future__ import annotations
@@ -13,54 +13,6 @@ import signal
 import sys
 from datetime import datetime
 from typing import Any
-
-
-def _environment(date: str) -> Any:
-    """Return what Hugging Face renders chat templates in, but that any day is ``date``, at midnight."""
-    import jinja2
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """Renders what stands between ``generation`` and ``endgeneration`` as it is."""
-
-        tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-        def _body(self, caller: Any) -> Any:
-            return caller()
-
-    class Namespace(jinja2.utils.Namespace):
-        """Refuses names that lead out of the sandbox."""
-
-        def __init__(self, /, *given: Any, **named: Any) -> None:
-            super().__init__()
-            for name, value in dict(*given, **named).items():
-                self[name] = value
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            if str(name).startswith("_"):
-                raise jinja2.exceptions.SecurityError(f"a namespace can't hold {name!r}")
-            super().__setitem__(name, value)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **how: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **how)
-
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    made.filters["tojson"] = tojson
-    made.globals |= {
-        "namespace": Namespace,
-        "raise_exception": raise_exception,
-        "strftime_now": datetime.fromisoformat(date).strftime,
-    }
-    return made
 
 
 def _render(template: Any, content: str | list[dict[str, str]], variables: dict[str, Any], most: int) -> str:
@@ -86,6 +38,9 @@ def _restart_clock(seconds: float) -> None:
 def _main() -> None:
     request = json.load(sys.stdin)
     sys.path += request["paths"]
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    variables = request["variables"] | {"strftime_now": datetime.fromisoformat(request["date"]).strftime}
     with contextlib.suppress(ImportError, ValueError, OSError):  # not every system can
         import resource
 
@@ -93,13 +48,13 @@ def _main() -> None:
     _restart_clock(request["seconds"])
     answers: Any = []
     try:
-        template = _environment(request["date"]).from_string(request["template"])
+        template = _compile_jinja_template(request["template"])
     except Exception as error:
         answers = {"fault": f"{type(error).__name__}: {error}"}
     for content in request["contents"] if isinstance(answers, list) else ():
         _restart_clock(request["seconds"])
         try:
-            answers.append({"text": _render(template, content, request["variables"], request["characters"])})
+            answers.append({"text": _render(template, content, variables, request["characters"])})
         except Exception as error:  # whatever a template may raise, the sandbox's errors too
             answers.append({"fault": f"{type(error).__name__}: {error}"[:300]})
     _restart_clock(0)
