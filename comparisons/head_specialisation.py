@@ -13,16 +13,7 @@ from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence
 from xatlas.findings.estimates import side
 from xatlas.findings.sentences import DASHES
 from xatlas.findings.verdict import ALPHA, Bounds
-from xatlas.stats import (
-    PERMUTATIONS,
-    Floats,
-    agree,
-    chance_of_wins,
-    divide,
-    expected_wins,
-    probability_first,
-    quantile,
-)
+from xatlas.stats import PERMUTATIONS, Floats, agree, divide, probability_first, quantile
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -267,6 +258,23 @@ def _wins(one: Effects, values: xr.DataArray) -> Evidence:
         descriptive=True,
         words=words,
     )
+
+
+def chance_of_wins(n_layers: int, n_heads: int, wins: int) -> float:
+    """Return P(one index wins in at least ``wins`` of ``n_layers``) when each layer's winner is random.
+
+    Exact: of all sequences of winners, those are counted in which every index wins fewer than ``wins`` times.
+    """
+    ways = [1] + [0] * n_layers  # such sequences of length n over the indices taken so far
+    for _ in range(n_heads):
+        ways = [sum(math.comb(n, k) * ways[n - k] for k in range(min(wins - 1, n) + 1)) for n in range(n_layers + 1)]
+    total: int = n_heads**n_layers
+    return (total - ways[n_layers]) / total
+
+
+def expected_wins(n_layers: int, n_heads: int) -> float:
+    """Return how many of ``n_layers`` the luckiest of ``n_heads`` indices wins on average, by chance."""
+    return sum(chance_of_wins(n_layers, n_heads, wins) for wins in range(1, n_layers + 1))
 
 
 @hookimpl

@@ -128,23 +128,6 @@ def probability_first(draws: Floats) -> Floats:
     return np.where(finite.any(0), part.mean(0) if held.any() else np.nan, np.nan)
 
 
-def chance_of_wins(n_layers: int, n_heads: int, wins: int) -> float:
-    """Return P(one index wins in at least ``wins`` of ``n_layers``) when each layer's winner is random.
-
-    Exact: of all sequences of winners, those are counted in which every index wins fewer than ``wins`` times.
-    """
-    ways = [1] + [0] * n_layers  # such sequences of length n over the indices taken so far
-    for _ in range(n_heads):
-        ways = [sum(math.comb(n, k) * ways[n - k] for k in range(min(wins - 1, n) + 1)) for n in range(n_layers + 1)]
-    total: int = n_heads**n_layers
-    return (total - ways[n_layers]) / total
-
-
-def expected_wins(n_layers: int, n_heads: int) -> float:
-    """Return how many of ``n_layers`` the luckiest of ``n_heads`` indices wins on average, by chance."""
-    return sum(chance_of_wins(n_layers, n_heads, wins) for wins in range(1, n_layers + 1))
-
-
 def dealt(sizes: Sequence[int], statistic: Callable[[Any], float], draws: int, seed: int = 0) -> tuple[Floats, float]:
     """Return a statistic when templates are dealt out to families of these sizes at random, and its least p.
 

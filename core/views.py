@@ -11,8 +11,8 @@ from xatlas.contracts.adapter import Site
 from xatlas.drawing import VIEW
 from xatlas.errors import XatlasError
 from xatlas.model.hooks import exclusive
-from xatlas.probing.attention import SCORES, head_scores
 from xatlas.probing.lens import lens as read_lens
+from xatlas.probing.reading import SCORES, head_scores
 from xatlas.schema import CONVENTIONS
 from xatlas.suites import Prompt
 from xatlas.text import printable

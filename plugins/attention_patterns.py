@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import xarray as xr
+    from torch import Tensor
 
     from xatlas import HookedModel, Probe
     from xatlas.model import Capture
@@ -74,7 +75,7 @@ class AttentionPatterns(ReadingProbe):
 
     def update(self, capture: Capture) -> None:
         """Score the patterns of one bucket."""
-        from xatlas.probing.attention import head_scores
+        from xatlas.probing.reading import head_scores
 
         for site, pattern in capture.values.items():
             for name, values in head_scores(pattern, self.model.adapter.window(site.layer)).items():
@@ -83,7 +84,6 @@ class AttentionPatterns(ReadingProbe):
     def finish(self) -> xr.Dataset:
         """Run the repeated tokens, and return the scores ``(prompt, layer, head)``."""
         from xatlas.probing.ablation import model_heads
-        from xatlas.probing.attention import induction_score
         from xatlas.probing.reading import captured
         from xatlas.schema import label, layer_coords, suite_coords
 
@@ -112,7 +112,7 @@ class AttentionPatterns(ReadingProbe):
 
     def _absent(self) -> dict[str, str]:
         """Return why scores are NaN: no attention, fewer heads, a short text, a window that hides the key."""
-        from xatlas.probing.attention import FIRST_QUERY, SCORES
+        from xatlas.probing.reading import FIRST_QUERY, SCORES
         from xatlas.schema import cells
 
         model, period, absent = self.model, self.parameters.period, dict[str, str]()
@@ -158,6 +158,16 @@ def _repeated(model: HookedModel, prompts: Sequence[TokenPrompt], period: int, s
         ids = (*begin, *drawn, *drawn)
         found.append(replace(prompt, ids=ids, n_text=len(ids), readout=len(ids) - 1, target_ids=(), subject=()))
     return found
+
+
+def induction_score(pattern: Tensor, period: int, window: int | None = None) -> Tensor:
+    """Return ``(..., head)``: a pattern's mean weight on the token that followed the query's token a period before.
+
+    The pattern ``(..., head, query, key)`` is one of ``period`` tokens and the same again; what stands before them
+    does not matter. NaN where no query sees so far.
+    """
+    followed = pattern.float().diagonal(1 - period, -2, -1)[..., -period:]
+    return (followed if window is None or window >= period else followed[..., :0]).mean(-1)
 
 
 @hookimpl

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xatlas import Inputs, ReadingProbe, Site, Suite, Variable, hookimpl
+from xatlas import Inputs, ReadingProbe, Site, Suite, Variable, XatlasError, hookimpl
 from xatlas.vocabulary import COMPONENT_SITES
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import Tensor
 
     from xatlas import HookedModel, Probe
     from xatlas.model import Capture
+
+#: Share of a normed stream that a linear map need not explain.
+_ODD = 1e-4
 
 
 class DirectLogitAttribution(ReadingProbe):
@@ -66,13 +70,12 @@ class DirectLogitAttribution(ReadingProbe):
     def _attribute(self) -> None:
         import torch
 
-        from xatlas.probing.lens import frozen_direction, through_projection
         from xatlas.probing.reading import Readouts
 
         held, self.held = self.held, Readouts()
         model, prompts, index, values = self.model, held.prompts, held.index, held.values()
 
-        def at(site: Site) -> torch.Tensor:  # (row, ...)
+        def at(site: Site) -> Tensor:  # (row, ...)
             return values[site].float()
 
         final = values[Site(model.n_layers - 1, "resid_post")]
@@ -115,7 +118,6 @@ class DirectLogitAttribution(ReadingProbe):
         )
 
     def _absent(self) -> dict[str, str]:
-        from xatlas.probing.lens import adds_heads
         from xatlas.schema import cells
 
         model = self.model
@@ -139,6 +141,80 @@ class DirectLogitAttribution(ReadingProbe):
             elif own < self.heads:
                 absent[cells(layer=[layer], head=range(own, self.heads))] = f"the layer has {own} heads"
         return absent
+
+
+def frozen_direction(model: HookedModel, final: Tensor, token: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what turns parts of the stream into parts of a difference of two tokens' logits.
+
+    With the scale of the final norm as it is at ``final (row, d_model)``, the logit of ``token (row)`` minus that of
+    ``other (row)`` is ``(direction * final).sum(-1) + constant``: ``direction (row, d_model)`` reads off what each
+    part of the stream adds to it, and ``constant (row)`` are biases of norm and unembedding. Of logits with a soft
+    cap it is the difference before the cap.
+
+    A norm is a linear map over a scale. At zero the scale is constant, so the slope there is the linear map, whatever
+    the norm's formula; a cap's slope there is 1. The scale at ``final`` follows from what the norm makes of it.
+
+    Raises
+    ------
+    XatlasError
+        The final norm is no linear map over a scale: nothing can be frozen.
+    """
+    import torch
+
+    path = model.adapter.final_norm_path
+    norm = model.adapter.module(path)
+    with model.lock, torch.inference_mode(False), torch.enable_grad():
+        final = final.detach().clone()
+        zero = torch.zeros_like(final, requires_grad=True)
+        logits = model.adapter.logits(zero).float()
+        pair = [logits.gather(-1, chosen[:, None])[:, 0] for chosen in (token, other)]
+        constant = pair[0] - pair[1]
+        (slope,) = torch.autograd.grad(constant.sum(), zero)
+        at_zero = norm(zero)
+        cotangent = torch.zeros_like(at_zero, requires_grad=True)
+        (pulled,) = torch.autograd.grad(at_zero, zero, cotangent, create_graph=True)
+        (linear,) = torch.autograd.grad(pulled, cotangent, final)  # the norm's linear map of the stream
+        normed = (norm(final) - at_zero).detach().double()
+    linear = linear.double()
+    scale = (normed * linear).sum(-1, keepdim=True) / linear.square().sum(-1, keepdim=True)
+    odd = (normed - scale * linear).norm(dim=-1) / normed.norm(dim=-1)
+    if bool((odd > max(_ODD, 16 * torch.finfo(final.dtype).eps)).any()):
+        raise XatlasError(f"{path} is no linear map over a scale, so that logits are no sum of what layers write.")
+    return (slope.double() * scale).float(), constant.detach()
+
+
+def adds_heads(model: HookedModel, layer: int) -> bool:
+    """Whether what a layer adds to the stream is a sum over its heads: no norm stands behind their projection."""
+    import torch
+
+    path, layout = model.adapter.output_projection(layer), model.head_layouts[layer]
+    if path is None or layout is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randn(2, 1, model.d_model, generator=generator).to(model.device, model.dtype)
+    with torch.inference_mode():
+        one, other, both = (model.adapter.written(layer, each) for each in (*pair, pair.sum(0)))
+    return bool((one + other - both).norm() <= 0.05 * both.norm())
+
+
+def through_projection(model: HookedModel, layer: int, direction: Tensor) -> Tensor | None:
+    """Return what reads a layer's heads as ``direction (row, d_model)`` reads its output: ``(row, n_heads, d_head)``.
+
+    None where the layer has no heads, or its output is no sum over them.
+    """
+    import torch
+
+    path, layout = model.adapter.output_projection(layer), model.head_layouts[layer]
+    if path is None or layout is None or not adds_heads(model, layer):
+        return None
+    projection = model.adapter.module(path)
+    with torch.inference_mode(False), torch.enable_grad():
+        width = layout.n_heads * layout.d_head
+        zero = torch.zeros(len(direction), width, device=direction.device, dtype=model.dtype, requires_grad=True)
+        output = model.adapter.written(layer, projection(zero))
+        (found,) = torch.autograd.grad(output, zero, direction.to(model.dtype))
+    slices: Tensor = found.float().reshape(-1, layout.n_heads, layout.d_head)
+    return slices
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xatlas import Inputs, ReadingProbe, Suite, Variable, hookimpl
+from xatlas import Inputs, ReadingProbe, Site, Suite, Variable, hookimpl
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +48,6 @@ class LogitLens(ReadingProbe):
         """Make room for every prompt."""
         import numpy as np
 
-        from xatlas.probing.lens import stream_sites
         from xatlas.probing.reading import Readouts
 
         self.model, self.tokens, self.places = model, model.read(suite), stream_sites(model)
@@ -108,6 +107,13 @@ class LogitLens(ReadingProbe):
             dropped=self.tokens.dropped,
         )
         return dataset.assign_attrs(vocabulary=self.model.adapter.vocabulary)
+
+
+def stream_sites(model: HookedModel) -> list[Site]:
+    """Return where the stream can be read, in its order: entering layer 0, after each operator and after each layer."""
+    kinds = ("resid_mid", "resid_post")
+    later = [Site(layer, kind) for layer in range(model.n_layers) for kind in kinds]
+    return [Site(0, "resid_pre"), *filter(model.has, later)]
 
 
 @hookimpl

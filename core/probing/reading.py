@@ -1,4 +1,4 @@
-"""Reading: one streamed pass that feeds all reading probes, an eager one for attention patterns; position classes."""
+"""Reading: one streamed pass that feeds all reading probes, an eager one for attention patterns; what these say."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ from xatlas.suites import Suite
 PATTERN = "attention_pattern"
 #: Rows that are worth unembedding: a few cost as much, for most of it is fetching the weights.
 _ROWS = 32
+#: Measures of a head's pattern on a text, with their units and what they are.
+SCORES: dict[str, tuple[str, str]] = {
+    "entropy": ("nats", "entropy of a query's weights"),
+    "distance": ("token", "mean distance between query and key"),
+    "first_weight": ("1", "weight on position 0"),
+    "previous_score": ("1", "weight on the previous token"),
+}
+#: Queries before this one are left out: for them position 0 is the previous token, or the token itself.
+FIRST_QUERY = 2
 
 
 def read_together(
@@ -99,4 +108,24 @@ def absent_positions(without: Mapping[str, np.ndarray]) -> dict[str, str]:
         f"position {name}": f"{int(missing.sum())} of {len(missing)} prompts have no token of this class"
         for name, missing in without.items()
         if missing.any()
+    }
+
+
+def head_scores(pattern: Tensor, window: int | None = None) -> dict[str, Tensor]:
+    """Return :data:`SCORES` ``(..., head)`` of a pattern ``(..., head, query, key)``: means over its queries.
+
+    ``window`` is how many of the latest tokens a query sees: where none sees position 0, or the previous token, there
+    is no such weight, and the score is NaN; so are all scores of a text of fewer than three tokens.
+    """
+    n = pattern.shape[-1]
+    place = torch.arange(n, device=pattern.device)
+    weights, queries = pattern[..., FIRST_QUERY:, :].float(), place[FIRST_QUERY:]
+    back = queries[:, None] - place
+    seen = n if window is None else window
+    previous = weights.diagonal(FIRST_QUERY - 1, -2, -1)
+    return {
+        "entropy": torch.special.entr(weights).sum(-1).mean(-1),
+        "distance": (weights * back).sum(-1).mean(-1),
+        "first_weight": weights[..., queries < seen, 0].mean(-1),
+        "previous_score": (previous if seen > 1 else previous[..., :0]).mean(-1),
     }

@@ -1,7 +1,15 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from xatlas.comparisons.head_specialisation import HeadSpecialisation, top_share, wins_per_index
+from xatlas.comparisons.head_specialisation import (
+    HeadSpecialisation,
+    chance_of_wins,
+    expected_wins,
+    top_share,
+    wins_per_index,
+)
 from xatlas.findings.readings import Source
 
 TYPES = ["conv", "attention"] * 4
@@ -207,3 +215,12 @@ def test_the_map_rings_the_top_five(synthetic):
     effect = dataset["effect"].isel(model=0).sel(bound="value").values
     expected = sorted(np.sort(effect[np.isfinite(effect)])[-5:])
     assert sorted(effect[ringed.get_ydata(), ringed.get_xdata()]) == expected
+
+
+def test_chance_of_wins_by_enumeration():
+    sequences = list(itertools.product(range(3), repeat=4))
+    for wins in range(1, 5):
+        share = np.mean([max(np.bincount(s)) >= wins for s in sequences])
+        assert chance_of_wins(4, 3, wins) == pytest.approx(share)
+    assert expected_wins(4, 3) == pytest.approx(np.mean([max(np.bincount(s)) for s in sequences]))
+    assert chance_of_wins(30, 9, 30) == pytest.approx(9.0**-29)

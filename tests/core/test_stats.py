@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import numpy as np
@@ -7,9 +6,7 @@ import pytest
 from xatlas.stats import (
     Clusters,
     agree,
-    chance_of_wins,
     correlate_ranks,
-    expected_wins,
     holm,
     mcnemar,
     probability_first,
@@ -122,15 +119,6 @@ def test_family_draws_use_that_family_only():
 def test_probability_of_first_rank_is_shared_within_agreement():
     draws = np.array([[2.0, 2.00005, 1.0, NAN], [1.0, 3.0, 2.0, NAN]])
     np.testing.assert_array_equal(probability_first(draws), [0.25, 0.75, 0.0, NAN])
-
-
-def test_chance_of_wins_by_enumeration():
-    sequences = list(itertools.product(range(3), repeat=4))
-    for wins in range(1, 5):
-        share = np.mean([max(np.bincount(s)) >= wins for s in sequences])
-        assert chance_of_wins(4, 3, wins) == pytest.approx(share)
-    assert expected_wins(4, 3) == pytest.approx(np.mean([max(np.bincount(s)) for s in sequences]))
-    assert chance_of_wins(30, 9, 30) == pytest.approx(9.0**-29)
 
 
 def test_wilson_of_a_textbook_case():

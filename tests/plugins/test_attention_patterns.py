@@ -13,8 +13,8 @@ from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.model import HookedModel
-from xatlas.plugins.attention_patterns import AttentionPatterns
-from xatlas.probing.attention import head_scores, induction_score
+from xatlas.plugins.attention_patterns import AttentionPatterns, induction_score
+from xatlas.probing.reading import head_scores
 from xatlas.schema import notes, validate
 from xatlas.suites import Prompt, Suite
 from xatlas.testing import byte_tokenizer, tiny_suite
