@@ -374,6 +374,13 @@ def test_damaged_files_are_one_line(tmp_path):
         assert len(str(caught.value)) < 400, name
 
 
+def test_a_tensor_that_lies_the_other_way_round_is_refused(tmp_path):
+    model, name = build("llama"), "blk.0.attn_k.weight"
+    turned = {name: model.model.layers[0].self_attn.k_proj.weight.detach().T.contiguous()}
+    with pytest.raises(XatlasError, match=rf"{name}.* is \(32, 16\), the model needs \(16, 32\)"):
+        load(write_gguf(tmp_path / "turned.gguf", model, tensors=turned, without=(name,)))
+
+
 @pytest.mark.parametrize("flips", [12, pytest.param(400, marks=pytest.mark.slow)])
 def test_flipped_bytes_never_crash(tmp_path, flips):
     from xatlas.loading import gguf

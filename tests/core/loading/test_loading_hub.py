@@ -202,6 +202,13 @@ def test_download_leaves_pickles_alone(cache, aliases, hub, tiny):
     assert len(hub.asked) == asked, "a cached model asked the hub"
 
 
+def test_lora_weights_beside_a_model_on_the_hub_are_not_passed_over(cache, aliases, hub, tiny, tmp_path):
+    hub.model = shutil.copytree(tiny, tmp_path / "both")
+    (hub.model / "adapter_config.json").write_text("{}")
+    with pytest.raises(XatlasError, match="holds LoRA weights beside the model"):
+        resolve(REPO, progress=quiet)
+
+
 def test_repository_of_pickles_is_refused_before_any_download(cache, aliases, hub):
     hub.extra_files, hub.hidden_files = ("pytorch_model.bin",), ("model.safetensors",)
     with pytest.raises(XatlasError, match="only pickles, which are never loaded"):
