@@ -130,14 +130,17 @@ def test_sweeps_that_differ_in_their_label_alone_are_kept_apart(shape):
     assert len(kept.parts) == 2 * len(PROMPTS)
 
 
-@pytest.mark.parametrize("through", ["data", "no_grad", "another tensor"])
+@pytest.mark.parametrize("through", ["data", "no_grad", "another tensor", "a buffer"])
 def test_a_sweep_after_a_training_step_is_not_the_one_before_it(through):
     model, kept = HookedModel(build("llama"), None), Kept()
-    swept(model, kept)
     module = model.model.model.layers[2].mlp.down_proj
+    module.register_buffer("scale", torch.ones(1))
+    swept(model, kept)
     with torch.no_grad():
         if through == "data":
             module.weight.data.mul_(1.5)
+        elif through == "a buffer":
+            module.scale.fill_(2.0)
         elif through == "no_grad":
             module.weight.copy_(module.weight.flip(0))
         else:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
+import signal
+import sys
+
 import pytest
 from test_prompts import tokenizer, words
 
 from xatlas.errors import XatlasError
-from xatlas.prompts import reader as prompts_reader
+from xatlas.prompts import reader as prompts_reader, render
 from xatlas.prompts.reader import Reader
 from xatlas.suites import Prompt
 
@@ -132,6 +137,18 @@ def test_a_template_is_bounded_in_time_and_size(template, told, monkeypatch):
         reader(template).suite([Prompt("p", "f", "ab")])
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
+
+
+def test_every_text_has_the_whole_time(monkeypatch, capsys):
+    clock: list[float] = []
+    monkeypatch.setattr(signal, "setitimer", lambda which, seconds: clock.append(seconds))
+    monkeypatch.setattr("resource.setrlimit", lambda which, limits: None)
+    limits = {"seconds": 2, "characters": 100, "memory": 2**40}
+    asked = {"template": "{{ messages[0].content }}", "variables": {}, "date": "2026-01-01", "paths": [], **limits}
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({**asked, "contents": ["a", "b", "c"]})))
+    render._main()
+    assert [answer["text"] for answer in json.loads(capsys.readouterr().out)] == ["a", "b", "c"]
+    assert clock[-4:] == [2, 2, 2, 0]
 
 
 def test_a_template_is_rendered_alike_in_every_time_zone(monkeypatch):
