@@ -134,12 +134,13 @@ def _short(row: Row, said: str, differs: bool) -> str:
 
 
 def _learnt(row: Row) -> bool | None:
-    """Tell whether the interval lies beyond every twin's, all on one side; None without twins."""
+    """Tell whether the interval lies beyond every twin's, all on one side; None where twins lack, or lack an interval."""
     low, high = row.evidence.compared[1:]
     if not row.twins or math.isnan(low):
         return None
-    ends = [twin.compared[1:] for twin in row.twins]
-    return all(low > end[1] for end in ends) or all(high < end[0] for end in ends)
+    ends = [twin.compared[1:] for twin in row.twins if not math.isnan(twin.compared[1])]
+    beyond = all(low > end[1] for end in ends) or all(high < end[0] for end in ends)
+    return None if beyond and len(ends) < len(row.twins) else beyond
 
 
 def _varied(main: Setting | None, differing: Sequence[Setting]) -> str:

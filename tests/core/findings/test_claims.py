@@ -92,6 +92,8 @@ def test_robust_is_what_has_the_same_answer_and_size(units, others, cells):
         ([(3.0, 2.6, 3.2), (3.1, 2.9, 3.4)], True),
         ([(1.0, 0.8, 1.2), (1.4, 1.2, 1.6)], False),  # one reaches into the interval
         ([(1.0, 0.8, 1.2), (3.0, 2.6, 3.2)], False),  # it lies among them
+        ([(1.0, 0.8, 1.2), (1.0, math.nan, math.nan)], None),  # of one nothing is known
+        ([(2.0, 1.8, 2.6), (1.0, math.nan, math.nan)], False),  # nor does it matter
         ([], None),
     ],
 )
