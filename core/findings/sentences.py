@@ -134,7 +134,7 @@ def _short(row: Row, said: str, differs: bool) -> str:
 
 
 def _learnt(row: Row) -> bool | None:
-    """Tell whether the interval lies beyond every twin's, all on one side; None where twins lack, or lack an interval."""
+    """Tell whether the interval lies beyond every twin's, all on one side; None where one is unknown."""
     low, high = row.evidence.compared[1:]
     if not row.twins or math.isnan(low):
         return None
