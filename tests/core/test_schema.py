@@ -133,6 +133,19 @@ def test_a_reason_excuses_what_it_names_and_nothing_else(case):
                     validate(dataset, PROBE)
 
 
+def test_a_reason_that_names_another_variable_excuses_that_one_alone():
+    variables = VARIABLES | {"kl_control": Variable(("prompt", "layer", "head"), "nats", "of a control")}
+    probe, zeros = SimpleNamespace(name="demo", variables=variables), np.zeros((2, 3, 4), np.float32)
+    for name, other in (("kl", "kl_control"), ("kl_control", "kl")):
+        both = {"kl": zeros.copy(), "kl_control": zeros.copy()}
+        dataset = label(variables, both, coords(), absent={f"{name} layer 1": "it is so"})
+        dataset[name].loc[{"layer": 1}] = np.nan
+        validate(dataset, probe)
+        dataset[other].loc[{"layer": 1}] = np.nan
+        with pytest.raises(XatlasError, match=f"'{other}' holds NaN without a reason"):
+            validate(dataset, probe)
+
+
 def test_a_label_with_separators_is_named_whole():
     dataset = good(absent={"head=a, b = c": "odd"}).assign_coords(head=("head", ["a, b = c", "x", "y", "z"]))
     dataset.kl[:, :, 0] = np.nan

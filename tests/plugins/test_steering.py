@@ -134,6 +134,13 @@ def test_the_direction_that_alone_sets_a_logit_is_found():
     assert (np.abs(dataset["direction_vector"].sel(direction="marked").values[:, 0]) > 0.8).all()
 
 
+def test_shuffled_labels_are_as_many_of_each_on_other_prompts():
+    labels = list("aaaabbbbcc")
+    orders = [shuffle(labels, seed) for seed in range(20)]
+    assert all(sorted(order) == labels for order in orders)
+    assert len({*map(tuple, orders)}) > 15
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_shuffled_labels_fall_into_the_random_bands(seed):
     dataset, _ = measure(planted(2.0), letters("suite"), letters("reference"), seed, strengths="1")
