@@ -88,12 +88,6 @@ def layer_coords(operator_types: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def head_coords(n_heads: int, n_kv_heads: int) -> dict[str, Any]:
-    """Return the coordinates of the ``head`` dimension; consecutive heads share a key/value group."""
-    heads = np.arange(n_heads)
-    return {"head": heads, "kv_group": ("head", heads // max(n_heads // max(n_kv_heads, 1), 1))}
-
-
 def label(
     variables: Mapping[str, Variable],
     arrays: Mapping[str, Any],
@@ -111,7 +105,7 @@ def label(
         What the probe declares, and by the same names DataArrays with these dimensions in any order, or plain arrays
         in the declared order.
     coords : mapping
-        As :class:`xarray.Dataset` takes them; see :func:`suite_coords`, :func:`layer_coords`, :func:`head_coords`.
+        As :class:`xarray.Dataset` takes them; see :func:`suite_coords` and :func:`layer_coords`.
     absent : mapping of str to str, optional
         Why values are NaN: what is absent, as :func:`xatlas.schema.validate` says and :func:`cells` writes it → reason.
     dropped : mapping of str to str, optional

@@ -75,7 +75,6 @@ class Place:
     p_rank1: float
     p: float  # of items permuted within templates
     margin: Bounds  # lead over the best of all others
-    spread: tuple[Any, Any]  # labels within the 95 % interval of the first-ranked
     over_next: Bounds  # quotient of the two largest means, cross-fitted
     tied: tuple[Any, ...]
     draws: Floats  # index of the first-ranked item in each bootstrap draw
@@ -95,9 +94,8 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
         return None
     best = int(found.order[0])
     labels = values[dim].values if dim in values.coords else np.arange(values.sizes[dim])
-    ends = tuple(labels[int(np.quantile(found.first, q))] for q in (0.025, 0.975))
     if len(found.order) == 1:
-        return Place(best, labels[best], None, 1.0, math.nan, UNKNOWN, ends, UNKNOWN, (), found.first, found.sure)
+        return Place(best, labels[best], None, 1.0, math.nan, UNKNOWN, UNKNOWN, (), found.first, found.sure)
 
     def top_two(means: Floats) -> Floats:
         two = np.argsort(-np.nan_to_num(means, nan=-np.inf), kind="stable")[:2]
@@ -110,7 +108,6 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
         p_rank1=float(found.sure[best]),
         p=sample.permuted(values, dim, lambda means: means.max(-1), PERMUTATIONS // 5),
         margin=found.margin,
-        spread=ends,
         over_next=sample.cross_fit(values.values[:, np.sort(found.order)], top_two, log=True)[0],
         tied=tuple(labels[found.tied]),
         draws=found.first,

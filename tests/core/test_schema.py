@@ -11,7 +11,7 @@ from running import read
 from xatlas.contracts.adapter import HeadLayout
 from xatlas.contracts.probe import Variable
 from xatlas.errors import XatlasError
-from xatlas.schema import cells, head_coords, label, layer_coords, notes, suite_coords, validate
+from xatlas.schema import cells, label, layer_coords, notes, suite_coords, validate
 from xatlas.suites import Prompt, Suite
 
 VARIABLES = {"kl": Variable(("prompt", "layer", "head"), "nats", "KL to the clean run")}
@@ -23,7 +23,7 @@ def coords():
     return {
         **suite_coords(read(PROMPTS)),
         **layer_coords(["conv", "attention", "conv"]),
-        **head_coords(4, 2),
+        **{"head": np.arange(4), "kv_group": ("head", [0, 0, 1, 1])},
     }
 
 
