@@ -89,10 +89,10 @@ def _from_array(path: Path) -> np.ndarray:
 def _from_dataset(path: Path, name: str | None) -> np.ndarray:
     """Return ``(layer, d_model)`` of one direction that a dataset keeps as ``direction_vector``."""
     from xatlas.files import hash_path
-    from xatlas.results.store import read_result, read_unproved
+    from xatlas.results.store import read_entry, read_unproved
 
     # A dataset of one's own has no hash.
-    dataset = read_result(path, placed=False) if hash_path(path).exists() else read_unproved(path)
+    dataset = read_entry(path, placed=False).dataset() if hash_path(path).exists() else read_unproved(path)
     vectors = dataset.get("direction_vector")
     if vectors is None or vectors.dims != ("direction", "layer", "d_model"):
         raise XatlasError(f"'{path}' keeps no directions: give the file of a steering result.")

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,9 +197,8 @@ def in_short(finding: Finding) -> dict[str, str]:
 
 
 _BOUNDS = {"finding_number": ("value", "low", "high"), "finding_control": ("control", "control_low", "control_high")}
-_SINGLE = [
-    item.name for item in fields(Finding) if item.name not in {each for some in _BOUNDS.values() for each in some}
-]
+#: Name → type of the others, as the dataclass spells it.
+_SINGLE = {item.name: str(item.type) for item in fields(Finding) if item.name not in chain(*_BOUNDS.values())}
 
 
 def dataset_of(rows: Sequence[Row]) -> xr.Dataset:
@@ -214,20 +214,9 @@ def dataset_of(rows: Sequence[Row]) -> xr.Dataset:
     for name, bounds in _BOUNDS.items():
         numbers = [[getattr(finding, each) for each in bounds] for finding in found]
         data[name] = (("finding", "bound"), np.array(numbers, dtype=float).reshape(-1, 3))
-    for name in _SINGLE:
+    for name, kind in _SINGLE.items():
         values = [getattr(finding, name) for finding in found]
-        texts = name in (
-            "sentence",
-            "verdict",
-            "model",
-            "reason",
-            "name",
-            "model_other",
-            "depends_on",
-            "short",
-            "against",
-            "unit",
-        )
+        texts = kind in ("str", "Verdict")
         known = values if texts else [math.nan if value is None else float(value) for value in values]
         data[f"finding_{name}"] = ("finding", np.array(known, dtype=object if texts else float))
     under = [[row.settings[s].number if s in row.settings else nothing for s in settings] for row in ordered]
@@ -273,16 +262,11 @@ def findings_of(dataset: xr.Dataset) -> Iterable[Finding]:
         given: dict[str, Any] = {}
         for name, bounds in _BOUNDS.items():
             given |= dict(zip(bounds, map(float, one[name].values), strict=True))
-        for name in _SINGLE:
-            if f"finding_{name}" not in one:  # of an earlier version
-                continue
-            value = one[f"finding_{name}"].item()
-            given[name] = value if isinstance(value, str) else float(value)
-        for name in {"settings", "agree", "alike"} & given.keys():
-            given[name] = int(given[name])
-        given["descriptive"] = bool(given["descriptive"])
-        given["learnt"] = None if math.isnan(given["learnt"]) else bool(given["learnt"])
-        given["p_adjusted"] = None if math.isnan(given["p_adjusted"]) else given["p_adjusted"]
+        for name, kind in _SINGLE.items():
+            if f"finding_{name}" in one:  # else of an earlier version
+                value = one[f"finding_{name}"].item()
+                exact = {"int": int, "bool": bool}.get(kind.removesuffix(" | None"), type(value))
+                given[name] = None if value != value and kind.endswith("None") else exact(value)
         yield Finding(**given)
 
 

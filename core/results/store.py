@@ -265,11 +265,6 @@ _remembered: dict[Path, tuple[list[list[int]], Entry]] = {}
 _MOST_BYTES = 1 << 29
 
 
-def read_result(path: Path, *, placed: bool = True) -> xr.Dataset:
-    """Return the dataset in ``path``, in memory, proved like :func:`read_entry`."""
-    return read_entry(path, placed=placed).dataset()
-
-
 def read_entry(path: Path, *, placed: bool = True) -> Entry:
     """Return what the file holds, once it is proved to be what its name says.
 

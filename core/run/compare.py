@@ -26,7 +26,7 @@ from xatlas.findings.sensitivity import as_asked
 from xatlas.loading.model_names import Resolved
 from xatlas.manager import calling, explain
 from xatlas.results.jobs import Job
-from xatlas.results.store import Entry, Store, read_result
+from xatlas.results.store import Entry, Store, read_entry
 from xatlas.run.plan import Plan
 from xatlas.run.reporting import ComparisonResult, Failure, Report, ReporterChoice, reporting
 from xatlas.run.runner import run
@@ -183,7 +183,7 @@ def _compare_one(
             return kept
         import xarray as xr  # only where something has changed
 
-        tree = xr.DataTree.from_dict({node: read_result(path) for node, path in nodes.items()})
+        tree = xr.DataTree.from_dict({node: read_entry(path).dataset() for node, path in nodes.items()})
         suites = {"suite": plan.config.suite, "reference": plan.config.reference}
         tree.attrs["xatlas"] = as_asked(suites, str(store.path.parent))
         dataset = comparison.compare(tree).assign_attrs(

@@ -97,13 +97,13 @@ class Reporter:
     def loading(self, model: str) -> None:
         """A model is being loaded."""
 
-    def start(self, step: Step) -> None:
-        """A measurement begins."""
+    def start(self, step: Step | str) -> None:
+        """A measurement begins; of a model in memory its name is told."""
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Part of it is done; called often."""
 
-    def finish(self, step: Step, seconds: float) -> None:
+    def finish(self, step: Step | str, seconds: float) -> None:
         """It is done and kept."""
 
     def fail(self, failure: Failure) -> None:
@@ -135,7 +135,7 @@ class Console(Reporter):
     def loading(self, model: str) -> None:
         self._say(f"loading {model}")
 
-    def start(self, step: Step) -> None:
+    def start(self, step: Step | str) -> None:
         self.number += 1
         title = self._title(step)
         if not sys.stderr.isatty() and not (_in_notebook() and find_spec("ipywidgets")):
@@ -155,13 +155,13 @@ class Console(Reporter):
         if self.bar and total > 0:
             self.bar.update(self.bar.task_ids[0], completed=done, total=total, label=one_line(label))
 
-    def finish(self, step: Step, seconds: float) -> None:
+    def finish(self, step: Step | str, seconds: float) -> None:
         self._say(f"{self._title(step)}: {seconds:.1f} s")
 
     def fail(self, failure: Failure) -> None:
         self._say(f"failed: {failure}")
 
-    def _title(self, step: Step) -> str:
+    def _title(self, step: Step | str) -> str:
         return f"[{self.number}/{self.total}] {step}" if self.total else str(step)
 
     def close(self) -> None:

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xatlas import __version__, manager
@@ -86,10 +85,15 @@ class _Worker:
         except Exception as error:
             self._fail(steps[0].job.model, error)
             return
-        done = self._read_together(steps)
-        for step in steps:
-            if step.job.key not in done:
-                self._attempt(step)
+        alone, together = steps, [step for step in steps if isinstance(step.probe, ReadingProbe) and not step.needs]
+        if len(together) > 1:
+            try:
+                self._measure(together)
+                alone = [step for step in steps if step not in together]
+            except Exception as error:  # each is tried alone
+                log.debug("reading together failed: %s", error, exc_info=error.__cause__ or error)
+        for step in alone:
+            self._attempt(step)
         self._unload()
 
     def _load(self, step: Step) -> None:
@@ -116,31 +120,6 @@ class _Worker:
         gc.collect()
         torch.cuda.empty_cache()  # does nothing elsewhere
 
-    def _read_together(self, steps: Sequence[Step]) -> set[str]:
-        """Feed all reading probes from one streamed pass; where that fails, each is tried alone later."""
-        reading = [step for step in steps if isinstance(step.probe, ReadingProbe) and not step.needs]
-        if len(reading) < 2:
-            return set()
-        from xatlas.probing.reading import read_together
-
-        started = time.perf_counter()
-        probes = [deepcopy(step.probe) for step in reading if isinstance(step.probe, ReadingProbe)]
-        self.reporter.start(reading[0])
-        try:
-            with self._isolated(reading) as (model, suite, inputs):
-                results = read_together(probes, model, suite, inputs)
-        except Exception as error:
-            log.debug("reading together failed: %s", error, exc_info=error.__cause__ or error)
-            return set()
-        for step, dataset in zip(reading, results, strict=True):
-            if step is not reading[0]:
-                self.reporter.start(step)
-            try:
-                self._keep(step, dataset, started)
-            except Exception as error:
-                self._fail(str(step), error)
-        return {step.job.key for step in reading}
-
     def _attempt(self, step: Step) -> None:
         try:
             lacking = [name for name, needed in step.needs.items() if not self._there(needed.job)]
@@ -150,13 +129,29 @@ class _Worker:
                 if self._there(step.job):  # another run measured it while we waited
                     self.report.reused.append(step)
                     return
-                self.reporter.start(step)
-                started = time.perf_counter()
-                with self._isolated([step]) as (model, suite, (inputs,)):
-                    dataset = step.probe.measure(model, suite, inputs)
-                self._keep(step, dataset, started)
+                self._measure([step])
         except Exception as error:
             self._fail(str(step), error)
+
+    def _measure(self, steps: Sequence[Step]) -> None:
+        """Measure and keep a step, or feed the reading probes of several from one streamed pass."""
+        from xatlas.probing.reading import read_together
+
+        started = time.perf_counter()
+        probes: list[Any] = [step.probe for step in steps]
+        self.reporter.start(steps[0])
+        with self._isolated(steps) as (model, suite, inputs):
+            if len(steps) == 1:
+                results = [probes[0].measure(model, suite, inputs[0])]
+            else:
+                results = read_together(deepcopy(probes), model, suite, inputs)
+        for step, dataset in zip(steps, results, strict=True):
+            if step is not steps[0]:
+                self.reporter.start(step)
+            try:
+                self._keep(step, dataset, started)
+            except Exception as error:
+                self._fail(str(step), error)
 
     def _there(self, job: Job) -> bool:
         return any(step.job == job for step in self.report.measured) if self.refresh else self.store.has(job)
@@ -257,10 +252,8 @@ def measure_in_memory(
         if not needed.optional:
             inner = manager.pick("probe", needed.probe, manager.probes())(**needed.parameters)
             results[needed.probe] = measure_in_memory(inner, model, suite, inputs, reporter, state)
-    job = Job(model.slug, "", probe.name, probe.version, parameters=probe.canonical_parameters(), seed=inputs.seed)
-    held = Resolved(model.slug, model.slug, Path(), "", type(model.model).__name__, "a model in memory")
-    step, started = Step(job, probe, held), time.perf_counter()
-    reporter.start(step)
+    title, started = f"{probe.name} on {model.slug}", time.perf_counter()
+    reporter.start(title)
     try:
         with isolated([probe], state, suite, [replace(inputs, results=results)]) as (own, given):
             dataset = probe.measure(model, own, given[0])
@@ -268,9 +261,9 @@ def measure_in_memory(
     except XatlasError as error:
         anew = " The model must be loaded anew: no further number of it can be trusted." if state.lost else ""
         fault = XatlasError(f"probe '{probe.name}' failed: {error}{anew}") if state.changed else error
-        reporter.fail(Failure(str(step), str(fault)))
+        reporter.fail(Failure(title, str(fault)))
         raise fault from (error if state.changed else error.__cause__)
-    reporter.finish(step, time.perf_counter() - started)
+    reporter.finish(title, time.perf_counter() - started)
     return dataset
 
 

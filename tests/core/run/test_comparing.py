@@ -27,7 +27,7 @@ from xatlas.errors import XatlasError
 from xatlas.files import write_hashed
 from xatlas.results import store as store_module
 from xatlas.results.atlas import verify
-from xatlas.results.store import Store, read_result
+from xatlas.results.store import Store, read_entry
 from xatlas.run.compare import _adjusted
 
 
@@ -113,7 +113,9 @@ def test_sensitivity_runs_reach_a_comparison_as_variants(folder, settings, model
     found = variants(main, settings, store)
     root = f"/{model.slug}/counting"
     assert sorted(found) == [f"{root}@bos=native", f"{root}@bos=native,suite=longer"]
-    tree = xr.DataTree.from_dict({node: read_result(path) for node, path in {root: store.file(main), **found}.items()})
+    tree = xr.DataTree.from_dict(
+        {node: read_entry(path).dataset() for node, path in {root: store.file(main), **found}.items()}
+    )
     assert tree[f"{root}@bos=native,suite=longer"].sizes["prompt"] == 18
 
 
@@ -309,8 +311,8 @@ def test_a_comparison_killed_a_hundred_times_ends_as_if_it_had_not_been(folder, 
         assert contents(out) == contents(tmp_path / "whole")
         assert not list(verify(out))
         for path in (out / "atlas").glob("*/*.nc"):
-            whole = read_result(tmp_path / "whole" / path.relative_to(out))
-            xr.testing.assert_identical(read_result(path).drop_attrs(), whole.drop_attrs())
+            whole = read_entry(tmp_path / "whole" / path.relative_to(out)).dataset()
+            xr.testing.assert_identical(read_entry(path).dataset().drop_attrs(), whole.drop_attrs())
 
 
 def contents(out):
