@@ -78,7 +78,7 @@ def export(
             target.mkdir(parents=True, exist_ok=True)
         paths = {kind: target / f"{name}.{kind}" for kind in formats}
         for kind, path in paths.items():
-            write_atomic(path, style.image(figure, kind))
+            write_atomic(path, _image(figure, kind))
         return list(paths.values())
     varied = ("sensitivity.csv",) if "sensitivity" in dataset else ()
     paths = {kind: target / f"{name}.{kind}" for kind in ("png", "svg", "nc", "csv", *varied)}
@@ -101,7 +101,7 @@ def export(
         if not whole:
             figure = _arranged(comparison, dataset)
             for kind in ("svg", "png"):
-                write_atomic(paths[kind], _sealed(style.image(figure, kind), mark, kind))
+                write_atomic(paths[kind], _sealed(_image(figure, kind), mark, kind))
     except XatlasError as error:
         raise XatlasError(f"can't write the figure '{name}': {error}") from error
     return list(paths.values())
@@ -109,8 +109,29 @@ def export(
 
 def _arranged(comparison: Comparison, dataset: xr.Dataset) -> Figure:
     figure = drawn(comparison, dataset)
-    style.arrange(figure)
+    arrange(figure)
     return figure
+
+
+def arrange(made: Figure) -> None:
+    """Lay a finished figure out, once: saving it in two formats need not do it four times."""
+    import matplotlib
+
+    with style.context():
+        made.set_dpi(matplotlib.rcParams["savefig.dpi"])  # letters are as wide as they are saved
+        made.draw_without_rendering()
+        made.set_layout_engine("none")
+        for axes in made.axes:  # the solver's rounding depends on what was drawn before
+            axes.set_position(np.round(axes.get_position().bounds, 9))
+        for inner in made.subfigs:
+            box = inner.bbox_relative
+            box.p0, box.p1 = np.round([box.p0, box.p1], 9)
+
+
+def _image(made: Figure, kind: str) -> bytes:
+    """Return a figure as ``png``, ``svg`` or ``pdf``, as all of a comparison look."""
+    with style.context():
+        return style.saved(made, kind)
 
 
 def _make_room(folder: Path, name: str, dataset: xr.Dataset) -> None:

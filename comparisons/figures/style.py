@@ -384,29 +384,8 @@ def round_ticks(low: float, high: float) -> list[float]:
     return found[found.index(1.0) % step if 1.0 in found else 0 :: step]
 
 
-def arrange(made: Figure) -> None:
-    """Lay a finished figure out, once: saving it in two formats need not do it four times."""
-    import matplotlib
-
-    with context():
-        made.set_dpi(matplotlib.rcParams["savefig.dpi"])  # letters are as wide as they are saved
-        made.draw_without_rendering()
-        made.set_layout_engine("none")
-        for axes in made.axes:  # the solver's rounding depends on what was drawn before
-            axes.set_position(np.round(axes.get_position().bounds, 9))
-        for inner in made.subfigs:
-            box = inner.bbox_relative
-            box.p0, box.p1 = np.round([box.p0, box.p1], 9)
-
-
 #: What each format would say about when and by what it was made.
 _NAMED = {"png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}
-
-
-def image(made: Figure, kind: str) -> bytes:
-    """Return a figure as ``png``, ``svg`` or ``pdf``, as all of a comparison look."""
-    with context():
-        return saved(made, kind)
 
 
 def saved(made: Figure, kind: str) -> bytes:

@@ -14,7 +14,6 @@ from xatlas.comparisons.card import Card
 from xatlas.comparisons.cka_map import CKAMap
 from xatlas.comparisons.conv_profile import ConvProfile
 from xatlas.comparisons.early_late import EarlyLate
-from xatlas.comparisons.figures import style
 from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.kernel_profile import KernelProfile
@@ -23,6 +22,7 @@ from xatlas.comparisons.loss_profile import LossProfile
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.norm_profile import NormProfile
 from xatlas.comparisons.patching_profile import PatchingProfile
+from xatlas.comparisons.report import arrange
 from xatlas.comparisons.steering_profile import SteeringProfile
 
 ALL = [
@@ -104,7 +104,7 @@ def test_no_text_leaves_the_canvas_or_lies_on_another(synthetic, kind, count):
     if count != 3:
         dataset.attrs["suite"] = "; ".join([dataset.attrs["suite"]] * 2)
     figure = kind().plot(dataset)
-    style.arrange(figure)
+    arrange(figure)
     drawn_ticks(figure)
     drawn = marks([line for axes in figure.axes for line in axes.lines])
     assert drawn <= marks([line for legend in figure.legends for line in legend.get_lines()])

@@ -24,6 +24,7 @@ from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.comparisons.patching_profile import PatchingProfile
+from xatlas.comparisons.report import arrange
 from xatlas.comparisons.speed_profile import SpeedProfile
 from xatlas.comparisons.steering_profile import SteeringProfile
 from xatlas.plugins.skills.tests import built_in
@@ -104,7 +105,7 @@ def test_no_text_is_clipped_where_tests_and_speeds_are_shown(kind):
 
 
 def assert_legible(figure, width, names):
-    style.arrange(figure)
+    arrange(figure)
     drawn_ticks(figure)
     found = boxes(figure)
     across, high = figure.canvas.get_width_height()
