@@ -151,7 +151,6 @@ def edit(intervention: Intervention, value: Tensor, context: InterventionContext
 
 
 def _at_positions(context: InterventionContext, positions: str, new: Tensor, old: Tensor) -> Tensor:
-    """Return ``new`` at a class of positions and ``old`` at the others."""
     mask = context.mask(positions)
     return new if mask is None else new.where(mask.reshape(*old.shape[:2], *[1] * (old.dim() - 2)), old)
 

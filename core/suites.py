@@ -219,8 +219,6 @@ def write_suite(suite: Suite, path: str | Path) -> None:
 
 
 def _parse(line: str, where: str) -> Prompt:
-    """Make one prompt of one line, or say what is wrong with it."""
-
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for name, count in Counter(name for name, _ in pairs).most_common(1):
             if count > 1:

@@ -28,7 +28,6 @@ LONGEST = 200
 
 
 def _read(model: HookedModel, text: str) -> tuple[Reader, TokenPrompt]:
-    """Return a model's reader and a text as it reads it."""
     if model.reader is None:
         raise XatlasError("this model was made without a tokenizer: it can't read text.")
     prompt = model.reader.prompt(Prompt("text", "text", text))
@@ -81,7 +80,6 @@ def lens(model: HookedModel, text: str, target: str | None = None) -> xr.Dataset
 
 
 def _one_token(model: HookedModel, text: str, target: str) -> int:
-    """Return the id of a target of one token."""
     assert model.reader is not None
     read = model.reader.prompt(Prompt("text", "text", text, target=target)) if target else "it is empty"
     if isinstance(read, str):
@@ -131,7 +129,6 @@ def attention(model: HookedModel, text: str, layer: int) -> xr.Dataset:
 
 
 def _check_layer(model: HookedModel, layer: int) -> None:
-    """Refuse a layer that has no attention patterns."""
     reads = [site.layer for site in model.sites("attention_pattern")]
     if not reads:
         kinds = ", ".join(sorted(set(model.operator_types)))

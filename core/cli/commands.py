@@ -192,7 +192,6 @@ def _asked(
 
 
 def _jobs(report: Report, out: Path) -> list[dict[str, Any]]:
-    """Return the jobs whose results are there as rows: what was measured, and where it is kept."""
     from xatlas import api
 
     store, measured = api.store_in(out), {step.job.key for step in report.measured}
@@ -210,7 +209,6 @@ def _jobs(report: Report, out: Path) -> list[dict[str, Any]]:
 
 
 def _print_results(report: Report, out: Path) -> None:
-    """Print tables and findings, what they rest on, where they are, and how to go on."""
     from xatlas.api import ATLAS, FIGURES
     from xatlas.config import larger_suite
     from xatlas.findings.sentences import closing, ranked
@@ -277,7 +275,6 @@ def _described(suite: Suite) -> str:
 
 
 def _end(failures: Sequence[Failure]) -> None:
-    """Name what failed, and leave with its exit code."""
     if failures:
         names = "; ".join(failure.what for failure in failures)
         raise end(f"{len(failures)} failed: {names}. The rest is kept.", FAILED)

@@ -79,7 +79,6 @@ def show(
 
 
 def _show_file(path: Path, as_json: bool) -> None:
-    """Print what a result, or the data beside a figure, says of itself, and a summary of its numbers."""
     from xatlas.results.store import read_entry
 
     tables: dict[str, Mapping[str, Any]]

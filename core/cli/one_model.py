@@ -67,7 +67,6 @@ def lens(
 
 
 def _foot(lines: list[str], figure: object) -> None:
-    """Print what is said below a table, and where its figure is."""
     echo("\n" + "\n".join(map(wrapped, lines)))
     echo(f"Figure: {figure}\nBeside it: .svg, and the data as .nc and .csv.")
 

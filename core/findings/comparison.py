@@ -113,13 +113,7 @@ class ClaimComparison(Comparison):
         return {}
 
     def compare(self, tree: xr.DataTree) -> xr.Dataset:
-        """Return the dataset that the class describes.
-
-        Raises
-        ------
-        XatlasError
-            The tree holds no model, or lacks a result that is required.
-        """
+        """Return the dataset that the class describes; a tree without a model or a required result is refused."""
         named = readings.models(tree)
         sources = {model: Source(tree, model, self.requires) for model in named}
         twins = {model: [Source(tree, twin, self.requires) for twin in own] for model, own in named.items()}
@@ -172,7 +166,6 @@ class ClaimComparison(Comparison):
         }
 
     def _about(self, source: Source, twins: Sequence[Source]) -> list[Row]:
-        """Return the claims about one model."""
         under = {setting: self._under(source, setting) for setting in source.settings}
         beside = [self._under(twin, twin.settings[0]) for twin in twins]
         main = under[source.settings[0]]
@@ -316,7 +309,6 @@ def _kinds(claim: Claim, source: Source, settings: Mapping[Setting, Evidence]) -
 
 
 def _layers(source: Source) -> dict[str, Any]:
-    """Return depth and operator type of the layers, where the result has layers."""
     data = source.first.dataset
     return {name: data[name] for name in ("depth", "operator_type") if name in data.coords and data[name].dims}
 

@@ -117,12 +117,9 @@ class Effects:
 
 
 def find(tree: xr.DataTree, model: str, probe: str) -> list[Reading]:
-    """Return a model's results of ``probe``: the main one first, then the variants by name.
+    """Return a model's results of ``probe``: the main one, which must be there, then the variants by name.
 
-    Raises
-    ------
-    XatlasError
-        The main result is missing, or lacks ablation ``mean`` or scope ``last``.
+    The main one is refused where it has ablations without ``mean`` or scopes without ``last``.
     """
     nodes = tree.children[model].children
     names = sorted(name for name in nodes if name == probe or name.startswith(f"{probe}@"))
@@ -213,13 +210,7 @@ class Source:
 
 
 def models(tree: xr.DataTree) -> dict[str, list[str]]:
-    """Return the slugs of the models in the tree, in its order, each with those of its untrained twins.
-
-    Raises
-    ------
-    XatlasError
-        There is none.
-    """
+    """Return the slugs of the models in the tree, in its order, each with its untrained twins'; none is an error."""
     found = twins(tree)
     if not found:
         raise XatlasError("the atlas holds no model; measure one with: xatlas run MODEL")

@@ -54,7 +54,6 @@ def decide(rows: Iterable[Any]) -> list[Finding]:
 
 
 def _with_least(row: Row, least: float) -> Row:
-    """Return a row whose smallest attainable p-value is adjusted, too."""
     return replace(row, evidence=replace(row.evidence, least_p=0.0 if math.isnan(least) else least))
 
 

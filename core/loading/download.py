@@ -116,7 +116,6 @@ def _wanted_files(repo: str, revision: str | None, parts: Parts) -> list[str]:
 
 
 def _explained(error: BaseException, what: str = "model") -> HubError:
-    """Say in one sentence why the hub gave nothing."""
     from huggingface_hub import constants, errors
 
     address = f"the hub at {constants.ENDPOINT}"

@@ -124,11 +124,7 @@ def verify(path: str | Path = "atlas", *, repair: bool = False) -> Iterator[Prob
 
     ``path`` is the atlas, or the folder that holds it. What is wrong is set aside with ``repair``, and what killed runs
     left is removed: the next run measures again what it needs. Jobs that another process is at work on are left out.
-
-    Raises
-    ------
-    XatlasError
-        There is no atlas, or it can't be written to for ``repair``.
+    Refused where there is no atlas, or it can't be written to for ``repair``.
     """
     root = atlas_folder(Path(path))
     if not root.is_dir() or not any(_OWN.fullmatch(file.name) for file in root.glob("*/*")):
@@ -161,7 +157,6 @@ def _repair(file: Path, lock: Path | None) -> str:
 
 
 def _faults_of(file: Path) -> Iterator[_Fault]:
-    """Check one thing in a model's folder."""
     own = _OWN.fullmatch(file.name)
     hidden = file.name.startswith(".")
     # Hidden files of others' are not ours to judge (.DS_Store, .nfs…); a hash goes aside with its file.

@@ -114,7 +114,6 @@ class Store:
         return done
 
     def _warn(self, path: Path, what: str) -> None:
-        """Warn about a file once."""
         if path not in self._warned:
             self._warned.add(path)
             log.warning("%s", what)

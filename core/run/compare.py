@@ -263,7 +263,6 @@ def _result(content: dict[str, Any], figures: Path) -> ComparisonResult:
 
 
 def _plain(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows with numbers of numpy as Python's."""
     return [{name: cell.item() if hasattr(cell, "item") else cell for name, cell in row.items()} for row in rows]
 
 

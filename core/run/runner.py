@@ -64,8 +64,6 @@ def run(plan: Plan, store: Store, reporter: ReporterChoice = None, *, refresh: b
 
 @dataclass
 class _Worker:
-    """Does the missing steps of one model."""
-
     store: Store
     reporter: Reporter
     report: Report

@@ -61,12 +61,8 @@ def answers(text: str, answer: str) -> bool:
 def split(model: HookedModel, data: str) -> tuple[list[Example], list[Example]]:
     """Return what is trained on and what is held out, of families by name, a JSONL file, or a data set on the hub.
 
-    ``data`` is a family of the transfer suites, several of them separated by commas, or ``transfer`` for all.
-
-    Raises
-    ------
-    XatlasError
-        There is no such family or file, a row is off, or nothing is left to train on or to hold out.
+    ``data`` is a family of the transfer suites, several of them separated by commas, or ``transfer`` for all. Refused
+    are unknown families and files, rows that are off, and data that leave nothing to train on or to hold out.
     """
     path = Path(data)
     if path.suffix in (".jsonl", ".json") or path.is_file():
@@ -87,12 +83,7 @@ def named_by_contents(data: str) -> str:
     """Return what names the data by what it holds: a file by its hash, families with that of their suites.
 
     Data of the hub are named with their commit. What this returns is taken by :func:`split` for the same data, but for
-    files.
-
-    Raises
-    ------
-    XatlasError
-        The hub doesn't say which commit it holds.
+    files. A hub that doesn't say which commit it holds is an error.
     """
     path = Path(data)
     if path.is_file():

@@ -75,11 +75,7 @@ class TrainingProbe(Probe):
 
     A subclass declares ``variables``, ``Parameters`` like :class:`TrainingProbe.Parameters`, and names its settings. A
     setting that the architecture lacks, or that diverges, is absent with the reason. Each finished run is kept.
-
-    Raises
-    ------
-    XatlasError
-        While measuring: the extra ``train`` is not installed, or no setting can be trained.
+    Refused while measuring: without the extra ``train``, and where no setting can be trained.
     """
 
     replicate: ClassVar = "seed"

@@ -45,12 +45,8 @@ def target_modules(model: HookedModel, roles: Iterable[str], layers: Iterable[in
     """Return the modules that have some roles in some layers (None: in all).
 
     ``mlp`` stands for all roles that begin with it, ``out`` for those that end so, ``all`` for every one. A fused
-    projection is adapted as a whole or not at all: peft knows modules, and no part of one.
-
-    Raises
-    ------
-    XatlasError
-        A role matches nothing in these layers, a layer does not exist, or a part of a fused projection is meant.
+    projection is adapted as a whole or not at all: peft knows modules, and no part of one. Refused are parts of one,
+    roles that match nothing in these layers, and layers that don't exist.
     """
     wanted = list(dict.fromkeys(roles))
     chosen = sorted(set(range(model.n_layers) if layers is None else layers))
@@ -88,10 +84,7 @@ def picked(effects: Sequence[float]) -> tuple[int, ...]:
 def by_strategy(model: HookedModel, strategy: str, effects: Callable[[], Sequence[float]], seed: int) -> Targets:
     """Return the modules of a strategy; ``effects`` gives those of the layers, ``seed`` draws random ones.
 
-    Raises
-    ------
-    XatlasError
-        The architecture has no such modules, or no other layers of the same types have as many parameters.
+    Refused where the architecture has no such modules, or no other layers of the same types with as many parameters.
     """
     if strategy in _EVERYWHERE:
         return target_modules(model, [_EVERYWHERE[strategy]])

@@ -150,10 +150,7 @@ def train(
 ) -> None:
     """Train the LoRA weights; a resumed run ends as one that was not interrupted.
 
-    Raises
-    ------
-    XatlasError
-        The loss is not finite, memory does not suffice for one example, or the examples lack what a method needs.
+    Refused where the loss is not finite, memory fails one example, or the examples lack what the method needs.
     """
     batch, accumulate = run.batch, 1
     rows = _rows(examples, run)
@@ -275,7 +272,6 @@ def _settings(model: HookedModel, rows: list[dict[str, Any]], run: Run, batch: i
 
 
 def _reward(completions: Sequence[str], answer: Sequence[str], **_: Any) -> list[float]:
-    """Return 1 for each completion that passes the check."""
     return [float(answers(text, wanted)) for text, wanted in zip(completions, answer, strict=True)]
 
 
