@@ -182,6 +182,8 @@ def test_hubs_at_different_depths_in_models_of_different_length(synthetic):
     assert sentences[0].startswith("The depth of the hub differs between a and b")
     assert sentences[1].startswith("The hub is in the same place in a and c (depths 0.00 and 0.00)")
     assert np.isnan(dataset["effect"].sel(model="a").values[:, 6:]).all()
+    numbers = [row["number"] for row in Hub().table(dataset) if row["number"].startswith("hub")]
+    assert numbers == ["hub 0 (-6), nats", "hub 9 (-1), nats", "hub 0 (-11), nats"]  # from each model's own end
 
 
 @pytest.mark.parametrize(("layer", "same"), [(5, False), (7, True)])

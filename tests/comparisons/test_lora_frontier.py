@@ -175,7 +175,8 @@ def shift_of(synthetic, before, after, **others):
 
 
 def test_a_hub_that_stays_and_one_that_moves_are_told_apart(synthetic):
-    (stays,) = shift_of(synthetic, hub_of(synthetic, 0, 0), hub_of(synthetic, 0, 1), other=hub_of(synthetic, 1, 3))
+    beside = {"net_2": hub_of(synthetic, 1, 3)}  # called alike, and tuned from none of them
+    (stays,) = shift_of(synthetic, hub_of(synthetic, 0, 0), hub_of(synthetic, 0, 1), **beside)
     assert (stays.verdict, stays.value > 3) == ("supported", True)
     assert "leaves the hub of net in layer 0: in net+lora-0a" in stays.sentence
     (moved,) = shift_of(synthetic, hub_of(synthetic, 0, 0), hub_of(synthetic, 3, 1))

@@ -16,12 +16,12 @@ JOB = {"bos": "always", "dtype": "bfloat16", "attention": "eager", "seed": 3, "d
 def missing(synthetic, results, asked=None, **about):
     """Return what varies → the command, of a model that the results were measured of."""
     tree = synthetic.tree_of(a=results)
-    for probe in results:
+    probes = list(dict.fromkeys(probe.partition("@")[0] for probe in results))
+    for probe in probes:
         told = {"suite": {"name": "quick"}, "job": {"bos": "always"}, **about}
-        tree[f"a/{probe.replace('/', '_')}"].attrs["xatlas"] = json.dumps(told)
+        tree[f"a/{probe}"].attrs["xatlas"] = json.dumps(told)
     if asked:
         tree.attrs["xatlas"] = asked
-    probes = dict.fromkeys(probe.partition("@")[0] for probe in results)
     rows = not_run(tree, [Source(tree, "a", [Requirement(probe) for probe in probes])])
     assert {row["model"] for row in rows} <= {"a"}
     return {row["what"]: row["command"] for row in rows}
@@ -44,6 +44,22 @@ def test_what_is_there_is_not_listed_and_all_probes_of_a_run_are_in_one_command(
     found = missing(synthetic, {"layer_ablation": layers}, job=job)
     assert set(found) == {"suite standard", "position 0: bos native"}
     assert found["suite standard"].endswith(scopes)
+
+
+@pytest.mark.parametrize(
+    ("variant", "where", "there"),
+    [
+        ("bos=native", {"bos": "native"}, {"position 0: bos native"}),
+        ("suite=standard", {"suite": "standard"}, {"suite standard"}),
+        ("bos=native,suite=standard", {"bos": "native", "suite": "standard"}, set()),
+        ("draws=9", {}, {"ablation kind zero, resample", "scope all"}),
+    ],
+)
+def test_a_variant_fills_the_row_of_the_one_thing_that_it_varies(synthetic, variant, where, there):
+    types = ["attention"] * 2
+    main = {"layer_ablation": synthetic.layer_result(types, ablations=("mean",))}
+    beside = {f"layer_ablation@{variant}": synthetic.layer_result(types, scopes=("last", "all"), **where)}
+    assert set(missing(synthetic, main)) - set(missing(synthetic, main | beside)) == there
 
 
 @pytest.mark.parametrize(("reference", "ending"), [("transfer", " --reference transfer"), ("train", ""), ("mine", "")])

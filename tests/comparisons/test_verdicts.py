@@ -1,5 +1,7 @@
 """What every comparison owes its verdicts: kinds without a number don't vote, one wording supports nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,16 @@ def test_a_kind_that_gave_no_number_does_not_disagree(synthetic, kind):
     assert after == before
     settings = [[finding.settings for finding in kind().findings(each)] for each in (dataset, without)]
     assert max(settings[1]) < max(settings[0])  # nor does it count as agreeing
+
+
+def test_kinds_count_where_they_were_measured_as_the_main_one_was(synthetic):
+    """On another suite, or with another token at position 0, they are other settings: they neither vote nor suffice."""
+    for kinds in (["mean"], ["mean", "zero"]):
+        held = {"layer_ablation": synthetic.layer_result(HYBRID, ablations=kinds, scopes=("last", "all"))}
+        held["layer_ablation@bos=native"] = synthetic.layer_result(HYBRID, bos="native")
+        held["layer_ablation@suite=standard"] = synthetic.layer_result(HYBRID, suite="standard")
+        source = Source(synthetic.tree_of(a=held), "a", [Requirement("layer_ablation")])
+        assert source.kinds == {kind: replace(source.usual, ablation=kind) for kind in kinds[1:]}
 
 
 def test_a_control_stands_beside_the_kind_that_it_was_made_for_alone(synthetic):
