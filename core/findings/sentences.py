@@ -49,12 +49,9 @@ def decide(rows: Iterable[Any]) -> list[Finding]:
         evidence, contrasts = [row.evidence for row in group], [row.claim.contrast for row in group]
         ps, leasts = (adjusted(evidence, contrasts, least=least) for least in (False, True))
         for row, p, least in zip(group, ps, leasts, strict=True):
-            found.append(_finding(_with_least(row, least), p))
+            judged = replace(row.evidence, least_p=0.0 if math.isnan(least) else least)
+            found.append(_finding(replace(row, evidence=judged), p))
     return found
-
-
-def _with_least(row: Row, least: float) -> Row:
-    return replace(row, evidence=replace(row.evidence, least_p=0.0 if math.isnan(least) else least))
 
 
 def _finding(row: Row, p: float) -> Finding:
@@ -205,7 +202,8 @@ def dataset_of(rows: Sequence[Row]) -> xr.Dataset:
     import xarray as xr
 
     found = decide(rows)
-    ordered = [next(row for row in rows if _key(row) == (f.name, f.model, f.model_other)) for f in found]
+    by_key = {(row.claim.name, *row.models, "")[:3]: row for row in reversed(rows)}
+    ordered = [by_key[f.name, f.model, f.model_other] for f in found]
     settings = list(dict.fromkeys(setting for row in ordered for setting in row.settings))
     twins = max((len(row.twins) for row in ordered), default=0)
     nothing: list[Any] = [math.nan] * 3
@@ -234,10 +232,6 @@ def dataset_of(rows: Sequence[Row]) -> xr.Dataset:
     for called in made.data_vars:
         made[called].attrs = {"units": "1", "long_name": str(called).replace("_", " ")}
     return made
-
-
-def _key(row: Row) -> tuple[str, str, str]:
-    return (row.claim.name, row.models[0], row.models[1] if len(row.models) > 1 else "")
 
 
 def described(

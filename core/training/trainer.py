@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import re
 import sys
 import tempfile
 import time
@@ -167,8 +168,9 @@ def train(
                         settings |= {"save_strategy": "steps", "save_steps": every, "save_total_limit": 2}
                     _attempt(tuned, rows, run, settings, last, _callback(run, progress, watch))
                 return
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+                if not named and not re.search("out of memory|not enough memory|can't allocate memory", str(error)):
                     raise
                 if batch == 1:
                     what = "memory does not suffice for a batch of one example"
@@ -179,11 +181,6 @@ def train(
                 tuned.peft.load_state_dict(start, strict=False)
                 tuned.peft.zero_grad()
                 print(f"xatlas: out of memory: batches of {batch}, {accumulate} to a step", file=sys.stderr)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _last_checkpoint(folder: Path) -> str | None:
