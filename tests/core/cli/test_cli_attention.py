@@ -12,7 +12,7 @@ import xarray as xr
 import xatlas
 from xatlas import views
 from xatlas.cli.output import WIDTH
-from xatlas.comparisons.figures.views import draw_attention, shortened
+from xatlas.comparisons.views import draw_attention, shortened
 
 TEXT = "a 1 is to 2 as"
 

@@ -12,7 +12,7 @@ import xarray as xr
 import xatlas
 from xatlas import XatlasError
 from xatlas.cli.output import WIDTH
-from xatlas.comparisons.figures import views
+from xatlas.comparisons import views
 
 TEXT = "a 1 is to 2 as"
 
