@@ -353,7 +353,8 @@ class ChatTemplate:
                 [sys.executable, "-I", str(Path(__file__).with_name("render.py"))],
                 input=json.dumps(request, default=str).encode(),
                 capture_output=True,
-                env={**os.environ, "TZ": "UTC"},
+                # numpy's threads, one for each core, would take what memory a template may have
+                env={**os.environ, "TZ": "UTC", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 timeout=30 + 0.02 * len(contents),
             )
         except subprocess.TimeoutExpired:
