@@ -281,6 +281,12 @@ class InSubspace(Change):
         changed: Tensor = flat + difference @ basis @ basis.T
         return changed.reshape(value.shape)
 
+    def reads(self) -> tuple[Intervention, ...]:
+        return self.change.reads()
+
+    def reads_sites(self, site: Site) -> tuple[Site, ...]:
+        return self.change.reads_sites(site)
+
     def runs(self) -> frozenset[str]:
         return self.change.runs()
 

@@ -130,6 +130,18 @@ def test_sweeps_that_differ_in_their_label_alone_are_kept_apart(shape):
     assert len(kept.parts) == 2 * len(PROMPTS)
 
 
+@pytest.mark.parametrize("templates", [1, 2, 4])
+def test_what_is_kept_of_the_first_templates_is_what_a_sweep_over_more_of_them_looks_for(shape, templates):
+    """A prompt without a template counts as one of its own."""
+    prompts = [token_prompt(f"{family}{n}", 5 + n % 2, seed=n, family=family) for n in range(7) for family in "fg"]
+    model, kept = shape("llama"), Kept()
+    swept(model, kept, prompts=prompts[: 2 * templates], runs={})
+    finished = len(kept.parts)
+    values = swept(model, kept, prompts=prompts, runs={})
+    assert kept.loaded == finished
+    assert np.array_equal(values, swept(model, None, prompts=prompts, runs={}))
+
+
 @pytest.mark.parametrize("through", ["data", "no_grad", "another tensor", "a buffer"])
 def test_a_sweep_after_a_training_step_is_not_the_one_before_it(through):
     model, kept = HookedModel(build("llama"), None), Kept()

@@ -39,10 +39,16 @@ def test_what_can_not_be_measured_is_refused_before_anything_runs(shape, monkeyp
         sweep(model, PROMPTS, [condition], [KL()])
 
 
-def test_a_run_of_another_length_is_refused(shape):
-    runs = {"donor": [(1, 2, 3)] * len(PROMPTS)}
-    with pytest.raises(XatlasError, match="run 'donor' of prompt 'a' has 3 tokens, not 5"):
-        sweep(shape("llama"), PROMPTS, [(Intervention(Site(0, "mlp_out"), FromRun("donor")),)], [KL()], runs=runs)
+@pytest.mark.parametrize("row", range(len(PROMPTS)))
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_run_of_another_length_is_refused(shape, row, more):
+    """A longer one, too: of each run only what stands at the prompt's own positions would be read."""
+    prompt, runs = PROMPTS[row], [prompt.ids for prompt in PROMPTS]
+    length = len(prompt.ids)
+    runs[row] = (*prompt.ids, 1)[: length + more]
+    condition = (Intervention(Site(0, "mlp_out"), FromRun("donor")),)
+    with pytest.raises(XatlasError, match=f"of prompt '{prompt.prompt.id}' has {length + more} tokens, not {length}"):
+        sweep(shape("llama"), PROMPTS, [condition], [KL()], runs={"donor": runs})
 
 
 class Kept:

@@ -120,7 +120,8 @@ def test_a_change_that_works_in_place_changes_only_its_own_value(shape):
     assert (zero > 1e-4).all()
 
 
-def test_what_a_change_sees_of_other_positions_is_whole_though_only_the_readout_is_changed(shape):
+@pytest.mark.parametrize("inside", [lambda change: change, lambda change: InSubspace(change, 8, "here")])
+def test_what_a_change_sees_of_other_positions_is_whole_though_only_the_readout_is_changed(shape, inside):
     class Before(Change):
         def __call__(self, value, target):
             return target.context.clean(Site(target.site.layer, "resid_pre")).cumsum(1)
@@ -129,7 +130,7 @@ def test_what_a_change_sees_of_other_positions_is_whole_though_only_the_readout_
             return (Site(site.layer, "resid_pre"),)
 
     model = shape("lfm2")
-    conditions = [(Intervention(site, Before(), positions="last"),) for site in model.sites("mlp_out")]
+    conditions = [(Intervention(site, inside(Before()), positions="last"),) for site in model.sites("mlp_out")]
     last = sweep(model, PROMPTS, conditions, [KL()])
     assert ref.agree(last, sweep(model, PROMPTS, conditions, [KL(), KL("all")])[:1])
 
@@ -214,6 +215,13 @@ def test_logits_that_are_not_finite_stay_with_their_prompt_and_condition(shape):
     assert (values[:, 1, 0] == 0).all()
     alone = sweep(model, prompts, [near], [KL(), KL("all"), Top1Changed()])
     assert ref.agree(values[:, :, 1], alone[:, :, 0])
+
+
+def test_logits_that_a_change_makes_finite_are_held_against_none(shape):
+    model, beyond = shape("llama"), Add(torch.full((32,), torch.inf))
+    with model.intervene([Intervention(Site(0, "mlp_out"), beyond)]):
+        values = sweep(model, PROMPTS, [(Intervention(Site(1, "resid_post"), Zero()),)], METRICS)
+    assert np.isnan(values).all()
 
 
 def test_two_changes_of_one_value_are_made_one_after_the_other(shape):
