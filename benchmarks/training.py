@@ -3,9 +3,9 @@
     python benchmarks/training.py --model lfm2-mini --threads 1 --clock cpu
 
 *TRL* is its trainer as it is called without xatlas: in float32, without gradient checkpointing, logging every ten
-steps; GRPO with the same reward, groups of eight and KL. *xatlas* is ``xatlas.training.trainer.train``, which follows
-the loss of every step. Both include the making of the trainer. Measurements on held-out prompts stand apart: seconds
-for each.
+steps; GRPO with the same reward, groups of eight and KL. *xatlas* is ``xatlas.plugins.training.trainer.train``, which
+follows the loss of every step. Both include the making of the trainer. Measurements on held-out prompts stand apart:
+seconds for each.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 
 import xatlas
 from xatlas.loading.loader import quiet_transformers
-from xatlas.training.data import answers, split
-from xatlas.training.measure import HeldOut
-from xatlas.training.targets import target_modules
-from xatlas.training.trainer import METHODS, Run, lora, train
+from xatlas.plugins.training.data import answers, split
+from xatlas.plugins.training.measure import HeldOut
+from xatlas.plugins.training.targets import target_modules
+from xatlas.plugins.training.trainer import METHODS, Run, lora, train
 
 
 def parse():

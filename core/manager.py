@@ -75,7 +75,7 @@ def _built_in(group: str, *names: str) -> list[EntryPoint]:
 
 
 def part(name: str) -> Any:
-    """Return what core uses and may not import: ``report``, ``suggest`` or ``views``."""
+    """Return what core uses and may not import: ``finetune``, ``report``, ``suggest`` or ``views``."""
     return _built_in(PARTS, name)[0].load()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xatlas import Probe, Variable, hookimpl
-from xatlas.training.probe import SHARED, Setting, TrainingProbe
+from xatlas.plugins.training.probe import SHARED, Setting, TrainingProbe
 
 _CURVE = ("setting", "seed", "step", "family")
 
@@ -109,7 +109,7 @@ class FinetuneMethods(TrainingProbe):
 
     def settings(self) -> Mapping[str, Setting]:
         """Return one setting for each method."""
-        from xatlas.training.trainer import METHODS
+        from xatlas.plugins.training.trainer import METHODS
 
         return {method: Setting(self.parameters.strategy, self.run(method=method)) for method in METHODS}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from xatlas import Probe, hookimpl
-from xatlas.training.probe import Setting, TrainingProbe
+from xatlas.plugins.training.probe import Setting, TrainingProbe
 
 
 class LoraTargets(TrainingProbe):
@@ -34,7 +34,7 @@ class LoraTargets(TrainingProbe):
 
     def settings(self) -> Mapping[str, Setting]:
         """Return one setting for each strategy."""
-        from xatlas.training.targets import STRATEGIES
+        from xatlas.plugins.training.targets import STRATEGIES
 
         return {strategy: Setting(strategy, self.run()) for strategy in STRATEGIES}
 

@@ -243,8 +243,6 @@ def finetune(
     **config: Any,
 ) -> None:
     """Train LoRA weights on chosen modules, and measure on held-out prompts what that did; needs the extra train."""
-    from xatlas.finetune import finetune as run
-
     chosen: Any = layers
     if layers not in ("all", "hub"):
         try:
@@ -252,7 +250,7 @@ def finetune(
         except ValueError:
             raise XatlasError(f"--layers {layers} does not fit: give numbers, hub or all.") from None
     kind: Any = method
-    done = run(
+    done = manager.part("finetune")(
         model,
         out,
         method=kind,

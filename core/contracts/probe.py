@@ -101,6 +101,13 @@ class Probe(Parameterised, ABC):
         """
         return (), ()
 
+    def training_runs(self) -> tuple[int, int] | None:
+        """Return how many runs :meth:`measure` trains, and the steps of all of them; None if it trains nothing.
+
+        Plans name them, for their minutes are not estimated.
+        """
+        return None
+
     @abstractmethod
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Measure ``model`` on ``suite`` and return the dataset that :attr:`variables` promises."""

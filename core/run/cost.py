@@ -30,7 +30,6 @@ from xatlas.prompts.reader import TokenPrompt, TokenSuite
 from xatlas.run.plan import Plan, Step
 from xatlas.suites import Suite
 from xatlas.text import first_line
-from xatlas.training.probe import TrainingProbe
 from xatlas.vocabulary import DTYPE_BYTES
 
 log = logging.getLogger("xatlas")
@@ -59,9 +58,9 @@ def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
     model = outline(step.model, **{name: getattr(config, name) for name in texts})
     weights = sum(weight.numel() for weight in model.model.parameters())
     gigabytes = (weights * DTYPE_BYTES[config.dtype] + WORKING_MEMORY) / 1e9
-    if isinstance(step.probe, TrainingProbe):
-        return math.nan, gigabytes
     with calling(type(step.probe)):
+        if step.probe.training_runs():
+            return math.nan, gigabytes
         conditions, metrics = step.probe.planned(model, config.suite, config.draws)
     prompts = _read(model, config.suite)
     done = work(model, prompts, conditions, metrics)
@@ -83,7 +82,10 @@ def estimate(step: Step, config: MeasureConfig) -> tuple[float, float]:
 
 def training(steps: Iterable[Step]) -> str:
     """Say how many runs are trained, whose time no estimate holds; nothing where there are none."""
-    runs = [step.probe.runs() for step in steps if isinstance(step.probe, TrainingProbe)]
+    runs = []
+    for step in steps:
+        with calling(type(step.probe)):
+            runs += [found] if (found := step.probe.training_runs()) else []
     count, length = (sum(each) for each in zip(*runs, strict=True)) if runs else (0, 0)
     return f"{count:,} training runs ({length:,} steps), not estimated" if runs else ""
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from xatlas import XatlasError, api, manager
+from xatlas.plugins.training import probe as training
 from xatlas.schema import notes
 from xatlas.testing import CountingCheckpoint, tiny_reference, write_tiny_model
-from xatlas.training import probe as training
 
 SHORT = {"seeds": 1, "steps": 4, "points": 2, "batch": 2, "data": "letter_doubling"}
 
@@ -65,7 +65,7 @@ def test_random_layers_have_just_the_parameters_of_the_guided(targets):
 def test_finished_runs_are_kept(tiny, given, monkeypatch):
     """A run that is killed in its second training goes on there, and ends with the same numbers."""
     from xatlas.contracts.probe import Inputs
-    from xatlas.training import trainer
+    from xatlas.plugins.training import trainer
 
     probe = manager.probes()["lora_rank"](**SHORT | {"points": 1, "steps": 2}, ranks=(2, 4))
     train, calls = trainer.train, []
@@ -113,7 +113,7 @@ def test_four_bits_are_another_model_before_any_training(tiny, given, monkeypatc
         for step in (1, 2):
             watch(step)
 
-    monkeypatch.setattr("xatlas.training.trainer.train", steps)
+    monkeypatch.setattr("xatlas.plugins.training.trainer.train", steps)
     probe = manager.probes()["finetune_methods"](**SHORT | {"points": 1, "steps": 2})
     found = probe.measure(api.load(tiny), given.suite, Inputs(reference=given.reference))["kl_shift"].sel(step=0)
     assert (found.sel(setting="qlora") > 0).all()
@@ -123,8 +123,8 @@ def test_four_bits_are_another_model_before_any_training(tiny, given, monkeypatc
 def test_what_is_trained_on_is_never_held_out(tiny, given, tmp_path, monkeypatch):
     """Also where the prompts to measure on are those of the train split."""
     from xatlas.contracts.probe import Inputs
-    from xatlas.finetune import finetune
-    from xatlas.training.data import split
+    from xatlas.plugins.training.data import split
+    from xatlas.plugins.training.finetune import finetune
 
     held = []
 
@@ -132,7 +132,8 @@ def test_what_is_trained_on_is_never_held_out(tiny, given, tmp_path, monkeypatch
         held.append([example for example in examples if example.family == "letter_doubling"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xatlas.training.measure.HeldOut", stopped)
+    for module in ("measure", "finetune"):
+        monkeypatch.setattr(f"xatlas.plugins.training.{module}.HeldOut", stopped)
     suite = api.MeasureConfig.make(suite="transfer-train").suite
     model, inputs = api.load(tiny), Inputs(reference=given.reference)
     with pytest.raises(KeyboardInterrupt):

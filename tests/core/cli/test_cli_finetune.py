@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import xatlas
 from xatlas import XatlasError
 from xatlas.cli import app
-from xatlas.finetune import _begin
+from xatlas.plugins.training.finetune import _begin
 
 SHORT = ["--steps", "6", "--rank", "2", "--data", "letter_doubling", "--suite", "quick[1]"]
 

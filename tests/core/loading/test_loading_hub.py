@@ -355,7 +355,7 @@ def test_a_data_set_is_read_from_the_hub_or_refused_in_a_line(cache, hub, tmp_pa
     import datasets
     from huggingface_hub import constants
 
-    from xatlas.training.data import named_by_contents, split
+    from xatlas.plugins.training.data import named_by_contents, split
 
     (tmp_path / "words").mkdir()
     rows = [{"prompt": f"The number {n} is", "completion": f" {n}"} for n in range(20)]

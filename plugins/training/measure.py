@@ -12,9 +12,9 @@ from xatlas.contracts.adapter import Site
 from xatlas.metrics import kl_divergence
 from xatlas.model import HookedModel
 from xatlas.model.hooks import attached
+from xatlas.plugins.training.data import Example
 from xatlas.prompts.reader import buckets
 from xatlas.stats import divide
-from xatlas.training.data import Example
 
 #: What is measured of held-out examples, family by family; the training probes' variables say what each is.
 MEASURES = ("heldout_loss", "kl_shift", "accuracy", "preference", "reward")

@@ -120,10 +120,10 @@ def layer_effects(model: HookedModel, inputs: Inputs) -> list[float]:
     Of the reference suite's first two templates of each family the family-macro mean is taken.
     """
     from xatlas.contracts.adapter import Site
-    from xatlas.engine.sweep import named_sweep
     from xatlas.interventions import Intervention, ablation
     from xatlas.metrics import KL
     from xatlas.probing.means import sources
+    from xatlas.sweep import named_sweep
     from xatlas.vocabulary import COMPONENT_SITES, CONTROLLED
 
     if inputs.reference is None:

@@ -11,11 +11,11 @@ import torch
 import xatlas
 from xatlas import XatlasError, manager, testing
 from xatlas.model import HookedModel
-from xatlas.training import trainer
-from xatlas.training.data import of_prompts, split
-from xatlas.training.measure import HeldOut
-from xatlas.training.targets import target_modules
-from xatlas.training.trainer import BETA, METHODS, Run, in_four_bits, lora, train
+from xatlas.plugins.training import trainer
+from xatlas.plugins.training.data import of_prompts, split
+from xatlas.plugins.training.measure import HeldOut
+from xatlas.plugins.training.targets import target_modules
+from xatlas.plugins.training.trainer import BETA, METHODS, Run, in_four_bits, lora, train
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_settings_that_trl_would_choose_otherwise(lfm2, taught, targets):
 
 
 def test_what_a_method_needs_of_the_data_is_said(lfm2, targets):
-    from xatlas.training.data import Example
+    from xatlas.plugins.training.data import Example
 
     plain = [Example("f", (1, 2), (3,))]
     for method, what in (("dpo", "a rejected response"), ("grpo", "an answer")):
@@ -250,7 +250,7 @@ def test_what_a_method_needs_of_the_data_is_said(lfm2, targets):
 def test_a_missing_package_is_said_in_one_line(monkeypatch):
     import sys
 
-    from xatlas.training.data import needed
+    from xatlas.plugins.training.data import needed
 
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(XatlasError, match=r"training needs trl: pip install 'xatlas-lm\[train\]'"):

@@ -20,9 +20,9 @@ import torch
 from xatlas.errors import XatlasError
 from xatlas.loading.loader import quiet_transformers
 from xatlas.model import HookedModel
+from xatlas.plugins.training.data import Example, answers, needed
+from xatlas.plugins.training.targets import Targets
 from xatlas.text import first_line
-from xatlas.training.data import Example, answers, needed
-from xatlas.training.targets import Targets
 
 Method = Literal["sft", "qlora", "dpo", "grpo"]
 METHODS: tuple[Method, ...] = get_args(Method)

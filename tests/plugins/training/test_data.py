@@ -8,7 +8,7 @@ import pytest
 
 import xatlas
 from xatlas import XatlasError, manager, testing
-from xatlas.training.data import HELD_OUT, TRAIN, answers, named_by_contents, split
+from xatlas.plugins.training.data import HELD_OUT, TRAIN, answers, named_by_contents, split
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from xatlas import api
 from xatlas.config import MeasureConfig
+from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.files import write_atomic
 from xatlas.loading.model_files import LORA_WEIGHTS
 from xatlas.loading.model_names import resolve
+from xatlas.model import HookedModel
+from xatlas.plugins.training.data import named_by_contents, needed, of_prompts, split
+from xatlas.plugins.training.measure import HeldOut
+from xatlas.plugins.training.targets import Targets, described, layer_effects, picked, target_modules
+from xatlas.plugins.training.trainer import METHODS, Method, Progress, Run, lora, train
 from xatlas.text import say_on_stderr
-
-if TYPE_CHECKING:
-    from xatlas.model import HookedModel
-    from xatlas.training.targets import Targets
-    from xatlas.training.trainer import Method, Progress
 
 #: What a run was, beside its weights; and its checkpoints, until it is done.
 SETTINGS, CHECKPOINTS = "xatlas.json", "checkpoints"
@@ -87,9 +88,6 @@ def finetune(
         A package of the extra ``train`` is missing, a role matches nothing, the data don't fit, the loss is not finite,
         or the folder holds another run.
     """
-    from xatlas.training.data import needed
-    from xatlas.training.trainer import METHODS, Run, lora, train
-
     settings, folder = MeasureConfig.make(**config), Path(out)
     if method not in METHODS:
         raise XatlasError(f"unknown method '{method}'. Valid: {', '.join(METHODS)}.")
@@ -101,10 +99,6 @@ def finetune(
         raise XatlasError(f"'{name}' is no model of its own: name the one that its weights are of, without '+' or '~'.")
     of_model = {key: value for key, value in config.items() if key not in ("suite", "reference", "draws", "seed")}
     model = api.load(name, **of_model)
-    from xatlas.training.data import named_by_contents, of_prompts, split
-    from xatlas.training.measure import HeldOut
-    from xatlas.training.targets import described
-
     targets = _targets(model, roles, layers, settings)
     taught, own = split(model, data)
     about = {"model": found.identity, "run": asdict(run), "modules": targets.modules, "data": named_by_contents(data)}
@@ -128,9 +122,6 @@ def finetune(
 
 
 def _targets(model: HookedModel, roles: Sequence[str], layers: Sequence[int] | str, settings: MeasureConfig) -> Targets:
-    from xatlas.contracts.probe import Inputs
-    from xatlas.training.targets import layer_effects, picked, target_modules
-
     if isinstance(layers, str) and layers not in ("all", "hub"):
         raise XatlasError(f"layers '{layers}' don't fit: give numbers, hub or all.")
     if layers == "hub":

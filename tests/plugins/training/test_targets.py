@@ -11,11 +11,10 @@ from peft import LoraConfig, get_peft_model
 import xatlas
 from xatlas import Inputs, Prompt, Suite, XatlasError, manager, testing
 from xatlas.config import MeasureConfig
-from xatlas.finetune import _targets
 from xatlas.model import HookedModel
-from xatlas.training import targets
-from xatlas.training.targets import by_strategy, layer_effects, lora_size, target_modules
-from xatlas.training.trainer import Run, lora
+from xatlas.plugins.training import finetune, targets
+from xatlas.plugins.training.targets import by_strategy, layer_effects, lora_size, target_modules
+from xatlas.plugins.training.trainer import Run, lora
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +100,8 @@ def test_random_layers_are_others_of_the_same_types_and_size(lfm2, monkeypatch):
 
 def test_hub_stands_for_the_third_of_the_layers_that_matters_most(lfm2, monkeypatch):
     n = lfm2.n_layers
-    monkeypatch.setattr(targets, "layer_effects", lambda *_: list(map(float, range(n))))
-    assert _targets(lfm2, ["out"], "hub", MeasureConfig.make()).layers == tuple(range(n - -(-n // 3), n))
+    monkeypatch.setattr(finetune, "layer_effects", lambda *_: list(map(float, range(n))))
+    assert finetune._targets(lfm2, ["out"], "hub", MeasureConfig.make()).layers == tuple(range(n - -(-n // 3), n))
 
 
 def test_layers_matter_as_much_as_in_the_mean_of_families(monkeypatch):
@@ -115,5 +114,5 @@ def test_layers_matter_as_much_as_in_the_mean_of_families(monkeypatch):
         kl = [[[float(prompt.prompt.family == "few")] * len(conditions) for prompt in prompts]]
         return xr.DataArray(kl, dims=("metric", "prompt", "condition"))
 
-    monkeypatch.setattr("xatlas.engine.sweep.named_sweep", swept)
+    monkeypatch.setattr("xatlas.sweep.named_sweep", swept)
     assert layer_effects(model, Inputs(reference=Suite("r", tuple(prompts)))) == [0.5] * model.n_layers

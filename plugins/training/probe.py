@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from xatlas.model import HookedModel
+    from xatlas.plugins.training.data import Example
+    from xatlas.plugins.training.measure import HeldOut
+    from xatlas.plugins.training.trainer import Run
     from xatlas.suites import Suite
-    from xatlas.training.data import Example
-    from xatlas.training.measure import HeldOut
-    from xatlas.training.trainer import Run
 
 _CURVE = ("setting", "seed", "step", "family")
 #: What every training probe measures along the run.
@@ -61,7 +61,7 @@ class _Task:
     @cached_property
     def effects(self) -> list[float]:
         """The effects of the layers on the train split."""
-        from xatlas.training.targets import layer_effects
+        from xatlas.plugins.training.targets import layer_effects
 
         kept = self.inputs.checkpoint.load("layer-effects")
         if kept is None:
@@ -99,7 +99,7 @@ class TrainingProbe(Probe):
 
     def canonical_parameters(self) -> dict[str, Any]:
         """Return the parameters; what is trained on and held out by its contents."""
-        from xatlas.training.data import named_by_contents
+        from xatlas.plugins.training.data import named_by_contents
 
         return super().canonical_parameters() | {"data": named_by_contents(self.parameters.data)}
 
@@ -109,21 +109,21 @@ class TrainingProbe(Probe):
 
     def run(self, **changed: Any) -> Run:
         """Return the run that the parameters ask for, with some of it changed."""
-        from xatlas.training.trainer import Run
+        from xatlas.plugins.training.trainer import Run
 
         asked = self.parameters
         usual = {name: getattr(asked, name) for name in ("steps", "rank", "learning_rate", "batch")}
         return Run(**usual | changed)
 
-    def runs(self) -> tuple[int, int]:
+    def training_runs(self) -> tuple[int, int]:
         """Return how many runs :meth:`measure` makes, and how many steps all of them take."""
         lengths = [max(points) for points in _longest(self.settings(), self.parameters.points).values()]
         return self.parameters.seeds * len(lengths), self.parameters.seeds * sum(lengths)
 
     def measure(self, model: HookedModel, suite: Suite, inputs: Inputs) -> xr.Dataset:
         """Train every setting from every seed, and return what held-out prompts say before, along and after."""
-        from xatlas.training.data import needed, of_prompts, split
-        from xatlas.training.measure import HeldOut
+        from xatlas.plugins.training.data import needed, of_prompts, split
+        from xatlas.plugins.training.measure import HeldOut
 
         settings = self.settings()
         methods = {setting.run.method for setting in settings.values()}
@@ -138,7 +138,7 @@ class TrainingProbe(Probe):
         seeds = [inputs.seed + number for number in range(self.parameters.seeds)]
         groups = _longest(settings, self.parameters.points)
         measures = tuple(name for name, variable in self.variables.items() if variable.dims == _CURVE)
-        task = _Task(model, inputs, taught, held, measures, self.runs()[1])
+        task = _Task(model, inputs, taught, held, measures, self.training_runs()[1])
         found, why = {}, {}
         for setting, points in groups.items():
             for seed in seeds:
@@ -218,8 +218,8 @@ def _longest(settings: Mapping[str, Setting], count: int) -> dict[Setting, list[
 
 def _run(task: _Task, setting: Setting, seed: int, points: list[int]) -> dict[str, np.ndarray]:
     """Train once, or return what was kept of it."""
-    from xatlas.training.targets import by_strategy
-    from xatlas.training.trainer import Progress, lora, train
+    from xatlas.plugins.training.targets import by_strategy
+    from xatlas.plugins.training.trainer import Progress, lora, train
 
     run = replace(setting.run, steps=max(points), seed=seed)
     key = sha256(json.dumps([setting.strategy, str(run), points, task.measures]).encode())[:24]
