@@ -11,9 +11,9 @@ import numpy as np
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import capability_loss as figure
+from xatlas.comparisons.shares import ALL, categories, joined, of, paired
 from xatlas.findings import Claim
 from xatlas.findings.sentences import Row, decide, described
-from xatlas.findings.shares import ALL, categories, joined, of, paired
 from xatlas.findings.verdict import ALPHA
 from xatlas.text import interval
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from xatlas import Comparison, Finding, Requirement, hookimpl
 from xatlas.comparisons.figures import rows as figure
+from xatlas.comparisons.shares import ALL, categories, half, joined, of, paired, share
 from xatlas.findings import Claim
 from xatlas.findings.sentences import Row, decide, described
-from xatlas.findings.shares import ALL, categories, half, joined, of, paired, share
 from xatlas.text import interval
 
 if TYPE_CHECKING:

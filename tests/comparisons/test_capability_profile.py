@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from xatlas.comparisons.capability_profile import CapabilityProfile
-from xatlas.findings.shares import difference
+from xatlas.comparisons.shares import difference
 from xatlas.stats import mcnemar, wilson
 
 
