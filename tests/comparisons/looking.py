@@ -36,3 +36,28 @@ def marks(lines):
         if marker not in ("", "None", ".") and np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any():
             found.add(("v" if hollow and marker in "<>^" else marker, hollow))
     return found
+
+
+def rows(axes):
+    """Return what stands in a panel of rows: name of the row and colour → sorted numbers at one height, of each height.
+
+    A number and its interval that belong together lie at one height: three numbers, the number between its ends.
+    """
+    names = {at: text.get_text().replace("\n", "") for at, text in zip(axes.get_yticks(), axes.get_yticklabels())}
+    held = {}
+    for line in axes.lines:
+        x, y = (np.asarray(each, dtype=float) for each in line.get_data())
+        if len(set(y)) == 1:
+            row = names[min(names, key=lambda at: abs(at - y[0]))]
+            held.setdefault((round(y[0], 6), row, line.get_color()), []).extend(x.tolist())
+    found = {}
+    for (_, row, colour), numbers in sorted(held.items(), reverse=True):
+        found.setdefault((row, colour), []).append(sorted(numbers))
+    return found
+
+
+def explained(figure):
+    """Return what the legend says → the mark that it says it of."""
+    (legend,) = figure.legends
+    lines = zip(legend.get_texts(), legend.get_lines(), strict=True)
+    return {text.get_text().replace("\n", " "): line for text, line in lines}

@@ -46,6 +46,8 @@ def test_pairs_are_tested_on_what_one_alone_passes(made):
     assert found["math"].verdict == "supported"
     assert found["math"].low > 0.5
     assert found["code"].p == 1.0
+    other = {each.name: each for each in comparison.findings(data.isel(model=[1, 0])) if each.model_other}
+    assert (other["math"].verdict, other["math"].value) == ("supported", -found["math"].value)  # whoever is first
     assert found["code"].verdict == "undecided"
     about = {finding.model: finding.verdict for finding in comparison.findings(data) if not finding.model_other}
     assert about == {"strong": "supported", "weak": "refuted"}
@@ -53,12 +55,15 @@ def test_pairs_are_tested_on_what_one_alone_passes(made):
 
 
 def test_tests_that_one_model_was_not_asked_are_left_out_of_pairs():
-    one, other = planted([1, 0, 1, np.nan], ["a"] * 4), planted([0, 0, 1, 1], ["a"] * 4)
+    one, other = planted([1, 0, 1, np.nan], ["a"] * 4), planted([0, 0, 1, 1, 1, 1], ["a"] * 5 + ["b"])
     comparison = CapabilityProfile()
     data = comparison.compare(xr.DataTree.from_dict({"/x/capability": one, "/y/capability": other}))
     (whole,) = [each for each in comparison.findings(data) if each.model_other and each.name == "all"]
     assert "Of 3 tests" in whole.sentence
     assert whole.value == pytest.approx(1 / 3)
+    own = {each.model: each.value for each in comparison.findings(data) if not each.model_other}
+    assert own == pytest.approx({"x": 2 / 3, "y": 4 / 6})  # of all that it was asked itself
+    assert [row["tests"] for row in comparison.table(data)] == [3, 6, 3, 5, 0, 1]
 
 
 def test_the_interval_of_a_difference_is_newcombes():

@@ -20,12 +20,19 @@ def asked(right, total, category="math"):
     return xr.Dataset({"passed": ("test", passed)}, {"test": tests, "category": ("test", [category] * len(passed))})
 
 
-def timed(decode, threads=2):
+def timed(decode, **where):
     rates = np.stack([np.full(len(decode), 100.0), np.asarray(decode, float)])[:, None, None]
     coords = {"phase": ["prefill", "decode"], "length": [8], "batch": [1], "repeat": range(len(decode))}
-    about = json.dumps({"platform": "one", "device": "cpu", "threads": threads})
+    about = json.dumps({"platform": "one", "device": "cuda:0", "device_name": "small", "threads": 2} | where)
     dims = ("phase", "length", "batch", "repeat")
     return xr.Dataset({"tokens_per_second": (dims, rates)}, coords, {"xatlas": about})
+
+
+def grid(decode, more):
+    """Return speeds that are so many times as large in a batch of eight, and once more at a greater length."""
+    one = timed(decode)
+    row = xr.concat([one, more * one.assign_coords(batch=[8])], "batch")
+    return xr.concat([row, more * row.assign_coords(length=[64])], "length").assign_attrs(one.attrs)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +55,15 @@ def test_advice_rests_on_the_ends_of_intervals(right, total, decode, wanted):
     assert comparison.table(data)[0]["advice"] == wanted
 
 
+def test_speed_is_that_of_the_smallest_length_and_batch():
+    results = {"/m/capability": asked(20, 20), "/m/speed": grid([4, 6, 7], 10)}
+    data = Deployment().compare(xr.DataTree.from_dict(results))
+    assert data["speed"].values.tolist() == [[4, 6, 7]]
+    pair = xr.DataTree.from_dict({"/a/speed": grid([20] * 5, 10), "/b/speed": grid([10] * 5, 1)})
+    found = SpeedProfile().findings(SpeedProfile().compare(pair))
+    assert {each.name: each.value for each in found} == {"prefill": 1, "decode": 2}
+
+
 def test_how_many_more_tests_would_decide():
     more = int(further(12, 20, 0.8, 0.5))
     assert wilson(round(0.6 * (20 + more)), 20 + more)[0] >= 0.5
@@ -64,9 +80,18 @@ def test_speeds_are_ratios_on_one_machine():
     assert found["decode"].value == pytest.approx(2.0)
     assert 20 / 12 <= found["decode"].low < 2
     assert found["decode"].verdict == "supported"
+    assert found["decode"].p == pytest.approx(
+        2 / 252
+    )  # of two ways of 252 the medians lie as far apart, to either side
     assert found["prefill"].verdict == "undecided"
     few = comparison.compare(tree.map_over_datasets(lambda each: each.isel(repeat=slice(3)) if each else each))
     assert {(each.verdict, each.reason) for each in comparison.findings(few)} == {("undecided", "too few repeats")}
-    other = xr.DataTree.from_dict({"/a/speed": timed([20]), "/b/speed": timed([10], threads=8)})
-    with pytest.raises(XatlasError, match="one machine"):
-        comparison.compare(other)
+
+
+@pytest.mark.parametrize(
+    "other", [{"platform": "two"}, {"device": "cpu"}, {"device_name": "large"}, {"threads": 8}], ids=str
+)
+def test_speeds_of_two_machines_are_not_compared(other):
+    tree = xr.DataTree.from_dict({"/a/speed": timed([20]), "/b/speed": timed([10], **other)})
+    with pytest.raises(XatlasError, match=f"one machine only.*{next(iter(other.values()))}"):
+        SpeedProfile().compare(tree)
