@@ -51,7 +51,7 @@ def rows(axes):
             row = names[min(names, key=lambda at: abs(at - y[0]))]
             held.setdefault((round(y[0], 6), row, line.get_color()), []).extend(x.tolist())
     found = {}
-    for (_, row, colour), numbers in sorted(held.items(), reverse=True):
+    for (_, row, colour), numbers in sorted(held.items(), key=lambda each: -each[0][0]):
         found.setdefault((row, colour), []).append(sorted(numbers))
     return found
 

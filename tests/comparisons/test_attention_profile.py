@@ -93,8 +93,15 @@ def test_a_model_without_attention_has_no_heads_and_a_row(synthetic):
 
 def test_the_figure_shows_means_of_position_0_and_the_strongest_heads(synthetic):
     dataset = compare(synthetic, a=synthetic.attention_result(TYPES, induction=[(5, 0, 0.8)]))
-    lines = {line.get_gid(): line for axes in AttentionProfile().plot(dataset).axes for line in axes.lines}
+    panels = AttentionProfile().plot(dataset).axes
+    lines = {line.get_gid(): line for axes in panels for line in axes.lines}
     one = dataset.sel(model="a", layer=[1, 3, 5, 7])
     np.testing.assert_allclose(lines["first-a"].get_ydata(), one["first"].mean("head"))
     np.testing.assert_allclose(lines["induction-a"].get_ydata(), one["induction"].max("head"))
     np.testing.assert_allclose(lines["induction-a"].get_xdata(), one["depth"])
+    for axes, score in zip(panels, ("first", "previous", "induction"), strict=True):
+        (points,) = (line.get_xydata() for line in axes.lines if line.get_marker() == ".")
+        heads = [(float(at["depth"]), float(each)) for at in one[score].transpose("layer", "head") for each in at]
+        assert sorted(map(tuple, points)) == sorted(heads)
+        (even,) = (set(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--")
+        assert even == {float(dataset["even"].sel(score=score, model="a"))}

@@ -54,10 +54,17 @@ def test_a_category_breaks_where_more_is_lost_than_under_the_control():
 
 
 def test_layers_that_a_model_lacks_are_left_out():
-    fewer = planted(15, 1).isel(condition=slice(3))
+    fewer = planted(15, 1).isel(condition=slice(3)).assign_coords(condition=["none", *CONDITIONS[3:]])
     comparison, data, findings = found(a=planted(15, 1), b=fewer)
-    assert ("b", "layer 1: math") not in findings
-    assert [row["removed"] for row in comparison.table(data)] == ["layer 0", "layer 1", "layer 0"]
-    figure = xatlas.plot(data)
-    marked = [len(axes.lines) for axes in figure.axes]
-    assert marked[:2] == [2, 2]  # math and all tests together
+    assert ("b", "layer 0: math") not in findings
+    assert [row["removed"] for row in comparison.table(data)] == ["layer 0", "layer 1", "layer 1"]
+    for axes, model, layers in zip(xatlas.plot(data).axes, "ab", (["layer 0", "layer 1"], ["layer 1"]), strict=False):
+        across, up = (
+            [text.get_text() for text in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels())
+        )
+        assert up == layers
+        marked = {(up[int(line.get_ydata()[0])], across[int(line.get_xdata()[0])]) for line in axes.lines}
+        assert marked == {(layers[0], "math"), (layers[0], "all")}
+        lost = (data["loss"] - data["control"]).sel(model=model, removed=layers, bound="value")
+        shown = axes.collections[0].get_array().reshape(len(up), len(across))
+        np.testing.assert_allclose(shown, lost.transpose("removed", "category"))

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from looking import explained
+from matplotlib.colors import to_hex
 
 from xatlas.comparisons.card import Card
 
@@ -61,6 +63,25 @@ def test_that_mlps_hold_most_is_counted(synthetic):
     own = 3 * (4000 + 2020) + 3 * (4000 + 1220)
     assert found["a"].value == pytest.approx(6 * 4000 / own)
     assert "3 conv, 3 attention layers" in found["a"].sentence
+
+
+def test_bars_are_stacked_to_what_a_layer_and_a_model_hold(synthetic):
+    dataset = compare(synthetic, a=synthetic.card_result(TYPES))
+    figure = Card().plot(dataset)
+    whole, layers = figure.axes
+    above = dict.fromkeys(range(len(TYPES)), 0.0)
+    for bar in layers.patches:
+        layer = round(bar.get_x() + bar.get_width() / 2)
+        assert bar.get_y() == pytest.approx(above[layer])
+        above[layer] += bar.get_height()
+    one = dataset.sel(model="a")
+    assert list(above.values()) == pytest.approx((one["parameters"].sum("role") / 1e3).values.tolist())
+    colour = explained(figure)["mlp"].get_color()
+    mlps = [bar for bar in layers.patches if to_hex(bar.get_facecolor(), True)[:7].upper() == colour]
+    assert [bar.get_height() for bar in mlps] == pytest.approx([4.0] * len(TYPES))
+    ends = np.cumsum(100 * one["share"].values)
+    assert [bar.get_x() + bar.get_width() for bar in whole.patches] == pytest.approx(ends.tolist())
+    assert ends[-1] == pytest.approx(100)
 
 
 def test_layers_are_named_by_all_their_operators_below_their_bars(synthetic):

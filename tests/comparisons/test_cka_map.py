@@ -147,10 +147,17 @@ def test_what_can_not_be_trimmed_or_has_one_layer_is_undecided_and_drawn(synthet
 def test_the_figure_shows_what_the_dataset_holds(synthetic):
     one, two = shared()
     dataset = compare(synthetic, a=synthetic.cka_result(one), b=synthetic.cka_result(two))
+    within = dataset["cka"].sel(model="a", variant="trimmed")[:4, :4]
+    dataset["cka_null_q95"].loc[{"variant": "trimmed"}] = within.median()
+    dataset["between_null_q95"][:] = dataset["between"].median()
     figure = CKAMap().plot(dataset)
     drawn = (mesh for axes in figure.axes for mesh in axes.collections if mesh.get_gid())
     meshes = {mesh.get_gid(): mesh.get_array().ravel() for mesh in drawn}
     between = dataset["between"].sel(pair="a|b", layer=range(4), layer_other=range(6))
+    for gid, cells in (("within-a", within), ("between-a|b", between)):  # a cross where no more than by chance
+        (axes,) = (each for each in figure.axes if gid in {mesh.get_gid() for mesh in each.collections})
+        crosses = {tuple(at) for line in axes.lines if line.get_marker() == "x" for at in line.get_xydata()}
+        assert crosses == {*zip(*np.nonzero(cells.values <= float(cells.median())), strict=True)}
     np.testing.assert_allclose(meshes["between-a|b"], between.values.T.ravel())
     np.testing.assert_allclose(
         meshes["within-a"], dataset["cka"].sel(model="a", variant="trimmed")[:4, :4].values.ravel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
+from looking import explained
 
 from xatlas.comparisons.conv_profile import ConvProfile
 
@@ -118,13 +119,20 @@ def test_kernels_of_other_length_and_models_without_are_lined_up(synthetic):
 
 def test_the_figure_shows_conv_layers_only(synthetic):
     dataset = compare(synthetic, a=synthetic.conv_results(synthetic.conv_plant(1), synthetic.conv_plant(2)))
-    axes = ConvProfile().plot(dataset).axes
+    figure = ConvProfile().plot(dataset)
+    axes = figure.axes
     assert [tick.get_text() for tick in axes[0].get_xticklabels()] == ["0", "1", "3", "5"]
     lines = {line.get_gid(): line.get_ydata() for each in axes for line in each.lines}
     np.testing.assert_allclose(
         lines["tap-0"], dataset["tap_effect"].sel(model="a", tap=0, bound="value").values[[0, 1, 3, 5]]
     )
     assert lines["factor-carrier"].argmax() == 2
+    looks = {line.get_gid(): (line.get_color(), line.get_marker()) for each in axes for line in each.lines}
+    told = {text: (line.get_color(), line.get_marker()) for text, line in explained(figure).items()}
+    for tap in (0, -1, -2):
+        assert told[f"tap {tap}, zeroed"] == looks[f"tap-{tap}"]
+    for factor in ("gate", "carrier", "signal"):
+        assert told[f"{factor}, set to its mean"] == looks[f"factor-{factor}"]
 
 
 def zeroed(held, values):

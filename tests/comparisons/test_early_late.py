@@ -135,3 +135,21 @@ def test_one_layer_has_no_halves(synthetic):
     )
     assert alone.verdict == "undecided"
     assert "–" in EarlyLate().table(dataset)[0]["value"]
+
+
+def test_profiles_stand_on_one_axis_before_those_of_the_others(synthetic):
+    steep, flat = (synthetic.layer_result(["conv"] * n, falling(base)) for n, base in ((6, 4.0), (4, 1.0)))
+    dataset = compare(synthetic, a=steep, b=flat)
+    first, second, below = EarlyLate().plot(dataset).axes
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_yticks().tolist() == second.get_yticks().tolist()
+    profile = dataset["profile"].sel(bound="value")
+    for axes, own, other in ((first, "a", "b"), (second, "b", "a")):
+        lines = {line.get_gid(): line.get_xydata() for line in axes.lines}
+        for gid, model in (("profile", own), ("other", other)):
+            one = profile.sel(model=model).dropna("layer")
+            np.testing.assert_allclose(lines[gid], np.column_stack([one["depth"], one]))
+    for y, model in enumerate("ab"):
+        (marks,) = (line for line in below.lines if line.get_marker() == "|" and set(line.get_ydata()) == {y})
+        settings = dataset["sensitivity"].sel(finding=f"early_over_late|{model}", bound="value")[1:]
+        np.testing.assert_array_equal(marks.get_xdata(), settings)

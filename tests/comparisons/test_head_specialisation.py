@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from looking import explained
 
 from xatlas.comparisons.head_specialisation import (
     HeadSpecialisation,
@@ -215,6 +216,14 @@ def test_the_map_rings_the_top_five(synthetic):
     effect = dataset["effect"].isel(model=0).sel(bound="value").values
     expected = sorted(np.sort(effect[np.isfinite(effect)])[-5:])
     assert sorted(effect[ringed.get_ydata(), ringed.get_xdata()]) == expected
+    first = np.nan_to_num(dataset["first"].isel(model=0).transpose("layer", "head").values)
+    dots = (line for axes in figure.axes for line in axes.lines if line.get_gid() == "first")
+    sizes = {(line.get_ydata()[0], line.get_xdata()[0]): line.get_markersize() for line in dots}
+    assert sizes.keys() == {*zip(*np.nonzero(first), strict=True)}
+    told, most = explained(figure), int(first.max())
+    largest = told[f"in {most} families"].get_markersize()
+    assert {sizes[at] for at in sizes if first[at] == most} == {largest}
+    assert told["strongest in 1 family"].get_markersize() < largest
 
 
 def test_chance_of_wins_by_enumeration():

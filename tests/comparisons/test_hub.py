@@ -345,6 +345,15 @@ def test_the_figure_marks_hub_control_and_what_is_clipped(synthetic):
     np.testing.assert_array_equal(heights, joint(dataset)["p_rank1"])
 
 
+def test_crosses_are_the_larger_of_operator_and_mlp_at_position_0(synthetic):
+    result = with_position(synthetic, synthetic.layer_result(TYPES, planted(4)))
+    result["kl_position"].loc[{"layer": 3}] = 1e-9
+    dataset = compare(synthetic, a=result)
+    (crosses,) = (line.get_ydata() for line in Hub().plot(dataset).axes[0].lines if line.get_marker() == "x")
+    effect = dataset["position_effect"].sel(model="a", where="first", bound="value", component=["operator", "mlp"])
+    np.testing.assert_allclose(crosses, effect.max("component").where(effect["layer"] != 3))
+
+
 def test_curves_of_twins_are_those_of_a_model_that_is_one(synthetic):
     held = [{"layer_ablation": synthetic.layer_result(["attention"] * 4, seed=seed)} for seed in range(3)]
     tree = synthetic.tree_of(z=held[0], a=held[0], **{"a~untrained_0": held[1], "a~untrained_1": held[2]})

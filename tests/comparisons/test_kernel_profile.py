@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from looking import explained
+from matplotlib.colors import to_hex
 
 from xatlas.comparisons.kernel_profile import KernelProfile
 
@@ -89,10 +91,15 @@ def test_a_model_without_convolutions_has_a_row_and_no_panel(synthetic):
 
 def test_bars_are_shares_that_fill_each_layer(synthetic):
     dataset = compare(synthetic, a=synthetic.kernel_results(MANY, TAPS[-1], kernel=3))
-    axes = KernelProfile().plot(dataset).axes[0]
+    figure = KernelProfile().plot(dataset)
+    axes = figure.axes[0]
     heights = np.array([[bar.get_height() for bar in bars] for bars in axes.containers])  # (tap, layer)
     np.testing.assert_allclose(heights.sum(0), 1)
     convs = [layer for layer, kind in enumerate(MANY) if kind == "conv"]
     shares = dataset["weight_share"].sel(model="a", layer=convs, tap=[0, -1, -2])
     np.testing.assert_allclose(heights, shares.transpose("tap", "layer"))
+    assert [text.get_text() for text in axes.get_xticklabels()] == list(map(str, convs))
+    named = {text: line.get_color().lower() for text, line in explained(figure).items()}
+    colours = [to_hex(bars[0].get_facecolor()) for bars in axes.containers]
+    assert [named[text] for text in ("tap 0: the current token", "tap -1", "tap -2")] == colours
     assert axes.get_title(loc="left") == "a\nTap -1 largest in 8 of 8 layers"

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from looking import explained
 
 from xatlas.comparisons.lens_profile import LensProfile
 
@@ -101,3 +102,26 @@ def test_intervals_are_drawn_within_what_shares_and_ranks_can_be(synthetic):
     top, rank, _ = LensProfile().plot(dataset).axes
     for axes, least in ((top, 0), (rank, 1)):
         assert axes.collections[0].get_paths()[0].vertices[:, 1].min() == least
+
+
+def test_titles_say_from_where_on_it_holds_to_the_end(synthetic):
+    dataset = compare(synthetic, a=synthetic.lens_result(3, layers=6), b=synthetic.lens_result(3, layers=5))
+    dataset["on_top"].loc[{"model": "a", "bound": "value"}] = [0.1, 0.7, 0.2, 0.4, 0.5, 0.9]
+    dataset["on_top"].loc[{"model": "b", "bound": "value"}] = [0.1, 0.7, 0.2, 0.5, 0.4, np.nan]
+    dataset["rank"].loc[{"model": "a", "bound": "value"}] = [9, 40, 10, 10, 10, 1]
+    dataset["rank"].loc[{"model": "b", "bound": "value"}] = [9, 40, 11, 10, 1, np.nan]
+    top, rank, _ = LensProfile().plot(dataset).axes
+    assert top.get_title(loc="left") == "On top in half of them from depth 0.80"  # in b it never stays
+    assert rank.get_title(loc="left").split("–") == ["Among the first ten from depth 0.40", "0.75"]
+
+
+def test_a_rank_at_random_is_that_of_each_models_own_vocabulary(synthetic):
+    """The geometric mean of 1 to V is near V / e: the mean of their logarithms is log V - 1."""
+    large = synthetic.lens_result(3, seed=1).assign_attrs(vocabulary=50_000)
+    dataset = compare(synthetic, a=synthetic.lens_result(3), b=large)
+    figure = LensProfile().plot(dataset)
+    told = explained(figure)
+    lines = {line.get_color(): line.get_ydata()[0] for line in figure.axes[1].lines if len(line.get_xdata()) == 2}
+    for model, size in (("a", 1000), ("b", 50_000)):
+        drawn = np.exp(np.log(np.arange(1, size + 1)).mean())
+        assert lines[told[model].get_color()] == pytest.approx(drawn, rel=0.01)

@@ -156,6 +156,16 @@ def test_a_learning_rate_at_which_one_seed_learns_nothing_is_not_the_fastest():
     assert found["learning_rate_cost"].value == pytest.approx(1, rel=0.2)
 
 
+def test_the_figure_shows_kl_on_other_families_over_the_loss_on_those_that_were_trained_on():
+    tree = xr.DataTree.from_dict({"/mini/lora_targets": result(strategies(all_linear=(3.0, 1e-3)))})
+    dataset = LoraFrontier().compare(tree)
+    drawn = {line.get_gid(): line.get_xydata() for line in LoraFrontier().plot(dataset).axes[0].lines}
+    assert set(drawn) == set(TARGETS)
+    for name, points in drawn.items():
+        one = dataset.sel(model="mini", strategy=name, bound="value").isel(step=slice(1, None))  # before, KL is 0
+        np.testing.assert_allclose(points, np.column_stack([one["loss"], one["kl"]]))
+
+
 def hub_of(synthetic, layer, seed):
     def plant(kl):
         kl[:, layer] *= 12

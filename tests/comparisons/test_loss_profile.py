@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from looking import explained, rows
 
 from xatlas.comparisons import loss_profile
 from xatlas.comparisons.loss_profile import LossProfile
@@ -66,10 +67,30 @@ def test_families_that_cost_one_model_much_cost_the_other_much(synthetic):
 
 def test_a_prompt_without_a_loss_is_left_out(synthetic):
     result = synthetic.loss_result(HARD)
-    result["bits_per_byte"][:3] = np.nan
+    result["bits_per_byte"][:8:2] = np.nan  # half of those of the family that costs most
     dataset, found = findings(synthetic, a=result)
-    assert found["hardest", "a"].verdict == "supported"
+    hardest = found["hardest", "a"]
+    assert (hardest.verdict, hardest.short) == ("supported", "texts of family family0 cost most")
+    assert hardest.value == pytest.approx(2 / 1.3, rel=0.15)
     assert np.isfinite(dataset["loss"]).all()
+
+
+def test_the_figure_shows_families_by_name_and_every_models_own_guess(synthetic):
+    one, other = synthetic.loss_result(HARD, guess=4), synthetic.loss_result(HARD[::-1] * 2, guess=8, seed=1)
+    dataset, _ = findings(synthetic, a=one, b=other)
+    figure = LossProfile().plot(dataset)
+    whole, families = figure.axes
+    colours = {model: explained(figure)[model].get_color() for model in "ab"}
+    names = dataset["family"].values.tolist()
+    shown = {(name, colours[model]): dataset["loss"].sel(model=model, family=name) for model in "ab" for name in names}
+    assert rows(families) == {row: [pytest.approx(sorted(each.values))] for row, each in shown.items()}
+    mean = np.log(dataset["loss"].sel(bound="value")).mean("model")
+    assert [text.get_text() for text in families.get_yticklabels()] == mean.sortby(-mean)["family"].values.tolist()
+    guesses = {line.get_ydata()[0]: line.get_xdata()[0] for line in whole.lines if line.get_markerfacecolor() == "none"}
+    assert guesses == pytest.approx({0: 4, -1: 8})
+    overall = {(model, colours[model]): dataset["overall"].sel(model=model).values for model in "ab"}
+    drawn = rows(whole)
+    assert {row: drawn[row] for row in overall} == {row: [pytest.approx(sorted(each))] for row, each in overall.items()}
 
 
 @pytest.mark.parametrize(("runs", "limit"), [pytest.param(200, 0.10), pytest.param(1000, 0.07, marks=pytest.mark.slow)])

@@ -229,3 +229,15 @@ def test_the_figure_marks_operator_types_and_findings(synthetic):
     assert curves.get_yscale() == below.get_xscale() == "log"
     drawn = {line.get_gid(): line for line in below.lines}
     assert drawn["types_mlp-a"].get_xdata()[0] == found(dataset, "types_mlp").value
+
+
+def test_rows_name_each_models_own_types(synthetic):
+    models = {"a": ["conv", "attention", "attention"], "b": ["attention", "ssm", "ssm"]}
+    held = {
+        name: {"layer_ablation": synthetic.layer_result(types, ablations=("mean",))} for name, types in models.items()
+    }
+    dataset = MlpRatio().compare(synthetic.tree_of(**held))
+    names = [text.get_text().replace("\n", " ") for text in MlpRatio().plot(dataset).axes[-1].get_yticklabels()]
+    kinds = {"a": "conv / attention", "b": "ssm / attention"}
+    of_types = {name: [f"{part}, {kind}" for part in ("MLPs", "operators", "ratio")] for name, kind in kinds.items()}
+    assert names == [row for name in models for row in (name, "MLP / operator", *of_types.get(name, []))]

@@ -135,6 +135,14 @@ def test_models_of_other_depth_and_strengths_are_lined_up(synthetic):
     assert SteeringProfile().plot(dataset).axes
 
 
+def test_twins_are_drawn_at_the_same_share_of_the_norm(synthetic):
+    held = {name: {"steering": synthetic.steering_result(growth=1.3)} for name in ("a", "a~untrained_0")}
+    dataset = SteeringProfile().compare(synthetic.tree_of(**held))
+    lines = {line.get_gid(): line.get_ydata() for line in SteeringProfile().plot(dataset).axes[0].lines}
+    np.testing.assert_allclose(lines["twin"], lines["family-relative"])
+    assert not np.allclose(lines["twin"], lines["family-absolute"], rtol=0.2)
+
+
 def test_the_figure_shows_both_scales_and_marks_what_lies_below_the_floor(synthetic):
     one = synthetic.steering_result(growth=1.3)
     one["kl"].loc[{"strength": 0.1}] = 1e-6
