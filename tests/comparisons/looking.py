@@ -43,7 +43,8 @@ def rows(axes):
 
     A number and its interval that belong together lie at one height: three numbers, the number between its ends.
     """
-    names = {at: text.get_text().replace("\n", "") for at, text in zip(axes.get_yticks(), axes.get_yticklabels())}
+    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+    names = {at: text.get_text().replace("\n", "") for at, text in ticks}
     held = {}
     for line in axes.lines:
         x, y = (np.asarray(each, dtype=float) for each in line.get_data())

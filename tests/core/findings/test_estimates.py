@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from xatlas.comparisons.early_late import EarlyLate
 from xatlas.findings import estimates
 from xatlas.findings.estimates import Sample, within
 from xatlas.findings.groups import layer_types, welch
@@ -96,6 +98,15 @@ def test_equality_is_that_of_the_90_percent_interval():
     """Of ten degrees of freedom it is 1.81 standard errors to either side, and that of 95 % is 2.23."""
     assert within(0.0, 0.5, 10, 1.0)["equal"]
     assert not within(0.0, 0.56, 10, 1.0)["equal"]
+
+
+def test_two_models_do_not_differ_in_what_cannot_be_told_of_one_of_them():
+    rng, sample, claim = np.random.default_rng(0), balanced(12, 5), EarlyLate.claims[0]
+    one, two = (sample.mean(array(k * np.exp(rng.normal(0, 0.1, 60))), log=True).evidence() for k in (1, 3))
+    found = EarlyLate().pair(claim, one, two)
+    assert (found.side, found.blocked, found.p < 0.01) == (1, "", True)
+    for pair in ((replace(one, blocked="no jump"), two), (one, replace(two, blocked="no jump"))):
+        assert EarlyLate().pair(claim, *pair).blocked == "no jump"
 
 
 def test_a_template_that_only_one_of_two_models_has_moves_their_difference_alone():
@@ -264,6 +275,30 @@ def test_layer_types_are_found_depth_aside_and_not_without_five_of_each():
     assert found.p < 0.01
     assert layer_types(effects[:8], TYPES[:8], DEPTH[:8], ("conv", "attention")).blocked == "too few layers"
     assert layer_types(effects, ["conv"] * 14, DEPTH, ("conv", "attention")).blocked == "one operator type only"
+
+
+@pytest.mark.parametrize("seed", [41, 42, 46])
+def test_layer_types_are_tested_by_the_t_value_of_a_regression(seed):
+    """By plain least squares: coefficients alone of the same orders give a p-value a tenth lower."""
+    rng, is_conv, depth = np.random.default_rng(seed), np.arange(10) % 2 == 0, np.arange(10) / 9
+    effects = rng.normal(0, 0.3, 10) + 0.2 * is_conv
+    effects[seed % 10] += 1.5
+    reduced = np.column_stack([np.ones(10), depth, depth**2])
+    full = np.column_stack([is_conv, reduced])
+
+    def fitted(y):
+        """Return coefficients of type and their standard errors, of ``y (layer, draw)``."""
+        found = np.linalg.lstsq(full, y, rcond=None)[0]
+        variance = ((y - full @ found) ** 2).sum(0) / 6
+        return found[0], np.sqrt(variance * np.linalg.inv(full.T @ full)[0, 0])
+
+    trend = reduced @ np.linalg.lstsq(reduced, effects, rcond=None)[0]
+    left = rng.permuted(np.tile(effects - trend, (4000, 1)), axis=1)
+    (value,), (error,) = fitted(effects[:, None])
+    drawn = np.divide(*fitted((trend + left).T))
+    found = layer_types(effects, np.where(is_conv, "conv", "attention"), depth, ("conv", "attention"))
+    assert found.p == pytest.approx((np.abs(drawn) >= abs(value / error)).mean(), abs=0.03)
+    assert np.log(found.number) == pytest.approx(value + t_quantile(6) * error * np.array([0, -1, 1]))
 
 
 def test_a_difference_of_types_that_layer_0_makes_is_none():
