@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from xatlas.model.holding import is_held
 from xatlas.model.hooks import exclusive
 
 if TYPE_CHECKING:
@@ -100,11 +99,8 @@ def way_for(model: HookedModel) -> Way:
     """Return how prompts of a model can be continued together, tried on two prompts when it is first asked for.
 
     Padding, and the cache, are used where the logits of three steps are those of whole forwards of each prompt alone.
-    Under ``intervene`` a cache that doesn't count its tokens can't be used.
     """
-    way = _WAYS.get(model.model) or _WAYS.setdefault(model.model, _tried(model))
-    counted = bool(model.sites("attention_pattern"))
-    return Way(way.padded, False) if is_held(model) and not counted else way
+    return _WAYS.get(model.model) or _WAYS.setdefault(model.model, _tried(model))
 
 
 def _tried(model: HookedModel) -> Way:

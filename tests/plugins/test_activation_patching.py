@@ -16,6 +16,7 @@ from planted_patching import planted, suite
 from xatlas.contracts.probe import Inputs
 from xatlas.errors import XatlasError
 from xatlas.plugins.activation_patching import ActivationPatching
+from xatlas.probing import patching
 from xatlas.probing.patching import Pair, Pairs, Patching, read_pairs
 from xatlas.prompts.reader import TokenPrompt
 from xatlas.schema import validate
@@ -158,11 +159,58 @@ def test_a_subject_at_other_tokens_in_the_twin_is_dropped():
     assert pairs.dropped == {"moved": "the subject lies at other tokens in the twin"}
 
 
+@pytest.mark.parametrize(
+    ("clean", "corrupt", "told"),
+    [
+        (0.5, -0.5, None),
+        (0.4, -0.6, "the clean run does not prefer the target by 0.5 logits"),
+        (0.6, -0.4, "the corrupt run does not prefer the foil by 0.5 logits"),
+        (0.9, 0.6, "the corrupt run does not prefer the foil by 0.5 logits"),
+        (np.nan, -0.6, "logits were not finite"),
+        (0.6, -np.inf, "logits were not finite"),
+    ],
+)
+def test_pairs_are_kept_whose_runs_lead_as_far_as_is_demanded_to_either_side(monkeypatch, clean, corrupt, told):
+    found = iter([np.array([clean, 1.0]), np.array([corrupt, -1.0])])
+    monkeypatch.setattr(patching, "logit_differences", lambda model, prompts: next(found))
+    first, second = suite().prompts[:2]
+    pairs = read_pairs(planted(), Suite("two", (first, second)), 0.5)
+    assert pairs.dropped == ({first.id: told} if told else {})
+    assert [pair.clean.prompt.id for pair in pairs.pairs] == [first.id] * (not told) + [second.id]
+
+
+def split():
+    """Return prompts whose "=" belongs to the answers: the readout lies behind the text."""
+    prompts = (replace(p, text=p.text[:-1], corrupt_text=p.corrupt_text[:-1]) for p in suite())
+    return tuple(replace(p, target="=pxyz", foil="=q") for p in prompts)
+
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (lambda twin: "it is too long", "the twin can't be read: it is too long"),
+        (lambda twin: replace(twin, readout=twin.readout - 1), "target and foil part at another token after the twin"),
+        (
+            lambda twin: replace(twin, ids=(*twin.ids[: twin.n_text], 7, *twin.ids[twin.n_text + 1 :])),
+            "target and foil part at another token after the twin",
+        ),
+        (lambda twin: replace(twin, answer=7), "target and foil are other tokens after the twin"),
+        (lambda twin: replace(twin, foil_answer=7), "target and foil are other tokens after the twin"),
+    ],
+)
+def test_pairs_whose_answers_are_read_otherwise_after_the_twin_are_dropped(monkeypatch, read, told):
+    """As tokenizers may that merge over the end of a text."""
+    model, (first, second, *_) = planted(), split()
+    plain = model.reader.prompt
+    odd = (first.corrupt_text, first.text)
+    monkeypatch.setattr(
+        model.reader, "prompt", lambda p: read(plain(p)) if (p.text, p.corrupt_text) == odd else plain(p)
+    )
+    assert read_pairs(model, Suite("split", (first, second)), 0.5).dropped == {first.id: told}
+
+
 def test_answers_of_several_tokens_are_told_apart_where_they_differ():
-    model = planted()
-    prompts = tuple(replace(p, text=p.text[:-1], corrupt_text=p.corrupt_text[:-1]) for p in suite())
-    # the "=" now belongs to the answers: the readout lies behind the text, and the answers go on differently
-    prompts = tuple(replace(p, target="=pxyz", foil="=q") for p in prompts)
+    model, prompts = planted(), split()
     pairs = read_pairs(model, Suite("split", prompts), 0.5)
     assert len(pairs) == len(prompts)
     assert all(pair.clean.readout == len(pair.clean.ids) - 1 == pair.clean.n_text for pair in pairs.pairs)

@@ -10,6 +10,7 @@ from folders import edit_config, logits, write_lora
 from safetensors.torch import load_file, save_file
 
 from xatlas import XatlasError, loading
+from xatlas.loading.model_files import of_tokenizer
 
 
 def test_pickled_lora_is_refused(tiny):
@@ -281,6 +282,32 @@ def test_tokenizer_and_template_beside_lora_win(tiny):
     parts = loading.load(loading.resolve(f"{tiny}+{lora}"), device="cpu")
     assert len(parts.tokenizer("<new>")["input_ids"]) == 1
     assert len(loading.load(loading.resolve(str(tiny)), device="cpu").tokenizer("<new>")["input_ids"]) > 1
+
+
+OWN = ("tokenizer.json", "added_tokens.json", "chat_template.jinja", "additional_chat_templates/tools.jinja")
+
+
+@pytest.mark.parametrize(
+    ("beside", "replaced"),
+    [
+        ((), ()),
+        (("README.md",), ()),
+        (("added_tokens.json",), ("added_tokens.json",)),
+        (("chat_template.jinja",), OWN[2:]),
+        (("tokenizer_config.json",), OWN[2:]),  # it holds a template
+        (("tokenizer.json",), OWN),
+        (("vocab.json", "merges.txt"), OWN),
+    ],
+)
+def test_a_whole_tokenizer_beside_lora_replaces_the_models_and_a_template_its_templates(tmp_path, beside, replaced):
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    for folder, names in ((base, OWN), (lora, beside)):
+        folder.mkdir()
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text('{"chat_template": "x"}')
+    expected = {name: base / name for name in OWN if name not in replaced}
+    assert of_tokenizer(base, lora) == expected | {name: lora / name for name in beside if name != "README.md"}
 
 
 def test_lora_of_another_base_says_so(tiny):

@@ -50,6 +50,14 @@ def test_weights_are_the_librarys_own_by_seed_alone(mini):
     assert same(rounded, {name: value.bfloat16() for name, value in expected.items()})
 
 
+def test_weights_in_another_dtype_are_those_of_float32_rounded_whatever_their_number(tiny):
+    """Drawn in that dtype, a tensor's last numbers are others where 16 doesn't divide how many there are."""
+    (tiny / "model.safetensors").unlink()
+    edit_config(tiny, hidden_size=20, head_dim=10, num_attention_heads=2, num_key_value_heads=1, intermediate_size=30)
+    exact, rounded = weights(f"{tiny}~untrained"), weights(f"{tiny}~untrained", dtype="bfloat16")
+    assert same(rounded, {name: value.bfloat16() for name, value in exact.items()})
+
+
 def test_an_untrained_model_is_proved_and_reads_text_as_its_model_does():
     trained, untrained = api.load("lfm2-mini", device="cpu"), api.load("lfm2-mini~untrained:2", device="cpu")
     assert (untrained.slug, untrained.n_layers) == ("lfm2-mini~untrained-2", trained.n_layers)

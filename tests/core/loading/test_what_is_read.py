@@ -37,6 +37,8 @@ def edit_weights(folder, edit, file="model.safetensors"):
 
 def test_lora_beside_the_model_is_named_or_refused(tiny, original):
     expected = write_lora(tiny, tiny)
+    with pytest.raises(XatlasError, match="name it with"):  # other LoRA weights don't say what becomes of these
+        loading.resolve(f"{tiny}+{shutil.copytree(tiny, tiny.with_name('other'))}")
     with pytest.raises(XatlasError, match="name it with") as caught:
         loading.resolve(str(tiny))
     found = loading.resolve(str(caught.value).split("'")[1])
@@ -153,7 +155,8 @@ def test_remembered_hash_hides_no_write_within_a_clock_step(tmp_path, monkeypatc
         assert model_files.file_sha256(big) != first
 
 
-def test_file_that_is_being_written_is_not_remembered(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["ab", "r+b"])  # it grows, or is written over in place
+def test_file_that_is_being_written_is_not_remembered(tmp_path, monkeypatch, mode):
     monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
     big = tmp_path / "model.safetensors"
     big.write_bytes(bytes(2 << 20))
@@ -161,7 +164,7 @@ def test_file_that_is_being_written_is_not_remembered(tmp_path, monkeypatch):
 
     def write_meanwhile(file, name):
         found = digest(file, name)
-        with big.open("ab") as more:
+        with big.open(mode) as more:
             more.write(b"x")
         return found
 

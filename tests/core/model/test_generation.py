@@ -85,6 +85,17 @@ def test_a_batch_is_continued_as_each_prompt_alone_with_an_intervention_as_witho
     assert found <= 1  # of ten continuations, sixty steps
 
 
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Mamba2ForCausalLM"])
+def test_what_is_held_at_position_0_is_not_held_at_tokens_that_follow_one_by_one(name):
+    """Also where the model's cache doesn't count its tokens."""
+    model = hooked(name)
+    with model.intervene([Intervention(Site(0, "operator_out"), Zero(), positions="first")]):
+        together = continue_all(model, prompts(), STEPS)
+    plain = [each.tokens for each in continue_all(model, prompts(), STEPS)]
+    assert [each.tokens for each in together] != plain
+    assert ties(model, together, [(0, "operator_out", lambda value: value.index_fill(1, torch.tensor(0), 0.0))]) <= 1
+
+
 def test_steps_at_which_the_two_likeliest_tokens_tie_are_counted():
     model = hooked("LlamaForCausalLM")
     head = model.model.lm_head.weight
@@ -124,18 +135,26 @@ def test_the_models_own_settings_of_generation_are_left_out_and_stay():
         own.repetition_penalty = None
 
 
-def test_it_stops_at_the_models_end():
+@pytest.mark.parametrize(
+    "ends",
+    [
+        lambda end, other: (end, other),
+        lambda end, other: ([other, end], other),
+        lambda end, other: ([end, other], other),
+        lambda end, other: (None, end),
+    ],
+)
+def test_it_stops_at_any_of_the_models_ends_or_else_at_the_tokenizers(monkeypatch, ends):
     model = hooked("LlamaForCausalLM")
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", 2)
     whole = continue_all(model, prompts()[:1], STEPS)[0]
-    own = model.model.generation_config
-    before = own.eos_token_id
-    try:
-        own.eos_token_id = whole.tokens[2]
-        stopped = continue_all(model, prompts(), STEPS)[0]
-    finally:
-        own.eos_token_id = before
+    end, other = whole.tokens[2], next(token for token in range(3, 9) if token not in whole.tokens)
+    models, tokenizers = ends(end, other)
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", models)
+    monkeypatch.setattr(model, "tokenizer", SimpleNamespace(eos_token_id=tokenizers))
+    stopped = continue_all(model, prompts(), STEPS)[0]
     assert stopped.stop_reason == "end"
-    assert stopped.tokens == whole.tokens[: whole.tokens.index(whole.tokens[2])]
+    assert stopped.tokens == whole.tokens[: whole.tokens.index(end)]
     assert whole.stop_reason == "length"
 
 

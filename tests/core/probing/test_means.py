@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from models import token_prompt
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
-from xatlas.probing.means import ENOUGH_TOKENS, LEAST_TOKENS, SAMPLED_TOKENS, choose_donors, reference_means
+from xatlas.interventions import Intervention, RandomDirection, Zero
+from xatlas.probing.means import (
+    ENOUGH_TOKENS,
+    LEAST_TOKENS,
+    SAMPLED_TOKENS,
+    choose_donors,
+    reference_means,
+    streams_needed,
+)
 from xatlas.prompts.reader import TokenSuite
 
 SITES = [Site(0, "mlp_out"), Site(1, "heads")]
@@ -66,9 +77,25 @@ def test_all_families_enter_even_if_the_first_alone_is_long_enough(shape):
     assert without.n_tokens == 19 * 79 >= ENOUGH_TOKENS > 19 * 78  # and no more prompts than are needed
 
 
-def test_donors_have_the_length_and_neither_family_nor_target():
-    from dataclasses import replace
+@pytest.mark.parametrize(
+    ("kind", "stream", "without_middle"),
+    [
+        ("operator_out", "resid_mid", "resid_post"),  # in parallel blocks there is no stream between
+        ("mlp_out", "resid_post", "resid_post"),
+        ("heads", "heads", "heads"),
+        ("resid_pre", "resid_pre", "resid_pre"),
+    ],
+)
+def test_a_random_direction_varies_as_the_stream_that_its_change_is_written_to(kind, stream, without_middle):
+    part = Intervention(Site(1, kind), Zero())
+    conditions = [(part,), (replace(part, change=RandomDirection((part,))),)]
+    for has_middle, expected in ((True, stream), (False, without_middle)):
+        model = SimpleNamespace(has=lambda site, there=has_middle: there or site.kind != "resid_mid")
+        assert streams_needed(model, conditions) == {Site(1, kind): Site(1, expected)}
+        assert streams_needed(model, conditions[:1]) == {}
 
+
+def test_donors_have_the_length_and_neither_family_nor_target():
     def targeted(prompt, target):
         return replace(prompt, prompt=replace(prompt.prompt, target=target))
 
@@ -91,6 +118,4 @@ def test_the_choice_of_a_donor_depends_on_seed_and_prompt_alone():
 
 
 def replace_target(prompt, target):
-    from dataclasses import replace
-
     return replace(prompt, prompt=replace(prompt.prompt, target=target))

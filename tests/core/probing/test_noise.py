@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+import reference as ref
 import torch
-from models import build, token_prompt
+from models import VOCABULARY, build, token_prompt
 
 from xatlas.model import HookedModel
 from xatlas.probing.means import noise_floor
@@ -33,3 +35,22 @@ def test_the_noise_of_a_logit_difference_has_no_sign():
     turned = replace(prompt, answer=prompt.foil_answer, foil_answer=prompt.answer)
     one, other = (noise_floor(model, [each])["logit_diff"] for each in (prompt, turned))
     assert one == other > 0
+
+
+@pytest.mark.parametrize("sizes", [(0.1, 0.5), (0.5, 0.1)])
+def test_the_noise_is_the_largest_difference_that_a_batch_makes_to_any_prompt(sizes):
+    prompts = [token_prompt("a", 5, 1), token_prompt("b", 9, 1)]
+    model = HookedModel(build("llama"), None)
+    alone = [ref.logits(model.model, prompt.ids)[prompt.readout] for prompt in prompts]
+    added = {}
+    for prompt, size in zip(prompts, sizes, strict=True):
+        added[len(prompt.ids)] = torch.zeros(VOCABULARY).index_fill(0, torch.tensor(prompt.answer), size)
+
+    def in_a_batch(_, __, output):
+        if len(output.logits) > 1:
+            output.logits += added[output.logits.shape[1]]
+
+    model.model.register_forward_hook(in_a_batch)
+    found = noise_floor(model, prompts)
+    expected = [ref.kl(row, row + more) for row, more in zip(alone, added.values(), strict=True)]
+    assert found == pytest.approx({"kl": float(max(expected)), "logit_diff": 0.5}, rel=1e-3)
