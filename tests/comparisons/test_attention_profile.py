@@ -40,6 +40,16 @@ def test_planted_heads_are_found_with_their_scores_and_places(synthetic):
     assert dataset["first"].sel(layer=0).isnull().all()
 
 
+def test_depth_is_that_of_heads_above_an_even_spread_alone(synthetic):
+    result = synthetic.attention_result(TYPES)
+    for kind, heads in {"previous": [(1, 2)], "induction": [(5, 0), (7, 3)]}.items():
+        result[f"{kind}_score"] = result[f"{kind}_score"] * 0  # all others look away
+        for layer, head in heads:
+            result[f"{kind}_score"].loc[{"layer": layer, "head": head}] = 0.6
+    found = told(compare(synthetic, a=result))["induction_deeper"]
+    assert found.value == pytest.approx(6 / 7 - 1 / 7)
+
+
 def test_previous_token_heads_behind_induction_heads_refute_the_order(synthetic):
     planted = {"previous": [(7, 2, 0.7)], "induction": [(1, 0, 0.8)]}
     found = told(compare(synthetic, a=synthetic.attention_result(TYPES, **planted)))

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from xatlas.comparisons.cka_map import CKAMap, _equal_depths, _within, longest
-from xatlas.findings.readings import Effects, Reading, Setting
+from xatlas.findings.readings import Effects, Reading, Setting, sample_of
 from xatlas.similarity import Grams, gram
 
 N = 240
@@ -56,6 +56,15 @@ def test_a_planted_block_is_found_and_its_neighbours_are_not_in_it(synthetic):
     assert "layers 2 to 5" in found.sentence
     assert 0.9 < found.low <= found.value <= found.high <= 1
     assert dataset["block"].sel(model="a").values.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
+
+
+def test_a_block_is_measured_on_templates_that_it_was_not_chosen_on(synthetic):
+    features = NOISE[:, :, :64].copy()
+    chosen_on = np.repeat(sample_of(synthetic.cka_result(features)).halves[0], 5)  # five samples a prompt
+    features[2:6, chosen_on] = features[2, chosen_on] + 0.15 * features[2:6, chosen_on]
+    found = told(compare(synthetic, a=synthetic.cka_result(features)))["locked"]
+    assert "layers 2 to 5" in found.sentence
+    assert abs(found.value) < 0.1
 
 
 def test_a_block_that_is_alike_but_not_locked_in_is_refuted(synthetic):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from looking import explained
@@ -103,3 +105,14 @@ def test_bars_are_shares_that_fill_each_layer(synthetic):
     colours = [to_hex(bars[0].get_facecolor()) for bars in axes.containers]
     assert [named[text] for text in ("tap 0: the current token", "tap -1", "tap -2")] == colours
     assert axes.get_title(loc="left") == "a\nTap -1 largest in 8 of 8 layers"
+
+
+@pytest.mark.parametrize("hits", [2, 3, 5])
+def test_agreement_of_size_and_effect_is_tested_against_all_ways_of_naming_a_tap(synthetic, hits):
+    """In five layers of three taps: 3 ** 5 ways, each as likely."""
+    sizes = np.array([TAPS[0] if layer < hits else TAPS[-2] for layer in range(5)])
+    result = synthetic.kernel_results(["conv"] * 5, TAPS[0], sizes, 5 * TAPS[0])
+    found = told(compare(synthetic, a=result))["size_is_causal"]
+    ways = [way.count(0) >= hits for way in itertools.product(range(3), repeat=5)]
+    assert (found.value, found.p) == pytest.approx((hits / 5, np.mean(ways)))
+    assert "by weight alone in 1.00" in found.sentence

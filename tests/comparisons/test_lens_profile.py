@@ -65,6 +65,7 @@ def test_prompts_that_a_model_gets_wrong_do_not_count(synthetic):
     assert "ab" not in found
     assert found["ac"].value == 0  # the same network on the prompts that both get right
     assert float(dataset["right"].sel(model="a")) == 28
+    assert float(dataset["rank"].sel(model="a", layer=7, bound="value")) == 1  # those that it gets right
     assert math.isnan(float(dataset["on_top"].sel(model="b", layer=0, bound="value")))
 
 
@@ -125,3 +126,10 @@ def test_a_rank_at_random_is_that_of_each_models_own_vocabulary(synthetic):
     for model, size in (("a", 1000), ("b", 50_000)):
         drawn = np.exp(np.log(np.arange(1, size + 1)).mean())
         assert lines[told[model].get_color()] == pytest.approx(drawn, rel=0.01)
+
+
+def test_the_rank_is_a_geometric_mean(synthetic):
+    result = synthetic.lens_result(7)
+    rank = compare(synthetic, a=result)["rank"].sel(model="a", bound="value")
+    expected = np.exp(np.log(result.target_rank.sel(site="resid_post")).mean("prompt"))  # families are of one size
+    np.testing.assert_allclose(rank, expected)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -241,3 +243,11 @@ def test_rows_name_each_models_own_types(synthetic):
     kinds = {"a": "conv / attention", "b": "ssm / attention"}
     of_types = {name: [f"{part}, {kind}" for part in ("MLPs", "operators", "ratio")] for name, kind in kinds.items()}
     assert names == [row for name in models for row in (name, "MLP / operator", *of_types.get(name, []))]
+
+
+def test_without_layer_0_the_layer_of_the_largest_ratio_keeps_its_number(synthetic):
+    source = Source(synthetic.tree_of(a={"layer_ablation": noisy_peak(synthetic)}), "a", MlpRatio.requires)
+    peaks = [
+        MlpRatio().estimate(*source.effects(replace(source.usual, layer0=layer0)))["peak"] for layer0 in (True, False)
+    ]
+    assert [(peak.answer, peak.words["layer"]) for peak in peaks] == [(5, "5")] * 2

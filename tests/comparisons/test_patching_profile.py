@@ -68,6 +68,18 @@ def test_layers_permuted_within_templates_support_nothing(synthetic):
     assert count <= 3
 
 
+def test_the_last_layer_has_no_part_in_the_test_of_the_onset(synthetic):
+    result, rng = synthetic.patching_result(HYBRID, 6), np.random.default_rng(0)
+    stream = {"site": "resid_post", "position": "last"}
+    result["recovery"].loc[stream] = rng.uniform(0.3, 0.7, (synthetic.N_PROMPTS, 8, 2))
+    found = set()
+    for last in (1.0, 0.2):
+        result["recovery"].loc[{**stream, "layer": 7}] = last
+        found.add(told(compare(synthetic, a=result))["onset"].p)
+    assert len(found) == 1
+    assert found.pop() > 0.05
+
+
 def test_what_is_there_by_construction_is_no_finding(synthetic):
     found = told(compare(synthetic, a=synthetic.patching_result(["attention"] * 6, 5)))
     assert found["onset"].value == 1

@@ -95,6 +95,20 @@ def results(synthetic, kind):
     return {"layer_ablation": synthetic.layer_result(HYBRID, planted)}
 
 
+@pytest.mark.parametrize("kind", [Hub, EarlyLate, MlpRatio, HeadSpecialisation, ConvProfile, LossProfile])
+def test_what_is_compared_with_untrained_twins_has_no_unit(synthetic, kind):
+    """Nats and bits of untrained models are others than a trained one's, whatever the models are like."""
+    held, compared = results(synthetic, kind), []
+    for times in (1, 7):
+        scaled = {probe: dataset.map(lambda values, by=times: by * values) for probe, dataset in held.items()}
+        source = Source(synthetic.tree_of(a=scaled), "a", kind.requires)
+        under = kind()._evidence(kind().estimate(*source.effects(source.usual, brief=True)))
+        compared.append({name: each.compared for name, each in under.items()})
+    assert compared[0].keys() == compared[1].keys() != set()
+    for name in compared[0]:
+        assert compared[1][name] == pytest.approx(compared[0][name]), name
+
+
 @pytest.mark.parametrize(
     "kind",
     [
