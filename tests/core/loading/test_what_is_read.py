@@ -146,6 +146,7 @@ def test_remembered_hash_hides_no_write_within_a_clock_step(tmp_path, monkeypatc
         return [size, mtime // 10_000_000 * 10_000_000, ctime // 10_000_000 * 10_000_000, inode]
 
     monkeypatch.setattr(model_files, "file_state", in_steps)
+    monkeypatch.setattr(files.os, "fsync", lambda handle: None)  # it may take longer than a step
     big = tmp_path / "model.safetensors"
     for letter in b"abcdefghij":
         big.write_bytes(bytes([letter]) * (1 << 20))

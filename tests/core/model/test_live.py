@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import permutations
 
 import pytest
 import reference as ref
@@ -13,6 +14,7 @@ from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
 from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
 from xatlas.model import HookedModel
+from xatlas.vocabulary import forward_order
 
 PROMPT = torch.tensor([[5, 17, 60, 3, 44]])
 SHORT = torch.tensor([[71, 30, 8]])
@@ -167,16 +169,20 @@ def test_first_is_position_0_only_once(shape):
 OWN = (Intervention(Site(0, "mlp_out"), Zero()),)
 
 
-def test_edits_are_made_in_the_forwards_order_however_they_are_given(shape):
-    """The stream after the operator is edited by way of the operator's output: both edits hook one module."""
-    model = shape("llama")
-    ids = PROMPT[0].tolist()
-    edits = [(1, "operator_out", lambda value: value + VECTOR), (1, "resid_mid", torch.zeros_like)]
-    parts = [Intervention(Site(1, "operator_out"), Add(VECTOR)), Intervention(Site(1, "resid_mid"), Zero())]
+@pytest.mark.parametrize(
+    "kinds", [*permutations(("resid_pre", "operator_out", "resid_mid", "mlp_out", "resid_post"), 2)]
+)
+def test_edits_are_made_in_the_forwards_order_however_they_are_given(shape, kinds):
+    """Also where both hook one module: the stream after the operator is edited by way of the operator's output."""
+    model, ids = shape("llama"), PROMPT[0].tolist()
+    changes = [(Zero(), torch.zeros_like), (Add(VECTOR), lambda value: value + VECTOR)]
+    parts = [Intervention(Site(1, kind), change) for kind, (change, _) in zip(kinds, changes, strict=True)]
+    edits = [(1, kind, plain) for kind, (_, plain) in zip(kinds, changes, strict=True)]
+    wanted = ref.logits(model.model, ids, sorted(edits, key=lambda edit: forward_order(edit[1])))
     for given in (parts, parts[::-1]):
         with model.intervene(given):
             logits = model.model(input_ids=PROMPT).logits[0].double()
-        torch.testing.assert_close(logits, ref.logits(model.model, ids, edits), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,13 @@ def test_the_subject_is_every_token_that_overlaps_the_span():
     assert words(tok, [prompt.ids[p] for p in prompt.subject]) == ["bc"]
 
 
+def test_the_token_at_a_character_has_seen_the_whole_of_it():
+    """In bytes one by one, a character of several is whole at the last of them."""
+    text, reader = "a é 東", Reader(tokenizer())
+    ends = range(1, len(text) + 1)
+    assert reader.tokens_at(Prompt("p", "f", text), ends) == [len(text[:end].encode()) for end in ends]
+
+
 def test_position_classes_share_no_token_and_cover_the_text():
     prompt, _ = read("abcdef", "yz", "yw", subject=(1, 6))
     taken = [prompt.positions(name) for name in ("first", "subject", "last", "other")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 
 import pytest
 from storing import JOB, result
@@ -34,6 +35,7 @@ def test_an_atlas_opens_as_a_tree(tmp_path):
     assert float(tree["lfm2-mini/layers/kl"][0, 0]) == 2
     assert "layer" not in tree.coords
     assert list(open_atlas(tmp_path / "atlas", models="lfm2-mini").children) == ["lfm2-mini"]
+    assert len(open_atlas(tmp_path, models=None, probes=None, suite=None, seed=None).leaves) == 3  # None is no choice
 
 
 def test_two_jobs_of_one_probe_must_be_chosen_between(tmp_path):
@@ -61,6 +63,7 @@ def test_damaged_and_foreign_files_are_passed_over_with_a_line_each(tmp_path, ca
     files.write_hashed(signed, foreign.read_bytes())
     garbage = foreign.with_name("garbage.nc")
     files.write_hashed(garbage, b"not netCDF")
+    shutil.copytree(foreign.parent, tmp_path / "atlas" / ".trash")
     with caplog.at_level(logging.WARNING, logger="xatlas"):
         tree = open_atlas(tmp_path)
     assert "layers" not in tree["qwen-mini"]

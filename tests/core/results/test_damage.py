@@ -15,7 +15,7 @@ import xarray as xr
 from running import Counting, plugged, read
 from storing import JOB, result
 
-from xatlas import files
+from xatlas import files, schema
 from xatlas.errors import XatlasError
 from xatlas.files import hash_path, seal
 from xatlas.results.atlas import open_atlas, verify
@@ -325,3 +325,16 @@ def test_a_result_in_other_units_than_its_probe_promises_is_not_used(tmp_path):
     nats = {"value": replace(Counting.variables["value"], units="nats")}
     with plugged(xatlas_probes=[type("Nats", (Toy,), {"variables": nats})]):
         assert store.state(JOB) == "damaged"
+
+
+def test_a_result_that_was_sealed_unchecked_is_used_and_told_on_verification(tmp_path, monkeypatch):
+    """The seal says that the numbers were validated when they were written: only ``verify`` asks them again."""
+    store, infinite = Store(tmp_path), counted(np.inf)
+    with plugged(xatlas_probes=[Toy]):
+        with monkeypatch.context() as patch:
+            patch.setattr(schema, "validate", lambda *given: None)
+            path = store.write(JOB, infinite, {})
+        assert store.state(JOB) == "done"
+        (problem,) = verify(tmp_path)
+    assert problem.path == path
+    assert "holds infinite values" in problem.what

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from xatlas.loading.model_names import resolve
 from xatlas.model import HookedModel
 from xatlas.run import cost
 from xatlas.run.plan import Plan
+from xatlas.suites import Prompt, Suite
 from xatlas.testing import byte_tokenizer, tiny_reference, tiny_suite
 
 ABLATIONS = ["layer_ablation", "head_ablation", "position_ablation", "conv_factors", "conv_taps"]
@@ -88,9 +90,18 @@ def test_every_probe_is_planned_without_weights(name):
         assert gigabytes > 1
 
 
-@pytest.fixture
-def few(tmp_path):
-    return {"out": tmp_path / "out", "suite": suite_file(tmp_path / "few.jsonl"), "reporter": None, "device": "cpu"}
+@pytest.mark.parametrize("settings", [{}, {"chat_template": True}, {"bos": "native"}])
+def test_an_estimate_counts_the_tokens_that_are_run(tmp_path, monkeypatch, settings):
+    folder, counted = Path(tiny(tmp_path)), []
+    (folder / "chat_template.jinja").write_text("{{ 'long ' * 9 }}{{ messages[0].content }}")
+    monkeypatch.setattr(
+        cost, "work", lambda model, prompts, *rest: counted.extend(prompts) or work(model, prompts, *rest)
+    )
+    config = MeasureConfig.make(suite=tiny_suite(), device="cpu", **settings)
+    (step,) = Plan([resolve(str(folder))], config, probes=["residual_norms"]).steps
+    cost.estimate(step, config)
+    prompts = api.load(str(folder), device="cpu", **settings).read(config.suite).prompts
+    assert [prompt.ids for prompt in counted] == [prompt.ids for prompt in prompts]
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -119,18 +130,21 @@ def test_a_longer_run_extends_a_shorter_one_and_equals_that_in_one_go(n, tmp_pat
     assert len(list((tmp_path / "steps").rglob("layer_ablation-*.nc"))) == (2 if n == 1 else 1)
 
 
-def test_the_minutes_choose_the_templates(tmp_path, few, monkeypatch, caplog):
+def test_the_minutes_choose_the_templates(tmp_path, monkeypatch, caplog):
+    """As many as fit: one, two, four, …, or all."""
     model, asked = tiny(tmp_path), {"probes": "layer_ablation", "comparisons": ()}
-    settings = {"suite": few["suite"], "device": "cpu"}
+    suite = Suite("few", tuple(Prompt(f"{family}{n}", family, "x" * n) for family in "ab" for n in range(1, 7)))
+    settings = {"suite": suite, "device": "cpu"}
     monkeypatch.setattr(cost, "estimate", lambda step, config: (float(len(config.suite)), 1.0))
-    planned = {m: api.plan(model, minutes=m, **asked, **settings).config.suite for m in (0.5, 6, 11, 12, 100)}
-    assert [suite.name for suite in planned.values()] == ["few[1]", "few[1]", "few[1]", "few", "few"]
-    assert [len(suite) for suite in planned.values()] == [6, 6, 6, 12, 12]
-    keys = {api.plan(model, minutes=m, **asked, **settings).steps[0].job.key for m in (6, 12)}
+    chosen = {0.5: "few[1]", 3: "few[1]", 4: "few[2]", 7: "few[2]", 8: "few[4]", 11: "few[4]", 12: "few", 100: "few"}
+    planned = {m: api.plan(model, minutes=m, **asked, **settings).config.suite for m in chosen}
+    assert {m: suite.name for m, suite in planned.items()} == chosen
+    assert [len(suite) for suite in planned.values()] == [2, 2, 4, 4, 8, 8, 12, 12]
+    keys = {api.plan(model, minutes=m, **asked, **settings).steps[0].job.key for m in (2, 12)}
     assert len(keys) == 2
     with caplog.at_level(logging.WARNING, "xatlas"):
         api.plan(model, minutes=0.5, **asked, **settings)
-    assert "one template of each family takes about 6 minutes, not 0.5" in caplog.text
+    assert "one template of each family takes about 2 minutes, not 0.5" in caplog.text
     for minutes in (0, -1, float("nan"), float("inf")):
         with pytest.raises(XatlasError, match="it takes a number above 0"):
             api.plan(model, minutes=minutes, **asked, **settings)

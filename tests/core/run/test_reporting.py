@@ -78,7 +78,8 @@ def test_a_report_is_shown_on_one_screen():
     for part in ("a<b>, c", "quick", "hub", "figures/hub.png", "supported: It is so. (p = 0.02 against chance)"):
         assert part in text
     assert "failed: hub of c: it broke." in text
-    long = repr(report(500)).splitlines()
+    long = repr(report(500, failures=[Failure("hub of c", "it broke.")])).splitlines()
+    assert "failed: hub of c: it broke." in long  # however much went well
     assert len(long) == SCREEN + 1
     assert "more" in long[-1]
 
