@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from xatlas.comparisons.hub import Hub
 from xatlas.contracts.probe import Requirement
+from xatlas.findings.comparison import footer
 from xatlas.findings.readings import Source
 from xatlas.findings.sensitivity import as_asked, not_run
 from xatlas.suites import Prompt, Suite, read_suite, write_suite
@@ -84,6 +86,49 @@ def test_own_suites_are_named_by_their_file_and_the_folder_is_said(synthetic, tm
     assert "--suite standard" in found["suite standard"]
     made = as_asked({"suite": Suite("my suite", suites["suite"].prompts), "reference": None}, ".")
     assert missing(synthetic, held, made, suite={"name": "my suite"})["scope all"] == ""  # it stands in no file
+
+
+def test_results_count_together_where_they_were_measured_alike(synthetic):
+    """Of several probes: on one suite, with one habit about position 0, and under a setting that all of them have."""
+    types = ["attention"] * 2
+    held = {
+        "layer_ablation": synthetic.layer_result(types, ablations=("mean", "zero"), scopes=("last", "all")),
+        "layer_ablation@bos=native": synthetic.layer_result(types, ablations=("mean",), bos="native"),
+        "head_ablation": synthetic.head_result(types, ablations=("mean",)),
+    }
+    tree = synthetic.tree_of(a=held)
+    whole, part = (
+        Source(tree, "a", [Requirement("layer_ablation"), Requirement("head_ablation", optional=optional)])
+        for optional in (False, True)
+    )
+    assert {str(each) for each in whole.settings if each.layer0} == {"mean, last, bos always, quick"}
+    native = next(each for each in part.settings if each.bos == "native")
+    layers, heads = part.effects(native)
+    assert layers.dataset.identical(held["layer_ablation@bos=native"].sel(ablation="mean", scope="last", drop=True))
+    assert heads is None
+    # what is not the main setting, or a twin's, needs no tests of its own
+    brief = [part.effects(each)[0].sample.brief for each in part.settings]
+    assert brief == [each != part.usual for each in part.settings]
+    assert part.effects(part.usual, brief=True)[0].sample.brief
+
+
+def test_one_layer_is_not_left_out(synthetic):
+    source = Source(synthetic.tree_of(a={"layer_ablation": synthetic.layer_result(["conv"])}), "a", Hub.requires)
+    assert all(each.layer0 for each in source.settings)
+
+
+def test_the_footer_says_what_numbers_rest_on(synthetic):
+    one, fewer = synthetic.layer_result(["conv"]), synthetic.layer_result(["conv"]).isel(prompt=slice(16))
+    other = synthetic.layer_result(["conv"], suite="standard", bos="native")
+    trees = {"a": one, "b": one, "c": fewer.isel(prompt=slice(10)), "d": fewer, "e": other}
+    held = synthetic.tree_of(**{name: {"layer_ablation": result} for name, result in trees.items()})
+    mains = {name: Source(held, name, [Requirement("layer_ablation")]).first for name in trees}
+    ending = "ablation mean, KL at the last position; 95 % intervals over templates"
+    assert footer([mains["a"], mains["b"]]) == f"suite quick (6 families, 48 prompts), bos always; {ending}"
+    assert footer([mains["c"], mains["d"], mains["e"]]) == (
+        "suite quick (2 families, 10 to 16 prompts), bos always; "
+        f"suite standard (6 families, 48 prompts), bos native; {ending}"
+    )
 
 
 def test_a_command_gives_only_options_that_the_command_line_has(synthetic):

@@ -4,7 +4,7 @@ import pytest
 
 from xatlas.contracts.comparison import Finding
 from xatlas.findings.readings import Setting
-from xatlas.findings.sentences import Row, closing, decide, in_short, robustness
+from xatlas.findings.sentences import Row, closing, decide, in_short, ranked, robustness
 from xatlas.findings.verdict import Claim, Evidence, adjusted, verdict
 
 CLEAR = Evidence(number=(2.0, 1.5, 2.5), p=0.001, side=1, answer=1)
@@ -127,10 +127,11 @@ def test_equality_is_adjusted_by_its_own_p():
     assert adjusted([Evidence(p=0.9, equal=True, equal_p=0.01)]) == [0.01]
 
 
-def test_the_closing_lines_say_once_what_models_share_and_what_rests_on_layer_0():
-    def finding(model, short, verdict="supported", **more):
-        return Finding("It is so.", 1, 0, 2, 0, 0.01, verdict, model=model, short=short, **more)
+def finding(model, short, verdict="supported", **more):
+    return Finding("It is so.", 1, 0, 2, 0, 0.01, verdict, model=model, short=short, **more)
 
+
+def test_the_closing_lines_say_once_what_models_share_and_what_rests_on_layer_0():
     found = [finding(model, "the hub is layer 0", depends_on="scope, layer 0") for model in "abc"]
     found += [finding(model, "it falls") for model in "abc"]
     found += [finding("b", "it rises"), finding("a", "the depth is the same", model_other="c")]
@@ -143,3 +144,96 @@ def test_the_closing_lines_say_once_what_models_share_and_what_rests_on_layer_0(
         "* Not so without layer 0.",
         "Of 11 claims 1 is refuted or artefacts; 2 can't be decided from these data: p above 0.05 (2).",
     ]
+
+
+def closed(found, models):
+    return closing(found, list(models)).split("\n")
+
+
+def test_of_many_models_those_that_differ_are_named_and_of_many_pairs_how_many():
+    models = "abcdefg"
+    found = [finding(model, "it falls") for model in models[:-1]]
+    assert closed(found, models) == ["All 7 models but g: it falls."]
+    assert closed(found[:4], models) == ["a, b, c and d: it falls."]
+    assert closed([finding(model, "it falls") for model in models], models) == ["All 7 models: it falls."]
+    pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "d")]
+    found = [
+        finding(one, f"the depth {said}", model_other=two)
+        for (one, two), said in zip(pairs, ["differs", "differs", "is the same", "differs"], strict=True)
+    ]
+    assert closed(found, "abcd") == ["Of 4 pairs of models: different in the depth (3); alike in the depth (1)."]
+    three = [finding(one, "the depth differs", model_other=two) for one, two in pairs[:3]]
+    assert closed(three, "abc") == ["Every pair of models: different in the depth."]
+
+
+def test_reasons_are_counted_the_commonest_first_and_the_rest_together():
+    counts = {"a tie": 5, "one kind": 4, "too few layers": 3, "kinds disagree": 2, "no jump": 2, "one layer": 1}
+    reasons = {"a tie": "it ties with layer 3", "kinds disagree": "kinds disagree: zero"}
+    found = [
+        finding("a", "x", "undecided", reason=reasons.get(kind, kind))
+        for kind, count in counts.items()
+        for _ in range(count)
+    ]
+    told = "a tie (5), one kind (4), too few layers (3), kinds disagree (2), other reasons (3)"
+    assert closed(found, "a") == [
+        "Nothing is supported.",
+        f"Of 17 claims 17 can't be decided from these data: {told}.",
+    ]
+    assert closed([finding("a", "x", "refuted"), finding("a", "x", "artefact")], "a")[1:] == [
+        "Of 2 claims 2 are refuted or artefacts."
+    ]
+
+
+def test_what_is_learnt_is_said_beside_what_is_not():
+    found = [finding("a", "it falls", learnt=learnt) for learnt in (True, False, None)]
+    assert closed(found, "a") == ["a: it falls (learnt); it falls (as in untrained networks of its kind); it falls."]
+
+
+def test_findings_are_shown_by_verdict_what_differs_first_and_architectures_before_all():
+    found = [
+        finding("a", "", "refuted"),
+        finding("a", "one"),
+        finding("a", "x is the same", model_other="b"),
+        finding("a", "x differs", model_other="b"),
+        finding("a", "", "artefact", model_other="b"),
+        finding("a", "", "undecided", unit="architecture"),
+    ]
+    assert [found.index(each) for each in ranked(found)] == [5, 3, 2, 1, 4, 0]
+
+
+def rows(*about):
+    """Return rows of claims about models, each with what its evidence is changed by."""
+    return [
+        Row(Claim(f"c{i}", "Is it?", "It is {number}"), tuple(models), Evidence(**{**CLEAR.__dict__, **changes}))
+        for i, (models, changes) in enumerate(about)
+    ]
+
+
+def test_p_values_are_adjusted_over_the_claims_about_the_same_models():
+    found = decide(rows(("a", {"p": 0.03}), ("a", {"p": 0.04}), ("b", {"p": 0.03}), ("ab", {"p": 0.04})))
+    assert [each.p_adjusted for each in found] == pytest.approx([0.06, 0.06, 0.03, 0.04])
+
+
+def test_what_a_small_sample_can_reach_is_adjusted_as_well():
+    """Alone it could reach 0.03; as one of two claims it can't."""
+    few = {"p": 0.2, "least_p": 0.03, "side": 0}
+    assert [each.reason for each in decide(rows(("a", few)))] == ["the interval includes chance"]
+    assert [each.reason for each in decide(rows(("a", few), ("a", few)))] == ["too few templates"] * 2
+
+
+@pytest.mark.parametrize(
+    ("differing", "said"),
+    [
+        ([("mean", "all"), ("zero", "all")], "scope"),
+        ([("zero", "all")], "ablation kind, scope"),
+        ([("zero", "last"), ("mean", "all"), ("zero", "all")], "ablation kind, scope"),
+    ],
+)
+def test_an_answer_depends_on_what_changes_it_alone_where_anything_does(differing, said):
+    kinds = [(kind, scope) for kind in ("mean", "zero") for scope in ("last", "all")]
+    settings = {
+        Setting(*kind, "always", "quick"): Evidence(answer=-1 if kind in differing else 1, number=CLEAR.number)
+        for kind in kinds
+    }
+    (found,) = decide([Row(Claim("more", "Is it?", "It is {number}"), ("a",), CLEAR, None, settings)])
+    assert found.depends_on == said

@@ -8,8 +8,8 @@ import xarray as xr
 from xatlas.comparisons.early_late import EarlyLate
 from xatlas.findings import estimates
 from xatlas.findings.estimates import Sample, within
-from xatlas.findings.groups import layer_types, welch
-from xatlas.findings.places import largest
+from xatlas.findings.groups import layer_types, rank_correlation, welch
+from xatlas.findings.places import beyond, largest
 from xatlas.stats import t_quantile, t_tail
 
 TYPES = ["conv", *["conv", "attention"] * 6, "conv"]
@@ -107,6 +107,41 @@ def test_two_models_do_not_differ_in_what_cannot_be_told_of_one_of_them():
     assert (found.side, found.blocked, found.p < 0.01) == (1, "", True)
     for pair in ((replace(one, blocked="no jump"), two), (one, replace(two, blocked="no jump"))):
         assert EarlyLate().pair(claim, *pair).blocked == "no jump"
+
+
+def test_rounding_is_no_difference():
+    values = np.random.default_rng(0).normal(3, 1, 60)
+    one, two = (balanced(12, 5).mean(array(each)) for each in (values, values * (1 + 1e-13)))
+    found = (one - two).evidence()
+    assert (found.number[0], found.answer, found.side, found.p) == (0, 0, 0, 1)
+
+
+def test_the_luck_of_both_numbers_draws_is_in_their_difference():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    one, two = (
+        sample.mean(drawn(rng, np.exp(rng.normal(0, 0.5, (60, 1))), 4).isel(layer=0, drop=True), log=True) for _ in "ab"
+    )
+    assert float((one - two).drawn) == pytest.approx(math.hypot(one.drawn, two.drawn))
+
+
+def test_an_item_that_was_never_measured_changes_no_test():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    values = noisy(rng, np.array([1.0, 1.3, 1.0]), 60)
+    more = array(np.column_stack([values, np.full(60, np.nan)]), "layer")
+    p, same = (sample.permuted(each, "layer", lambda means: means.max(-1), 500) for each in (values, more))
+    assert p == same
+
+
+def test_what_was_chosen_has_to_exceed_its_control_as_surely():
+    rng, sample = np.random.default_rng(0), balanced(12, 5)
+    control = drawn(rng, np.exp(rng.normal(0, 0.3, (60, 1))), 2).isel(layer=0, drop=True)
+    chance = sample.mean(control, log=True)
+    for reach, sides, unsure in ((-0.5, 0, False), (0.5, 0, True), (1.5, 1, False)):
+        end = float(chance.point) + float(chance.half()) + reach * float(chance.drawn)
+        over = sample.mean(control.mean("draw") * 0 + np.exp(end), log=True) - chance
+        found = beyond(1e-6, over, chance)
+        assert (found["side"], bool(found["open"]), found["p"]) == (sides, unsure, float(over.p()))
+    assert beyond(0.9, over, chance)["p"] == 0.9
 
 
 def test_a_template_that_only_one_of_two_models_has_moves_their_difference_alone():
@@ -307,6 +342,28 @@ def test_a_difference_of_types_that_layer_0_makes_is_none():
     effects[0] += 0.5
     found = layer_types(effects, TYPES, DEPTH, ("conv", "attention"))
     assert found.side == 0 or found.p > 0.05 or found.blocked
+
+
+def test_the_interval_of_unequally_many_seeds_is_welchs():
+    one, two = np.array([1.0, 1.4, 0.9, 1.2, 1.0, 1.1]), np.array([2.0, 2.9, 1.1])
+    parts = [each.var(ddof=1) / len(each) for each in (one, two)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 5 + parts[1] ** 2 / 2)
+    gap, error = one.mean() - two.mean(), math.sqrt(sum(parts))
+    found = welch(one, two, log=False, margin=0.1)
+    assert found.number == pytest.approx(gap + t_quantile(freedom) * error * np.array([0, -1, 1]))
+    assert not found.equal
+    assert welch(one, one + 0.01, log=False, margin=0.5).equal
+    ratio = welch(one, two, log=True)
+    assert np.log(ratio.number) == pytest.approx(found.number)
+
+
+def test_profiles_that_few_layers_have_by_chance_are_no_more_alike_than_chance():
+    sample, profile = balanced(12, 5), np.array([3.0, 2.0, 1.0])
+    draws = np.tile(profile, (200, 1))
+    found = rank_correlation(sample, [profile, profile], [draws, draws], 4.0, "layers permuted")
+    assert found.number == (1, 1, 1)
+    assert found.p == pytest.approx(1 / 6, abs=0.03)
+    assert found.side == 0  # the control's range reaches as far
 
 
 def test_five_seeds_of_each_architecture_can_differ_and_three_cannot():
