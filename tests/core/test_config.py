@@ -13,6 +13,7 @@ import xatlas
 from xatlas import vocabulary
 from xatlas.cli import app
 from xatlas.config import KeyedSettings, MeasureConfig, larger_suite, settings
+from xatlas.errors import XatlasError
 from xatlas.results.jobs import Job
 from xatlas.suites import Prompt, Suite, SuiteSpec
 
@@ -53,6 +54,22 @@ def test_a_config_gives_jobs_every_setting_that_keys_hold():
     assert dated.keyed()["template_date"] == vocabulary.TEMPLATE_DATE
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        *(({"draws": value}, "draws = .* a whole number from 1") for value in (0, -1, 2.0, True)),
+        *(({"seed": value}, "seed = .* a whole number up to") for value in (10**15 + 1, -(10**15) - 1, 0.5, True)),
+        ({"bos": "never"}, "BOS habit 'never'"),
+        ({"device": "gpu"}, "device 'gpu'"),
+        ({"template_date": "yesterday"}, "is no date"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(wrong, told):
+    MeasureConfig(suite=SUITE, draws=1, seed=-(10**15))
+    with pytest.raises(XatlasError, match=told):
+        MeasureConfig(suite=SUITE, **wrong)
+
+
 @pytest.mark.parametrize("command", ["compare", "run", "plan"])
 def test_every_setting_with_help_is_an_option_with_that_help_and_default(command):
     options = {item.name: item for item in typer.main.get_command(app).commands[command].params}
@@ -87,6 +104,8 @@ def test_the_larger_suite_is_the_smallest_that_holds_all_prompts_and_more():
     prompts = [Prompt(name, "f", name) for name in "abcd"]
     made = [Suite("all", tuple(prompts)), Suite("three", tuple(prompts[:3])), Suite("others", tuple(prompts[1:]))]
     specs = [SuiteSpec(suite.name, "A suite.", lambda suite=suite: suite) for suite in made]
+    reference = Suite("reference", tuple(Prompt(name, "f", name) for name in "abx"))  # is not measured on
+    specs.append(SuiteSpec("reference", "A reference.", lambda: reference, default_for="reference"))
     with plugged(xatlas_suites=specs):
         assert larger_suite(Suite("two", tuple(prompts[:2]))).name == "three"
         assert larger_suite(made[0]) is None

@@ -60,6 +60,11 @@ def without_units(dataset):
     return dataset
 
 
+def without_a_name(dataset):
+    del dataset.kl.attrs["long_name"]
+    return dataset
+
+
 def with_nan(dataset):
     dataset.kl[0, 0, 0] = np.nan
     return dataset
@@ -75,11 +80,21 @@ OFF = {
     "float16": (lambda d: d.assign(kl=d.kl.astype("f2").assign_attrs(d.kl.attrs)), "dtype float16"),
     "objects": (lambda d: d.assign(kl=d.kl.astype(object).assign_attrs(d.kl.attrs)), "dtype object"),
     "units": (without_units, "has units None"),
+    "no name": (without_a_name, "'kl' has no long_name"),
     "no family": (lambda d: d.drop_vars("family"), "'prompt' lacks its coordinate 'family'"),
     "no depth": (lambda d: d.drop_vars("depth"), "'layer' lacks its coordinate 'depth'"),
+    "no group": (lambda d: d.drop_vars("kv_group"), "'head' lacks its coordinate 'kv_group'"),
     "no labels": (lambda d: d.drop_vars("layer"), "'layer' has no coordinate of its own"),
     "same label": (lambda d: d.assign_coords(layer=[0, 0, 1]), "the label '0' twice"),
     "attribute": (lambda d: d.assign_attrs(absent={"a": 1}), "attribute 'absent' of the dataset is dict"),
+    "flag": (lambda d: d.assign_attrs(whole=True), "attribute 'whole' of the dataset is bool"),
+    "flag of a layer": (
+        lambda d: d.assign_coords(layer=d.layer.assign_attrs(n=None)),
+        "attribute 'n' of 'layer' is None",
+    ),
+    "complex labels": (lambda d: d.assign_coords(odd=("layer", [1j, 2, 3])), "coordinate 'odd' has dtype complex128"),
+    "NaN beside layers": (lambda d: d.assign_coords(depth=("layer", [0, np.nan, 1])), "coordinate 'depth' holds NaN"),
+    "no prompts": (lambda d: d.isel(prompt=[]), "no prompt is left"),
     "NaN": (with_nan, "NaN without a reason"),
 }
 
@@ -191,11 +206,13 @@ WRONG = {
     "layer": ({"layer": [0, 1, 3]}, "layer 3 is none of the model's, 0 to 2"),
     "layers from 1": ({"layer": [1, 2, 3]}, "depth of layer 1 of 3 is 0.5, not 0"),
     "negative layer": ({"layer": [-1, 0, 1]}, "labels of 'layer' must be whole numbers from 0"),
+    "broken layers": ({"layer": [0.0, 1.0, 2.0]}, "labels of 'layer' must be whole numbers from 0"),
     "named layers": ({"layer": ["a", "b", "c"]}, "labels of 'layer' must be whole numbers from 0"),
     "depth": ({"depth": ("layer", [0, 0.4, 1])}, "the depth of layer 1 of 3 is 0.5, not 0.4"),
     "type": ({"operator_type": ("layer", ["conv"] * 3)}, "the operator of layer 1 is 'attention', not 'conv'"),
     "head": ({"head": [0, 1, 2, 4]}, "head 4 is none of the model's, 0 to 3"),
     "group": ({"kv_group": ("head", [0, 1, 0, 1])}, "the key/value group of head 1 is 0, not 1"),
+    "no group": ({"kv_group": ("head", [-1, 0, 1, 1])}, "the key/value group of head 0 is 0, not -1"),
 }
 
 
@@ -205,6 +222,18 @@ def test_labels_are_those_of_model_and_suite(case):
     validate(good(dropped={"c": "too long"}), PROBE, MODEL, SUITE)
     with pytest.raises(XatlasError, match=message):
         validate(good().assign_coords(coordinates), PROBE, MODEL, SUITE)
+
+
+def test_a_head_that_reads_another_group_in_another_layer_may_have_none():
+    uneven = SimpleNamespace(n_layers=3, operator_types=MODEL.operator_types, head_layouts=[HeadLayout(4, 4, 8), None])
+    uneven.head_layouts[1] = HeadLayout(4, 2, 8)
+    validate(good().assign_coords(kv_group=("head", [0, -1, -1, -1])), PROBE, uneven, SUITE)
+
+
+def test_what_prompts_say_is_kept_as_text_that_commands_no_terminal():
+    odd = Prompt("a", "f", "red \x1b[31m\u202e", target="\x07")
+    found = suite_coords(read([odd]))
+    assert all(text.isprintable() for name in ("text", "target") for text in found[name][1])
 
 
 def test_a_part_of_the_layers_has_labels_too():

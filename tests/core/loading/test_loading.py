@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from folders import edit_config, logits, write_lora
 
 from xatlas import XatlasError, files, loading
 from xatlas.loading import model_files
+from xatlas.loading.loader import quiet_transformers
 from xatlas.model import HookedModel
 from xatlas.run.cost import shapes
 from xatlas.testing import write_tiny_model
@@ -83,6 +85,29 @@ def test_wrong_options_are_named(tiny, option, value, words):
         loading.load(loading.resolve(str(tiny)), **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("asked", "cuda", "mps", "found"),
+    [
+        ("auto", 2, True, "cuda:0"),
+        ("auto", 0, True, "mps"),
+        ("auto", 0, False, "cpu"),
+        ("cpu", 2, True, "cpu"),
+        ("cuda", 1, False, "cuda:0"),
+        ("cuda:1", 2, False, "cuda:1"),
+        ("cuda", 0, False, "torch finds no CUDA device"),
+        ("cuda:1", 1, False, "torch finds only cuda:0;"),
+        ("cuda:2", 2, False, "torch finds only cuda:0 to cuda:1;"),
+        ("mps", 1, False, "torch finds no Apple GPU"),
+    ],
+)
+def test_a_device_is_taken_where_it_is_there_and_refused_elsewhere(monkeypatch, asked, cuda, mps, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    with pytest.raises(XatlasError, match=found) if found.startswith("torch") else nullcontext():
+        assert loading.pick_device(asked) == found
+
+
 def test_auto_device_is_there():
     torch.zeros(1, device=loading.pick_device("auto"))
 
@@ -97,6 +122,28 @@ def test_loading_asks_no_network(tiny, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     write_lora(tiny.parent / "lora", tiny)
     loading.load(loading.resolve(f"{tiny}+{tiny.parent / 'lora'}"), device="cpu")
+
+
+@pytest.mark.parametrize("before", [(False, True), (True, False)])
+def test_loading_leaves_transformers_and_the_hub_as_they_were(monkeypatch, before):
+    from huggingface_hub import constants
+    from transformers.utils import logging as messages
+
+    def state():
+        return constants.HF_HUB_OFFLINE, messages.is_progress_bar_enabled(), messages.get_verbosity()
+
+    offline, bars = before
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    had_bars, verbosity = state()[1:]
+    turn = {True: messages.enable_progress_bar, False: messages.disable_progress_bar}
+    turn[bars]()
+    try:
+        with suppress(KeyError), quiet_transformers():
+            assert state() == (True, False, messages.ERROR)
+            raise KeyError
+        assert state() == (offline, bars, verbosity)
+    finally:
+        turn[had_bars]()
 
 
 def test_loading_prints_nothing(tiny, capfd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from folders import edit_config, logits
@@ -161,12 +162,14 @@ def test_stored_masks_and_frequencies_are_harmless(tiny):
             loading.load(loading.resolve(str(tiny)), device="cpu")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_not_finite_are_named(tiny, value):
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.nan, "float32"), (np.nan, "float16"), (np.inf, "float32"), (-np.inf, "bfloat16")]
+)
+def test_weights_that_are_not_finite_are_named(tiny, value, dtype):
     name = "model.layers.1.mlp.down_proj.weight"
     edit_weights(tiny, lambda state: state[name][0, 0].fill_(value))
     with pytest.raises(XatlasError, match=f"{name} .*not finite"):
-        loading.load(loading.resolve(str(tiny)), device="cpu")
+        loading.load(loading.resolve(str(tiny)), device="cpu", dtype=dtype)
 
 
 def test_weights_beyond_float16_say_what_to_use(tiny):

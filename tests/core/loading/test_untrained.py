@@ -68,6 +68,12 @@ def test_an_untrained_model_is_proved_and_reads_text_as_its_model_does():
     assert (own.eos_token_id, own.pad_token_id) == (theirs.eos_token_id, theirs.pad_token_id)
 
 
+def test_an_untrained_model_ends_where_its_model_does(tiny):
+    """An instruct model's turn ends are named in a file of their own."""
+    (tiny / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert load(resolve(f"{tiny}~untrained"), device="cpu").model.generation_config.eos_token_id == [7, 9]
+
+
 def test_a_folder_needs_no_weights_and_none_are_read(tiny):
     model, whole = resolve(str(tiny)), resolve(f"{tiny}~untrained")
     assert whole.slug == f"{model.slug}~untrained-0"

@@ -49,8 +49,13 @@ def test_lora_beside_the_model_is_named_or_refused(tiny, original):
     assert loading.resolve(str(tiny)).identity == loading.resolve(str(original)).identity
 
 
-def test_files_that_are_opened_are_files_that_are_hashed(tiny):
+@pytest.mark.parametrize("shards", [False, True])
+def test_files_that_are_opened_are_files_that_are_hashed(tiny, shards):
     """A folder full of all that transformers ever read: whatever its version opens changes the identity."""
+    if shards:
+        weights = (tiny / "model.safetensors").rename(tiny / "model-00001-of-00001.safetensors")
+        names = dict.fromkeys(load_file(weights), weights.name)
+        (tiny / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
     (tiny / "chat_template.jinja").write_text(TEMPLATE)
     (tiny / "additional_chat_templates").mkdir()
     (tiny / "additional_chat_templates" / "tools.jinja").write_text(TEMPLATE)
@@ -74,7 +79,8 @@ def test_files_that_are_opened_are_files_that_are_hashed(tiny):
     read = {name for name in opened if name.startswith(f"{tiny}/")}
     watching = False
     assert {f"{tiny}/config.json", f"{tiny}/generation_config.json", f"{tiny}/chat_template.jinja"} <= read
-    for name in read - {f"{tiny}/model.safetensors"}:
+    assert (f"{tiny}/model.safetensors.index.json" in read) == shards
+    for name in (name for name in read if not name.endswith(".safetensors")):
         with open(name, "r+") as file:
             content = file.read()
             file.write(" ")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import pytest
 import torch
 from models import build, token_prompt
 
@@ -9,7 +13,7 @@ from xatlas.contracts.adapter import Site
 from xatlas.contracts.probe import Inputs, ReadingProbe
 from xatlas.engine.schedule import Budget
 from xatlas.model import HookedModel
-from xatlas.probing.reading import captured, read_together
+from xatlas.probing.reading import captured, head_scores, read_together
 from xatlas.testing import byte_tokenizer, tiny_suite
 
 
@@ -77,3 +81,21 @@ def test_patterns_grow_with_the_square_of_a_text_and_fewer_are_read_at_a_time(mo
         for row, prompt in enumerate(batch.prompts):
             alone = model.capture(torch.tensor([prompt.ids]), [site])[site][0]
             torch.testing.assert_close(batch.values[site][row], alone)
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4, 99])
+def test_scores_of_a_head_are_means_over_the_queries_that_can_see_what_is_scored(window):
+    n, seen = 6, window or 6
+    weights = torch.rand(2, n, n, generator=torch.Generator().manual_seed(0)).tril().triu(1 - seen)
+    pattern = weights / weights.sum(-1, keepdim=True)
+    found = head_scores(pattern, window)
+    for head, rows in enumerate(pattern.tolist()):
+        queries = range(2, n)
+        expected = {
+            "entropy": [-sum(p * math.log(p) for p in rows[q] if p) for q in queries],
+            "distance": [sum(p * (q - key) for key, p in enumerate(rows[q])) for q in queries],
+            "first_weight": [rows[q][0] for q in queries if q < seen],
+            "previous_score": [rows[q][q - 1] for q in queries if seen > 1],
+        }
+        for name, values in expected.items():
+            assert float(found[name][head]) == pytest.approx(np.mean(values or [np.nan]), abs=1e-6, nan_ok=True), name

@@ -105,6 +105,21 @@ def test_a_text_that_is_written_twice_has_no_place():
     assert "more than once" in made.prompt(Prompt("p", "f", "ab", subject=(0, 1)))
 
 
+def test_what_the_system_says_is_said_by_the_user_where_the_template_knows_no_system():
+    each = "{% for m in messages %}{{ '[' + m.role + ': ' + m.content + ']' }}{% endfor %}"
+    system, *turns = [
+        {"role": role, "content": text} for role, text in (("system", "s"), ("user", "u"), ("assistant", "a"))
+    ]
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + each
+    for template, first in ((each, "[system: s][user: u]"), (refusing, "[user: s\n\nu]")):
+        made = reader(template).chat
+        assert made.conversations([[system, *turns], turns]) == [f"{first}[assistant: a]", "[user: u][assistant: a]"]
+    never = reader("{{ raise_exception('not this') }}").chat
+    for conversation in ([system, *turns], turns, turns[:1]):
+        with pytest.raises(XatlasError, match=r"the chat template fails \(.*not this"):
+            never.conversations([conversation])
+
+
 def test_a_prompt_that_the_template_refuses_is_dropped_and_the_others_are_read():
     made = reader(
         "{% if 'no' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}{{ messages[0].content }}"
