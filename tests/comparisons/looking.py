@@ -57,8 +57,26 @@ def rows(axes):
     return found
 
 
+def shows(line, values):
+    """Tell whether a line goes through these numbers, with gaps where they are absent."""
+    drawn = np.asarray(line.get_ydata(), dtype=float)
+    return drawn.shape == values.shape and np.allclose(drawn, values, equal_nan=True)
+
+
 def explained(figure):
     """Return what the legend says → the mark that it says it of."""
     (legend,) = figure.legends
     lines = zip(legend.get_texts(), legend.get_lines(), strict=True)
     return {text.get_text().replace("\n", " "): line for text, line in lines}
+
+
+def look(line):
+    """Return what tells a line or mark from others."""
+    parts = (
+        line.get_color(),
+        line.get_marker(),
+        line.get_markersize(),
+        line.get_markerfacecolor(),
+        line.get_linewidth(),
+    )
+    return str((*parts, line.get_markeredgecolor(), line._unscaled_dash_pattern))

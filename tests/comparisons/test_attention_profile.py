@@ -115,3 +115,17 @@ def test_the_figure_shows_means_of_position_0_and_the_strongest_heads(synthetic)
         assert sorted(map(tuple, points)) == sorted(heads)
         (even,) = (set(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--")
         assert even == {float(dataset["even"].sel(score=score, model="a"))}
+
+
+def test_a_title_gives_the_range_of_the_models(synthetic):
+    shares = {"a": 0.6, "b": 0.2}
+    dataset = compare(
+        synthetic, **{name: synthetic.attention_result(TYPES, first=share) for name, share in shares.items()}
+    )
+    found = {
+        each.model: each
+        for each in AttentionProfile().findings(dataset)
+        if each.name == "first_share" and not each.model_other
+    }
+    title = AttentionProfile().plot(dataset).axes[0].get_title(loc="left")
+    assert title == f"Position 0: mean {found['b'].value:.2f} to {found['a'].value:.2f}"

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from looking import boxes, drawn_ticks, marks
+from looking import boxes, drawn_ticks, look, marks
 from matplotlib.text import Text
 
 from xatlas.comparisons.attention_profile import AttentionProfile
@@ -108,6 +108,9 @@ def test_no_text_leaves_the_canvas_or_lies_on_another(synthetic, kind, count):
     drawn_ticks(figure)
     drawn = marks([line for axes in figure.axes for line in axes.lines])
     assert drawn <= marks([line for legend in figure.legends for line in legend.get_lines()])
+    entries = [line for legend in figure.legends for line in legend.get_lines()]
+    looks = [look(line) for line in entries if {line.get_marker(), line.get_linestyle()} != {"None"}]
+    assert len(set(looks)) == len(looks)
     found = boxes(figure)
     width, height = figure.canvas.get_width_height()
     outside = [

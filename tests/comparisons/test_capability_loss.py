@@ -63,6 +63,8 @@ def test_layers_that_a_model_lacks_are_left_out():
             [text.get_text() for text in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels())
         )
         assert up == layers
+        own = [each.verdict == "supported" for (name, _), each in findings.items() if name == model]
+        assert axes.get_title(loc="left").replace("\n", " ") == f"{model} {sum(own)} of {len(own)} claims hold"
         marked = {(up[int(line.get_ydata()[0])], across[int(line.get_xdata()[0])]) for line in axes.lines}
         assert marked == {(layers[0], "math"), (layers[0], "all")}
         lost = (data["loss"] - data["control"]).sel(model=model, removed=layers, bound="value")

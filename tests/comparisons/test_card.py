@@ -69,6 +69,7 @@ def test_bars_are_stacked_to_what_a_layer_and_a_model_hold(synthetic):
     dataset = compare(synthetic, a=synthetic.card_result(TYPES))
     figure = Card().plot(dataset)
     whole, layers = figure.axes
+    assert layers.get_ylabel() == "parameters, thousands"
     above = dict.fromkeys(range(len(TYPES)), 0.0)
     for bar in layers.patches:
         layer = round(bar.get_x() + bar.get_width() / 2)
@@ -82,6 +83,12 @@ def test_bars_are_stacked_to_what_a_layer_and_a_model_hold(synthetic):
     ends = np.cumsum(100 * one["share"].values)
     assert [bar.get_x() + bar.get_width() for bar in whole.patches] == pytest.approx(ends.tolist())
     assert ends[-1] == pytest.approx(100)
+    several = compare(synthetic, a=synthetic.card_result(TYPES, mlp=100.0), b=synthetic.card_result(TYPES, mlp=2e6))
+    share = 100 * several["share"].sel(part_of_all="mlp").values
+    whole, _, layers = Card().plot(several).axes
+    title = whole.get_title(loc="left").split("–")
+    assert [title[0], title[1].split()[0]] == [f"mlp: {share[0]:.0f}", f"{share[1]:.0f}"]
+    assert layers.get_ylabel() == "parameters, millions"
 
 
 def test_layers_are_named_by_all_their_operators_below_their_bars(synthetic):

@@ -54,6 +54,14 @@ def test_a_planted_block_is_found_and_its_neighbours_are_not_in_it(synthetic):
     found = told(dataset)["locked"]
     assert found.verdict == "supported"
     assert "layers 2 to 5" in found.sentence
+    axes = CKAMap().plot(dataset).axes[0]
+    (block,) = (patch.get_bbox().extents.tolist() for patch in axes.patches)
+    assert block == [1.5, 1.5, 5.5, 5.5]
+    mean = f"{told(dataset)['within'].value:.2f}"
+    assert axes.get_title(loc="left").replace("\n", " ") == f"mean CKA {mean}; 2–5 locked in"
+    for verdict, said in (("undecided", "block 2–5 undecided"), ("refuted", "no layers locked in")):
+        dataset["finding_verdict"][dataset["finding_name"] == "locked"] = verdict
+        assert CKAMap().plot(dataset).axes[0].get_title(loc="left").replace("\n", " ").endswith(said)
     assert 0.9 < found.low <= found.value <= found.high <= 1
     assert dataset["block"].sel(model="a").values.tolist() == [0, 0, 1, 1, 1, 1, 0, 0]
 
@@ -172,6 +180,10 @@ def test_the_figure_shows_what_the_dataset_holds(synthetic):
         meshes["within-a"], dataset["cka"].sel(model="a", variant="trimmed")[:4, :4].values.ravel()
     )
     assert {"biased-a", "biased-b", "within-b"} <= set(meshes)
+    pair = told(dataset, "a", "b")["between"]
+    (written,) = (text.get_text().replace("\n", " ") for axes in figure.axes for text in axes.texts)
+    interval = f"{pair.value:.2f} [{pair.low:.2f}, {pair.high:.2f}]"
+    assert written == f"CKA at equal depth {interval} chance {pair.control + 0.0:.2f}"
 
 
 def test_layers_stand_beside_the_nearest_of_equal_depth():

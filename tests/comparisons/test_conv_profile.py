@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import xarray as xr
-from looking import explained
+from looking import explained, shows
 
 from xatlas.comparisons.conv_profile import ConvProfile
 
@@ -127,6 +127,17 @@ def test_the_figure_shows_conv_layers_only(synthetic):
         lines["tap-0"], dataset["tap_effect"].sel(model="a", tap=0, bound="value").values[[0, 1, 3, 5]]
     )
     assert lines["factor-carrier"].argmax() == 2
+    for each, part in zip(axes, ("factor", "tap"), strict=True):
+        one = dataset.sel(model="a").isel(layer=[0, 1, 3, 5])
+        labels = one[part].values[:: -1 if part == "tap" else 1]
+        controls = [line for line in each.lines if line.get_marker() == "_"]
+        for label, spans, control in zip(labels, each.collections, controls, strict=True):
+            at = one.sel({part: label})
+            ends = [segment[:, 1] for segment in spans.get_segments()]
+            np.testing.assert_allclose(
+                ends, at[f"{part}_effect"].sel(bound=["low", "high"]).transpose("layer", "bound")
+            )
+            assert shows(control, at[f"{part}_control"].sel(bound="value"))
     looks = {line.get_gid(): (line.get_color(), line.get_marker()) for each in axes for line in each.lines}
     told = {text: (line.get_color(), line.get_marker()) for text, line in explained(figure).items()}
     for tap in (0, -1, -2):

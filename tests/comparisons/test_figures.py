@@ -82,6 +82,16 @@ def test_a_curve_goes_through_what_lies_in_the_panel_and_marks_what_does_not():
     assert not curves.draw(axes, np.arange(2), values[[0, 3]], color="red", edges=(1e-3, 10.0))
 
 
+def test_operator_types_are_marked_where_something_was_measured_in_the_panel():
+    types = ["conv", "attention", "conv", "attention", "conv"]
+    values = xr.DataArray([1.0, 2.0, 1e-9, np.nan, 3.0], {"operator_type": ("layer", types)}, "layer")
+    axes = Figure().subplots()
+    curves.draw(axes, np.arange(5), values, color="red", typed=True, edges=(1e-3, 10.0))
+    marks = {line.get_marker(): line.get_xydata().tolist() for line in axes.lines}
+    assert marks[style.marker("conv")] == [[0, 1], [4, 3]]
+    assert marks[style.marker("attention")] == [[1, 2]]
+
+
 def finding(number, control, twins=(), verdict="supported", name="more"):
     """Return a finding's numbers as a dataset holds them."""
     data = {"finding_number": ("bound", list(number)), "finding_control": ("bound", list(control))}
@@ -103,7 +113,8 @@ def test_a_row_shows_a_control_that_has_an_interval_and_every_twin_as_what_it_is
         expected = [part for mark, value, *ends in numbers for part in (("", *ends), (mark, value))]
         assert [(line.get_marker(), *line.get_xdata()) for line in own] == expected
         assert (own[1].get_color(), own[1].get_markerfacecolor()) == (colour, fill)
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["one", "heading", "two"]
+    labels = [(text.get_text(), text.get_color()) for text in axes.get_yticklabels()]
+    assert labels == [("one", "red"), ("heading", "red"), ("two", "blue")]
 
 
 def test_what_lies_beyond_an_edge_is_marked_there_alone():
@@ -146,3 +157,36 @@ def test_a_title_counts_all_models_that_are_drawn(verdicts, title):
     parts = zip(("model", "verdict", "model_other", "name"), zip(*said, strict=True), strict=True)
     dataset = xr.Dataset({f"finding_{part}": ("finding", list(each)) for part, each in parts}, {"model": models})
     assert style.counted("Held", dataset, "held") == title
+
+
+def test_what_is_said_of_a_model_has_its_verdict_and_reason():
+    about = [
+        ("a", "supported", "", 1.0),
+        ("b", "undecided", "p = 0.2", 1.0),
+        ("c", "artefact", "it is algebra", 1.0),
+        ("d", "undecided", "one layer", math.nan),
+    ]
+    models, verdicts, reasons, numbers = zip(*about, strict=True)
+    texts = {"model": models, "verdict": verdicts, "reason": reasons, "short": ["it falls"] * 4, "name": ["held"] * 4}
+    data = {f"finding_{part}": ("finding", list(each)) for part, each in (texts | {"model_other": [""] * 4}).items()}
+    data["finding_number"] = ("finding", "bound"), np.repeat(np.array(numbers)[:, None], 3, 1)
+    dataset = xr.Dataset(data, {"model": [*models, "e"]})
+    assert style.said(dataset, "held", "nothing there") == [
+        "it falls: supported",
+        "it falls: undecided (p=0.2)",
+        "it falls: artefact",
+        "one layer",
+        "nothing there",
+    ]
+
+
+def test_models_that_lack_something_are_named():
+    values = xr.DataArray([[1.0, np.nan], [np.nan] * 2, [0.0, 2.0]], {"model": list("abc")}, ["model", "layer"])
+    held, without = style.having(values.to_dataset(name="effect"), "effect")
+    assert (held["model"].values.tolist(), without) == (["a", "c"], ["b"])
+
+
+def test_types_without_a_marker_of_their_own_take_one_that_no_named_type_has():
+    taken = {style.marker(f"kind {i}") for i in range(30)}
+    assert len(taken) == 5
+    assert not taken & {style.marker(kind) for kind in style.MARKERS}

@@ -216,6 +216,11 @@ def test_the_map_rings_the_top_five(synthetic):
     effect = dataset["effect"].isel(model=0).sel(bound="value").values
     expected = sorted(np.sort(effect[np.isfinite(effect)])[-5:])
     assert sorted(effect[ringed.get_ydata(), ringed.get_xdata()]) == expected
+    mesh = figure.axes[0].collections[0]
+    shown = mesh.get_array().reshape(effect.shape)
+    np.testing.assert_array_equal(shown.mask, np.isnan(effect))
+    np.testing.assert_allclose(shown.compressed(), (effect / np.nanmean(effect))[np.isfinite(effect)].clip(0.01))
+    assert mesh.norm.vmin <= shown.min() < shown.max() <= mesh.norm.vmax
     first = np.nan_to_num(dataset["first"].isel(model=0).transpose("layer", "head").values)
     dots = (line for axes in figure.axes for line in axes.lines if line.get_gid() == "first")
     sizes = {(line.get_ydata()[0], line.get_xdata()[0]): line.get_markersize() for line in dots}

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
+from looking import explained, shows
 
 from xatlas import XatlasError
 from xatlas.comparisons.figures import style
@@ -85,6 +86,10 @@ def test_two_equal_layers_are_called_a_tie(synthetic):
     assert finding.reason.startswith("it ties with layer")
     assert "ties with layer" in finding.sentence
     assert "nats more than the largest of the others" in finding.sentence  # the number that makes it a tie
+    rings = [line for line in Hub().plot(dataset).axes[0].lines if line.get_gid() == "hub"]
+    widths = {line.get_xdata()[0]: line.get_markeredgewidth() for line in rings}
+    assert widths.keys() == {2, 4}
+    assert max(widths, key=widths.get) == int(one["hub"])  # thin: ties with it
     assert finding.low < finding.value < finding.high
 
 
@@ -331,7 +336,13 @@ def test_the_figure_marks_hub_control_and_what_is_clipped(synthetic):
         return planted(4)(kl)
 
     dataset = compare(synthetic, a=synthetic.layer_result(TYPES, plant))
-    top, below = Hub().plot(dataset).axes
+    figure = Hub().plot(dataset)
+    top, below = figure.axes
+    told, one = explained(figure), dataset.isel(model=0).sel(bound="value")
+    for name, text in {"operator": "operator", "mlp": "MLP", "control": "control of joint, 95 % band"}.items():
+        values = one["control"].sel(component="joint") if name == "control" else one["effect"].sel(component=name)
+        (drawn,) = (line for line in top.lines if shows(line, values.where(values >= 1e-4)))
+        assert drawn._unscaled_dash_pattern == told[text]._unscaled_dash_pattern
     assert top.get_title(loc="left") == "a\nthe hub is layer 4: supported"
     assert top.get_yscale() == "log"
     rings = [line for line in top.lines if line.get_gid() == "hub"]

@@ -105,6 +105,10 @@ def test_bars_are_shares_that_fill_each_layer(synthetic):
     colours = [to_hex(bars[0].get_facecolor()) for bars in axes.containers]
     assert [named[text] for text in ("tap 0: the current token", "tap -1", "tap -2")] == colours
     assert axes.get_title(loc="left") == "a\nTap -1 largest in 8 of 8 layers"
+    mixed = np.array([TAPS[-2 if layer < 4 else 0] for layer in range(len(MANY))])
+    figure = KernelProfile().plot(compare(synthetic, a=synthetic.kernel_results(MANY, mixed, TAPS[-1], TAPS[0])))
+    titles = [axes.get_title(loc="left").removeprefix("a\n") for axes in figure.axes]
+    assert titles == [f"Tap {tap} largest in {count} of 8 layers" for tap, count in ((0, 5), (-1, 8), (0, 8))]
 
 
 @pytest.mark.parametrize("hits", [2, 3, 5])

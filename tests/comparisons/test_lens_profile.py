@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from looking import explained
+from looking import explained, rows
 
+from xatlas.comparisons.figures import style
 from xatlas.comparisons.lens_profile import LensProfile
 
 
@@ -133,3 +134,19 @@ def test_the_rank_is_a_geometric_mean(synthetic):
     rank = compare(synthetic, a=result)["rank"].sel(model="a", bound="value")
     expected = np.exp(np.log(result.target_rank.sel(site="resid_post")).mean("prompt"))  # families are of one size
     np.testing.assert_allclose(rank, expected)
+
+
+def test_each_models_depth_stands_in_its_row_with_its_control_and_what_it_settles_on(synthetic):
+    held = {name: {"logit_lens": synthetic.lens_result(at, seed=at, wrong=9)} for name, at in (("a", 3), ("b", 5))}
+    held["b~untrained_0"] = {"logit_lens": synthetic.lens_result(6, seed=9)}
+    dataset = LensProfile().compare(synthetic.tree_of(**held))
+    figure = LensProfile().plot(dataset)
+    drawn, told = rows(figure.axes[2]), explained(figure)
+    for name, finding in findings(dataset).items():
+        if name in held:
+            settled = float(dataset["settled"].sel(model=name, bound="value"))
+            onset = sorted([finding.value, finding.low, finding.high])
+            assert drawn[name, told[name].get_color()] == [pytest.approx(onset), [settled]]
+            chance = pytest.approx(sorted([finding.control_low, finding.control_high]))
+            twins = dataset["twin"].sel(finding=f"onset|{name}", bound="value").values
+            assert drawn[name, style.CONTROL] == [chance, pytest.approx(twins, nan_ok=True)]

@@ -159,8 +159,15 @@ def test_a_learning_rate_at_which_one_seed_learns_nothing_is_not_the_fastest():
 def test_the_figure_shows_kl_on_other_families_over_the_loss_on_those_that_were_trained_on():
     tree = xr.DataTree.from_dict({"/mini/lora_targets": result(strategies(all_linear=(3.0, 1e-3)))})
     dataset = LoraFrontier().compare(tree)
-    drawn = {line.get_gid(): line.get_xydata() for line in LoraFrontier().plot(dataset).axes[0].lines}
+    curves, below = LoraFrontier().plot(dataset).axes
+    drawn = {line.get_gid(): line.get_xydata() for line in curves.lines}
     assert set(drawn) == set(TARGETS)
+    colours = {line.get_gid(): line.get_color() for line in curves.lines}
+    of = {f"all_over_{name}": name for name in TARGETS[1:-1]} | {"random_over_guided": "random_layers"}
+    quotients = {line.get_gid().partition("-")[0]: line for line in below.lines if line.get_gid()}
+    assert {name: line.get_color() for name, line in quotients.items()} == {name: colours[of[name]] for name in of}
+    found = {each.name: each.value for each in LoraFrontier().findings(dataset)}
+    assert {name: line.get_xdata()[0] for name, line in quotients.items()} == {name: found[name] for name in of}
     for name, points in drawn.items():
         one = dataset.sel(model="mini", strategy=name, bound="value").isel(step=slice(1, None))  # before, KL is 0
         np.testing.assert_allclose(points, np.column_stack([one["loss"], one["kl"]]))

@@ -5,6 +5,7 @@ import pytest
 from looking import explained, rows
 
 from xatlas.comparisons import loss_profile
+from xatlas.comparisons.figures import curves
 from xatlas.comparisons.loss_profile import LossProfile
 
 HARD = np.array([2.0, 1.0, 1.1, 1.3, 0.8, 0.9])
@@ -77,7 +78,8 @@ def test_a_prompt_without_a_loss_is_left_out(synthetic):
 
 def test_the_figure_shows_families_by_name_and_every_models_own_guess(synthetic):
     one, other = synthetic.loss_result(HARD, guess=4), synthetic.loss_result(HARD[::-1] * 2, guess=8, seed=1)
-    dataset, _ = findings(synthetic, a=one, b=other)
+    twin = {"b~untrained_0": synthetic.loss_result(3.0, seed=2)}
+    dataset, _ = findings(synthetic, a=one, b=other, **twin)
     figure = LossProfile().plot(dataset)
     whole, families = figure.axes
     colours = {model: explained(figure)[model].get_color() for model in "ab"}
@@ -90,6 +92,7 @@ def test_the_figure_shows_families_by_name_and_every_models_own_guess(synthetic)
     assert guesses == pytest.approx({0: 4, -1: 8})
     overall = {(model, colours[model]): dataset["overall"].sel(model=model).values for model in "ab"}
     drawn = rows(whole)
+    assert drawn["b", curves.TWIN["color"]] == [dataset["overall_untrained"].sel(model="b").values.tolist()]
     assert {row: drawn[row] for row in overall} == {row: [pytest.approx(sorted(each))] for row, each in overall.items()}
 
 

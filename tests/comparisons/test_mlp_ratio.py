@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from looking import shows
 
 from xatlas import XatlasError
+from xatlas.comparisons.figures import style
 from xatlas.comparisons.mlp_ratio import MlpRatio, operator_types
 from xatlas.findings.readings import Source
 
@@ -229,6 +231,9 @@ def test_the_figure_marks_operator_types_and_findings(synthetic):
     curves, below = MlpRatio().plot(dataset).axes
     assert {line.get_marker() for line in curves.lines} >= {"o", "^"}
     assert curves.get_yscale() == below.get_xscale() == "log"
+    control = dataset["mlp_over_operator_control"].sel(model="a", bound="value")
+    (line,) = (line for line in curves.lines if line.get_color() == style.CONTROL)
+    assert shows(line, control)
     drawn = {line.get_gid(): line for line in below.lines}
     assert drawn["types_mlp-a"].get_xdata()[0] == found(dataset, "types_mlp").value
 

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from looking import explained, shows
 
+from xatlas.comparisons.figures import style
 from xatlas.comparisons.norm_profile import NormProfile, _dependence, _jump, curve
 from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError
@@ -192,3 +194,34 @@ def test_jumps_are_marked_only_where_the_title_counts_them(synthetic):
     dataset = NormProfile().compare(synthetic.tree_of(a={"residual_norms": synthetic.norm_result(growth, growth)}))
     marked = [line for axes in NormProfile().plot(dataset).axes[:3] for line in axes.lines if line.get_marker() == "^"]
     assert {x for line in marked for x in line.get_xdata()} == {0.8}
+
+
+def test_the_figure_shows_norms_shares_and_where_families_grow_most(synthetic):
+    growth = by_family(synthetic, lambda family, template: 2 + family % 3)
+    dataset, found = findings(synthetic, a=synthetic.norm_result(growth), b=synthetic.norm_result(jump_at(3), seed=1))
+    figure = NormProfile().plot(dataset)
+    *norms, shares, layers, says = figure.axes
+    assert len({axes.get_ylim() for axes in norms}) == 1
+    for axes, name in zip(norms, ("last", "first", "prompt"), strict=True):
+        for model in "ab":
+            (line,) = (line for line in axes.lines if line.get_gid() == f"{name}-{model}")
+            assert shows(line, dataset["norm"].sel(model=model, curve=name, bound="value"))
+    colours = {model: explained(figure)[model].get_color() for model in "ab"}
+    for model, colour in colours.items():
+        (line,) = (line for line in shares.lines if line.get_color() == colour)
+        assert shows(line, dataset["token_share"].sel(model=model, bound="value"))
+    dots = iter(layers.collections)
+    for row, model in enumerate("ab"):
+        for share in dataset["jump_share"].sel(model=model).transpose("family", "layer"):
+            own = next(dots)
+            np.testing.assert_allclose(own.get_offsets()[:, 0], share["depth"][share > 0])
+            np.testing.assert_allclose(own.get_sizes(), 16 * share[share > 0])
+            assert np.all(np.abs(own.get_offsets()[:, 1] + row) < 0.5)
+        one = found["family", model]
+        lines = {
+            line.get_color(): line
+            for line in says.lines[1:]
+            if set(line.get_ydata()) == {-row} and len(line.get_xdata()) == 2
+        }
+        assert [*lines[style.CONTROL].get_xdata()] == [one.control_low, one.control_high]
+        assert [*lines[colours[model]].get_xdata()] == [one.low, one.high]

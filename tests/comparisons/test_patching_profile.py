@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from looking import explained, shows
 
 from xatlas.comparisons.patching_profile import PatchingProfile
 from xatlas.errors import XatlasError
@@ -181,6 +182,16 @@ def test_the_figure_shows_the_maps_and_where_it_arrives(synthetic):
     assert set(meshes) == {"map-operator_out", "map-mlp_out"}  # the stream's curves stand above
     rings = [line for axes in made.axes for line in axes.lines if line.get_gid() == "onset"]
     assert [ring.get_xdata()[0] for ring in rings] == [5, 3]
+    told, stream = (
+        explained(made),
+        dataset.sel(model="a", mode="denoise", site="resid_post", bound="value", layer=range(8)),
+    )
+    texts = {"at the subject": "subject", "at position 0": "first", "at other tokens": "other"}
+    for text, position in texts.items():
+        lines = [line for line in made.axes[0].lines if shows(line, stream["recovery"].sel(position=position))]
+        assert told[text]._unscaled_dash_pattern in [line._unscaled_dash_pattern for line in lines]
+    (control,) = (line for line in made.axes[0].lines if shows(line, stream["recovery_control"].sel(position="last")))
+    assert control.get_color() == told["random change at the readout"].get_color()
     shown = np.asarray(meshes["map-operator_out"].get_array()).reshape(4, -1)
     own = dataset["recovery"].sel(model="b", site="operator_out", position="last", mode="denoise", bound="value")
     np.testing.assert_allclose(shown[3], own.values[:14])

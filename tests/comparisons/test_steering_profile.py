@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from looking import shows
 
 from xatlas.comparisons.steering_profile import SteeringProfile
 from xatlas.findings.readings import Source
@@ -146,10 +147,19 @@ def test_twins_are_drawn_at_the_same_share_of_the_norm(synthetic):
 def test_the_figure_shows_both_scales_and_marks_what_lies_below_the_floor(synthetic):
     one = synthetic.steering_result(growth=1.3)
     one["kl"].loc[{"strength": 0.1}] = 1e-6
-    figure = SteeringProfile().plot(compare(synthetic, a=one))
+    dataset = compare(synthetic, a=one)
+    figure = SteeringProfile().plot(dataset)
     gids = {line.get_gid(): line for axes in figure.axes for line in axes.lines}
     absolute, relative = (gids[f"family-{scale}"].get_ydata() for scale in ("absolute", "relative"))
     assert absolute[0] > 5 * absolute[-1]
     assert relative[0] < 2 * relative[-1]
     assert np.isnan(gids["dose-family"].get_ydata()).tolist() == [True, False, False]
+    effect = dataset.sel(model="a", bound="value")
+    own = effect["effect"].sel(dose=0.25)
+    for kind, scale in (("matched", "relative"), ("family", "absolute"), ("family", "relative")):
+        assert shows(gids[f"{kind}-{scale}"], own.sel(kind=kind, scale=scale))
+    assert shows(gids["rank"], effect["rank"])
+    for kind in ("matched", "family"):
+        response = effect["response"].sel(kind=kind)
+        assert shows(gids[f"dose-{kind}"], response.where(response >= 1e-4))
     assert any(text.get_text().startswith("below") for text in figure.legends[0].get_texts())
