@@ -11,6 +11,8 @@ import gguf as format_
 import pytest
 import torch
 from folders import logits
+from gguf_writer import write_gguf
+from models import build
 from safetensors import safe_open
 
 from xatlas import XatlasError, loading, manager
@@ -34,6 +36,21 @@ def test_foreign_and_damaged_gguf(tiny, tmp_path):
     shutil.copy(tmp_path / "cut.gguf", tiny)
     with pytest.raises(XatlasError, match=r"only GGUF; name the file: .*cut\.gguf"):
         loading.resolve(str(tiny))
+
+
+def test_a_file_that_changes_while_it_is_converted_is_refused_and_its_conversion_dropped(tmp_path, monkeypatch):
+    monkeypatch.setenv("XATLAS_CACHE", str(tmp_path / "cache"))
+    path, read = write_gguf(tmp_path / "tiny.gguf", build("llama", vocab_size=260)), gguf.read
+
+    def read_and_write(file):
+        found = read(file)
+        path.write_bytes(path.read_bytes() + b"#")
+        return found
+
+    monkeypatch.setattr(gguf, "read", read_and_write)
+    with pytest.raises(XatlasError, match="changed while it was being converted"):
+        loading.resolve(str(path), progress=lambda line: None)
+    assert not [each for each in (tmp_path / "cache" / "gguf").iterdir() if each.is_dir()]
 
 
 def test_missing_gguf_extra_says_what_to_install(tmp_path, monkeypatch):

@@ -190,11 +190,18 @@ def test_gate_that_closes_on_the_files_only(cache, aliases, hub):
         resolve(REPO, progress=quiet)
 
 
-def test_download_leaves_pickles_alone(cache, aliases, hub, tiny):
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_download_leaves_pickles_and_other_copies_of_the_weights_alone(cache, aliases, hub, tiny, tmp_path, shards):
+    hub.model = shutil.copytree(tiny, tmp_path / "there")
+    if shards:
+        weights = (hub.model / "model.safetensors").rename(hub.model / "model-00001-of-00001.safetensors")
+        index = {"weight_map": {"model.norm.weight": weights.name}}
+        (hub.model / "model.safetensors.index.json").write_text(json.dumps(index))
     hub.extra_files = ("pytorch_model.bin", "onnx/model.onnx", "original/model.safetensors", "README.md")
+    hub.extra_files += ("consolidated.safetensors", "model.fp16.safetensors")
     lines: list[str] = []
     found = resolve(REPO, progress=lines.append)
-    assert {path.name for path in found.folder.iterdir()} == {path.name for path in tiny.iterdir()}
+    assert {path.name for path in found.folder.iterdir()} == {path.name for path in hub.model.iterdir()}
     assert found.revision == COMMIT
     assert len(lines) == 1
     asked = len(hub.asked)

@@ -182,6 +182,7 @@ def test_training_seeds_are_models_of_their_own(seeds):
         ("net:01", r"'net' has no training seed '01'"),
         ("net:2~untrained", r"'net' has no training seed '2'"),
         ("net:", r"'net' has no training seed ''"),
+        ("alone:0", "'alone' has no training seed '0': it was trained once; ask for 'alone' alone"),
         ("alone:1", "'alone' has no training seed '1': it was trained once; ask for 'alone' alone"),
         ("net:1@main", "'net:1' has no revisions"),
         (r"C:\net:1", "no model folder or GGUF file"),

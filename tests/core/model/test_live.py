@@ -12,7 +12,7 @@ from models import build
 
 from xatlas.contracts.adapter import Site
 from xatlas.errors import XatlasError
-from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, RandomDirection, Zero
+from xatlas.interventions import Add, FromRun, InSubspace, Intervention, Mean, One, RandomDirection, Zero
 from xatlas.model import HookedModel
 from xatlas.vocabulary import forward_order
 
@@ -167,6 +167,18 @@ def test_first_is_position_0_only_once(shape):
 
 
 OWN = (Intervention(Site(0, "mlp_out"), Zero()),)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e8])
+def test_a_stream_that_is_replaced_after_the_operator_keeps_nothing_of_one_however_large(shape, size):
+    """It is edited by way of what the operator adds, of which a small one is lost beside a large stream."""
+    model, end = shape("llama"), Site(1, "resid_post")
+    replaced = Intervention(Site(1, "resid_mid"), One())
+    with model.intervene([replaced]):
+        plain = model.capture(PROMPT, [end])[end]
+    with model.intervene([Intervention(Site(1, "resid_pre"), Add(torch.full((32,), size))), replaced]):
+        found = model.capture(PROMPT, [end])[end]
+    torch.testing.assert_close(found, plain)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,24 @@ def test_threads_get_the_numbers_that_they_get_alone():
             assert all(np.array_equal(right, np.asarray(each)) for each in given), (names, name)
 
 
+def test_a_forward_of_another_thread_amid_a_recorded_one_is_no_part_of_it():
+    model = HookedModel(build("llama"), None)
+    ids, other = (model.tokens(prompts[:2]) for prompts in PROMPTS[:2])
+    right, main = model.record(ids, SITES), threading.get_ident()
+
+    def amid(*_):
+        if threading.get_ident() == main:
+            thread = threading.Thread(target=lambda: model.model(input_ids=other))
+            thread.start()
+            thread.join()
+
+    model.adapter.layer(1).register_forward_pre_hook(amid)
+    found = model.record(ids, SITES)
+    assert len(found.calls) == model.n_layers
+    assert all(map(torch.equal, [*found.inputs, found.final], [*right.inputs, right.final]))
+    assert all(torch.equal(found.values[site], right.values[site]) for site in SITES)
+
+
 def test_what_intervene_holds_makes_other_threads_wait_and_reaches_a_generation_in_a_thread():
     """Streaming runs ``generate`` in a thread of its own, while the caller holds the interventions."""
     model = HookedModel(build("llama"), None)
