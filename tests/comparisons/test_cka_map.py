@@ -134,6 +134,25 @@ def test_the_interval_covers_the_similarity_of_the_population(synthetic):
     assert 89 <= inside <= 99
 
 
+def test_prompts_of_one_template_are_one_witness(synthetic):
+    """Copies tell nothing new: as templates of their own they would narrow the interval by the root of two."""
+    once = np.random.default_rng(0).normal(size=(2, 24, 1, 5, 8)) + np.random.default_rng(1).normal(size=(24, 1, 5, 8))
+    result = synthetic.cka_result(np.repeat(once, 2, axis=2).reshape(2, 240, 8), draws=1)
+    apart = result.assign_coords(template=("prompt", result["prompt"].values))
+    setting, halves = Setting("mean", "last", "always", "s"), []
+    for each in (result, apart):
+        _, low, high = _within(Effects(Reading("a", "a", "cka", each, "s", "always"), setting)).number
+        halves.append(high - low)
+    assert halves[0] / halves[1] == pytest.approx(2**0.5, rel=0.1)
+
+
+def test_too_few_word_ends_that_both_read_decide_nothing(synthetic):
+    one, two = (synthetic.cka_result(each) for each in shared())
+    fewer = two.isel(sample=slice(60), sample_other=slice(60))
+    found = told(compare(synthetic, a=one, b=fewer), "a", "b")["between"]
+    assert (found.verdict, found.reason) == ("undecided", "too few word ends that both read")
+
+
 def test_twins_tell_what_is_the_architectures(synthetic):
     """What two models share is learnt where no pair of their untrained twins shares as much."""
     one, two = shared()

@@ -34,6 +34,7 @@ def test_the_planted_factor_and_tap_lead(synthetic):
     }
     assert "the carrier matters most" in found["factor_lead"].sentence
     assert "tap -1 matters most" in found["tap_lead"].sentence
+    assert "summed over 4 conv layers" in found["tap_lead"].sentence
     # three layers of 3 and one of 30, over four of 1
     assert found["tap_lead"].value == pytest.approx(39 / 4, rel=0.25)
     for finding in found.values():

@@ -53,6 +53,27 @@ def test_advice_rests_on_the_ends_of_intervals(right, total, decode, wanted):
     data = comparison.compare(tree)
     assert advice(data, "m", "calculating")[0] == wanted
     assert comparison.table(data)[0]["advice"] == wanted
+    (found,) = comparison.findings(data)
+    assert found.verdict == {"use": "supported", "avoid": "refuted"}.get(wanted, "undecided")
+
+
+def test_uses_are_those_that_every_model_was_tested_for_and_thresholds_those_that_are_asked():
+    one, two = (
+        asked(20, 20),
+        xr.concat([asked(20, 20), asked(20, 20, "code").assign_coords(test=lambda d: "c" + d.test)], "test"),
+    )
+    results = {f"/{name}/capability": each for name, each in (("a", one), ("b", two))}
+    tree = xr.DataTree.from_dict(results | {f"/{name}/speed": timed([4, 4, 4]) for name in "ab"})
+    assert Deployment().compare(tree)["use"].values.tolist() == ["calculating"]
+    own = xr.DataTree.from_dict({"/a/capability": asked(20, 20, "mine"), "/a/speed": timed([4, 4, 4])})
+    assert Deployment().compare(own)["use"].values.tolist() == ["mine"]
+    held = {limit: advice(Deployment(tokens_per_second=limit).compare(own), "a", "mine")[0] for limit in (3.0, 5.0)}
+    assert held == {3.0: "use", 5.0: "avoid"}
+    strict = Deployment(good=0.95, fair=0.9, tokens_per_second=1.0)
+    assert advice(strict.compare(own), "a", "mine")[0] == "can't tell"  # 20 of 20: from 0.84 on
+    for wrong in ({"good": 0.4}, {"fair": 0.0}, {"good": 1.1}):
+        with pytest.raises(XatlasError, match="0 < fair <= good <= 1"):
+            Deployment(**wrong).compare(own)
 
 
 def test_speed_is_that_of_the_smallest_length_and_batch():
@@ -86,6 +107,13 @@ def test_speeds_are_ratios_on_one_machine():
     assert found["prefill"].verdict == "undecided"
     few = comparison.compare(tree.map_over_datasets(lambda each: each.isel(repeat=slice(3)) if each else each))
     assert {(each.verdict, each.reason) for each in comparison.findings(few)} == {("undecided", "too few repeats")}
+
+
+def test_repeats_of_two_models_are_drawn_independently():
+    """What one repeat was like says nothing of another model's: equal repeats leave their ratio uncertain."""
+    tree = xr.DataTree.from_dict({f"/{name}/speed": timed([10, 12, 14, 16, 18]) for name in "ab"})
+    found = {each.name: each for each in SpeedProfile().findings(SpeedProfile().compare(tree))}["decode"]
+    assert found.low < 0.9 < found.value == 1 < 1.1 < found.high
 
 
 @pytest.mark.parametrize(

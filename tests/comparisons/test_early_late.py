@@ -153,3 +153,14 @@ def test_profiles_stand_on_one_axis_before_those_of_the_others(synthetic):
         (marks,) = (line for line in below.lines if line.get_marker() == "|" and set(line.get_ydata()) == {y})
         settings = dataset["sensitivity"].sel(finding=f"early_over_late|{model}", bound="value")[1:]
         np.testing.assert_array_equal(marks.get_xdata(), settings)
+
+
+def test_two_models_differ_where_other_kinds_of_ablation_say_so_too(synthetic):
+    steep, flat = (
+        synthetic.layer_result(["conv"] * 4, falling(base), seed=seed) for seed, base in enumerate((3.0, 1.0))
+    )
+    for times, said in ((1.0, ("supported", "")), (1e3, ("undecided", "kinds disagree: zero"))):
+        flat["kl"].loc[{"ablation": "zero", "layer": 0}] *= times
+        findings = EarlyLate().findings(compare(synthetic, a=steep, b=flat))
+        (pair,) = (each for each in findings if each.name == "early_over_late" and each.model_other)
+        assert (pair.verdict, pair.reason) == said

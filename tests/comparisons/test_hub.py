@@ -213,8 +213,10 @@ def test_a_hub_that_ties_is_not_in_the_same_place(synthetic):
     (pair,) = pairs(compare(synthetic, a=tied, b=synthetic.layer_result(TYPES, planted(2), seed=1)))
     assert pair.verdict == "undecided"
     equal = synthetic.layer_result(TYPES, seed=4)
-    (pair,) = pairs(compare(synthetic, a=equal, b=synthetic.layer_result(TYPES, planted(2), seed=1)))
-    assert pair.reason == "no layer stands out in one of them"
+    equal, clear = equal.sel(ablation=["mean"]), synthetic.layer_result(TYPES, planted(2), seed=1, ablations=("mean",))
+    for first, second in ((equal, clear), (clear, equal)):
+        (pair,) = pairs(compare(synthetic, a=first, b=second))
+        assert pair.reason == "no layer stands out in one of them"
 
 
 def test_one_layer_is_no_hub(synthetic):
@@ -317,6 +319,8 @@ def test_the_strongest_head_stands_beside_the_hub(synthetic):
     dataset = Hub().compare(synthetic.tree_of(a=nodes, b={"layer_ablation": nodes["layer_ablation"]}))
     np.testing.assert_allclose(dataset["head_over_layer"].sel(model="a"), 0.25)
     assert np.isnan(dataset["head_over_layer"].sel(model="b")).all()
+    fewer = {**nodes, "head_ablation": nodes["head_ablation"].isel(prompt=slice(8))}
+    assert np.isnan(Hub().compare(synthetic.tree_of(a=fewer))["head_over_layer"]).all()  # on other prompts than layers
     # heads were ablated by one kind: that leaves layers their other kinds
     assert {finding.settings for finding in found(dataset)} == {5}
     assert [row["model"] for row in Hub().table(dataset) if row["number"] == "strongest head / hub"] == ["a"]

@@ -97,6 +97,22 @@ def test_what_twins_settle_on_as_early_is_not_learnt(synthetic):
     assert learnt == {"early": False, "late": True}
 
 
+def test_twins_are_asked_about_all_prompts_right_or_not(synthetic):
+    twin = synthetic.lens_result(4, wrong=20)
+    settled = np.where(np.arange(48) < 20, 2, 5)
+    twin["top_is_final"][:] = (np.arange(8) >= settled[:, None])[..., None].astype(float)
+    dataset = LensProfile().compare(
+        synthetic.tree_of(**{"a": {"logit_lens": synthetic.lens_result(4)}, "a~untrained_0": {"logit_lens": twin}})
+    )
+    number = dataset["twin"].sel(finding="onset|a", bound="value")
+    assert number.values == pytest.approx([(20 * 2 + 28 * 5) / 48 / 7])  # families are of one size
+
+
+def test_two_layers_are_too_few(synthetic):
+    found = findings(compare(synthetic, a=synthetic.lens_result(0, layers=2)))["a"]
+    assert (found.verdict, found.reason) == ("undecided", "too few layers")
+
+
 def test_intervals_are_drawn_within_what_shares_and_ranks_can_be(synthetic):
     dataset = LensProfile().compare(synthetic.tree_of(a={"logit_lens": synthetic.lens_result(3)}))
     dataset["on_top"].loc[{"bound": "low"}] = -0.2

@@ -66,6 +66,14 @@ def test_families_that_cost_one_model_much_cost_the_other_much(synthetic):
     assert found["families", "ac"].verdict == "refuted"
 
 
+def test_three_families_in_common_are_too_few_for_a_correlation(synthetic):
+    """One order of six is the observed one."""
+    one = synthetic.loss_result(HARD)
+    few = synthetic.loss_result(HARD, seed=1).isel(prompt=slice(24))
+    _, found = findings(synthetic, a=one, b=few)
+    assert (found["families", "ab"].verdict, found["families", "ab"].reason) == ("undecided", "too few families")
+
+
 def test_a_prompt_without_a_loss_is_left_out(synthetic):
     result = synthetic.loss_result(HARD)
     result["bits_per_byte"][:8:2] = np.nan  # half of those of the family that costs most

@@ -64,6 +64,21 @@ def test_over_all_layers_it_is_the_ratio_of_sums(synthetic):
     assert finding.verdict == "supported"
 
 
+def test_layers_without_an_mlp_and_prompts_that_lack_one_are_left_out_of_both(synthetic):
+    def plant(kl):
+        kl[:] = 1.0
+        kl[:, :, 1] = 3.0
+        kl[:, 2, 0], kl[:, 2, 1] = 1000.0, np.nan  # the layer has none
+        kl[5, 1, 0], kl[5, 1, 1] = 1000.0, np.nan
+        return kl
+
+    dataset = compare(synthetic, ["attention"] * 3, plant)
+    assert found(dataset, "mlp_over_operator").value == pytest.approx(3)
+    assert dataset["mlp_over_operator"].sel(model="a", bound="value").values == pytest.approx(
+        [3, 3, np.nan], nan_ok=True
+    )
+
+
 def test_equal_components_are_refuted_and_a_control_that_shares_the_ratio_decides_nothing(synthetic):
     assert (
         found(compare(synthetic, ["attention"] * 12), "mlp_over_operator").reason

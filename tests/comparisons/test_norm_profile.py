@@ -69,6 +69,17 @@ def test_a_jump_of_the_first_token_is_an_artefact_of_the_norm_over_a_prompt(synt
     assert dataset["phase"].sel(model="a", curve="last").max() == 0
 
 
+def test_it_is_said_in_how_many_prompts_position_0_holds_the_jump(synthetic):
+    """A fourth of the prompts have a longer token elsewhere."""
+    result = synthetic.norm_result(STEADY, first=jump_at(3, 60.0))
+    result["token_share"][:12] = 0.99
+    result["norm"].loc[{"position": "first"}] = (
+        result["norm"].sel(position="first").where(np.arange(48)[:, None, None] > 11, 0.1)
+    )
+    _, found = findings(synthetic, a=result)
+    assert "position 0 in 75% of the prompts" in found["one_token", "a"].sentence
+
+
 def test_steady_growth_is_no_jump_however_fast(synthetic):
     """Each layer doubles the norm and more: no phase lies between."""
     _, found = findings(synthetic, a=synthetic.norm_result(np.full(8, 2.5)))

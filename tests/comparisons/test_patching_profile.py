@@ -103,6 +103,9 @@ def test_two_operators_that_share_the_work_tie(synthetic):
     dataset = synthetic.patching_result(HYBRID, 3)
     dataset["recovery"].values[:, 5, 1, 2] += 0.6
     assert told(compare(synthetic, a=dataset))["mover"].reason.startswith("it ties with layer")
+    dataset["recovery"].values[:, 5, 1, 2] += 0.6
+    rows = {row["number"]: row["layer"] for row in PatchingProfile().table(compare(synthetic, a=dataset))}
+    assert rows == {"at readout from": "3", "gone from subject": "3", "top operator": "5"}
 
 
 def test_an_operator_that_moves_no_more_than_a_random_change_is_refuted(synthetic):

@@ -124,6 +124,10 @@ def test_unchanged_figures_are_left_alone_and_changed_data_redrawn(tree, tmp_pat
     paths[1].unlink()
     report.export("a", Plain(), dataset, tmp_path)
     assert paths[1].exists()
+    newer = type("Newer", (Plain,), {"version": Plain.version + 1})  # it may draw the same data otherwise
+    before = [path.stat().st_mtime_ns for path in paths[:2]]
+    report.export("a", newer(), dataset, tmp_path)
+    assert all(path.stat().st_mtime_ns > old for path, old in zip(paths[:2], before, strict=True))
     changed = dataset.copy(deep=True)
     changed["profile"].values[0, 0] += 1e-9
     old = paths[3].read_bytes()
@@ -146,12 +150,13 @@ def test_figures_of_other_models_or_another_suite_are_kept_and_it_is_said(tree, 
     """Whatever was shown last has the plain name; what was shown before comes back under it when it is asked for."""
     both = Plain().compare(tree)
     shown = {"all": both, "two": both.isel(model=[0, 1]), "other suite": both.assign_attrs(suite="suite standard")}
+    shown["other settings"] = both.assign_attrs(measured="in bfloat16")
     drawn = {}
     for what, dataset in shown.items():
         paths = report.export("a", Plain(), dataset, tmp_path)
         drawn[what] = {path.name: path.read_bytes() for path in paths}
-    assert caplog.text.count("that is kept as") == 2
-    assert len(list(tmp_path.iterdir())) == 3 * len(paths)
+    assert caplog.text.count("that is kept as") == len(shown) - 1
+    assert len(list(tmp_path.iterdir())) == len(shown) * len(paths)
     for what, dataset in shown.items():
         first = report.export("a", Plain(), dataset, tmp_path)
         assert {path.name for path in first} == {f"a.{end}" for end in ("png", "svg", "nc", "csv", "sensitivity.csv")}
@@ -161,7 +166,7 @@ def test_figures_of_other_models_or_another_suite_are_kept_and_it_is_said(tree, 
         with xr.open_dataset(tmp_path / "a.nc") as beside:
             assert beside.sizes["model"] == dataset.sizes["model"]
             assert beside.attrs["suite"] == dataset.attrs["suite"]
-    assert len(list(tmp_path.iterdir())) == 3 * len(paths)
+    assert len(list(tmp_path.iterdir())) == len(shown) * len(paths)
 
 
 def test_what_a_killed_run_left_is_removed(tree, tmp_path):

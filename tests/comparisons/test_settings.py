@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import xarray as xr
 
 from xatlas.comparisons.hub import Hub
 from xatlas.contracts.probe import Requirement
@@ -129,6 +130,13 @@ def test_the_footer_says_what_numbers_rest_on(synthetic):
         "suite quick (2 families, 10 to 16 prompts), bos always; "
         f"suite standard (6 families, 48 prompts), bos native; {ending}"
     )
+
+
+def test_training_seeds_take_the_place_of_templates_in_the_footer():
+    data = xr.Dataset({"loss": ("seed", [1.0, 2.0])}, attrs={"xatlas": "{}"})
+    tree = xr.DataTree.from_dict({"/a/lora_targets": data})
+    ending = footer([Source(tree, "a", [Requirement("lora_targets")]).first]).split("; ")[-1]
+    assert ending == "95 % intervals over training seeds"
 
 
 def test_a_command_gives_only_options_that_the_command_line_has(synthetic):

@@ -121,6 +121,12 @@ def test_both_signs_of_a_dose_are_averaged(synthetic):
     np.testing.assert_allclose(dataset["effect"].sel(dose=0.25, bound="value"), 2.0)
 
 
+def test_the_dose_shown_is_the_nearest_as_a_ratio(synthetic):
+    """0.5 is twice 0.25, which is more than twice 0.1."""
+    dataset = compare(synthetic, a=synthetic.steering_result(strengths=(0.1, 0.5)))
+    assert dataset["dose_shown"].item() == 0.5
+
+
 def test_models_of_other_depth_and_strengths_are_lined_up(synthetic):
     dataset = compare(
         synthetic,

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from xatlas.comparisons.early_late import EarlyLate
 from xatlas.comparisons.hub import Hub
-from xatlas.findings import closing, ranked
+from xatlas.findings import Sample, closing, ranked
 from xatlas.findings.comparison import pairs
+from xatlas.findings.verdict import verdict
 
 LAYERS = ["attention"] * 8
 
@@ -97,3 +99,21 @@ def test_architectures_whose_controls_differ_as_much_are_not_told_apart(syntheti
     assert wide.verdict == "undecided"
     assert wide.control_low < (1.6 / 1.3) ** 4 < wide.control_high
     assert ", control " in wide.sentence
+
+
+def test_architectures_of_which_random_changes_tell_more_are_refuted():
+    """The number differs one way, and over the control's the other way."""
+    sample = Sample(["f"] * 4, list("stuv"))
+
+    def seeds(level, control):
+        """Return evidence of five seeds, each a little apart from the others."""
+        for seed in range(5):
+            values = xr.DataArray([level, 1.1 * level, 0.9 * level, level], dims="prompt") * 1.01**seed
+            yield sample.mean(values, log=True).against(sample.mean(control / level * values, log=True)).evidence()
+
+    first, second = list(seeds(2.0, 9.0)), list(seeds(1.0, 1.0))
+    found = EarlyLate().architectures(EarlyLate.claims[0], first, second)
+    assert found.number[1] > 1
+    assert verdict(found, found.p, unit="architecture") == ("refuted", "its control does so even more")
+    other = EarlyLate().architectures(EarlyLate.claims[0], list(seeds(2.0, 1.0)), second)
+    assert verdict(other, other.p, unit="architecture") == ("supported", "")
