@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -257,13 +258,28 @@ def test_what_is_there_is_read_without_a_lock_and_what_can_not_be_kept_is_made(t
     assert (made.failures, made.results[0].table[0]["says"]) == ([], "that")
 
 
-def test_figures_of_two_suites_are_two(told, folder, tmp_path):
-    first, other = told("this"), told("this", suite=suite_file(tmp_path / "suite.jsonl", "abd"))
-    assert first.results[0].files == other.results[0].files
-    aside = [path for path in (tmp_path / "figures").iterdir() if path not in other.results[0].files]
-    assert sorted(path.suffix for path in aside) == [".csv", ".nc", ".png", ".svg"]
-    assert told("this").results[0].files == first.results[0].files
-    assert len(list((tmp_path / "figures").iterdir())) == 8
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    size: int = 1
+
+
+def test_figures_of_two_settings_are_two(told, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Counting, "uses_reference", True)
+    monkeypatch.setattr(Counting, "Parameters", Sized)
+    changes = (
+        {"suite": str(shutil.copy(folder / "suite.jsonl", tmp_path / "other.jsonl"))},  # the same by another name
+        {"suite": suite_file(tmp_path / "suite.jsonl", "abd")},
+        {"reference": suite_file(tmp_path / "reference.jsonl", "ab", 9)},
+        {"parameters": {"counting": {"size": 2}}},
+    )
+    first = told("this").results[0]
+    for number, change in enumerate(changes, 2):
+        other = told("this", **change).results[0]
+        assert (other.reused, other.files) == (False, first.files), change
+        suffixes = sorted(path.suffix for path in (tmp_path / "figures").iterdir())
+        assert suffixes == sorted([".csv", ".nc", ".png", ".svg"] * number), change
+    assert told("this").results[0].files == first.files
+    assert len(list((tmp_path / "figures").iterdir())) == 20
 
 
 def test_a_figure_that_can_not_be_written_costs_no_numbers(told, tmp_path):
@@ -365,3 +381,5 @@ def test_p_values_without_the_kit_are_adjusted_over_those_about_the_same_model()
     told = [("a", 0.03), ("a", 0.04), ("b", 0.03)]
     given = [Finding("It is so.", 1, 0, 2, 0, p, "supported", model=model) for model, p in told]
     assert [each.p_adjusted for each in _adjusted(given)] == [0.06, 0.06, 0.03]
+    given[0] = dataclasses.replace(given[0], p_adjusted=0.5)  # what was adjusted with others is not adjusted again
+    assert [each.p_adjusted for each in _adjusted(given)] == [0.5, None, 0.03]

@@ -104,6 +104,31 @@ def test_an_estimate_counts_the_tokens_that_are_run(tmp_path, monkeypatch, setti
     assert [prompt.ids for prompt in counted] == [prompt.ids for prompt in prompts]
 
 
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_an_estimate_counts_all_that_is_run_of_a_model(tmp_path, monkeypatch, ablation):
+    """Noise and the reference's means as well as the sweep: at a second a token and nothing else, exactly."""
+    speed = cost.Speed({"attention": 0.0}, {"attention": 1.0}, 0.0)
+    monkeypatch.setattr(cost, "measured_speed", lambda *asked: speed)
+    monkeypatch.setattr(cost, "VISIT", 0.0)
+    folder, ran = tiny(tmp_path), []
+    config = MeasureConfig.make(
+        suite=tiny_suite(),
+        reference=tiny_reference(),
+        device="cpu",
+        draws=1,
+        parameters={"layer_ablation": {"ablations": ablation}},
+    )
+    (step,) = Plan([resolve(folder)], config, probes=["layer_ablation"]).steps
+    minutes, _ = cost.estimate(step, config)
+    model = api.load(folder, device="cpu")
+    for layer in range(model.n_layers):
+        model.adapter.layer(layer).register_forward_pre_hook(
+            lambda _, args: ran.append(args[0].shape[0] * args[0].shape[1])
+        )
+    step.probe.measure(model, config.suite, Inputs(reference=config.reference, draws=1))
+    assert minutes * 60 == pytest.approx(sum(ran))
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_longer_run_extends_a_shorter_one_and_equals_that_in_one_go(n, tmp_path, monkeypatch):
     model = tiny(tmp_path)
@@ -140,6 +165,8 @@ def test_the_minutes_choose_the_templates(tmp_path, monkeypatch, caplog):
     planned = {m: api.plan(model, minutes=m, **asked, **settings).config.suite for m in chosen}
     assert {m: suite.name for m, suite in planned.items()} == chosen
     assert [len(suite) for suite in planned.values()] == [2, 2, 4, 4, 8, 8, 12, 12]
+    plan = Plan([resolve(model)], MeasureConfig.make(**settings), probes=["layer_ablation"])
+    assert cost.shortened(plan, 0.5, done=lambda step: True).config.suite is suite  # what is there costs nothing
     keys = {api.plan(model, minutes=m, **asked, **settings).steps[0].job.key for m in (2, 12)}
     assert len(keys) == 2
     with caplog.at_level(logging.WARNING, "xatlas"):

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,27 @@ def test_suite_and_global_seeds_are_each_probes_own(settings, model, right, tmp_
     assert settings.suite.prompts[0].text == before
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
+
+
+def test_what_a_probe_draws_by_a_global_generator_is_its_seeds_whatever_was_drawn_before(settings, model, tmp_path):
+    def draw():
+        return torch.rand(1).item(), random.random(), np.random.random()
+
+    def drawing(self, hooked, suite, inputs):
+        result = seeds(self.variables, suite, inputs)
+        result["value"][:3] = list(draw())
+        return result
+
+    def run(name, seed=0):
+        store = Store(tmp_path / name)
+        (step,) = go(model, replace(settings, seed=seed), store, "draws").measured
+        draw()
+        return store.read(step.job)["value"].values[:3]
+
+    with plugged(xatlas_probes=[another("draws", drawing)]):
+        first, again, other = run("first"), run("again"), run("other", seed=1)
+    assert np.array_equal(first, again)
+    assert (first != other).all()
 
 
 def reading(name, finish, update=lambda self, capture: None):

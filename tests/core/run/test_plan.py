@@ -113,3 +113,19 @@ def test_all_that_numbers_depend_on_enters_the_key(model, settings, monkeypatch)
     ]
     monkeypatch.setattr(manager.adapters()[model.architecture], "version", 99)
     assert len({*keys, key()}) == len(keys) + 1
+
+
+def test_what_a_probe_does_not_depend_on_stays_out_of_its_key(model, settings):
+    probes = [another("reads", Counting.measure), another("alone", Counting.measure, measures_on="model")]
+    less = Suite("less", settings.suite.prompts[1:])
+
+    def keys(**change):
+        with plugged(xatlas_probes=probes):
+            plan = Plan([model], dataclasses.replace(settings, **change), probes=["reads", "alone"])
+        return [step.job.key for step in plan.steps]
+
+    reads, alone = keys()
+    assert keys(reference=less) == keys(device="auto") == [reads, alone]
+    assert keys(suite=dataclasses.replace(settings.suite, name="called otherwise")) == [reads, alone]
+    assert keys(suite=less)[0] != reads
+    assert keys(suite=less)[1] == alone

@@ -127,6 +127,24 @@ def test_results_of_required_probes_are_given_and_enter_the_key(model, settings,
     assert float(store.read(second).value[0]) == 15
 
 
+def test_what_another_run_measured_while_this_one_waited_is_reused(model, settings, tmp_path, monkeypatch):
+    ours, theirs, lock = Store(tmp_path), Store(tmp_path), Store.lock
+
+    def waiting(store, job):
+        if store is ours:
+            go(model, settings, theirs, "counting")
+        return lock(store, job)
+
+    Counting.calls.clear()
+    monkeypatch.setattr(Store, "lock", waiting)
+    with plugged(xatlas_probes=[Counting]):
+        outcome = go(model, settings, ours, "counting")
+    assert Counting.calls == [model.slug]
+    assert [step.job.probe for step in outcome.reused] == ["counting"]
+    assert not outcome.measured
+    assert not outcome.failures
+
+
 def test_what_rests_on_a_failed_probe_fails_with_that_reason(model, settings, tmp_path):
     needs = property(lambda self: (Requirement("bad"),))
     probes = [another("bad", raising), another("upper", Counting.measure, requires=needs)]
