@@ -11,6 +11,7 @@ from looking import explained, rows
 from matplotlib.figure import Figure
 
 from xatlas.comparisons.figures import curves, forest, lettering, rows as panels, style
+from xatlas.comparisons.hub_shift import HubShift
 
 MODELS = ["a", "b"]
 
@@ -190,3 +191,26 @@ def test_types_without_a_marker_of_their_own_take_one_that_no_named_type_has():
     taken = {style.marker(f"kind {i}") for i in range(30)}
     assert len(taken) == 5
     assert not taken & {style.marker(kind) for kind in style.MARKERS}
+
+
+def test_a_comparison_without_a_figure_of_its_own_shows_every_number_with_its_verdict(synthetic):
+    def plant(kl):
+        kl[:, 2] *= 12
+        return kl
+
+    results = {"clear": plant, "even": None}
+    held = {
+        name: {"layer_ablation": synthetic.layer_result(["conv"] * 4, each, ablations=("mean", "zero"))}
+        for name, each in results.items()
+    }
+    dataset = HubShift().compare(synthetic.tree_of(**held))
+    (axes,) = HubShift().plot(dataset).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(held)
+    points = {line.get_ydata()[0]: line for line in axes.lines if line.get_marker() == "o"}
+    for row, found in enumerate(HubShift().findings(dataset)):
+        assert points[row].get_xdata()[0] == found.value
+        assert (
+            (points[row].get_markerfacecolor() == "black") == (found.verdict == "supported") == (found.model == "clear")
+        )
+        spans = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "None"]
+        assert [found.low, found.high] == list(spans[row])

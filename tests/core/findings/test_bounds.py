@@ -13,8 +13,9 @@ from xatlas.comparisons.head_specialisation import HeadSpecialisation
 from xatlas.comparisons.hub import Hub
 from xatlas.comparisons.mlp_ratio import MlpRatio
 from xatlas.findings.estimates import Sample
-from xatlas.findings.groups import layer_types, welch
+from xatlas.findings.groups import layer_types, rank_correlation, welch
 from xatlas.findings.places import largest
+from xatlas.stats import quantile, t_quantile
 
 VALUES = st.sampled_from([0.0, 1e-9, 1e-3, 0.1, 0.1, 0.1000001, 1.0, 7.0, math.nan])
 
@@ -98,3 +99,21 @@ def test_findings_of_tiny_suites_lie_within_their_intervals(comparison, families
     for name, each in dataset.data_vars.items():
         if "bound" in each.dims:
             assert all(map(inside, each.transpose(..., "bound").values.reshape(-1, 3))), name
+
+
+def test_draws_of_few_templates_are_stretched_as_t_is_wider_than_normal():
+    """Of three templates there are two degrees of freedom: 4.30 standard errors to either side for 1.96."""
+    sample, stretch = Sample(["f"] * 3, list("stu")), float(t_quantile(2)) / 1.959964
+    values = array([[3.0, 1.0], [4.0, 1.5], [5.5, 1.0]], "layer")
+    draws = sample.clusters.macro_draws(values.values)
+    value = float((values[:, 0] - values[:, 1]).mean())
+    low, high = (value + (float(quantile(draws[:, 0] - draws[:, 1], q)) - value) * stretch for q in (0.025, 0.975))
+    assert largest(sample, values).margin == pytest.approx((value, low, high))
+    rng, profile = np.random.default_rng(0), np.arange(9.0)
+    curves = profile + rng.normal(0, 4, (2, 9))
+    drawn = curves[:, None] + rng.normal(0, 0.2, (2, 500, 9))
+    wide, narrow = (rank_correlation(sample, curves, drawn, freedom, "chance").number for freedom in (2.0, 1e6))
+    assert wide[0] == narrow[0]
+    for end in (1, 2):
+        assert wide[end] == pytest.approx(np.clip(wide[0] + (narrow[end] - wide[0]) * stretch, -1, 1), abs=1e-4)
+        assert -1 < narrow[end] < 1
