@@ -138,6 +138,8 @@ def part_parameters(
             raise unknown(what, owner, [*registries[0], *(registries[1] if comparisons else ())])
         for name, value in values.items():
             takers = [kind for kind in kinds if name in registries[kind][owner]().canonical_parameters()]
+            if owner not in comparisons:  # the probe's, where it knows it
+                takers = takers[:1]
             for kind in takers or kinds[:1]:  # who is given what it does not know says so
                 parted[kind].setdefault(owner, {})[name] = value
     for owner in parted[1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -187,13 +188,14 @@ def test_a_crash_between_any_two_steps_leaves_a_whole_result_or_none(tmp_path, m
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_or_quota_is_one_line_and_loses_nothing(tmp_path, monkeypatch, number):
     store = Store(tmp_path)
     other = dataclasses.replace(JOB, seed=1)
     store.write(other, result(), {})
 
     def full(descriptor):
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(XatlasError, match="the disk is full") as caught:

@@ -8,9 +8,10 @@ import pytest
 from running import Counting, another, plugged
 
 from xatlas import manager
+from xatlas.contracts.parameters import Parameterised
 from xatlas.contracts.probe import Requirement
 from xatlas.errors import XatlasError
-from xatlas.run.plan import Plan
+from xatlas.run.plan import Plan, part_parameters, pick_comparisons
 from xatlas.suites import Suite
 
 
@@ -49,8 +50,11 @@ def test_a_chat_template_that_is_not_there_is_refused_before_loading(model, sett
         ({"attention": "flash"}, "unknown attention implementation 'flash'"),
         ({"draws": 0}, "whole number from 1"),
         ({"draws": 1.5}, "whole number from 1"),
-        ({"seed": 10**16}, "whole number up to"),
+        ({"draws": True}, "whole number from 1"),
+        ({"seed": 10**15 + 1}, "whole number up to"),
+        ({"seed": -(10**15) - 1}, "whole number up to"),
         ({"seed": "1"}, "whole number up to"),
+        ({"template_date": "yesterday"}, "is no date"),
         ({"parameters": {"layer_ablation": {"scopes": ["last", "last"]}}}, "none twice"),
         ({"parameters": {"layer_ablatoin": {}}}, "did you mean 'layer_ablation'"),
         ({"parameters": {"layer_ablation": {"scope": "all"}}}, "did you mean 'scopes'"),
@@ -74,6 +78,42 @@ def test_the_users_own_parameters_go_before_what_is_required(model, settings):
         assert plan.steps[0].job.parameters == {"size": 2}
         asked = dataclasses.replace(settings, parameters={"sized": {"size": 3}})
         assert Plan([model], asked, probes=["upper"]).steps[0].job.parameters == {"size": 3}
+
+
+class Wide(Parameterised):
+    name = "both"
+
+    @dataclasses.dataclass(frozen=True)
+    class Parameters:
+        size: int = 1
+        width: int = 1
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "probes", "comparisons"),
+    [
+        ({"size": 2}, ["both"], {"size": 2}, {"size": 2}),
+        ({"size": 2}, [], {"size": 2}, None),
+        ({"size": 2, "width": 3}, ["both"], {"size": 2}, {"size": 2, "width": 3}),
+        ({"width": 3}, ["both"], None, {"width": 3}),
+        ({"depth": 3}, ["both"], {"depth": 3}, None),  # the probe says that it has none
+    ],
+)
+def test_a_name_of_a_probe_and_a_comparison_takes_what_each_knows(monkeypatch, given, asked, probes, comparisons):
+    monkeypatch.setattr(manager, "probes", lambda: {"both": another("both", Counting.measure, Parameters=Sized)})
+    monkeypatch.setattr(manager, "comparisons", lambda: {"both": Wide})
+    expected = tuple({} if values is None else {"both": values} for values in (probes, comparisons))
+    assert part_parameters({"both": given}, asked) == expected
+
+
+def test_parameters_of_a_comparison_that_is_not_asked_for_are_refused(monkeypatch):
+    monkeypatch.setattr(manager, "comparisons", lambda: {"both": Wide})
+    with pytest.raises(XatlasError, match="'both' is a comparison that is not asked for"):
+        part_parameters({"both": {"width": 3}}, [])
+
+
+def test_a_comparison_named_twice_is_made_once():
+    assert pick_comparisons(["hub", "early_late", "hub"]) == ["hub", "early_late"]
 
 
 def test_what_requires_a_probe_with_other_parameters_rests_on_another_job(model, settings):
