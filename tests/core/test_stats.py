@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ from xatlas.stats import (
     Clusters,
     agree,
     correlate_ranks,
+    dealt,
     holm,
     mcnemar,
     probability_first,
@@ -176,3 +178,16 @@ def test_a_draw_that_met_absent_values_only_takes_the_familys_mean():
 def test_of_three_differences_of_which_one_is_real_one_at_most_is_not():
     assert holm([0.01, 0.04, 0.5], ["x"] * 3) == pytest.approx([0.03, 0.04, 0.5])
     assert holm([0.01, 0.04, 0.5, 0.03], ["x", "x", "x", ""]) == pytest.approx([0.04, 0.06, 0.5, 0.06])
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (2, 2, 2), (1, 1, 4), (2, 4), (1, 2, 2), (1, 2, 3)])
+def test_the_least_p_is_one_of_all_ways_of_dealing_out_that_differ(sizes):
+    """Families of equal size that change places are the same way."""
+    ends = np.cumsum(sizes)
+
+    def families(order):
+        return frozenset(frozenset(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+
+    ways = len({families(order) for order in itertools.permutations(range(sum(sizes)))})
+    assert dealt(sizes, lambda order: 0.0, 0)[1] == pytest.approx(1 / ways)
+    assert dealt(sizes, lambda order: 0.0, 4)[1] == pytest.approx(1 / 5)  # that of the draws is larger

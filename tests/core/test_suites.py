@@ -60,6 +60,7 @@ def test_empty_lines_are_passed_over_but_counted(tmp_path):
         (GOOD | {"subject": [True, 2]}, "'subject' must be"),
         (GOOD | {"subject": "0-2"}, "'subject' must be"),
         (GOOD, "the id 'a' stands already in line 1"),
+        (GOOD | {"family": "g"}, "the id 'a' stands already in line 1"),
         (GOOD | {"id": "a\0"}, "'id' holds a NUL character"),
         (GOOD | {"id": "b", "text": "\ud83d"}, "'text' holds half of a surrogate pair"),
         (GOOD | {"id": "b", "template": "\udc00"}, "'template' holds half of a surrogate pair"),
@@ -119,6 +120,8 @@ def test_suites_made_in_python_are_checked_too():
         Suite("none", ())
     with pytest.raises(XatlasError, match="has the id 'a' twice"):
         Suite("s", (Prompt("a", "f", "x"), Prompt("a", "f", "y")))
+    with pytest.raises(XatlasError, match="has the id 'a' twice"):
+        Suite("s", (Prompt("a", "f", "x"), Prompt("b", "f", "x"), Prompt("a", "g", "y")))
     with pytest.raises(XatlasError, match=r"the suite's name 'a.*' holds a NUL"):
         Suite("a\0", (Prompt("a", "f", "x"),))
 

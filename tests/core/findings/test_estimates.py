@@ -65,6 +65,22 @@ def test_the_interval_of_a_ratio_by_hand():
     assert float(ratio.p()) == pytest.approx(float(t_tail(math.log(4) / math.sqrt(first + second), freedom)))
 
 
+@pytest.mark.parametrize("kind", ["ratio", "share"])
+def test_quotients_are_over_the_prompts_that_have_both(kind):
+    rng, sample = np.random.default_rng(0), balanced(3, 6)
+    top, bottom = np.exp(rng.normal(0, 0.5, (2, 18)))
+    top[[0, 7]], bottom[[1, 7, 12, 13]] = np.nan, np.nan
+    both = np.isfinite(top + bottom)
+    alone = Sample(np.repeat(np.arange(3), 6)[both], np.tile(np.arange(6), 3)[both])
+    found, right = (
+        getattr(each, kind)(array(top[rows]), array(bottom[rows]))
+        for each, rows in ((sample, slice(None)), (alone, both))
+    )
+    means = [np.nanmean(np.where(both, each, np.nan).reshape(3, 6), 1).mean() for each in (top, bottom)]
+    assert float(found.bounds()[0]) == pytest.approx(means[0] / means[1])
+    assert found.bounds().values == pytest.approx(right.bounds().values)
+
+
 def test_families_of_one_template_are_left_out_unless_there_are_no_others():
     values = array([2.0, 4.0, 100.0])
     mean = Sample([0, 0, 1], [0, 1, 0]).mean(values)

@@ -231,3 +231,29 @@ def test_two_threads_load_two_models(tiny):
         thread.join()
     assert not wrong
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_of_two_that_start_at_once_one_makes_what_both_use(tmp_path):
+    target, made, second = tmp_path / "cache" / "kept", [], []
+
+    def make(work):
+        made.append(work)
+        if not second:  # while the first makes it
+            second.append(threading.Thread(target=once, daemon=True))
+            second[0].start()
+        (work / "folder").mkdir()
+        (work / "folder" / "file").write_text(f"{len(made)}")
+        return work / "folder"
+
+    def once():
+        model_files.make_once(target, (target / "file").is_file, make)
+
+    once()
+    second[0].join(60)
+    assert not second[0].is_alive()
+    assert (target / "file").read_text() == "1"
+    assert len(made) == 1
+    shutil.rmtree(target)
+    target.mkdir()  # an incomplete one
+    once()
+    assert (target / "file").read_text() == "2"

@@ -14,7 +14,7 @@ from xatlas import manager
 from xatlas.contracts.adapter import Site
 from xatlas.interventions import Intervention, Zero
 from xatlas.model import HookedModel
-from xatlas.model.generation import TIE, batches, continue_all, continue_batch, end_tokens, way_for
+from xatlas.model.generation import TIE, Way, batches, continue_all, continue_batch, end_tokens, way_for
 from xatlas.testing import byte_tokenizer, tiny_hf_model
 
 #: A kind of cache each: keys, windows, convolutions, states, both in one layer, one after another.
@@ -121,6 +121,26 @@ def test_attention_is_padded_and_states_that_ignore_the_mask_are_not():
     way = way_for(model)
     for rows in batches([5, 3, 9, 5, 14], [6] * 5, way):
         assert way.padded or len({len(prompts()[i]) for i in rows}) == 1
+
+
+def test_a_model_that_reads_padding_as_text_continues_each_prompt_as_alone():
+    model = HookedModel(tiny_hf_model("LlamaForCausalLM"), byte_tokenizer(), prove=False)
+    unread = {"attention_mask": None, "position_ids": None}
+    model.model.register_forward_pre_hook(lambda module, args, kwargs: (args, kwargs | unread), with_kwargs=True)
+    assert not way_for(model).padded
+    assert ties(model, continue_all(model, prompts(), STEPS)) <= 1
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_batches_hold_each_prompt_once_and_only_those_that_go_together(padded):
+    lengths, most = [5, 3, 9, 5, 14, 5, 3, 5, 5], [6, 6, 6, 6, 6, 6, 6, 6, 2]
+    made = batches(lengths, most, Way(padded, True), 3)
+    assert sorted(index for rows in made for index in rows) == list(range(len(lengths)))
+    assert all(len({most[i] for i in rows}) == 1 for rows in made)
+    assert padded or all(len({lengths[i] for i in rows}) == 1 for rows in made)
+    # as few as can be: of eight prompts three each, or one of 9, one of 14, two of 3 and four of 5; and the last
+    assert len(made) == (4 if padded else 6)
+    assert max(map(len, made)) == 3
 
 
 def test_the_models_own_settings_of_generation_are_left_out_and_stay():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from models import SHAPES, build
@@ -152,6 +154,32 @@ def test_wrong_facts_are_refused_by_name(adapter, told):
     hf = build("llama")
     with pytest.raises(XatlasError, match=told):
         HookedModel(hf, None, adapter=adapter(hf))
+
+
+class Between(torch.nn.ModuleList):
+    """Layers whose model changes the stream before one of them."""
+
+    def __getitem__(self, index):
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        return [partial(self.enter, at, layer) for at, layer in enumerate(self)]
+
+    def enter(self, at, layer, hidden, **arguments):
+        return layer(self.change(hidden) if at == self.at else hidden, **arguments)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize(
+    "change", [lambda hidden: hidden * 1.5, lambda hidden: hidden + 0.1, lambda hidden: hidden.roll(1, 1)]
+)
+def test_a_model_that_changes_the_stream_between_layers_is_refused(at, change):
+    hf = build("llama")
+    hf.model.layers = Between(hf.model.layers)
+    hf.model.layers.at, hf.model.layers.change = at, lambda hidden: hidden
+    HookedModel(hf, None)
+    hf.model.layers.change = change
+    with pytest.raises(XatlasError, match=rf"LlamaForCausalLM changes the stream between layers {at - 1} and {at} "):
+        HookedModel(hf, None)
 
 
 class HooksTheConvolution(Lfm2Adapter):
