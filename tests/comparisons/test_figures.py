@@ -102,9 +102,10 @@ def finding(number, control, twins=(), verdict="supported", name="more"):
 
 
 @pytest.mark.parametrize("control", [(1.5, 1.2, 1.9), (1.0, math.nan, math.nan)])
-def test_a_row_shows_a_control_that_has_an_interval_and_every_twin_as_what_it_is(control):
+@pytest.mark.parametrize("hollow", ["undecided", "refuted", "artefact"])
+def test_a_row_shows_a_control_that_has_an_interval_and_every_twin_as_what_it_is(control, hollow):
     axes, twins = Figure().subplots(), [(0.7, 0.5, 0.9), (0.4, 0.3, 0.6)]
-    found = [finding((3.0, 2.0, 4.0), control, twins), finding((0.2, 0.1, 0.3), control, twins, "undecided")]
+    found = [finding((3.0, 2.0, 4.0), control, twins), finding((0.2, 0.1, 0.3), control, twins, hollow)]
     assert not forest.draw(axes, [("one", "red", found[0]), ("heading", "red", ""), ("two", "blue", found[1])], "ratio")
     beside = [("|", *control)] if not math.isnan(control[1]) else []
     beside += [(".", *twin) for twin in twins]

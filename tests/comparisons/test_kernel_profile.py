@@ -120,3 +120,13 @@ def test_agreement_of_size_and_effect_is_tested_against_all_ways_of_naming_a_tap
     ways = [way.count(0) >= hits for way in itertools.product(range(3), repeat=5)]
     assert (found.value, found.p) == pytest.approx((hits / 5, np.mean(ways)))
     assert "by weight alone in 1.00" in found.sentence
+
+
+@pytest.mark.parametrize("idle", [TAPS[0], TAPS[-2]])
+def test_layers_in_which_no_tap_has_an_effect_say_nothing_of_size_and_effect(synthetic, idle):
+    """Whichever tap their rounding names."""
+    effects = np.array([TAPS[0] if layer < 5 else 1e-7 * idle for layer in range(9)])
+    found = told(compare(synthetic, a=synthetic.kernel_results(["conv"] * 9, TAPS[0], TAPS[0], effects)))
+    assert found["size_is_causal"].value == 1
+    assert found["size_is_causal"].p == pytest.approx(3.0**-5)
+    assert "of 5 conv layers" in found["size_is_causal"].sentence

@@ -66,6 +66,16 @@ def test_families_that_cost_one_model_much_cost_the_other_much(synthetic):
     assert found["families", "ac"].verdict == "refuted"
 
 
+@pytest.mark.parametrize("lacking", ["a", "b"])
+@pytest.mark.parametrize("family", ["family0", "family2", "family5"])
+def test_families_are_lined_up_by_name_where_a_model_lacks_one(synthetic, lacking, family):
+    bits = np.array([1.0, 0.5, 4.0, 0.25, 2.0, 8.0])
+    models = {"a": synthetic.loss_result(bits, spread=0.01), "b": synthetic.loss_result(bits**0.5, seed=1, spread=0.01)}
+    models[lacking] = models[lacking].isel(prompt=models[lacking]["family"].values != family)
+    _, found = findings(synthetic, **models)
+    assert found["families", "ab"].value == pytest.approx(1)
+
+
 def test_three_families_in_common_are_too_few_for_a_correlation(synthetic):
     """One order of six is the observed one."""
     one = synthetic.loss_result(HARD)

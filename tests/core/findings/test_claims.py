@@ -123,8 +123,12 @@ def test_what_cannot_be_decided_costs_the_others_nothing():
     assert math.isnan(adjusted([Evidence(p=0.03), blocked])[1])
 
 
-def test_equality_is_adjusted_by_its_own_p():
-    assert adjusted([Evidence(p=0.9, equal=True, equal_p=0.01)]) == [0.01]
+@pytest.mark.parametrize(("equal", "p", "against"), [(True, 0.01, "a larger difference"), (False, 0.9, "chance")])
+def test_equality_is_shown_and_adjusted_by_its_own_p(equal, p, against):
+    evidence = Evidence(**{**CLEAR.__dict__, "p": 0.9, "against": "chance", "equal": equal, "equal_p": 0.01})
+    assert adjusted([evidence]) == [p]
+    (found,) = decide([Row(Claim("more", "Is it?", "It is {number}", pair="the size"), ("a", "b"), evidence)])
+    assert (found.p, found.p_adjusted, found.against) == (p, p, against)
 
 
 def finding(model, short, verdict="supported", **more):
