@@ -262,6 +262,12 @@ def test_an_untrained_model_takes_config_and_tokenizer_from_the_hub_alone(cache,
     assert resolve(f"{REPO}@v2~untrained", progress=quiet).slug == "someone--tiny-llama--v2~untrained-0"
 
 
+def test_a_config_that_a_plan_left_is_not_all_that_an_untrained_model_needs(cache, aliases, hub, tiny):
+    resolve("tiny", fetch="config", progress=quiet)
+    names = {path.name for path in resolve("tiny~untrained", progress=quiet).folder.iterdir()}
+    assert names == {path.name for path in tiny.iterdir()} - {"model.safetensors"}
+
+
 def test_an_untrained_model_that_the_hub_does_not_give_is_one_line(cache, aliases, closed_port):
     with pytest.raises(XatlasError, match="run 'xatlas models fetch tiny~untrained'"):
         resolve("tiny~untrained:1")
