@@ -377,9 +377,11 @@ def test_a_comparison_with_other_parameters_is_not_printed_from_an_old_record(to
     assert [first.results[0].table[0]["size"], other.results[0].table[0]["size"]] == [1, 2]
 
 
-def test_p_values_without_the_kit_are_adjusted_over_those_about_the_same_model():
+def test_p_values_without_the_kit_are_adjusted_over_those_about_the_same_model_or_pair():
     told = [("a", 0.03), ("a", 0.04), ("b", 0.03)]
     given = [Finding("It is so.", 1, 0, 2, 0, p, "supported", model=model) for model, p in told]
     assert [each.p_adjusted for each in _adjusted(given)] == [0.06, 0.06, 0.03]
+    pairs = [dataclasses.replace(given[0], model_other=other) for other in ("", "b", "c", "c")]
+    assert [each.p_adjusted for each in _adjusted(pairs)] == [0.03, 0.03, 0.06, 0.06]
     given[0] = dataclasses.replace(given[0], p_adjusted=0.5)  # what was adjusted with others is not adjusted again
     assert [each.p_adjusted for each in _adjusted(given)] == [0.5, None, 0.03]

@@ -167,6 +167,12 @@ def test_the_minutes_choose_the_templates(tmp_path, monkeypatch, caplog):
     assert [len(suite) for suite in planned.values()] == [2, 2, 4, 4, 8, 8, 12, 12]
     plan = Plan([resolve(model)], MeasureConfig.make(**settings), probes=["layer_ablation"])
     assert cost.shortened(plan, 0.5, done=lambda step: True).config.suite is suite  # what is there costs nothing
+    unknown = Plan([resolve(model)], MeasureConfig.make(**settings), probes=["layer_ablation", "head_ablation"])
+    monkeypatch.setattr(
+        cost, "estimate", lambda step, config: (5.0 if step.job.probe == "layer_ablation" else math.nan, 1.0)
+    )
+    assert cost.shortened(unknown, 5, done=lambda step: False).config.suite is suite  # of one no time is known
+    monkeypatch.setattr(cost, "estimate", lambda step, config: (float(len(config.suite)), 1.0))
     keys = {api.plan(model, minutes=m, **asked, **settings).steps[0].job.key for m in (2, 12)}
     assert len(keys) == 2
     with caplog.at_level(logging.WARNING, "xatlas"):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from xatlas.contracts.comparison import Finding
-from xatlas.run.reporting import SCREEN, ComparisonResult, Console, Failure, Report, Reporter, reporting
+from xatlas.run.reporting import SCREEN, ComparisonResult, Console, Failure, Report, Reporter, describe, reporting
 
 
 class Terminal(io.StringIO):
@@ -90,3 +90,18 @@ def test_a_report_in_a_notebook_is_a_table_with_nothing_of_others_in_its_tags():
     assert "a&lt;b&gt;" in page
     assert "<b>" not in page
     assert math.isclose(page.count("<tr>"), page.count("</tr>"))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason", "told"),
+    [
+        ("supported", "", True),
+        ("undecided", "p = 0.2", True),
+        ("refuted", "equal within the margin", True),
+        ("undecided", "too few templates", False),
+        ("undecided", "it ties with layer 3", False),
+    ],
+)
+def test_a_p_value_is_told_where_it_decided(verdict, reason, told):
+    finding = Finding("It is so.", 1, 0, 2, 0, 0.01, verdict, reason=reason, p_adjusted=0.02, against="chance")
+    assert describe(finding) == ("It is so. (p = 0.02 against chance)" if told else "It is so.")
