@@ -11,7 +11,7 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import conv as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.estimates import bounds_of
-from xatlas.findings.places import beyond
+from xatlas.findings.places import over_control
 from xatlas.stats import AGREEMENT, PERMUTATIONS
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _lead(one: Effects, part: str) -> Evidence | None:
     if one.control is not None:
         chance = one.sample.ratio(*(_summed(one.control).sel({part: label}) for label in pair))
         over = one.sample.ratio(*(summed.sel({part: label}) for label in pair)) - chance
-    found = beyond(first.p, over, chance)
+    found = over_control(first.p, over, chance)
     ties = f"it ties with {', '.join(map(str, first.tied))}" if first.tie and found["side"] >= 0 else ""
     return Evidence(
         **found,

@@ -13,7 +13,7 @@ from xatlas import Comparison, Requirement, Variable, hookimpl
 from xatlas.comparisons.figures import hub as figure
 from xatlas.findings import Claim, ClaimComparison, Effects, Estimates, Evidence, Place, largest
 from xatlas.findings.groups import welch
-from xatlas.findings.places import SURE, beyond, largest_over
+from xatlas.findings.places import SURE, largest_over, over_control
 from xatlas.findings.readings import ABLATION
 from xatlas.findings.sentences import DASHES
 from xatlas.findings.verdict import ALPHA, UNKNOWN, Bounds
@@ -182,7 +182,7 @@ def _hub(one: Effects, component: str) -> HubEvidence | None:
         beside = one.control.sel(component=component).isel(layer=place.index)
         control = one.sample.mean(beside, log=True)
         over = one.sample.ratio(values.isel(layer=place.index), beside)
-    found = beyond(place.p, over, control)
+    found = over_control(place.p, over, control)
     stands_out = not place.tie and place.p <= ALPHA
     return HubEvidence(
         **found,

@@ -13,7 +13,7 @@ import numpy as np
 from xatlas import Comparison, Requirement, Variable, XatlasError, hookimpl
 from xatlas.comparisons.figures import mlp_ratio as figure
 from xatlas.findings import RATIO_MARGIN, Claim, ClaimComparison, Effects, Estimates, Evidence, Statistic, layer_types
-from xatlas.findings.places import Ranking, beyond, largest_ratio, ranking
+from xatlas.findings.places import Ranking, largest_ratio, over_control, ranking
 from xatlas.findings.verdict import ALPHA
 from xatlas.stats import PERMUTATIONS, divide
 from xatlas.text import interval
@@ -214,7 +214,7 @@ def _peak(one: Effects, mlp: xr.DataArray, operator: xr.DataArray) -> Evidence:
         control = one.sample.ratio(*parts(one.control)).isel({"layer": best})
         over = at - control
     chosen = _permuted(one, mlp, operator) if len(places.order) > 1 else math.nan
-    found = beyond(chosen, over, control)
+    found = over_control(chosen, over, control)
     number, descriptive = largest_ratio(one.sample, mlp, operator)
     layer = mlp.isel(layer=best)
     return Evidence(

@@ -171,8 +171,19 @@ def validate(
     No value is infinite. NaN has a reason that fits: it stands at a prompt named in ``dropped``, or where a key of
     ``absent`` says. Such a key names a variable or a dimension, and then all of it; labels of one, as
     ``component mlp`` or just ``mlp``; or labels of several, as ``layer 0,2 & head 3``, and then the cells that
-    have one of each. Given a ``model`` and ``suite``, layers, heads, operator types, prompts, families and templates
-    are theirs. The error names the probe, the variable or coordinate and what is off.
+    have one of each.
+
+    Parameters
+    ----------
+    dataset, probe : Dataset, Probe
+        What ``probe.measure`` returned, and what declares its variables.
+    model, suite : HookedModel, Suite, optional
+        What was measured, and on what: layers, heads, operator types, prompts, families and templates are theirs.
+
+    Raises
+    ------
+    XatlasError
+        Names the probe, the variable or coordinate and what is off.
     """
     on_suite = getattr(probe, "measures_on", "suite") == "suite"
     checks = (

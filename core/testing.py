@@ -61,7 +61,12 @@ _WORDINGS = {
 def model_class(name: str) -> Any:
     """Return a class of transformers, or one that a plugin adds to it, by its name.
 
-    A plugin does so in its ``xatlas_adapters``, by ``AutoModelForCausalLM.register``. No such class is an error.
+    A plugin does so in its ``xatlas_adapters``, by ``AutoModelForCausalLM.register``.
+
+    Raises
+    ------
+    XatlasError
+        There is no such class of models.
     """
     import transformers
 
@@ -152,7 +157,10 @@ def tiny_model(
 def running_models(name: str, *, seed: int = 0, attention: str | None = None, **config: Any) -> Iterator[Any]:
     """Yield tiny random models of a class, :func:`tiny_hf_model`'s, that run on a text: with one type of layers or two.
 
-    A class that transformers does not know, or that can't be made tiny, is an error.
+    Raises
+    ------
+    XatlasError
+        transformers does not know the class, or it can't be made tiny.
     """
     cls = model_class(name)
     tries: list[dict[str, Any]] = [{}]

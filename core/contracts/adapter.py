@@ -217,7 +217,13 @@ class Adapter(ABC):
         self.vocabulary, self.d_model = map(int, self.module(self.embedding_path).weight.shape)
 
     def module(self, path: str) -> Any:
-        """Return the module at ``path``; an XatlasError where the model has none, for then the adapter does not fit."""
+        """Return the module at ``path``; where the model has none, the adapter does not fit.
+
+        Raises
+        ------
+        XatlasError
+            The model has none there: the adapter does not fit.
+        """
         try:
             return self.model.get_submodule(path)
         except AttributeError:

@@ -115,7 +115,7 @@ def largest(sample: Sample, values: xr.DataArray, dim: Hashable = "layer") -> Pl
     )
 
 
-def beyond(p: float, over: Statistic | None, control: Statistic | None) -> dict[str, Any]:
+def over_control(p: float, over: Statistic | None, control: Statistic | None) -> dict[str, Any]:
     """Return what evidence says of an item chosen with ``p``, whose number has to exceed its control, too.
 
     ``over`` is the number over its control; without a control, being the largest is enough.

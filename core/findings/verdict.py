@@ -30,26 +30,53 @@ UNKNOWN: Bounds = (math.nan, math.nan, math.nan)
 class Claim:
     """One thing that a comparison says about every model, and, with ``pair``, about every two.
 
-    Texts have places for the evidence's ``words``; of two models, for ``{first}`` and ``{second}``.
+    Parameters
+    ----------
+    name : str
+        Key of the numbers in what ``estimate`` or ``between`` returns.
+    question : str
+        What is asked, for ``xatlas explain``.
+    sentence : str
+        With places for ``{model}`` (or ``{first}`` and ``{second}``), ``{number}``, ``{control}`` and the
+        evidence's ``words``; no full stop.
+    label : str
+        Head of the number's column; the name without one.
+    unit : {'network', 'layer type', 'architecture'}
+        What the test is of.
+    margin : float, optional
+        Two values count as equal when they differ by less; of ratios (1 + margin and its inverse are not the same)
+        give ``RATIO_MARGIN``, which is applied to their quotient. Without one equality is never claimed.
+    short : str
+        The same in a few words without numbers ("layer {layer} matters most"), for the closing paragraph.
+    pair : str
+        What is compared between two models, as a noun ("the ratio of early to late layers"); empty for nothing.
+    alike : str
+        What is said of two models whose numbers are equal, with places for ``{first}``, ``{second}`` and the
+        evidence's ``words``; by default that ``pair`` is the same in both.
+    kinds : bool
+        Whether every other ablation kind that was measured has to give the same answer.
+    advice : str
+        What to do where another kind of ablation is all that is missing for a verdict.
+    contrast : str
+        A name that three claims have in common when each number is the difference of the other two: if one differs
+        from 0, at most one of the others does not, and p-values are adjusted for no more than can be so.
+    units : str
+        Unit of the number.
     """
 
-    name: str  # key of the numbers in what ``estimate`` or ``between`` returns
-    question: str  # for ``xatlas explain``
-    sentence: str  # with places for ``{model}``, ``{number}``, ``{control}``, too; no full stop
-    label: str = ""  # head of the number's column; the name without one
-    short: str = ""  # the same in a few words without numbers ("layer {layer} matters most"), for the closing paragraph
-    unit: Unit = "network"  # what the test is of
-    # Two values count as equal when they differ by less; without one equality is never claimed. Of ratios (1 + margin
-    # and its inverse are not the same) give RATIO_MARGIN, which is applied to their quotient.
+    name: str
+    question: str
+    sentence: str
+    label: str = ""
+    short: str = ""
+    unit: Unit = "network"
     margin: float | tuple[float, float] | None = None
-    pair: str = ""  # what is compared between two models, as a noun ("the ratio of early to late layers"); or nothing
-    alike: str = ""  # what is said of two whose numbers are equal; by default that ``pair`` is the same in both
-    kinds: bool = True  # whether every other ablation kind that was measured has to give the same answer
-    advice: str = ""  # what to do where another kind of ablation is all that is missing for a verdict
-    # What three claims have in common when each number is the difference of the other two: if one differs from 0, at
-    # most one of the others does not, and p-values are adjusted for no more than can be so.
+    pair: str = ""
+    alike: str = ""
+    kinds: bool = True
+    advice: str = ""
     contrast: str = ""
-    units: str = "1"  # of the number
+    units: str = "1"
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,10 @@ def read(path: Path) -> GgufFile:
         """The gguf package's own takes lengths on trust, and arrays apart into single numbers."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> np.ndarray:
-            return np.frombuffer(self.data, dtype, int(count), offset)  # refuses what lies beyond the file's end
+            try:
+                return np.frombuffer(self.data, dtype, int(count), offset)
+            except ValueError:
+                raise GgufError("it ends before what it says it holds: is it cut off?") from None
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             if raw_type != GGUFValueType.ARRAY:

@@ -155,9 +155,9 @@ def test_what_was_chosen_has_to_exceed_its_control_as_surely():
     for reach, sides, unsure in ((-0.5, 0, False), (0.5, 0, True), (1.5, 1, False)):
         end = float(chance.point) + float(chance.half()) + reach * float(chance.drawn)
         over = sample.mean(control.mean("draw") * 0 + np.exp(end), log=True) - chance
-        found = places.beyond(1e-6, over, chance)
+        found = places.over_control(1e-6, over, chance)
         assert (found["side"], bool(found["open"]), found["p"]) == (sides, unsure, float(over.p()))
-    assert places.beyond(0.9, over, chance)["p"] == 0.9
+    assert places.over_control(0.9, over, chance)["p"] == 0.9
 
 
 def test_a_template_that_only_one_of_two_models_has_moves_their_difference_alone():
