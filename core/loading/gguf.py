@@ -88,7 +88,7 @@ def read(path: Path) -> GgufFile:
             try:
                 return np.frombuffer(self.data, dtype, int(count), offset)
             except ValueError:
-                raise GgufError("it ends before what it says it holds: is it cut off?") from None
+                raise GgufError("it ends before what it says it holds, as a file that is cut off does") from None
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             if raw_type != GGUFValueType.ARRAY:
